@@ -1,0 +1,51 @@
+# `make` lists the targets. Everything is installed into $(VENV), nothing outside this folder.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# What pip is given for torch, for example
+#   make install TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
+TORCH ?= torch==2.13.0
+CLIENTS ?= 8
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow lint bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(INSTALLED) ## Create the environment in .venv; done once
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/fedmoe hook .flwr --clients $(CLIENTS)
+	touch $(INSTALLED)
+
+demo: install ## Fine-tune a small Mixture-of-Experts model on 8 simulated clients
+	$(BIN)/fedmoe run . --clients $(CLIENTS)
+	@echo 'The same by hand: .venv/bin/flwr run . --stream    More: .venv/bin/fedmoe run --help'
+
+test: install ## Run the tests (about two minutes)
+	$(BIN)/python -m pytest
+
+slow: install ## Run the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+lint: install ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install ## Run the benchmarks, one after the other
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean: ## Remove the environment and everything that tools left here
+	-test -x $(BIN)/fedmoe && FLWR_HOME=$(CURDIR)/.flwr $(BIN)/fedmoe stop
+	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info *.fab
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Federated fine-tuning of Mixture-of-Experts language models, as a Flower app."""

@@ -1,0 +1,1 @@
+"""Text sources, the embedded corpus, tokenizers and partitions."""

@@ -1,0 +1,143 @@
+"""Read one local data file through ``datasets``, with errors that say where it is broken."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import datasets
+from datasets import Dataset
+from datasets.table import InMemoryTable
+from pyarrow import parquet
+
+from fedmoe_app.data.errors import DataError
+from fedmoe_app.paths import cache_dir
+
+# Ending -> loader of ``datasets``. Each may be followed by .gz.
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_ENDINGS = f"{', '.join(FORMATS)}, each also with .gz"
+
+
+def looks_like_file(source: str) -> bool:
+    """Tell whether a source name means a local file, be it there or not."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return False
+    return path.is_file() or _ending(path) in FORMATS or source.startswith(("/", "./", "../", "~"))
+
+
+def read_file(source: str) -> Dataset:
+    """Return the rows of a file, as they stand there.
+
+    ``datasets`` keeps its copy under ``cache_dir()/datasets``, in a folder named by the file's
+    contents, so that a changed file is never taken from the cache.
+
+    Raises:
+        DataError: a missing, unreadable, empty or broken file, or an unknown ending.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"{source}: there is no such file (looked for {path.absolute()}); give an absolute "
+            "path, since a Flower app does not run in the folder in which flwr run was typed"
+        )
+    if _ending(path) not in FORMATS:
+        raise DataError(f"{source}: unknown ending; a data file ends in one of {_ENDINGS}")
+    if _is_empty(path):
+        raise DataError(f"{source}: the file is empty")
+    dataset = _load(path)
+    if len(dataset) == 0:
+        raise DataError(f"{source}: the file holds no rows")
+    return dataset
+
+
+def _ending(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        with _open(path) as file:
+            return not file.read(65536).strip()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _load(path: Path) -> Dataset:
+    with path.open("rb") as file:
+        contents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    loader = FORMATS[_ending(path)]
+    # pandas would read a class called "None" or "NA" as a missing value.
+    options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}
+    try:
+        if loader == "parquet" and path.suffix.lower() == ".gz":  # not unpacked by datasets
+            with _open(path) as unpacked:
+                return Dataset(InMemoryTable(parquet.read_table(unpacked)))
+        with quiet_datasets():
+            return datasets.load_dataset(
+                loader,
+                data_files={"train": str(path.absolute())},
+                split="train",
+                cache_dir=str(cache_dir() / "datasets" / contents),
+                **options,
+            )
+    except Exception as error:  # many types, of pyarrow, pandas and datasets
+        raise DataError(f"{path}: {_explain(path, loader, error)}") from error
+
+
+def _explain(path: Path, loader: str, error: Exception) -> str:
+    if "corresponds to no data" in str(error):
+        return "the file holds no rows"
+    if loader == "json" and (fault := _json_fault(path)):
+        return fault
+    cause = str(error.__cause__ or error).strip() or type(error).__name__
+    return f"cannot be read as {loader} ({cause.splitlines()[0]})"
+
+
+def _json_fault(path: Path) -> str | None:
+    """Find the first line that is not a JSON object; None if the lines are not to blame."""
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                return None  # one JSON array, not JSON Lines
+            try:
+                value = json.loads(line) if line.strip() else {}
+            except ValueError as error:
+                reason = getattr(error, "msg", error)  # without json's own line number
+                return f"line {number} is not valid JSON ({reason}): {_excerpt(line)}"
+            if not isinstance(value, dict):
+                return f"line {number} is not a JSON object: {_excerpt(line)}"
+    return None
+
+
+def _excerpt(line: bytes) -> str:
+    text = line.decode("utf-8", "replace").strip()
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep ``datasets`` from printing progress bars and its own error lines meanwhile."""
+    bars_were_off = datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars_were_off:
+            datasets.enable_progress_bars()

@@ -1,0 +1,73 @@
+"""Flower's log stream made readable: what it says about itself and Ray is left out."""
+
+from __future__ import annotations
+
+import re
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ACTOR = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
+_LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*: {0,8}")
+_TRACEBACK = "Traceback (most recent call last):"
+_LABELS = {"WARNING": "warning: ", "ERROR": "error: ", "CRITICAL": "error: "}
+
+# Beginnings of messages of Flower 1.39 and Ray that say nothing about the run.
+_NOISE = (
+    "Flower App configuration warnings",
+    "- Recommended property",
+    "Using SuperLink:",
+    "Successfully started run",
+    "Successfully installed",
+    "Starting logstream",
+    "Starting Flower Simulation",
+    "Start `flwr-serverapp` process",
+    "Since flwr 1.32",
+    "Federation `",
+    "To change federation size",
+    "flwr federation simulation-config",
+    "Warning: `options.` fields",
+    "Simulation raised an exception",
+    "Exit Code:",
+    "An unhandled exception occurred when running",
+    "For more information, visit: <https://flower.ai",
+    "Manually terminating ClientAppActor",
+    "warnings.warn(",
+)
+_NOISE_INSIDE = (
+    ": FutureWarning: ",
+    ": DeprecationWarning: ",
+    "Started a local Ray instance",
+    # bitsandbytes looks for an optional package
+    "gemm_4bit_forward from kernels-community",
+)
+
+
+class LogFilter:
+    """Turn raw lines into readable ones, one by one.
+
+    Levels become ``warning:`` and ``error:``, a traceback shrinks to its last line, the name of
+    the process that printed a line goes, and so do empty lines.
+    """
+
+    def __init__(self) -> None:
+        """Start outside a traceback."""
+        self._in_traceback = False
+
+    def __call__(self, raw: str) -> str | None:
+        """Return the readable line, or None when it says nothing about the run."""
+        line = _ACTOR.sub("", _COLOUR.sub("", raw)).rstrip()
+        if line.lstrip().startswith(_TRACEBACK):
+            self._in_traceback = True
+            return None
+        if self._in_traceback and (not line or line[0].isspace()):
+            return None
+        self._in_traceback = False
+        return _readable(line)
+
+
+def _readable(line: str) -> str | None:
+    level = _LEVEL.match(line)
+    message = line[level.end() :] if level else line
+    bare = message.lstrip("\t ⚠\ufe0f")
+    if not bare or bare.startswith(_NOISE) or any(text in bare for text in _NOISE_INSIDE):
+        return None
+    return (_LABELS.get(level[1], "") if level else "") + message

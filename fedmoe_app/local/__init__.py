@@ -1,0 +1,1 @@
+"""The client side: tasks, training loop, evaluation."""

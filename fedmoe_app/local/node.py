@@ -1,0 +1,49 @@
+"""What a node knows of itself: its client number and where its data is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedmoe_app.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Node:
+    """A client's identity, from the node config of its SuperNode.
+
+    Attributes:
+        client: stable number in metrics and in the order of folding: ``partition-id`` where the
+            node config has one, else Flower's node id.
+        partition_id: which partition of ``data.source`` is this node's.
+        num_partitions: into how many the source is split.
+        data_path: the node's own file, instead of a partition.
+    """
+
+    client: int
+    partition_id: int | None
+    num_partitions: int | None
+    data_path: str | None
+
+    @classmethod
+    def from_config(cls, node_config: Mapping[str, Any], node_id: int) -> Node:
+        """Read ``partition-id``, ``num-partitions`` and ``data-path``.
+
+        Raises:
+            ConfigError: if the node has neither a data path nor a whole partition.
+        """
+        partition_id = node_config.get("partition-id")
+        num_partitions = node_config.get("num-partitions")
+        data_path = node_config.get("data-path")
+        if data_path is None and (partition_id is None or num_partitions is None):
+            raise ConfigError(
+                f"node config {dict(node_config)}: give the SuperNode --node-config "
+                "'partition-id=0 num-partitions=3' or --node-config 'data-path=\"/abs/file\"'"
+            )
+        return cls(
+            client=int(node_id if partition_id is None else partition_id),
+            partition_id=None if partition_id is None else int(partition_id),
+            num_partitions=None if num_partitions is None else int(num_partitions),
+            data_path=None if data_path is None else str(data_path),
+        )

@@ -1,0 +1,159 @@
+"""From a run config to data, tokenizer, task and model: the same on the server and every node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.data.partitions import partition, split_local
+from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
+from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.local.node import Node
+from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification, Task
+from fedmoe_app.local.warmup import warmed_up
+from fedmoe_app.moe.layers import MoELayer, find_moe_layers
+from fedmoe_app.moe.loading import PRESETS, load_model, resolve_head
+from fedmoe_app.schemes.base import ModelShape
+
+NODES = "nodes"  # data.source: every node brings its own file
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model with its MoE layers, and the task that it is trained for."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    layers: Sequence[MoELayer]
+    task: Task
+
+    @property
+    def shape(self) -> ModelShape:
+        """L layers of E experts, K used by a token."""
+        first = self.layers[0]
+        return ModelShape(len(self.layers), first.num_experts, first.top_k)
+
+
+def device() -> torch.device:
+    """Return the first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_setup(
+    config: RunConfig, label_names: Sequence[str], initial_values: bool = False
+) -> Setup:
+    """Build the tokenizer, the model and the task; the same everywhere for one config.
+
+    Args:
+        config: the run config.
+        label_names: class names in index order; empty for causal-lm.
+        initial_values: True where the model's values count, on the server: a preset is then
+            warmed up if the config says so. A client's are overwritten by the server's.
+    """
+    name = config.model.name
+    tokenizer = load_tokenizer(name, PRESETS)
+    head = resolve_head(name, config.model.head)
+    if initial_values and name in PRESETS and config.model.warm_up:
+        name = str(warmed_up(name, tokenizer))
+    model = load_model(
+        name,
+        task=config.data.task,
+        head=head,
+        num_labels=len(label_names),
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        max_length=config.data.max_length,
+    )
+    if label_names:
+        model.config.id2label = dict(enumerate(label_names))
+        model.config.label2id = {name: index for index, name in enumerate(label_names)}
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    task = _task(config, tokenizer, model, head, label_names)
+    return Setup(tokenizer, model.to(device()), find_moe_layers(model), task)
+
+
+def _task(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    head: str,
+    label_names: Sequence[str],
+) -> Task:
+    length = config.data.max_length
+    if config.data.task == "causal-lm":
+        return CausalLM(tokenizer, length, model.config.is_encoder_decoder)
+    if head == "label-words":
+        return LabelWords(tokenizer, length, label_names)
+    return SequenceClassification(tokenizer, length)
+
+
+def server_data(config: RunConfig) -> TextData:
+    """Load what the server needs of the data: label names, fingerprint and test set.
+
+    Raises:
+        ConfigError: if the nodes bring their own data and the config does not name the labels.
+    """
+    if config.data.source != NODES:
+        return load_text_data(config.data)
+    labels = config.data.labels
+    if config.data.task == "classification" and len(labels) < 2:
+        raise ConfigError(
+            f'data.label-names = "{config.data.label_names}": with data.source = "nodes" the '
+            "server cannot see the labels; name at least two, separated by commas"
+        )
+    test = None
+    if config.data.test_source:
+        test = load_node_file(config.data.test_source, config.data, labels)
+    return TextData(train=Dataset.from_list([]), test=test, label_names=labels, fingerprint="")
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """A client's own examples, and those that it keeps for its own accuracy (None: too few)."""
+
+    train: Dataset
+    test: Dataset | None
+
+
+def client_data(
+    config: RunConfig, node: Node, label_names: Sequence[str], fingerprint: str
+) -> ClientData:
+    """Load this node's own file or its partition, and split off its local test set.
+
+    Raises:
+        ConfigError: if the node's copy of the source differs from the server's.
+    """
+    if node.data_path is not None:
+        own = load_node_file(Path(node.data_path), config.data, tuple(label_names))
+    else:
+        own = _partition(config, node, fingerprint)
+    train, test = split_local(own, config.data.local_test_fraction, config.seed)
+    return ClientData(train, test)
+
+
+def _partition(config: RunConfig, node: Node, fingerprint: str) -> Dataset:
+    if config.data.source == NODES:
+        raise ConfigError(
+            'data.source = "nodes": this node has no data-path; start its SuperNode with '
+            "--node-config 'data-path=\"/abs/file\"'"
+        )
+    source = load_text_data(config.data, with_test=False)
+    if source.fingerprint != fingerprint:
+        raise ConfigError(
+            f'data.source = "{config.data.source}": this node\'s copy has fingerprint '
+            f"{source.fingerprint}, the server's {fingerprint}; use the same file (for the "
+            "embedded corpus: the same library versions) or give the node its own data-path"
+        )
+    assert node.partition_id is not None and node.num_partitions is not None
+    return partition(source.train, config.data, node.partition_id, node.num_partitions, config.seed)

@@ -1,0 +1,227 @@
+"""Build or load the model of a run: a preset, a local folder or a hub name.
+
+A preset is a small model of a real architecture with random weights: the same seed gives the same
+weights, whatever the global random state is. Everything works without a network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    OlmoeConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    SwitchTransformersConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+Head = Literal["sequence", "label-words"]
+TASKS = ("classification", "causal-lm")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/model
+
+
+class ModelNotFoundError(ValueError):
+    """A model name that is neither a preset nor a folder nor a reachable hub model."""
+
+
+def _decoder_only(
+    config_class: Callable[..., PreTrainedConfig], hidden: int, layers: int, **sizes: Any
+) -> Callable[..., PreTrainedConfig]:
+    """Return a preset of 8 experts a layer, top-2, with weights ``N(0, 0.02)`` and tied ends."""
+
+    def build(*, max_length: int, **tokens: Any) -> PreTrainedConfig:
+        return config_class(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_experts=8,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            tie_word_embeddings=True,
+            max_position_embeddings=max(max_length, 512),
+            **sizes,
+            **tokens,
+        )
+
+    return build
+
+
+def _switch_tiny(*, max_length: int, **tokens: Any) -> PreTrainedConfig:
+    """Switch-base-16 in small; no token is ever dropped, so routing is top-1 of the logits."""
+    tokens.pop("bos_token_id", None)
+    tokens["decoder_start_token_id"] = tokens["pad_token_id"]
+    return SwitchTransformersConfig(
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_sparse_encoder_layers=2,
+        num_sparse_decoder_layers=2,
+        num_heads=4,
+        num_experts=16,
+        expert_capacity=max(max_length, 512),  # tokens of one sequence that an expert takes
+        router_jitter_noise=0.0,
+        dropout_rate=0.0,
+        **tokens,
+    )
+
+
+_TINY = dict(hidden=64, layers=2, head_dim=16, moe_intermediate_size=128, intermediate_size=128)
+PRESETS: dict[str, Callable[..., PreTrainedConfig]] = {
+    "qwen3moe-tiny": _decoder_only(Qwen3MoeConfig, **_TINY),
+    "qwen3moe-small": _decoder_only(
+        Qwen3MoeConfig, 128, 4, head_dim=32, moe_intermediate_size=256, intermediate_size=256
+    ),
+    "olmoe-tiny": _decoder_only(OlmoeConfig, 64, 2, intermediate_size=128),
+    "switch-tiny": _switch_tiny,
+}
+
+
+def load_model(
+    name: str,
+    *,
+    task: str,
+    head: str = "auto",
+    num_labels: int = 0,
+    vocab_size: int,
+    pad_token_id: int,
+    eos_token_id: int | None = None,
+    bos_token_id: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    max_length: int = 512,
+) -> PreTrainedModel:
+    """Return the model of a run in eval mode, without a key-value cache.
+
+    Args:
+        name: a key of :data:`PRESETS`, a local folder or a hub name.
+        task: ``classification`` or ``causal-lm``.
+        head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
+        num_labels: classes of a sequence-classification head.
+        vocab_size: tokens of the tokenizer; a loaded model must have at least as many embeddings.
+        pad_token_id, eos_token_id, bos_token_id: the tokenizer's special tokens.
+        seed: fixes a preset's weights, and those of a new classification head.
+        dtype: ``float32`` or ``bfloat16``.
+        max_length: longest text in tokens.
+
+    Raises:
+        ModelNotFoundError: the name leads to no model.
+        ValueError: an unknown task, head or dtype; a head that the family lacks; a vocabulary or
+            context of the loaded model that is too small.
+    """
+    _choose("data.task", task, TASKS)
+    _choose("model.dtype", dtype, tuple(DTYPES))
+    special: dict[str, Any] = {"pad_token_id": pad_token_id}
+    special |= {} if eos_token_id is None else {"eos_token_id": eos_token_id}
+    special |= {} if bos_token_id is None else {"bos_token_id": bos_token_id}
+    config = _config(name, vocab_size, max_length, special)
+    _check_fits(name, config, vocab_size, max_length)
+    auto = _auto_class(config, task, head)
+    if auto is AutoModelForSequenceClassification:
+        config.num_labels = _at_least_two(num_labels)
+    with _seeded(seed):
+        if name in PRESETS:
+            model = auto.from_config(config).to(DTYPES[dtype])
+        else:
+            model = auto.from_pretrained(name, config=config, dtype=DTYPES[dtype])
+    return model.eval()
+
+
+def resolve_head(name_or_config: str | PreTrainedConfig, head: str) -> Head:
+    """Return the way of classifying: ``auto`` is ``sequence`` where the family has such a head.
+
+    Raises:
+        ValueError: an unknown head, or ``sequence`` for a family that has no such class.
+    """
+    _choose("model.head", head, ("auto", "sequence", "label-words"))
+    config = name_or_config
+    if isinstance(config, str):
+        config = _config(config, vocab_size=2**17, max_length=8, special={"pad_token_id": 0})
+    possible = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if head == "sequence" and not possible:
+        raise ValueError(
+            f'model.head = "sequence": {config.model_type} has no sequence-classification class '
+            'in transformers; choose "label-words" (or "auto")'
+        )
+    return "sequence" if possible and head != "label-words" else "label-words"
+
+
+def _config(
+    name: str, vocab_size: int, max_length: int, special: dict[str, Any]
+) -> PreTrainedConfig:
+    if name in PRESETS:
+        tokens = {"vocab_size": vocab_size, **special}
+        return PRESETS[name](max_length=max_length, use_cache=False, **tokens)
+    folder = Path(name).is_dir()
+    if not folder and not _HUB_NAME.fullmatch(name):  # a misspelt preset or path: no network
+        raise ModelNotFoundError(_not_found(name, "no such folder, and not a hub name owner/model"))
+    try:
+        return AutoConfig.from_pretrained(name, use_cache=False, **special)
+    except (OSError, ValueError) as error:
+        tried = (
+            "the folder holds no usable model" if folder else "no such folder; hub and its cache"
+        )
+        raise ModelNotFoundError(_not_found(name, f"{tried}: {_first_line(error)}")) from error
+
+
+def _not_found(name: str, reason: str) -> str:
+    return f'model.name = "{name}": not a preset ({", ".join(PRESETS)}); {reason}'
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _check_fits(name: str, config: PreTrainedConfig, vocab_size: int, max_length: int) -> None:
+    text = config.get_text_config()
+    if text.vocab_size < vocab_size:
+        raise ValueError(
+            f'model.name = "{name}": the model has {text.vocab_size} token embeddings but the '
+            f"tokenizer {vocab_size} tokens; use the model's own tokenizer"
+        )
+    context = getattr(text, "max_position_embeddings", None)
+    if isinstance(context, int) and context < max_length:
+        raise ValueError(
+            f'data.max-length = {max_length}: model.name = "{name}" takes at most {context} tokens'
+        )
+
+
+def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
+    if task == "classification" and resolve_head(config, head) == "sequence":
+        return AutoModelForSequenceClassification
+    encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    return AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+
+
+def _at_least_two(num_labels: int) -> int:
+    if num_labels < 2:
+        raise ValueError(f"num_labels = {num_labels}: a classification head needs at least 2")
+    return num_labels
+
+
+def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f'{key} = "{value}": unknown; choose one of {", ".join(choices)}')
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Run with torch's random state set by ``seed``; the caller's state comes back after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

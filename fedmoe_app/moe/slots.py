@@ -1,0 +1,108 @@
+"""Run fused experts from one weight tensor per expert: an experts implementation of transformers.
+
+transformers stores the experts of a layer stacked in ``[E, ...]`` parameters. An optimiser that
+gets such a parameter moves all E experts, by weight decay and momentum even those without a
+gradient. Here every chosen expert has a *slot*, its own leaf parameter per tensor, and the others
+are frozen views of the stacked parameter. ``ALL_EXPERTS_FUNCTIONS`` is transformers' seam for it.
+
+Shapes: ``T`` tokens, ``K`` experts a token uses, ``S = T * K`` token-expert pairs, ``H`` hidden.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
+
+IMPLEMENTATION = "fedmoe_slots"
+_ATTRIBUTE = "_fedmoe_slots"
+
+
+class ExpertSlots:
+    """The weights that one fused experts module runs on, expert by expert.
+
+    It is no ``nn.Module``, so that the model's ``state_dict`` and ``named_parameters`` stay as they
+    are while it is attached.
+    """
+
+    def __init__(self, layer: MoELayer, chosen: Iterable[int]) -> None:
+        """Give each chosen expert its own parameters, the others views of the stacked ones."""
+        self.weights: list[dict[str, Tensor]] = [layer.expert(e) for e in range(layer.num_experts)]
+        for e in chosen:
+            self.weights[e] = {
+                name: nn.Parameter(view.clone()) for name, view in layer.expert(e).items()
+            }
+
+
+def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
+    """Put slots on a fused layer; the model must then run the implementation above.
+
+    Raises:
+        UnsupportedModelError: the family's experts do not go through transformers' interface.
+    """
+    module = layer.experts_module
+    if not hasattr(module, "has_gate") or not hasattr(module, "is_transposed"):
+        raise UnsupportedModelError(
+            f"{layer.name}: {type(module).__name__} does not use transformers' experts interface, "
+            "so its experts cannot be trained one by one"
+        )
+    slots = ExpertSlots(layer, chosen)
+    setattr(module, _ATTRIBUTE, slots)
+    return slots
+
+
+def detach_slots(layer: MoELayer) -> None:
+    """Remove the slots of a layer, if it has any."""
+    layer.experts_module.__dict__.pop(_ATTRIBUTE, None)
+
+
+def slots_forward(
+    self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """Mix the experts' outputs: ``[T, H]``, ``[T, K]``, ``[T, K]`` to ``[T, H]``.
+
+    Tokens are sorted by expert once; each expert that got a token runs once. Every gather is a
+    permutation and the sum over K is a plain reduction, so the result does not depend on the order
+    of concurrent additions.
+    """
+    slots: ExpertSlots | None = getattr(self, _ATTRIBUTE, None)
+    if slots is None:  # a module that shares its config with one that has slots
+        eager = inspect.unwrap(type(self).forward)
+        return eager(self, hidden_states, top_k_index, top_k_weights)
+    tokens, top_k = top_k_index.shape
+    expert_ids, order = torch.sort(top_k_index.reshape(-1), stable=True)  # [S], [S]
+    counts = torch.bincount(expert_ids, minlength=len(slots.weights)).tolist()
+    pairs = hidden_states.unsqueeze(1).expand(-1, top_k, -1).reshape(tokens * top_k, -1)
+    groups = pairs.index_select(0, order).split(counts)  # E tensors [count, H]
+    outputs = [
+        _expert(self, x, weights)
+        for x, weights in zip(groups, slots.weights, strict=True)
+        if x.shape[0]
+    ]
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(order.shape[0], device=order.device)
+    mixed = torch.cat(outputs).index_select(0, inverse).view(tokens, top_k, -1)  # [T, K, H]
+    return (mixed * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+
+
+def _expert(module: Any, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """Run one expert on its tokens ``[count, H]``, as transformers' own implementations do."""
+    up = _linear(module, x, weights, "gate_up_proj" if module.has_gate else "up_proj")
+    hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
+    out = _linear(module, hidden, weights, "down_proj")
+    return module.post_expert_norm(out) if module.has_post_expert_norm else out
+
+
+def _linear(module: Any, x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    weight = weights[name].T if module.is_transposed else weights[name]  # [out, in]
+    return F.linear(x.to(weight.dtype), weight, weights.get(f"{name}_bias"))
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, slots_forward)

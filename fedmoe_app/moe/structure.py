@@ -1,0 +1,108 @@
+"""Recognise experts and routers by their shapes; no model names.
+
+``E`` is the number of experts of a layer, ``K`` the number that a token uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class UnsupportedModelError(ValueError):
+    """A model that has no Mixture-of-Experts layers, or whose layers cannot be handled."""
+
+
+def stacked_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the module's own parameters that stack one value an expert, if it is fused."""
+    size = getattr(module, "num_experts", None)
+    if not isinstance(size, int) or size < 2:
+        return {}
+    own = {
+        name: p
+        for name, p in module.named_parameters(recurse=False)
+        if p.dim() >= 2 and p.shape[0] == size
+    }
+    return own if any(p.dim() == 3 for p in own.values()) else {}
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Tell whether a module stacks experts in parameters of its own."""
+    return bool(stacked_parameters(module))
+
+
+def is_listed(module: nn.Module, name: str) -> bool:
+    """Tell whether a list or dict of modules holds experts, not a stack of whole layers."""
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return False
+    children = listed_experts(module)
+    named = "expert" in name.rpartition(".")[2]
+    if len(children) < 2 or not (named or getattr(module, "num_experts", 0) == len(children)):
+        return False
+    shapes = [[(n, p.shape) for n, p in child.named_parameters()] for child in children]
+    return bool(shapes[0]) and all(shape == shapes[0] for shape in shapes)
+
+
+def listed_experts(module: nn.Module) -> list[nn.Module]:
+    """Return the experts of a list or dict in order; a dropout kept beside them is no expert."""
+    return [c for c in module.children() if next(c.parameters(), None) is not None]
+
+
+def count_experts(experts: nn.Module) -> int:
+    """Return E of an experts module."""
+    stacked = stacked_parameters(experts)
+    return next(iter(stacked.values())).shape[0] if stacked else len(listed_experts(experts))
+
+
+def find_router(modules: Mapping[str, nn.Module], experts: str) -> tuple[str, str]:
+    """Return the paths of the MoE block and of its router, climbing up from the experts.
+
+    Raises:
+        UnsupportedModelError: no sibling on the way up looks like a router, or several do.
+    """
+    size = count_experts(modules[experts])
+    block = experts
+    while block:
+        block = block.rpartition(".")[0]
+        routers = [
+            f"{block}.{name}" if block else name
+            for name, child in modules[block].named_children()
+            if _is_router(child, size)
+        ]
+        if len(routers) == 1:
+            return block, routers[0]
+        if routers:
+            raise UnsupportedModelError(
+                f"{experts}: several modules look like its router: {', '.join(routers)}"
+            )
+    raise UnsupportedModelError(f"{experts}: no router with one [{size}, hidden] matrix beside it")
+
+
+def _is_router(module: nn.Module, num_experts: int) -> bool:
+    parameters = list(module.parameters())
+    # A [1, E] bias beside the matrix (Ernie 4.5) is no second matrix.
+    matrices = [p for p in parameters if p.dim() == 2 and min(p.shape) > 1]
+    largest = max((p.dim() for p in parameters), default=0)
+    return largest == 2 and len(matrices) == 1 and matrices[0].shape[0] == num_experts
+
+
+def find_top_k(model: PreTrainedModel, router: nn.Module, block: nn.Module) -> int:
+    """Return K; a family that states it nowhere (Switch) routes each token to one expert."""
+    sources = [(router, "top_k"), (block, "top_k"), (model.config, "num_experts_per_tok")]
+    found = (getattr(owner, name, None) for owner, name in sources)
+    return next((k for k in found if isinstance(k, int)), 1)
+
+
+def find_logits_index(model: PreTrainedModel, router: nn.Module) -> int | None:
+    """Return where transformers says that this router's output tuple holds the logits."""
+    for module in model.modules():
+        recorded: Any = getattr(module, "_can_record_outputs", None) or {}
+        specs = recorded.get("router_logits", [])
+        for spec in specs if isinstance(specs, list) else [specs]:
+            target = getattr(spec, "target_class", None)
+            if target is not None and isinstance(router, target):
+                return int(spec.index)
+    return None

@@ -1,0 +1,124 @@
+"""The run config of a command line: files and ``key=value`` pairs over the app's defaults."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedmoe_app.config import ConfigError, RunConfig, default_run_config, parse_run_config
+from fedmoe_app.paths import results_dir
+
+Flat = dict[str, bool | float | int | str]
+
+# The form that `flwr run --run-config` takes: key=value, strings in single or double quotes.
+_PAIR = re.compile(r"""([^\s=]+)=('[^']*'|"[^"]*"|\S+)""")
+# Keys that may name a file or folder.
+_PATHS = ("data.source", "data.test-source", "model.name")
+
+
+def app_defaults(app: Path) -> Flat:
+    """Read the default run config of the app in the folder ``app``.
+
+    Raises:
+        ConfigError: when there is no ``pyproject.toml``, or it is not a Flower app's.
+    """
+    pyproject = app / "pyproject.toml"
+    if not pyproject.is_file():
+        raise ConfigError(
+            f"{app.absolute()}: no pyproject.toml there; run in the folder of the app, or name it"
+        )
+    try:
+        return default_run_config(pyproject)
+    except KeyError as error:
+        raise ConfigError(f"{pyproject}: no table [tool.flwr.app.config] ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{pyproject}: not TOML ({error})") from None
+
+
+def read_overrides(items: Sequence[str]) -> Flat:
+    """Merge the values of ``--run-config`` in the order given, later ones first served.
+
+    Each item is a TOML file's name or one or more pairs: ``'data.alpha=0.1 scheme="fedmoe"'``.
+
+    Raises:
+        ConfigError: naming the item that cannot be read.
+    """
+    flat: Flat = {}
+    for item in items:
+        flat |= _read_file(Path(item)) if item.endswith(".toml") else _read_pairs(item)
+    return flat
+
+
+def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:
+    """Make the paths that exist relative to ``folder`` absolute: the server runs elsewhere."""
+    found = {key: folder / str(flat[key]) for key in _PATHS if flat.get(key)}
+    return dict(flat) | {key: str(path.absolute()) for key, path in found.items() if path.exists()}
+
+
+def with_run_name(flat: Mapping[str, Any], now: datetime) -> Flat:
+    """Fill ``run-name`` in: the scheme and the time."""
+    scheme = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(flat["scheme"]))
+    return dict(flat) | {"run-name": flat["run-name"] or f"{scheme}-{now:%Y%m%d-%H%M%S}"}
+
+
+def with_output_dir(flat: Mapping[str, Any]) -> Flat:
+    """Fill ``output-dir`` in, as an absolute path: the server does not run in this folder."""
+    folder = Path(str(flat["output-dir"] or results_dir())).expanduser()
+    return dict(flat) | {"output-dir": str(folder.absolute())}
+
+
+def check(flat: Mapping[str, Any], num_clients: int | None) -> RunConfig:
+    """Check a whole run config; with the number of simulated clients, check that, too."""
+    config = parse_run_config(flat)
+    if num_clients is not None and num_clients < config.min_clients:
+        raise ConfigError(
+            f"--clients {num_clients}: the run config asks for min-clients = "
+            f"{config.min_clients}; give at least as many, or lower min-clients"
+        )
+    return config
+
+
+def _read_file(path: Path) -> Flat:
+    try:
+        return _flatten(tomllib.loads(path.expanduser().read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"--run-config {path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"--run-config {path}: {error}") from None
+
+
+def _read_pairs(text: str) -> Flat:
+    rest = _PAIR.sub("", text).strip()
+    if rest:
+        raise ConfigError(
+            f"--run-config {text!r}: cannot read {rest!r}; give a .toml file or key=value pairs "
+            "such as 'data.alpha=0.1 scheme=\"fedmoe\"'"
+        )
+    return {key: _read_value(key, value) for key, value in _PAIR.findall(text)}
+
+
+def _read_value(key: str, text: str) -> bool | float | int | str:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise ConfigError(
+            f"--run-config {key}={text}: not a number, a boolean (true, false) or a string; "
+            f"strings stand in quotes: '{key}=\"{text}\"'"
+        ) from None
+    if not isinstance(value, bool | int | float | str):
+        raise ConfigError(f"--run-config {key}={text}: give a number, a boolean or a string")
+    return value
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Flat:
+    flat: Flat = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

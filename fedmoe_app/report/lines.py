@@ -1,0 +1,64 @@
+"""From a round's report to its line in ``metrics.jsonl``.
+
+Nothing in a line but ``seconds`` depends on time, on Flower's random node ids or on the order in
+which replies arrived, so that two runs with one seed write the same lines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedmoe_app.wire.update import ClientUpdate
+
+if TYPE_CHECKING:
+    from fedmoe_app.strategy import RoundReport
+
+
+def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
+    """Describe a round.
+
+    Args:
+        report: what happened.
+        metric: what ``accuracy`` means for the task: ``accuracy`` or ``token accuracy``.
+    """
+    evaluation = dict(report.evaluation or {})
+    updates = report.updates
+    return {
+        "round": report.server_round,
+        "status": "ok" if report.folded else "failed",
+        "loss": evaluation.get("loss"),
+        "accuracy": evaluation.get("accuracy"),
+        "metric": metric,
+        "train_loss": _mean_train_loss(updates),
+        "num_clients": len(updates),
+        "bytes_up": sum(report.bytes_up.values()),
+        "bytes_down": report.bytes_down * report.num_asked,
+        "clients": [_client(update, report) for update in updates],
+        "failures": [{"who": who, "reason": why} for who, why in report.failures.items()],
+        "routing": {"count": [update.routing.count.tolist() for update in updates]},  # [N, L, E]
+        "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
+    }
+
+
+def _mean_train_loss(updates: list[ClientUpdate]) -> float | None:
+    total = sum(update.num_examples for update in updates)
+    if not total:
+        return None
+    return sum(u.metrics["train-loss"] * u.num_examples for u in updates) / total
+
+
+def _client(update: ClientUpdate, report: RoundReport) -> dict[str, Any]:
+    metrics = update.metrics
+    return {
+        "client": update.client,
+        "num_examples": update.num_examples,
+        "train_loss": metrics.get("train-loss"),
+        "loss": metrics.get("loss"),
+        "accuracy": metrics.get("accuracy"),
+        "local_loss": metrics.get("local-loss"),
+        "local_accuracy": metrics.get("local-accuracy"),
+        "num_truncated": metrics.get("num-truncated"),
+        "bytes_up": report.bytes_up[update.client],
+        "bytes_down": report.bytes_down,
+        "experts_sent": len(update.changes.experts),
+    }

@@ -1,0 +1,142 @@
+"""The result folder of a run: ``config.toml``, ``metrics.jsonl`` and JSON files.
+
+``metrics.jsonl`` holds one JSON object a line, one line a round; round 0 is the initial model.
+Everything about time stands under the key ``seconds``, so that two runs can be compared with
+this key dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.toml"
+
+
+class ResultsError(ValueError):
+    """A result folder that cannot be written or read; the message says what to do."""
+
+
+class RunFolder:
+    """The folder that one run writes its results to.
+
+    Raises:
+        ResultsError: when ``path`` already holds something, or is a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Create the folder ``path`` with its parents."""
+        self.path = path.absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultsError(f"results: {self.path} is a file; choose another run-name")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise ResultsError(
+                f"results: {self.path} holds files of an earlier run; "
+                "choose another run-name or output-dir, or delete it"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, flat: Mapping[str, Any]) -> Path:
+        """Write the flat run config as nested tables, as ``flwr run --run-config`` takes them."""
+        return write_atomic(self.path / CONFIG_FILE, tomli_w.dumps(nest(flat)))
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``; it is on the disk when this returns.
+
+        Numbers that JSON lacks (infinity, nan) become null; arrays and tensors become lists.
+        """
+        data = (_dumps(line) + "\n").encode()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        descriptor = os.open(self.path / METRICS_FILE, flags, 0o644)
+        try:
+            # One write call, so that a reader never sees half a line.
+            os.write(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``value`` as the file ``name`` of this folder, atomically."""
+        return write_atomic(self.path / name, _dumps(value, indent=2) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the metrics lines of a run, in the order written.
+
+    Args:
+        path: the result folder, or its ``metrics.jsonl``. A last line without a line end is
+            one that is being written: it is left out.
+
+    Raises:
+        ResultsError: when there is no such file, or a line is not a JSON object.
+    """
+    file = path / METRICS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ResultsError(f"{file}: no such file; name the folder of a run, or wait for round 0")
+    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    numbered = enumerate(whole.split("\n"), start=1)
+    return [_parse(text, file, number) for number, text in numbered if text.strip()]
+
+
+def write_atomic(path: Path, text: str) -> Path:
+    """Write ``text`` to a temporary name beside ``path``, then rename it. Returns ``path``."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{"a.b": 1}`` as ``{"a": {"b": 1}}``, plain keys first as TOML wants them."""
+    nested: dict[str, Any] = {}
+    for key, value in sorted(flat.items(), key=lambda item: item[0].count(".")):
+        *tables, leaf = key.split(".")
+        table = nested
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[leaf] = value
+    return nested
+
+
+def _parse(text: str, file: Path, number: int) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{file}, line {number}: not JSON ({error})") from None
+    if not isinstance(line, dict):
+        raise ResultsError(f"{file}, line {number}: not a JSON object")
+    return line
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """Reduce mappings, sequences, arrays and tensors to what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    # numpy scalars and arrays, torch tensors
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value

@@ -1,0 +1,104 @@
+"""Progress lines of a run: what has happened, and about how long the rest takes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedmoe_app.exchange import Reply
+    from fedmoe_app.strategy import RoundReport
+
+logger = logging.getLogger("fedmoe")
+
+
+class Progress:
+    """Says each step of a run in one line, with an estimate of the time that is left."""
+
+    def __init__(self) -> None:
+        self._num_rounds = 0
+        self._round_seconds: list[float] = []
+        self._round = 0
+        self._asked = 0
+        self._answered = 0
+        self._started = 0.0
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        logger.info(line)
+
+    def start(self, num_rounds: int) -> None:
+        """Note how many rounds the run has."""
+        self._num_rounds = num_rounds
+
+    def round_started(self, server_round: int, asked: int) -> None:
+        """Announce a round."""
+        self._round, self._asked, self._answered = server_round, asked, 0
+        self._started = time.monotonic()
+        self.say(f"round {server_round}/{self._num_rounds}: {asked} clients train")
+
+    def reply(self, client: int | None, metrics: Mapping[str, Any], reply: Reply) -> None:
+        """Tell of one client's reply."""
+        self._answered += 1
+        self.say(
+            f"  [{self._answered}/{self._asked}] client {client}: "
+            f"{metrics.get('num-examples')} examples, loss {_number(metrics.get('train-loss'))}, "
+            f"own accuracy {_number(metrics.get('accuracy'))} -> "
+            f"{_number(metrics.get('local-accuracy'))}{self._left()}"
+        )
+
+    def failure(self, who: str, reason: str) -> None:
+        """Tell of a client, or a round, that failed."""
+        if who != "round":
+            self._answered += 1
+        logger.warning("  %s failed: %s", who, reason)
+
+    def round_done(self, report: RoundReport) -> None:
+        """Tell how a round ended and when the run may end."""
+        number, seconds = report.server_round, report.seconds["round"]
+        if number:
+            self._round_seconds.append(seconds)
+        metrics: Mapping[str, Any] = report.evaluation or {}
+        outcome = (
+            "FAILED"
+            if not report.folded
+            else (
+                f"loss {_number(metrics.get('loss'))}, accuracy {_number(metrics.get('accuracy'))}"
+            )
+        )
+        what = f"round {number}/{self._num_rounds}" if number else "initial model"
+        left = self._num_rounds - number
+        rest = f"; about {duration(left * self._mean())} left" if left and number else ""
+        self.say(f"{what}: {outcome} ({duration(seconds)}{rest})")
+
+    def _mean(self) -> float:
+        return sum(self._round_seconds) / len(self._round_seconds)
+
+    def _left(self) -> str:
+        """Estimate from the replies so far; clients run side by side, so rate is what counts."""
+        waiting = self._asked - self._answered
+        if waiting <= 0:
+            return ""
+        in_round = (time.monotonic() - self._started) / self._answered * waiting
+        rounds_left = self._num_rounds - self._round
+        per_round = (
+            self._mean() if self._round_seconds else ((time.monotonic() - self._started) + in_round)
+        )
+        return f" (about {duration(in_round + rounds_left * per_round)} left)"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "-"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for reading: ``8 s``, ``1 min 20 s``, ``2 h 5 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,142 @@
+"""One run from the command line: check the config, run, print the table and the folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import typer
+
+from fedmoe_app import launch
+from fedmoe_app.config import ConfigError, RunConfig, flatten_run_config
+from fedmoe_app.connections import find_connection
+from fedmoe_app.overrides import (
+    Flat,
+    app_defaults,
+    check,
+    with_absolute_paths,
+    with_output_dir,
+    with_run_name,
+)
+from fedmoe_app.paths import home
+from fedmoe_app.report.log import METRICS_FILE, read_metrics
+from fedmoe_app.report.table import print_table
+
+LOG_FILE = "flower.log"
+RESULTS = "results: "
+INTERRUPTED = 130
+# Headers by which the ServerApp's table is recognised.
+TABLE_MARKS = ("bytes up", "bytes down")
+
+_RESULTS_LINE = re.compile(r"^(?:[\d:]+ )?results: (.+?)\s*$")
+
+Start = Callable[[launch.Output], launch.Outcome]
+
+
+class RunFailedError(RuntimeError):
+    """A run that did not come to its end; the message says what Flower knows."""
+
+
+class Screen:
+    """Print the lines of a run at once, except the ServerApp's own last one.
+
+    The ServerApp ends with the table and ``results: FOLDER``, for those who type ``flwr run``.
+    Here that line is kept for the very end, after what Flower says on closing.
+    """
+
+    def __init__(self) -> None:
+        """Print nothing yet."""
+        self.results: str | None = None
+        self.table_shown = False
+
+    def __call__(self, line: str) -> None:
+        """Print one line."""
+        if found := _RESULTS_LINE.match(line):
+            self.results = found[1]
+            if self.table_shown:
+                return
+        self.table_shown |= all(header in line for header in TABLE_MARKS)
+        print(line, flush=True)
+
+
+def run_simulated(app: Path, given: Flat, num_clients: int, gpus: float, verbose: bool) -> None:
+    """Run on ``num_clients`` simulated nodes of this machine.
+
+    Raises:
+        ConfigError: for a wrong run config, before anything is started.
+        LaunchError: when Flower cannot be started.
+        RunFailedError: when the run did not complete.
+    """
+    flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
+    config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
+    nodes = launch.Simulation(num_clients, config.train.threads, gpus)
+    print(f"starting {num_clients} simulated nodes ...", flush=True)
+    _execute(
+        lambda output: launch.run_simulation(app, flatten_run_config(config), nodes, output),
+        config,
+        verbose,
+    )
+
+
+def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
+    """Run on the nodes of the SuperLink connection ``name``; raises as :func:`run_simulated`."""
+    connection = find_connection(name)
+    flat = with_run_name(app_defaults(app) | given, datetime.now())
+    # On another machine the ServerApp knows better where results belong.
+    config = check(with_output_dir(flat) if connection.is_local else flat, None)
+    print(f"connecting to {name} ({connection.address}) ...", flush=True)
+    _execute(
+        lambda output: launch.run_connected(app, flatten_run_config(config), connection, output),
+        config,
+        verbose,
+    )
+
+
+def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
+    folder = Path(config.output_dir) / config.run_name if config.output_dir else None
+    _refuse_used(folder)
+    log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    screen = Screen()
+    try:
+        with log_path.open("w", encoding="utf-8") as log:
+            outcome = start(launch.Output(log, screen, verbose))
+    except KeyboardInterrupt:
+        print(f"interrupted; log: {_keep_log(log_path, folder)}")
+        raise typer.Exit(INTERRUPTED) from None
+    log_path = _keep_log(log_path, folder)
+    _show_table(screen, folder)
+    if not outcome.completed:
+        raise RunFailedError(_reason(outcome, log_path))
+    where = folder or screen.results or f"{config.run_name} in the SuperLink's result folder"
+    print(f"{RESULTS}{where}", flush=True)
+
+
+def _refuse_used(folder: Path | None) -> None:
+    if folder and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"run-name = {folder.name!r}: {folder} holds files of an earlier run; "
+            "choose another name with --name"
+        )
+
+
+def _keep_log(log_path: Path, folder: Path | None) -> Path:
+    """Move the log to the results, if there are any."""
+    if folder is None or not folder.is_dir():
+        return log_path
+    return Path(shutil.move(log_path, folder / LOG_FILE))
+
+
+def _show_table(screen: Screen, folder: Path | None) -> None:
+    """Print the table unless the ServerApp did."""
+    if not screen.table_shown and folder and (folder / METRICS_FILE).is_file():
+        print_table(read_metrics(folder))
+
+
+def _reason(outcome: launch.Outcome, log_path: Path) -> str:
+    details = f": {outcome.details}" if outcome.details else ""
+    return f"the run ended as {outcome.status}{details} (whole log: {log_path})"

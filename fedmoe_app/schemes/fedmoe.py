@@ -1,0 +1,58 @@
+"""FedMoE: each client trains the experts it uses most; an expert is averaged over those clients.
+
+Mei et al., "FedMoE: Personalized Federated Learning via Heterogeneous Mixture of Experts",
+arXiv:2408.11304, in the form that the alignment papers use as their baseline:
+
+    E_i = the C experts a layer to which client i's data routes most tokens
+    θ_e ← θ_e + Σ_{i∈S_e} (n_i / Σ_{j∈S_e} n_j)·Δ_i,e        S_e = {i : e ∈ E_i, i trained e}
+
+Gates and dense tensors are averaged by n_i over all clients. With C = E it differs from FedAvg
+only in an expert that some client's data never reached. The experts outside E_i take part in the
+client's forward pass, frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.schemes.base import ModelShape, RoundInfo, Scheme
+
+
+@dataclass(frozen=True)
+class FedMoE(Scheme):
+    """Per-expert averaging over the clients that trained the expert."""
+
+    experts_per_client: int = 4
+    usage_examples: int = 256
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> FedMoE:
+        """Take ``fedmoe.experts-per-client`` and ``fedmoe.usage-examples``."""
+        return cls(config.fedmoe.experts_per_client, config.fedmoe.usage_examples)
+
+    def check(self, shape: ModelShape) -> None:
+        """Refuse more experts than a layer has."""
+        if not 1 <= self.experts_per_client <= shape.num_experts:
+            raise ConfigError(
+                f"fedmoe.experts-per-client = {self.experts_per_client}: the model has "
+                f"{shape.num_experts} experts a layer; choose 1 to {shape.num_experts}"
+            )
+
+    def choose_experts(self, usage: Callable[[int], RoutingStats]) -> Sequence[Collection[int]]:
+        """Choose the C experts with the most tokens in each layer; a tie takes the lower index."""
+        count = usage(self.usage_examples).count  # [L, E]
+        ranked = torch.argsort(count, dim=1, descending=True, stable=True)
+        return [sorted(row[: self.experts_per_client].tolist()) for row in ranked]
+
+    def expert_weights(
+        self, info: RoundInfo, layer: int, expert: int, members: Sequence[int]
+    ) -> Tensor:
+        """Return n_i / Σ_{j∈S_e} n_j, ``[M]``."""
+        examples = info.num_examples[list(members)]
+        return examples / examples.sum()

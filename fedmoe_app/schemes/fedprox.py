@@ -1,0 +1,40 @@
+"""FedProx: FedAvg with a proximal term that keeps local models near the global one.
+
+Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv:1812.06127, eq. 2:
+
+    loss_i(θ) + (μ/2)·‖θ − θ_global‖²
+
+The norm runs over all tensors that the client trains. μ = 0 is FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.config import RunConfig
+from fedmoe_app.schemes.base import LocalStep, Scheme
+
+
+@dataclass(frozen=True)
+class FedProx(Scheme):
+    """FedAvg plus (μ/2)·‖θ − θ_global‖² in the local loss."""
+
+    proximal_mu: float = 0.01
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> FedProx:
+        """Take ``fedprox.proximal-mu``."""
+        return cls(proximal_mu=config.fedprox.proximal_mu)
+
+    def extra_loss(self, step: LocalStep) -> Tensor | None:
+        """Return the proximal term (eq. 2), a scalar."""
+        if self.proximal_mu == 0:
+            return None
+        squares = [
+            (parameter - step.reference[key]).float().square().sum()
+            for key, parameter in step.parameters.items()
+        ]
+        return self.proximal_mu / 2 * torch.stack(squares).sum()

@@ -1,0 +1,86 @@
+"""Folding: client updates into the next global state, as the scheme weighs them.
+
+All sums run in float32 in client order, so that a run is reproducible bit for bit and the order in
+which replies arrive changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
+from fedmoe_app.schemes.base import RoundInfo, Scheme, weighted_sum
+from fedmoe_app.wire.update import ClientUpdate
+
+
+def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
+    """Describe a round to the scheme; ``updates`` must be in client order."""
+    examples = torch.tensor([float(update.num_examples) for update in updates])  # [N]
+    return RoundInfo(server_round, examples, tuple(update.routing for update in updates))
+
+
+def fold(
+    state: ModelState, updates: Sequence[ClientUpdate], scheme: Scheme, info: RoundInfo
+) -> ModelState:
+    """Return the next global state; ``state`` stays as it is.
+
+    Args:
+        state: global values, float32.
+        updates: the round's valid updates in client order, at least one.
+        scheme: the scheme's server half.
+        info: see :func:`round_info`.
+    """
+    dense_weights = scheme.dense_weights(info)  # [N]
+    return ModelState(
+        dense=_add(state.dense, [update.changes.dense for update in updates], dense_weights),
+        gates={
+            layer: _add(
+                gate,
+                [update.changes.gates[layer] for update in updates],
+                scheme.gate_weights(info, layer),
+            )
+            for layer, gate in state.gates.items()
+        },
+        experts={
+            key: _fold_expert(key, values, updates, scheme, info)
+            for key, values in state.experts.items()
+        },
+    )
+
+
+def _add(values: Tensors, changes: Sequence[Tensors], weights: Tensor) -> Tensors:
+    """values + Σ_i weights[i]·changes[i], tensor by tensor."""
+    return {
+        name: value + weighted_sum(weights, [change[name] for change in changes])
+        for name, value in values.items()
+    }
+
+
+def _fold_expert(
+    key: ExpertKey,
+    values: Tensors,
+    updates: Sequence[ClientUpdate],
+    scheme: Scheme,
+    info: RoundInfo,
+) -> Tensors:
+    """Combine one expert over the clients that trained it; without any it stays as it was."""
+    members = [i for i, update in enumerate(updates) if key in update.changes.experts]
+    if not members:
+        return values
+    deltas = torch.stack(  # [M, P]
+        [_flatten(updates[i].changes.experts[key], values) for i in members]
+    )
+    change = scheme.combine_expert(deltas, info, *key, members)  # [P]
+    parts = change.split([value.numel() for value in values.values()])
+    return {
+        name: value + part.view_as(value)
+        for (name, value), part in zip(values.items(), parts, strict=True)
+    }
+
+
+def _flatten(change: Tensors, like: Tensors) -> Tensor:
+    """Join an expert's tensors into one vector ``[P]``, in the global state's order."""
+    return torch.cat([change[name].reshape(-1) for name in like])

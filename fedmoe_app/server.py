@@ -1,0 +1,132 @@
+"""A run on the server, from the config to the result folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from datasets import Dataset
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.local.setup import Setup, load_setup, server_data
+from fedmoe_app.local.tasks import evaluate
+from fedmoe_app.moe.layers import read_state, write_state
+from fedmoe_app.paths import results_dir
+from fedmoe_app.report.lines import metrics_line
+from fedmoe_app.report.log import RunFolder, read_metrics
+from fedmoe_app.report.table import print_table
+from fedmoe_app.schemes import make_scheme
+from fedmoe_app.strategy import EvaluateFn, Limits, MoEStrategy, RoundReport
+from fedmoe_app.wire.records import decode_state, encode_state
+
+logger = logging.getLogger("fedmoe")
+
+
+def run_server(grid: Grid, config: RunConfig) -> Path:
+    """Run all rounds and return the result folder.
+
+    Everything that can be wrong with config, data and model is found before a node is contacted.
+
+    Raises:
+        ConfigError: if the config does not fit the scheme, the data or the model.
+        NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays.
+    """
+    _log_to_stdout()
+    scheme = make_scheme(config)
+    data = server_data(config)
+    setup = load_setup(config, data.label_names, initial_values=True)
+    scheme.check(setup.shape)
+    folder = _result_folder(config)
+    folder.write_config(flatten_run_config(config))
+    metric = setup.task.metric
+
+    def on_round(report: RoundReport) -> None:
+        folder.append(metrics_line(report, metric))
+
+    strategy = MoEStrategy(
+        scheme,
+        Limits(
+            config.min_clients,
+            config.fraction_train,
+            config.wait_for_clients,
+            config.max_failed_rounds,
+            config.evaluate_every,
+        ),
+        seed=config.seed,
+        label_names=data.label_names,
+        data_fingerprint=data.fingerprint,
+        on_round=on_round,
+    )
+    logger.info("results: %s", folder.path)
+    _run(grid, config, strategy, setup, data.test, folder)
+    return folder.path
+
+
+def _run(
+    grid: Grid,
+    config: RunConfig,
+    strategy: MoEStrategy,
+    setup: Setup,
+    test: Dataset | None,
+    folder: RunFolder,
+) -> None:
+    strategy.summary()
+    result = strategy.start(
+        grid,
+        encode_state(read_state(setup.model, setup.layers)),
+        config.num_server_rounds,
+        config.round_timeout,
+        evaluate_fn=_evaluate_fn(config, setup, test),
+    )
+    _save(setup, result.arrays, folder, config)
+    logger.info("results: %s", folder.path)
+
+
+def _evaluate_fn(config: RunConfig, setup: Setup, test: Dataset | None) -> EvaluateFn | None:
+    """Return the function that scores a global state on the server's test set, if it has one."""
+    if test is None or len(test) == 0:
+        return None
+    rows = setup.task.encode(test)
+
+    def evaluate_global(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        write_state(setup.model, setup.layers, decode_state(arrays))
+        score = evaluate(setup.model, setup.task, rows, config.train.per_device_eval_batch_size)
+        return MetricRecord(
+            {"loss": score.mean_loss, "accuracy": score.accuracy, "items": score.items}
+        )
+
+    return evaluate_global
+
+
+def _save(setup: Setup, arrays: ArrayRecord, folder: RunFolder, config: RunConfig) -> None:
+    """Save the final model as a Hugging Face folder, the plots, and print the table."""
+    write_state(setup.model, setup.layers, decode_state(arrays))
+    setup.model.save_pretrained(folder.path / "model")
+    setup.tokenizer.save_pretrained(folder.path / "model")
+    from fedmoe_app.report.plots import plot_run
+
+    plot_run(folder.path)
+    print_table(read_metrics(folder.path))
+
+
+def _result_folder(config: RunConfig) -> RunFolder:
+    base = Path(config.output_dir) if config.output_dir else results_dir()
+    # Microseconds keep two runs of one second apart.
+    name = (
+        config.run_name or f"{config.scheme.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    )
+    return RunFolder(base / name)
+
+
+def _log_to_stdout() -> None:
+    """Show this app's progress lines, once, whatever Flower's own logging does."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,1 @@
+"""Client updates and global states as Flower records, and their validation."""

@@ -1,0 +1,252 @@
+"""Tasks and updates as Flower records, and what the server checks before it uses one.
+
+Down (:class:`TrainTask`)             up (:class:`ClientUpdate`)
+    arrays     global values              arrays    changes, trained experts only
+    broadcast  the scheme's tensors       routing   count, prob, margin, ... each [L, E]
+    task       round, labels, data        metrics   client, num-examples, losses, ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import config_record_to_proto
+from torch import Tensor
+
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.state import ExpertKey, ModelState, expert_name, gate_name
+from fedmoe_app.wire.arrays import finite, from_array, to_array
+from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
+
+PROTOCOL = 1  # raised when a server and a client of different versions no longer understand
+
+_COUNTS = ("count", "trained")  # int64 [L, E]
+_MEANS = ("prob", "margin", "peak", "kl")  # float32 [L, E]
+
+
+class ProtocolError(ValueError):
+    """A task that this client cannot carry out; the message says why."""
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What the server asks of a client in a round."""
+
+    server_round: int
+    state: ModelState
+    label_names: tuple[str, ...] = ()
+    data_fingerprint: str = ""
+    broadcast: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdateSpec:
+    """Names and shapes that an update may hold, taken from the global model."""
+
+    dense: dict[str, tuple[int, ...]]
+    gates: dict[str, tuple[int, ...]]
+    experts: dict[ExpertKey, dict[str, tuple[int, ...]]]
+    num_layers: int
+    num_experts: int
+
+    @classmethod
+    def of(cls, state: ModelState) -> UpdateSpec:
+        """Describe what a client may change in this global state."""
+        return cls(
+            dense={name: tuple(tensor.shape) for name, tensor in state.dense.items()},
+            gates={
+                gate_name(layer, name): tuple(tensor.shape)
+                for layer, tensors in state.gates.items()
+                for name, tensor in tensors.items()
+            },
+            experts={
+                key: {expert_name(*key, name): tuple(t.shape) for name, t in tensors.items()}
+                for key, tensors in state.experts.items()
+            },
+            num_layers=len(state.gates),
+            num_experts=1 + max((expert for _, expert in state.experts), default=-1),
+        )
+
+
+def record_bytes(content: RecordDict) -> int:
+    """Return the size of a message's records in bytes: keys and payload, as Flower counts them."""
+    counted: list[Any] = [*content.array_records.values(), *content.metric_records.values()]
+    # Flower's own count of a ConfigRecord fails on empty strings and lists.
+    config = sum(
+        len(config_record_to_proto(record).SerializeToString())
+        for record in content.config_records.values()
+    )
+    return config + sum(record.count_bytes() for record in counted)
+
+
+def encode_state(state: ModelState) -> ArrayRecord:
+    """Encode values by their readable keys."""
+    return encode_tensors(dict(state.named()))
+
+
+def decode_state(arrays: ArrayRecord) -> ModelState:
+    """Decode values that this program, or the server that the node trusts, has encoded."""
+    state = ModelState()
+    for key, tensor in decode_tensors(arrays).items():
+        state.insert(key, tensor)
+    return state
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Encode tensors under names of any kind, such as a scheme's broadcast."""
+    return ArrayRecord({name: to_array(tensor) for name, tensor in tensors.items()})
+
+
+def decode_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Decode what :func:`encode_tensors` has encoded."""
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+
+
+def encode_task(
+    arrays: ArrayRecord,
+    server_round: int,
+    label_names: Sequence[str] = (),
+    data_fingerprint: str = "",
+    broadcast: Mapping[str, Tensor] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> RecordDict:
+    """Encode what the server sends down; ``arrays`` is an encoded global state.
+
+    Args:
+        arrays: from :func:`encode_state`; encoded once for all clients.
+        server_round: from 1.
+        label_names, data_fingerprint: see :class:`TrainTask`.
+        broadcast: the scheme's tensors.
+        config: further settings for the clients, from Flower's ``train_config``.
+    """
+    task = {
+        "protocol": PROTOCOL,
+        "server-round": server_round,
+        "label-names": list(label_names),
+        "data-fingerprint": data_fingerprint,
+    }
+    return RecordDict(
+        {
+            "arrays": arrays,
+            "broadcast": encode_tensors(broadcast or {}),
+            "task": ConfigRecord({**(config or {}), **task}),
+        }
+    )
+
+
+def decode_task(content: RecordDict) -> TrainTask:
+    """Decode what the server sent.
+
+    Raises:
+        ProtocolError: if the server speaks another version of the protocol.
+    """
+    config: Any = content.config_records.get("task", {})
+    if config.get("protocol") != PROTOCOL:
+        raise ProtocolError(
+            f"the server speaks protocol {config.get('protocol')}, this node {PROTOCOL}; "
+            "install the same version of fedmoe on both"
+        )
+    return TrainTask(
+        server_round=int(config["server-round"]),
+        state=decode_state(content.array_records["arrays"]),
+        label_names=tuple(config["label-names"]),
+        data_fingerprint=str(config["data-fingerprint"]),
+        broadcast=decode_tensors(content.array_records["broadcast"]),
+    )
+
+
+def encode_update(update: ClientUpdate) -> RecordDict:
+    """Encode what a client sends up."""
+    routing = {name: getattr(update.routing, name) for name in (*_COUNTS, *_MEANS, "tokens")}
+    metrics: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "client": update.client,
+        "num-examples": update.num_examples,
+        **{name: float(value) for name, value in update.metrics.items()},
+    }
+    return RecordDict(
+        {
+            "arrays": encode_state(update.changes),
+            "routing": encode_tensors(routing),
+            "metrics": MetricRecord(metrics),
+        }
+    )
+
+
+def decode_update(content: RecordDict, spec: UpdateSpec) -> ClientUpdate:
+    """Decode and validate a client's reply.
+
+    Raises:
+        InvalidUpdateError: with the reason, if anything is missing, unknown, of the wrong shape or
+            type, negative where counts are meant, or not finite.
+    """
+    for name in ("arrays", "routing"):
+        if name not in content.array_records:
+            raise InvalidUpdateError(f"record {name!r} is missing")
+    metrics = dict(content.metric_records.get("metrics", {}))
+    if metrics.pop("protocol", None) != PROTOCOL:
+        raise InvalidUpdateError(f"another protocol version; this server speaks {PROTOCOL}")
+    client = _positive(metrics.pop("client", None), "client", minimum=0)
+    num_examples = _positive(metrics.pop("num-examples", None), "num-examples", minimum=1)
+    routing = _decode_routing(content.array_records["routing"], spec)
+    changes = _decode_changes(content.array_records["arrays"], spec, routing)
+    return ClientUpdate(client, num_examples, changes, routing, _finite_metrics(metrics))
+
+
+def _positive(value: Any, key: str, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InvalidUpdateError(f"{key} = {value!r}: must be an integer of {minimum} or more")
+    return value
+
+
+def _finite_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    for key, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidUpdateError(f"metric {key} = {value!r}: must be a finite number")
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def _decode_routing(arrays: ArrayRecord, spec: UpdateSpec) -> RoutingStats:
+    shape = (spec.num_layers, spec.num_experts)
+    wanted = {name: (shape, torch.int64) for name in _COUNTS}
+    wanted |= {name: (shape, torch.float32) for name in _MEANS}
+    wanted["tokens"] = ((spec.num_layers,), torch.int64)
+    if set(arrays) != set(wanted):
+        raise InvalidUpdateError(f"routing holds {sorted(arrays)}, expected {sorted(wanted)}")
+    tensors = {
+        name: from_array(arrays[name], *wanted[name], key=f"routing.{name}") for name in wanted
+    }
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            finite(tensor, f"routing.{name}")
+        elif bool((tensor < 0).any()):
+            raise InvalidUpdateError(f"routing.{name}: negative count {int(tensor.min())}")
+    for name in ("prob", "margin", "peak"):
+        # Sums of probabilities may round a little past 1.
+        if bool((tensors[name] < 0).any()) or bool((tensors[name] > 1.001).any()):
+            raise InvalidUpdateError(f"routing.{name}: outside 0 to 1")
+    return RoutingStats(**tensors)
+
+
+def _decode_changes(arrays: ArrayRecord, spec: UpdateSpec, routing: RoutingStats) -> ModelState:
+    """Decode dense and gate changes in full, and those of the trained experts, no others."""
+    wanted = dict(spec.dense) | spec.gates
+    for layer, expert in (routing.trained > 0).nonzero().tolist():
+        wanted |= spec.experts[layer, expert]
+    missing, unknown = wanted.keys() - arrays.keys(), arrays.keys() - wanted.keys()
+    if missing:
+        raise InvalidUpdateError(f"{len(missing)} tensors are missing, such as {min(missing)}")
+    if unknown:
+        raise InvalidUpdateError(
+            f"{len(unknown)} tensors are unknown or of experts not reported as trained, "
+            f"such as {min(unknown)}"
+        )
+    changes = ModelState()
+    for key, shape in wanted.items():
+        changes.insert(key, finite(from_array(arrays[key], shape, torch.float32, key), key))
+    return changes

@@ -1,0 +1,31 @@
+"""ClientUpdate: what a client sends back after a round of local training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.state import ModelState
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """A sparse update: changes of the trained experts only, of the gates and dense tensors.
+
+    Attributes:
+        client: stable number of the client (its partition id, else its node id).
+        num_examples: local training examples, > 0.
+        changes: local − received, float32; experts only where ``routing.trained`` > 0.
+        routing: the routing histogram of the round, ``[L, E]``.
+        metrics: finite numbers by name; a metric that does not exist is absent.
+    """
+
+    client: int
+    num_examples: int
+    changes: ModelState
+    routing: RoutingStats
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class InvalidUpdateError(ValueError):
+    """A client reply that the server must not use; the message is the reason."""

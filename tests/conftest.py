@@ -1,0 +1,33 @@
+"""What the whole suite shares: the default run config, one thread, no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from fedmoe_app.config import RunConfig, default_run_config, parse_run_config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def flat_config(**overrides: bool | float | int | str) -> dict[str, bool | float | int | str]:
+    """The flat default run config with overrides; keys as in the config (``data.alpha``)."""
+    return default_run_config(REPOSITORY / "pyproject.toml") | overrides
+
+
+def make_config(**overrides: bool | float | int | str) -> RunConfig:
+    """The typed default run config with overrides."""
+    return parse_run_config(flat_config(**overrides))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedmoe_app.config import DataConfig, default_run_config, parse_run_config
+from fedmoe_app.data.corpus import Corpus, load_corpus
+
+REPOSITORY = Path(__file__).parents[2]
+MakeConfig = Callable[..., DataConfig]
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches of a test go to its own folder."""
+    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def corpus_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home in which the embedded corpus has been built."""
+    home = tmp_path_factory.mktemp("corpus-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDMOE_HOME", str(home))
+        load_corpus()
+    yield home
+
+
+@pytest.fixture
+def with_corpus(corpus_home: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDMOE_HOME", str(corpus_home))
+    return corpus_home
+
+
+@pytest.fixture
+def corpus(with_corpus: Path) -> Corpus:
+    return load_corpus()
+
+
+@pytest.fixture(scope="session")
+def default_data_config() -> DataConfig:
+    return parse_run_config(default_run_config(REPOSITORY / "pyproject.toml")).data
+
+
+@pytest.fixture
+def config(default_data_config: DataConfig) -> MakeConfig:
+    """The default data config with some keys changed, checked as a run config is."""
+
+    def make(**changes: object) -> DataConfig:
+        values = default_data_config.model_dump(by_alias=True)
+        values |= {name.replace("_", "-"): value for name, value in changes.items()}
+        return DataConfig.model_validate(values)
+
+    return make

@@ -1,0 +1,128 @@
+"""Presets, local folders, heads, and names that lead nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import OlmoeForCausalLM, Qwen3MoeForCausalLM, Qwen3MoeForSequenceClassification
+from transformers import SwitchTransformersForConditionalGeneration as SwitchModel
+
+from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app.moe.loading import PRESETS, ModelNotFoundError, load_model, resolve_head
+
+from .families import build
+
+TOKENS: dict[str, Any] = dict(
+    vocab_size=97, pad_token_id=0, eos_token_id=1, bos_token_id=2, max_length=16
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "kind", "experts", "top_k"),
+    [
+        ("qwen3moe-tiny", "classification", Qwen3MoeForSequenceClassification, 8, 2),
+        ("qwen3moe-tiny", "causal-lm", Qwen3MoeForCausalLM, 8, 2),
+        ("qwen3moe-small", "causal-lm", Qwen3MoeForCausalLM, 8, 2),
+        ("olmoe-tiny", "classification", OlmoeForCausalLM, 8, 2),
+        ("switch-tiny", "classification", SwitchModel, 16, 1),
+    ],
+)
+def test_presets(name: str, task: str, kind: type, experts: int, top_k: int) -> None:
+    model = load_model(name, task=task, num_labels=5, **TOKENS)
+    layers = find_moe_layers(model)
+    assert type(model) is kind
+    assert len(layers) == (2 if name in ("qwen3moe-tiny", "olmoe-tiny") else 4)
+    assert {(layer.num_experts, layer.top_k) for layer in layers} == {(experts, top_k)}
+    assert model.config.pad_token_id == 0
+    assert not model.config.use_cache and not model.training
+    inputs = {"input_ids": torch.tensor([[2, 5, 7, 0]])}
+    inputs["attention_mask"] = torch.tensor([[1, 1, 1, 0]])
+    if kind is SwitchModel:
+        inputs["decoder_input_ids"] = torch.tensor([[0]])
+    expected = 5 if kind is Qwen3MoeForSequenceClassification else 97
+    assert model(**inputs).logits.shape[-1] == expected
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_seed_fixes_the_weights_and_leaves_the_random_state(name: str) -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    a = load_model(name, task="causal-lm", seed=1, **TOKENS).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    b = load_model(name, task="causal-lm", seed=1, **TOKENS).state_dict()
+    c = load_model(name, task="causal-lm", seed=2, **TOKENS).state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+
+
+def test_a_local_folder_loads_as_saved_and_gets_a_seeded_head(tmp_path: Path) -> None:
+    saved = build("Qwen3Moe")
+    saved.save_pretrained(tmp_path)
+    options: dict[str, Any] = dict(vocab_size=61, pad_token_id=0, max_length=16)
+    model = load_model(str(tmp_path), task="causal-lm", **options)
+    for (name, p), (_, q) in zip(saved.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+    heads = [
+        load_model(str(tmp_path), task="classification", num_labels=3, seed=seed, **options)
+        for seed in (1, 1, 2)
+    ]
+    scores = [head.score.weight for head in heads]
+    assert scores[0].shape == (3, 32)
+    assert torch.equal(scores[0], scores[1]) and not torch.equal(scores[0], scores[2])
+
+
+def test_bfloat16() -> None:
+    model = load_model("qwen3moe-tiny", task="causal-lm", dtype="bfloat16", **TOKENS)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["qwen3moe-tin", "/no/such/folder", "nobody/nothing"])
+def test_an_unknown_name_lists_the_presets_and_what_was_tried(name: str) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        load_model(name, task="causal-lm", **TOKENS)
+    message = str(caught.value)
+    assert f'model.name = "{name}": not a preset (qwen3moe-tiny, ' in message
+    assert "no such folder" in message
+
+
+def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="the folder holds no usable model"):
+        load_model(str(tmp_path), task="causal-lm", **TOKENS)
+
+
+def test_heads() -> None:
+    assert resolve_head("qwen3moe-tiny", "auto") == "sequence"
+    assert resolve_head("qwen3moe-tiny", "label-words") == "label-words"
+    for name in ("olmoe-tiny", "switch-tiny"):
+        assert resolve_head(name, "auto") == "label-words"
+        with pytest.raises(ValueError, match='choose "label-words"'):
+            resolve_head(name, "sequence")
+    with pytest.raises(ValueError, match="no sequence-classification class"):
+        resolve_head(build("GraniteMoe").config, "sequence")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "regression"}, 'data.task = "regression": unknown; choose one of classification'),
+        ({"head": "linear"}, 'model.head = "linear": unknown; choose one of auto, sequence'),
+        ({"dtype": "float16"}, 'model.dtype = "float16": unknown; choose one of float32'),
+        ({"num_labels": 1}, "num_labels = 1: a classification head needs at least 2"),
+    ],
+)
+def test_wrong_values_are_refused(changes: dict[str, Any], message: str) -> None:
+    options = {"task": "classification", "num_labels": 3, **TOKENS, **changes}
+    with pytest.raises(ValueError, match=message):
+        load_model("qwen3moe-tiny", **options)
+
+
+def test_a_loaded_model_must_fit_tokenizer_and_texts(tmp_path: Path) -> None:
+    build("Qwen3Moe").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 61 token embeddings but the tokenizer 97 tokens"):
+        load_model(str(tmp_path), task="causal-lm", **TOKENS)
+    with pytest.raises(ValueError, match=r"data.max-length = 65: .* takes at most 64 tokens"):
+        load_model(str(tmp_path), task="causal-lm", vocab_size=61, pad_token_id=0, max_length=65)

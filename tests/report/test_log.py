@@ -1,0 +1,107 @@
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedmoe_app.config import default_run_config
+from fedmoe_app.report.log import ResultsError, RunFolder, nest, read_metrics, write_atomic
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_lines_come_back_in_order(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "a")
+    for number in range(3):
+        folder.append({"round": number, "loss": 0.5 * number})
+    expected = [{"round": number, "loss": 0.5 * number} for number in range(3)]
+    assert read_metrics(folder.path) == expected
+    assert read_metrics(folder.path / "metrics.jsonl") == expected
+
+
+def test_arrays_become_lists_and_nan_becomes_null(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    folder.append(
+        {
+            "round": np.int64(1),
+            "loss": float("nan"),
+            "accuracy": np.float32(0.5),
+            "ok": True,
+            "count": torch.tensor([[1, 2], [3, 4]]),
+            "share": np.array([0.25, np.inf]),
+        }
+    )
+    assert read_metrics(folder.path) == [
+        {
+            "round": 1,
+            "loss": None,
+            "accuracy": 0.5,
+            "ok": True,
+            "count": [[1, 2], [3, 4]],
+            "share": [0.25, None],
+        }
+    ]
+
+
+def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    RunFolder(tmp_path / "old").write_json("x.json", 1)
+    with pytest.raises(ResultsError, match=r"old holds files .* choose another run-name"):
+        RunFolder(tmp_path / "old")
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(ResultsError, match="is a file"):
+        RunFolder(tmp_path / "a")
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"round": 0}\n{"round": 1')
+    assert read_metrics(tmp_path) == [{"round": 0}]
+
+
+@pytest.mark.parametrize("line", ['{"round": 1', "[1, 2]"])
+def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"round": 0}\n' + line + "\n")
+    with pytest.raises(ResultsError, match=r"metrics\.jsonl, line 2: not"):
+        read_metrics(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="no such file"):
+        read_metrics(tmp_path)
+
+
+def test_config_comes_back_as_flower_reads_it(tmp_path: Path) -> None:
+    parse_config_args = pytest.importorskip("flwr.common.config").parse_config_args
+    flat = default_run_config(REPOSITORY / "pyproject.toml") | {"scheme-args": '{"lam": 0.5}'}
+    path = RunFolder(tmp_path / "a").write_config(flat)
+    assert parse_config_args([str(path)]) == flat
+    assert tomllib.loads(path.read_text())["data"]["alpha"] == flat["data.alpha"]
+
+
+def test_nest() -> None:
+    assert nest({"a.b": 1, "c": 2, "a.d": 3}) == {"c": 2, "a": {"b": 1, "d": 3}}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_atomic(tmp_path / "a.json", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_is_standard(tmp_path: Path) -> None:
+    path = RunFolder(tmp_path / "a").write_json("x.json", {"loss": float("inf"), "at": tmp_path})
+    assert json.loads(path.read_text()) == {"loss": None, "at": str(tmp_path)}

@@ -1,0 +1,238 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmoe_app import cli, launch, runner
+from fedmoe_app.connections import write_connection
+from fedmoe_app.report.log import RunFolder
+from tests.conftest import REPOSITORY
+
+LINE = {
+    "round": 0,
+    "status": "ok",
+    "loss": 2.0,
+    "accuracy": 0.125,
+    "metric": "accuracy",
+    "train_loss": None,
+    "num_clients": 0,
+    "bytes_up": 0,
+    "bytes_down": 0,
+    "clients": [],
+    "failures": [],
+    "routing": {"count": []},
+    "seconds": {"round": 1.0},
+}
+COMPLETED = launch.Outcome("42", "finished:completed", "")
+
+Fake = Callable[..., launch.Outcome]
+
+
+class Call:
+    """What the command line asked the launcher for."""
+
+    overrides: dict[str, Any]
+    simulation: launch.Simulation | None = None
+
+
+@pytest.fixture
+def fedmoe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str], str]]:
+    """Call the command line; returns exit code, lines printed, error."""
+    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
+    monkeypatch.chdir(REPOSITORY)
+
+    def call(*arguments: str) -> tuple[int, list[str], str]:
+        monkeypatch.setattr(sys, "argv", ["fedmoe", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        code = end.value.code
+        return int(code or 0), captured.out.splitlines(), captured.err
+
+    return call
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """A launcher that writes the first metrics line and completes."""
+    seen = Call()
+
+    def fake(
+        app: Path, overrides: dict[str, Any], simulation: launch.Simulation, output: launch.Output
+    ) -> launch.Outcome:
+        seen.overrides, seen.simulation = overrides, simulation
+        output.show("round 1/6: 8 clients train")
+        _folder(overrides).append(LINE)
+        return COMPLETED
+
+    monkeypatch.setattr(launch, "run_simulation", fake)
+    return seen
+
+
+def _folder(overrides: dict[str, Any]) -> RunFolder:
+    return RunFolder(Path(overrides["output-dir"]) / overrides["run-name"])
+
+
+def test_a_run_ends_with_the_table_and_the_folder(
+    fedmoe: Callable[..., Any], simulated: Call, tmp_path: Path
+) -> None:
+    code, lines, error = fedmoe("run", "--name", "a")
+    assert (code, error) == (0, "")
+    assert "round 1/6: 8 clients train" in lines
+    assert any("0.1250" in line for line in lines)
+    assert lines[-1] == f"results: {tmp_path / 'results' / 'a'}"
+    assert (tmp_path / "results" / "a" / "flower.log").is_file()
+    assert simulated.simulation == launch.Simulation(8, 1, 0.0)
+
+
+def test_options_reach_the_run_config(
+    fedmoe: Callable[..., Any], simulated: Call, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('scheme = "fedprox"\n[train]\nthreads = 2\n')
+    options = ["-c", str(file), "-c", "data.alpha=0.25", "--clients", "3", "--rounds", "2"]
+    code, _, error = fedmoe("run", ".", *options, "--scheme", "fedmoe", "--output", str(tmp_path))
+    assert (code, error) == (0, "")
+    assert simulated.overrides["scheme"] == "fedmoe"
+    assert simulated.overrides["num-server-rounds"] == 2
+    assert simulated.overrides["data.alpha"] == 0.25
+    assert simulated.overrides["output-dir"] == str(tmp_path)
+    assert simulated.overrides["run-name"].startswith("fedmoe-2")
+    assert simulated.simulation == launch.Simulation(3, 2, 0.0)
+
+
+def test_the_table_of_the_server_app_is_not_printed_twice(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results" / "a"
+
+    def fake(*arguments: Any) -> launch.Outcome:
+        _folder(arguments[1]).append(LINE)
+        for line in (
+            f"12:00:00 results: {folder}",
+            " round  loss  accuracy  bytes up  bytes down  clients  failed  seconds",
+            f"12:00:01 results: {folder}",
+            "last words",
+        ):
+            arguments[-1].show(line)
+        return COMPLETED
+
+    monkeypatch.setattr(launch, "run_simulation", fake)
+    _, lines, _ = fedmoe("run", "--name", "a")
+    assert sum("bytes up" in line for line in lines) == 1
+    assert lines[-2:] == ["last words", f"results: {folder}"]
+
+
+def test_a_failed_run_is_one_paragraph_and_exit_code_one(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = launch.Outcome("42", "finished:failed", "all clients failed")
+    monkeypatch.setattr(launch, "run_simulation", lambda *_: failed)
+    code, lines, error = fedmoe("run")
+    assert code == 1
+    assert error.startswith("error: the run ended as finished:failed: all clients failed (whole")
+    assert error.count("\n") == 1
+    assert not any("results:" in line for line in lines)
+
+
+def test_an_interruption_ends_with_130(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> launch.Outcome:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "run_simulation", interrupt)
+    code, lines, _ = fedmoe("run")
+    assert code == 130
+    assert lines[-1].startswith("interrupted; log: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "num-server-rounds = 0: Input should be greater than or equal to 1"),
+        (["-c", "data.alfa=1"], "data.alfa: unknown key; choose one of source, "),
+        (["-c", 'data.alpha="x"'], 'data.alpha = "x": Input should be a valid number'),
+        (["--clients", "1"], "--clients 1: the run config asks for min-clients = 2"),
+        (["/nowhere"], "no pyproject.toml"),
+        ([".", "lab", "--clients", "2"], "leave out CONNECTION"),
+        (["--name", "a/b"], "plain folder name"),
+    ],
+)
+def test_a_wrong_value_stops_before_anything_starts(
+    fedmoe: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(launch, "run_simulation", lambda *_: pytest.fail("started"))
+    code, _, error = fedmoe("run", *arguments)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_a_used_name_is_refused(fedmoe: Callable[..., Any], simulated: Call) -> None:
+    assert fedmoe("run", "--name", "a")[0] == 0
+    code, _, error = fedmoe("run", "--name", "a")
+    assert code == 2
+    assert "choose another name with --name" in error
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedmoe", "table", str(tmp_path), "--debug"])
+    with pytest.raises(cli.ResultsError):
+        cli.main()
+
+
+def test_an_unknown_connection_names_those_there_are(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    write_connection(tmp_path / "flwr", "lab", "far:1")
+    code, _, error = fedmoe("run", ".", "lap")
+    assert code == 1
+    assert "connection 'lap': not in " in error
+    assert "connections there: lab" in error
+
+
+def test_a_connection_elsewhere_keeps_its_own_result_folder(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    write_connection(tmp_path / "flwr", "lab", "far:1")
+    seen = {}
+
+    def fake(app: Path, overrides: dict[str, Any], *_: Any) -> launch.Outcome:
+        seen.update(overrides)
+        _[-1].show("12:00:00 results: /there/a")
+        return COMPLETED
+
+    monkeypatch.setattr(launch, "run_connected", fake)
+    code, lines, _ = fedmoe("run", ".", "lab", "--name", "a")
+    assert code == 0
+    assert (seen["output-dir"], seen["run-name"]) == ("", "a")
+    assert lines[-1] == "results: /there/a"
+
+
+def test_table_and_plot_of_a_run(fedmoe: Callable[..., Any], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    folder.append(LINE)
+    code, lines, _ = fedmoe("table", str(folder.path))
+    assert code == 0
+    assert any("0.1250" in line for line in lines)
+    code, lines, _ = fedmoe("plot", str(folder.path))
+    assert (code, lines) == (0, [str(folder.path / "accuracy.png")])
+
+
+def test_screen_keeps_the_last_result_line(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = runner.Screen()
+    for line in ("results: /a", "bytes up  bytes down", "results: /a"):
+        screen(line)
+    assert screen.results == "/a"
+    assert capsys.readouterr().out == "results: /a\nbytes up  bytes down\n"

@@ -1,0 +1,64 @@
+"""Every key is checked on entry, and the message names key, value and choices."""
+
+import pytest
+
+from fedmoe_app.config import ConfigError, flatten_run_config, parse_run_config
+from tests.conftest import flat_config, make_config
+
+
+def test_the_defaults_are_valid_and_survive_a_round_trip() -> None:
+    assert flatten_run_config(make_config()) == flat_config()
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        make_config().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.alpha": 0.0}, r"data\.alpha = 0\.0: .*greater than 0"),
+        ({"data.partition": "dirichle"}, r'"dirichle".*\'iid\', \'dirichlet\' or \'natural\''),
+        ({"fraction-train": 1.5}, r"fraction-train = 1\.5: .*less than or equal to 1"),
+        ({"num-server-rounds": 0}, r"num-server-rounds = 0"),
+        ({"num-server-rounds": "five"}, r'num-server-rounds = "five": .*integer'),
+        ({"seed": True}, r"seed = true: .*integer"),
+        ({"sed": 1}, r"sed: unknown key; choose one of scheme,.*seed"),
+        ({"data.alfa": 1.0}, r"data\.alfa: unknown key; choose one of source,.*alpha"),
+        ({"output-dir": "results"}, r'output-dir = "results": must be an absolute path'),
+        ({"run-name": "a/b"}, r'run-name = "a/b": must be a plain folder name'),
+        ({"scheme-args": "{lam"}, r"scheme-args = .*not JSON"),
+        ({"data.task": "causal-lm"}, r"needs partition-by: name a column"),
+        ({"model.dtype": "fp8"}, r'model\.dtype = "fp8": .*\'float32\' or \'bfloat16\''),
+    ],
+)
+def test_a_wrong_value_is_named(overrides: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_run_config(flat_config(**overrides))
+
+
+def test_a_missing_key_is_named() -> None:
+    flat = flat_config()
+    del flat["train.learning-rate"]
+    with pytest.raises(ConfigError, match=r"train\.learning-rate: missing"):
+        parse_run_config(flat)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_run_config(flat_config(**{"seed": -1, "data.alpha": -1.0}))
+    assert "seed = -1" in str(error.value)
+    assert "data.alpha = -1.0" in str(error.value)
+
+
+def test_labels_are_split_at_commas() -> None:
+    assert make_config(**{"data.label-names": "yes, no,,maybe "}).data.labels == (
+        "yes",
+        "no",
+        "maybe",
+    )
+
+
+def test_integers_are_taken_for_numbers() -> None:
+    assert make_config(**{"train.learning-rate": 1}).train.learning_rate == 1.0

@@ -1,0 +1,52 @@
+import pytest
+
+from fedmoe_app.flower_log import LogFilter
+
+
+def readable(*raw: str) -> list[str]:
+    keep = LogFilter()
+    return [line for text in raw if (line := keep(text + "\n")) is not None]
+
+
+def test_noise_of_flower_and_ray_is_dropped() -> None:
+    assert not readable(
+        "Using SuperLink: own (127.0.0.1:28431)",
+        "Successfully started run 8955547841643015746",
+        "\x1b[92mINFO \x1b[0m:      Starting logstream for run_id `8955547841643015746`",
+        "\x1b[93mWARNING \x1b[0m:   Since flwr 1.32, default simulated SuperNodes changed ...",
+        "\x1b[92mINFO \x1b[0m:      \tflwr federation simulation-config @none/default <superlink>",
+        "/x/ray/_private/worker.py:2051: FutureWarning: Tip: In future versions of Ray, Ray ...",
+        "  warnings.warn(",
+        "\x1b[36m(ClientAppActor pid=4988)\x1b[0m \x1b[93mWARNING \x1b[0m:   Manually "
+        "terminating ClientAppActor",
+        "\x1b[92mINFO \x1b[0m:      ",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        ("plain", "plain"),
+        ("  [1/8] client 3: 20 examples", "  [1/8] client 3: 20 examples"),
+        ("\x1b[92mINFO \x1b[0m:      round 1/2", "round 1/2"),
+        ("\x1b[93mWARNING \x1b[0m:   slow", "warning: slow"),
+        ("\x1b[91mERROR \x1b[0m:     broken", "error: broken"),
+        ("\x1b[36m(ClientAppActor pid=7)\x1b[0m trained", "trained"),
+        ("(ClientAppActor pid=7, ip=10.0.0.2) trained", "trained"),
+    ],
+)
+def test_the_rest_is_kept(raw: str, line: str) -> None:
+    assert readable(raw) == [line]
+
+
+def test_a_traceback_shrinks_to_its_last_line() -> None:
+    assert readable(
+        "before",
+        "\x1b[36m(ClientAppActor pid=7)\x1b[0m Traceback (most recent call last):",
+        '\x1b[36m(ClientAppActor pid=7)\x1b[0m   File "a.py", line 1, in f',
+        "    raise ValueError(1)",
+        "",
+        "ValueError: 1",
+        "  after",
+    ) == ["before", "ValueError: 1", "  after"]

@@ -1,0 +1,100 @@
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from fedmoe_app.config import ConfigError
+from fedmoe_app.overrides import (
+    app_defaults,
+    check,
+    read_overrides,
+    with_absolute_paths,
+    with_output_dir,
+    with_run_name,
+)
+from tests.conftest import REPOSITORY, flat_config
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+
+
+def test_pairs_have_the_types_of_toml() -> None:
+    text = 'a=1 data.alpha=0.5 b=true scheme="x y" args=\'{"lam": 0.5}\''
+    expected = {"a": 1, "data.alpha": 0.5, "b": True, "scheme": "x y", "args": '{"lam": 0.5}'}
+    assert read_overrides([text]) == expected
+
+
+def test_later_items_win_over_files_and_pairs(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('seed = 1\nscheme = "fedprox"\n[data]\nalpha = 0.1\n')
+    given = read_overrides(["seed=7 data.alpha=9.0", str(file), "seed=2"])
+    assert given == {"seed": 2, "data.alpha": 0.1, "scheme": "fedprox"}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("scheme=fedavg", r"scheme=fedavg: .* quotes: 'scheme=\"fedavg\"'"),
+        ("seed", r"'seed': cannot read 'seed'"),
+        ("seed=1 , b=2", r"cannot read ','"),
+        ("seed=[1]", r"seed=\[1\]: give a number"),
+        ("nowhere.toml", r"nowhere\.toml: no such file"),
+    ],
+)
+def test_what_cannot_be_read_is_named(item: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_overrides([item])
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        read_overrides([str(tmp_path / "bad.toml")])
+
+
+def test_defaults_are_those_of_the_app() -> None:
+    assert app_defaults(REPOSITORY)["data.source"] == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no pyproject.toml"), ("a = = 1", "not TOML"), ("[project]", "tool.flwr.app.config")],
+)
+def test_a_folder_without_an_app_is_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content:
+        (tmp_path / "pyproject.toml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        app_defaults(tmp_path)
+
+
+def test_paths_that_exist_become_absolute(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("")
+    flat = {"data.source": "train.jsonl", "model.name": "qwen3moe-tiny", "data.test-source": ""}
+    assert with_absolute_paths(flat, tmp_path) == flat | {
+        "data.source": str(tmp_path / "train.jsonl")
+    }
+
+
+def test_run_name_is_scheme_and_time() -> None:
+    assert with_run_name({"scheme": "fedavg", "run-name": ""}, NOW)["run-name"] == (
+        "fedavg-20260102-030405"
+    )
+    assert with_run_name({"scheme": "my.mod:Cls", "run-name": ""}, NOW)["run-name"] == (
+        "my.mod-Cls-20260102-030405"
+    )
+    assert with_run_name({"scheme": "fedavg", "run-name": "x"}, NOW)["run-name"] == "x"
+
+
+def test_output_dir_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
+    assert with_output_dir({"output-dir": ""})["output-dir"] == str(tmp_path / "results")
+    assert with_output_dir({"output-dir": "/a"})["output-dir"] == "/a"
+
+
+def test_fewer_nodes_than_min_clients_are_refused() -> None:
+    flat = flat_config(**{"min-clients": 3})
+    assert check(flat, 3).min_clients == 3
+    assert check(flat, None).min_clients == 3
+    with pytest.raises(ConfigError, match=r"--clients 2: .* min-clients = 3"):
+        check(flat, 2)

@@ -1,0 +1,204 @@
+"""The strategy against real Flower messages: toy clients answer, fail, lie or stay silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Result
+
+from fedmoe_app.exchange import NotEnoughClientsError, short_reason
+from fedmoe_app.inprocess import InProcessGrid, task_identity
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.strategy import Limits, MoEStrategy, RoundReport, RunFailedError
+from fedmoe_app.wire.records import decode_state, decode_task, encode_state, encode_update
+from tests.toy import toy_state, toy_update
+
+ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
+Answer = Callable[[int, int], RecordDict]  # (client, round) -> reply
+
+
+def toy_app(answer: Answer) -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        server_round = decode_task(message.content).server_round
+        return Message(answer(client, server_round), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        metrics = {"client": client, "loss": 2.0 * client, "correct": client, "items": 4}
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    @app.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"client": int(context.node_config["partition-id"])})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+class Run:
+    """A run of toy clients, in the given order of node ids."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        clients: list[int],
+        rounds: int = 1,
+        limits: Limits | None = None,
+    ) -> None:
+        self.reports: list[RoundReport] = []
+        strategy = MoEStrategy(
+            FedAvg(),
+            limits or Limits(min_clients=1, wait_for_clients=0),
+            on_round=self.reports.append,
+        )
+        grid = InProcessGrid(toy_app(answer), {}, [{"partition-id": c} for c in clients])
+        with task_identity():
+            self.result: Result = strategy.start(
+                grid, encode_state(toy_state()), num_rounds=rounds, timeout=5
+            )
+
+    @property
+    def head(self) -> list[float]:
+        return decode_state(self.result.arrays).dense["head.weight"].tolist()
+
+
+def good(client: int, server_round: int) -> RecordDict:
+    return encode_update(toy_update(client, 1 + client, 1.0 + client, ALL))
+
+
+def test_a_round_folds_all_replies() -> None:
+    run = Run(good, [0, 1])
+    # 1 + (1/3)·1 + (2/3)·2
+    assert run.head == pytest.approx([1 + 5 / 3] * 2)
+    assert run.reports[1].folded
+    assert [u.client for u in run.reports[1].updates] == [0, 1]
+    assert run.result.train_metrics_clientapp[1]["num-clients"] == 2
+
+
+def test_the_order_of_nodes_changes_nothing() -> None:
+    assert Run(good, [0, 1, 2, 3]).head == Run(good, [3, 1, 0, 2]).head
+
+
+def test_clients_score_the_global_model_when_the_server_has_no_test_set() -> None:
+    report = Run(good, [1, 3]).reports[1]
+    assert report.evaluation is not None
+    assert report.evaluation["loss"] == pytest.approx((2 + 6) / 8)
+    assert report.evaluation["accuracy"] == pytest.approx((1 + 3) / 8)
+
+
+def test_a_client_that_raises_is_left_out() -> None:
+    def answer(client: int, server_round: int) -> RecordDict:
+        if client == 1:
+            raise ValueError("partition 1 is empty")
+        return good(client, server_round)
+
+    run = Run(answer, [0, 1, 2])
+    assert [u.client for u in run.reports[1].updates] == [0, 2]
+    assert list(run.reports[1].failures.values()) == ["partition 1 is empty"]
+    assert run.head == pytest.approx([1 + 1 / 4 * 1 + 3 / 4 * 3] * 2)
+
+
+def test_an_invalid_reply_is_rejected_with_its_reason_and_counted() -> None:
+    def answer(client: int, server_round: int) -> RecordDict:
+        records = good(client, server_round)
+        if client == 0:
+            records.metric_records["metrics"]["num-examples"] = -5
+        return records
+
+    run = Run(answer, [0, 1])
+    assert [u.client for u in run.reports[1].updates] == [1]
+    (reason,) = run.reports[1].failures.values()
+    assert reason == "reply rejected: num-examples = -5: must be an integer of 1 or more"
+
+
+def test_two_nodes_with_one_partition_count_once() -> None:
+    run = Run(lambda client, r: good(0, r), [0, 1])
+    assert [u.client for u in run.reports[1].updates] == [0]
+    assert "same partition-id" in run.reports[1].failures["client 0"]
+
+
+def fail_in(rounds: set[int]) -> Answer:
+    def answer(client: int, server_round: int) -> RecordDict:
+        if server_round in rounds:
+            raise RuntimeError("out of memory")
+        return good(client, server_round)
+
+    return answer
+
+
+def test_a_round_in_which_all_fail_is_reported_as_failed_and_keeps_the_model() -> None:
+    run = Run(fail_in({2}), [0], rounds=3)
+    assert [report.folded for report in run.reports] == [True, True, False, True]
+    failed = run.reports[2]
+    assert failed.evaluation is None
+    assert failed.updates == []
+    assert "0 usable replies of 1 clients asked" in failed.failures["round"]
+    assert run.head == [3.0, 3.0]  # two good rounds of +1
+    assert sorted(run.result.train_metrics_clientapp) == [1, 3]
+
+
+def test_too_many_failed_rounds_stop_the_run() -> None:
+    with pytest.raises(RunFailedError, match=r"2 round\(s\) in a row failed.*out of memory"):
+        Run(fail_in({2, 3, 4}), [0], rounds=9)
+
+
+def test_a_run_without_one_good_round_fails() -> None:
+    with pytest.raises(RunFailedError, match="out of memory"):
+        Run(fail_in({1}), [0], rounds=1)
+
+
+def test_fewer_replies_than_min_clients_fail_the_round() -> None:
+    def answer(client: int, server_round: int) -> RecordDict:
+        if client == 0 and server_round == 1:
+            raise RuntimeError("lost")
+        return good(client, server_round)
+
+    run = Run(answer, [0, 1], rounds=2, limits=Limits(min_clients=2, wait_for_clients=0))
+    assert [report.folded for report in run.reports] == [True, False, True]
+
+
+@pytest.mark.parametrize("connected", [0, 1])
+def test_too_few_nodes_stop_the_run_with_both_numbers(connected: int) -> None:
+    limits = Limits(min_clients=2, wait_for_clients=0)
+    with pytest.raises(NotEnoughClientsError, match=rf"{connected} of min-clients = 2 nodes"):
+        Run(good, list(range(connected)), limits=limits)
+
+
+def test_one_node_is_enough_if_the_config_says_so() -> None:
+    assert Run(good, [4]).head == [6.0, 6.0]
+
+
+def test_sampling_goes_by_client_number_and_seed() -> None:
+    limits = Limits(min_clients=1, fraction_train=0.5, wait_for_clients=1)
+
+    def drawn(order: list[int]) -> list[list[int]]:
+        reports = Run(good, order, rounds=4, limits=limits).reports[1:]
+        return [[u.client for u in report.updates] for report in reports]
+
+    first = drawn([0, 1, 2, 3, 4, 5])
+    assert first == drawn([5, 3, 1, 0, 2, 4])
+    assert all(len(clients) == 3 for clients in first)
+    assert len({tuple(clients) for clients in first}) > 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "short"),
+    [
+        (
+            "<class 'x'>:<'\nException ClientAppException occurred. Message: bad value'>",
+            "bad value",
+        ),
+        ("Traceback\n  line\nValueError: too few", "ValueError: too few"),
+        ("", "unknown error"),
+    ],
+)
+def test_reasons_are_reduced_to_their_last_words(reason: str, short: str) -> None:
+    assert short_reason(reason) == short
