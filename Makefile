@@ -31,7 +31,7 @@ demo: install ## Fine-tune a small Mixture-of-Experts model on 8 simulated clien
 	$(BIN)/fedmoe run . --clients $(CLIENTS)
 	@echo 'The same by hand: .venv/bin/flwr run . --stream    More: .venv/bin/fedmoe run --help'
 
-test: install ## Run the tests (about two minutes)
+test: install ## Run the tests
 	$(BIN)/python -m pytest
 
 slow: install ## Run the tests that take longer

@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,8 +46,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Hash of everything that decides on the figures."""
-        inputs = [asdict(self), default_run_config(REPOSITORY / "pyproject.toml")]
+        """Hash of everything that decides on the figures but the code: delete the kept ones
+        (``$FEDMOE_HOME/benchmarks``) after a change that matters."""
+        inputs = [self.flat(Path("/")), self.scheme, self.clients]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:20]
 
     def flat(self, output: Path) -> dict[str, Any]:
@@ -61,29 +62,29 @@ class Cell:
         return default | only_once | self.overrides | own
 
 
-def run_cells(cells: Sequence[Cell], workers: int) -> dict[Cell, dict[str, float]]:
-    """Run the cells that have no kept figures yet; return the figures of all, by cell."""
-    figures: dict[str, dict[str, float]] = {}
-    todo = []
-    for cell in cells:
-        kept = _kept(cell)
-        if kept.is_file():
-            figures[cell.key] = json.loads(kept.read_text())
-        else:
-            todo.append(cell)
+Measured = tuple[Cell, dict[str, float]]
+
+
+def run_cells(cells: Sequence[Cell], workers: int) -> list[Measured]:
+    """Run the cells that have no kept figures yet; return the figures of all, in order."""
+    figures = {cell.key: json.loads(_kept(cell).read_text()) for cell in cells if _is_kept(cell)}
+    todo = {cell.key: cell for cell in cells if cell.key not in figures}
     print(f"{len(cells)} runs, {len(todo)} of them to do, {workers} at a time", flush=True)
     context = multiprocessing.get_context("spawn")
     started = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=8) as pool:
-        futures = {pool.submit(run_cell, cell): cell for cell in todo}
+        futures = {pool.submit(run_cell, cell): key for key, cell in todo.items()}
         for done, future in enumerate(as_completed(futures), start=1):
-            cell = futures[future]
-            figures[cell.key] = future.result()
+            key = futures[future]
+            figures[key] = future.result()
             left = (time.monotonic() - started) / done * (len(todo) - done)
-            shown = {name: round(value, 4) for name, value in figures[cell.key].items()}
-            print(f"[{done}/{len(todo)}] {cell.row} seed {cell.seed}: {shown}; "
-                  f"about {duration(left)} left", flush=True)
-    return {cell: figures[cell.key] for cell in cells}
+            shown = {name: round(value, 4) for name, value in figures[key].items()}
+            print(
+                f"[{done}/{len(todo)}] {todo[key].row} seed {todo[key].seed}: {shown}; "
+                f"about {duration(left)} left",
+                flush=True,
+            )
+    return [(cell, figures[cell.key]) for cell in cells]
 
 
 def run_cell(cell: Cell) -> dict[str, float]:
@@ -131,7 +132,7 @@ def _local_only(cell: Cell, output: Path) -> dict[str, float]:
 
     config = parse_run_config(cell.flat(output))
     data = server_data(config)
-    setup = load_setup(config, data.label_names, initial_values=True)
+    setup = load_setup(config, data.label_names)
     initial = read_state(setup.model, setup.layers)
     test = setup.task.encode(data.test)
     accuracies = []
@@ -151,12 +152,14 @@ def _kept(cell: Cell) -> Path:
     return home() / "benchmarks" / f"{cell.key}.json"
 
 
-def by_row(
-    figures: dict[Cell, dict[str, float]], name: str
-) -> dict[tuple[str, ...], list[float]]:
+def _is_kept(cell: Cell) -> bool:
+    return _kept(cell).is_file()
+
+
+def by_row(figures: Sequence[Measured], name: str) -> dict[tuple[str, ...], list[float]]:
     """Collect one figure over the seeds, by row, in the order of the cells."""
     rows: dict[tuple[str, ...], list[float]] = {}
-    for cell, values in figures.items():
+    for cell, values in figures:
         if name in values:
             rows.setdefault(cell.row, []).append(values[name])
     return rows

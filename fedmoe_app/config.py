@@ -92,7 +92,6 @@ class ModelConfig(_Section):
     name: Text
     head: Literal["auto", "sequence", "label-words"]
     dtype: Literal["float32", "bfloat16"]
-    warm_up: bool
 
 
 class TrainConfig(_Section):
@@ -197,20 +196,23 @@ def parse_run_config(flat: FlatConfig) -> RunConfig:
 
 def flatten_run_config(config: RunConfig) -> dict[str, bool | float | int | str]:
     """Return the flat dict that :func:`parse_run_config` takes."""
-    return _flatten(config.model_dump(by_alias=True))
+    return flatten_table(config.model_dump(by_alias=True))
 
 
 def default_run_config(pyproject: Path) -> dict[str, bool | float | int | str]:
     """Read the flat default run config out of the app's ``pyproject.toml``."""
     table = tomllib.loads(pyproject.read_text(encoding="utf-8"))
-    return _flatten(table["tool"]["flwr"]["app"]["config"])
+    return flatten_table(table["tool"]["flwr"]["app"]["config"])
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | int | str]:
+def flatten_table(
+    table: Mapping[str, Any], prefix: str = ""
+) -> dict[str, bool | float | int | str]:
+    """Return nested tables as a flat dict with dotted keys."""
     flat: dict[str, bool | float | int | str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten_table(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -41,7 +41,7 @@ class Reply:
         if self.message is None:
             return f"no reply within {self.seconds:.0f} s"
         if self.message.has_error():
-            return short_reason(self.message.error.reason)
+            return short_reason(self.message.error.reason or "")
         return None
 
 

@@ -38,7 +38,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     _log_to_stdout()
     scheme = make_scheme(config)
     data = server_data(config)
-    setup = load_setup(config, data.label_names, initial_values=True)
+    setup = load_setup(config, data.label_names)
     scheme.check(setup.shape)
     folder = _result_folder(config)
     folder.write_config(flatten_run_config(config))

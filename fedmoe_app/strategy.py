@@ -262,7 +262,7 @@ class MoEStrategy(Strategy):
             if reply.failure is not None:
                 self._fail(self._name(reply), reply.failure)
             elif reply.message is not None:
-                metrics = reply.message.content.metric_records.get("metrics", {})
+                metrics = dict(reply.message.content.metric_records.get("metrics", {}))
                 if isinstance(client := metrics.get("client"), int):
                     self.clients[reply.node_id] = client
                 self.progress.reply(self.clients.get(reply.node_id), metrics, reply)

@@ -25,7 +25,6 @@ SMALL = {
     "data.max-test-examples": 64,
     "data.max-length": 24,
     "data.min-partition-size": 10,
-    "model.warm-up": False,
 }
 
 

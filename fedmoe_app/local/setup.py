@@ -16,7 +16,6 @@ from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification, Task
-from fedmoe_app.local.warmup import warmed_up
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, load_model, resolve_head
 from fedmoe_app.schemes.base import ModelShape
@@ -45,22 +44,16 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_setup(
-    config: RunConfig, label_names: Sequence[str], initial_values: bool = False
-) -> Setup:
-    """Build the tokenizer, the model and the task; the same everywhere for one config.
+def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
+    """Build the tokenizer, the initial model and the task; the same everywhere for one config.
 
     Args:
         config: the run config.
         label_names: class names in index order; empty for causal-lm.
-        initial_values: True where the model's values count, on the server: a preset is then
-            warmed up if the config says so. A client's are overwritten by the server's.
     """
     name = config.model.name
     tokenizer = load_tokenizer(name, PRESETS)
     head = resolve_head(name, config.model.head)
-    if initial_values and name in PRESETS and config.model.warm_up:
-        name = str(warmed_up(name, tokenizer))
     model = load_model(
         name,
         task=config.data.task,
@@ -80,7 +73,8 @@ def load_setup(
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     task = _task(config, tokenizer, model, head, label_names)
-    return Setup(tokenizer, model.to(device()), find_moe_layers(model), task)
+    model.to(device())  # type: ignore[arg-type]
+    return Setup(tokenizer, model, find_moe_layers(model), task)
 
 
 def _task(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmoe_app.config import TrainConfig
+from fedmoe_app.data.encoding import Row
 from fedmoe_app.local.tasks import Task
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.trainable import Trainables
@@ -35,7 +35,7 @@ def client_seed(seed: int, server_round: int, client: int) -> int:
 
 @contextmanager
 def one_client(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch and limit its threads for one client; restore both, since clients share processes."""
+    """Seed torch and limit its threads; restore both, since clients share processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -53,9 +53,7 @@ def num_steps(num_examples: int, config: TrainConfig) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def train_batches(
-    rows: Sequence[dict[str, Any]], config: TrainConfig, seed: int
-) -> Iterator[list[dict[str, Any]]]:
+def train_batches(rows: Sequence[Row], config: TrainConfig, seed: int) -> Iterator[list[Row]]:
     """Yield the round's batches: a new shuffle each epoch, the last batch of one may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     remaining, size = num_steps(len(rows), config), config.per_device_train_batch_size
@@ -78,9 +76,7 @@ class LocalRun:
     broadcast: dict[str, Tensor]
 
 
-def train(
-    run: LocalRun, rows: Sequence[dict[str, Any]], config: TrainConfig, seed: int
-) -> TrainResult:
+def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) -> TrainResult:
     """Train the chosen experts, the gates and the dense tensors on a client's examples.
 
     A fresh AdamW each round: no momentum of an earlier round moves a tensor that this round's
@@ -107,7 +103,7 @@ def train(
     return TrainResult(sum(losses) / len(losses), len(losses))
 
 
-def _task_loss(run: LocalRun, rows: Sequence[dict[str, Any]]) -> Tensor:
+def _task_loss(run: LocalRun, rows: Sequence[Row]) -> Tensor:
     batch = run.task.collate(rows, run.model.device)
     run.recorder.mask(batch.attention_mask, batch.decoder_mask)
     return run.task.loss(run.model, batch)

@@ -124,7 +124,7 @@ def encode_task(
         broadcast: the scheme's tensors.
         config: further settings for the clients, from Flower's ``train_config``.
     """
-    task = {
+    task: dict[str, Any] = {
         "protocol": PROTOCOL,
         "server-round": server_round,
         "label-names": list(label_names),
@@ -213,6 +213,7 @@ def _finite_metrics(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _decode_routing(arrays: ArrayRecord, spec: UpdateSpec) -> RoutingStats:
     shape = (spec.num_layers, spec.num_experts)
+    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]]
     wanted = {name: (shape, torch.int64) for name in _COUNTS}
     wanted |= {name: (shape, torch.float32) for name in _MEANS}
     wanted["tokens"] = ((spec.num_layers,), torch.int64)

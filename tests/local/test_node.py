@@ -1,0 +1,22 @@
+"""A node's identity from its node config."""
+
+import pytest
+
+from fedmoe_app.config import ConfigError
+from fedmoe_app.local.node import Node
+
+
+def test_a_partition() -> None:
+    node = Node.from_config({"partition-id": 2, "num-partitions": 5}, node_id=77)
+    assert (node.client, node.partition_id, node.num_partitions, node.data_path) == (2, 2, 5, None)
+
+
+def test_an_own_file_goes_by_the_node_id_unless_it_has_a_partition_id() -> None:
+    assert Node.from_config({"data-path": "/a.jsonl"}, node_id=77).client == 77
+    assert Node.from_config({"data-path": "/a.jsonl", "partition-id": 3}, node_id=77).client == 3
+
+
+@pytest.mark.parametrize("node_config", [{}, {"partition-id": 0}, {"num-partitions": 2}])
+def test_neither_is_refused_with_both_ways_out(node_config: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"partition-id=0 num-partitions=3.*data-path"):
+        Node.from_config(node_config, node_id=1)
