@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from fedmoe_app import flower_env
 from fedmoe_app.config import ConfigError
-from fedmoe_app.connections import LaunchError
-from fedmoe_app.overrides import read_overrides
-from fedmoe_app.processes import signals_raise
+from fedmoe_app.launching import environment
+from fedmoe_app.launching.connections import LaunchError
+from fedmoe_app.launching.overrides import read_overrides
+from fedmoe_app.launching.processes import signals_raise
+from fedmoe_app.launching.runner import RunFailedError, run_on_connection, run_simulated
 from fedmoe_app.report.log import ResultsError, read_metrics
 from fedmoe_app.report.table import print_table
-from fedmoe_app.runner import RunFailedError, run_on_connection, run_simulated
 
 DEFAULT_CLIENTS = 8
 
@@ -130,7 +130,7 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
 @app.command()
 def stop() -> None:
     """End the SuperLink that `flwr run .` left running in the background."""
-    count = flower_env.stop_local_superlinks(_flwr_home())
+    count = environment.stop_local_superlinks(_flwr_home())
     print(f"{count} SuperLink ended" if count else "no SuperLink of this checkout is running")
 
 
@@ -140,7 +140,7 @@ def hook(
     clients: Annotated[int, typer.Option(min=1)] = DEFAULT_CLIENTS,
 ) -> None:
     """Write the run environment into this virtual environment (`make install` does)."""
-    print(flower_env.install_hook(flwr_home, clients))
+    print(environment.install_hook(flwr_home, clients))
 
 
 def _flwr_home() -> Path:

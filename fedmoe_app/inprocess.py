@@ -19,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe_app import client_app
 from fedmoe_app.config import parse_run_config
+from fedmoe_app.report.progress import log_to_stdout
 from fedmoe_app.server import run_server
 
 _FIRST_NODE_ID = 1000
@@ -118,6 +119,7 @@ def run_in_process(
         {"partition-id": i, "num-partitions": num_clients} for i in range(num_clients)
     )
     config = parse_run_config(run_config)
+    log_to_stdout()
     with task_identity():
         return run_server(InProcessGrid(client_app.app, run_config, configs), config)
 

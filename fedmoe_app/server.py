@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from flwr.serverapp import Grid
 from fedmoe_app.config import RunConfig, flatten_run_config
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
+from fedmoe_app.local.train import one_client
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.lines import metrics_line
@@ -35,7 +35,6 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         ConfigError: if the config does not fit the scheme, the data or the model.
         NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays.
     """
-    _log_to_stdout()
     scheme = make_scheme(config)
     data = server_data(config)
     setup = load_setup(config, data.label_names)
@@ -93,8 +92,10 @@ def _evaluate_fn(config: RunConfig, setup: Setup, test: Dataset | None) -> Evalu
     rows = setup.task.encode(test)
 
     def evaluate_global(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        write_state(setup.model, setup.layers, decode_state(arrays))
-        score = evaluate(setup.model, setup.task, rows, config.train.per_device_eval_batch_size)
+        # The same threads every time: their number changes the last bits of a sum.
+        with one_client(config.seed, config.train.threads):
+            write_state(setup.model, setup.layers, decode_state(arrays))
+            score = evaluate(setup.model, setup.task, rows, config.train.per_device_eval_batch_size)
         return MetricRecord(
             {"loss": score.mean_loss, "accuracy": score.accuracy, "items": score.items}
         )
@@ -120,13 +121,3 @@ def _result_folder(config: RunConfig) -> RunFolder:
         config.run_name or f"{config.scheme.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     )
     return RunFolder(base / name)
-
-
-def _log_to_stdout() -> None:
-    """Show this app's progress lines, once, whatever Flower's own logging does."""
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False

@@ -12,6 +12,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federated fine-tuning; raises, so that Flower reports a failed run, if it failed."""
     from fedmoe_app.config import parse_run_config
+    from fedmoe_app.report.progress import log_to_stdout, logger
+
+    log_to_stdout()
+    logger.info("reading the data and building the model")  # torch alone takes seconds to import
     from fedmoe_app.server import run_server
 
     run_server(grid, parse_run_config(context.run_config))

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app import cli, launch, runner
-from fedmoe_app.connections import write_connection
+from fedmoe_app import cli
+from fedmoe_app.launching import flower, runner
+from fedmoe_app.launching.connections import write_connection
 from fedmoe_app.report.log import RunFolder
 from tests.conftest import REPOSITORY
 
@@ -25,16 +26,16 @@ LINE = {
     "routing": {"count": []},
     "seconds": {"round": 1.0},
 }
-COMPLETED = launch.Outcome("42", "finished:completed", "")
+COMPLETED = flower.Outcome("42", "finished:completed", "")
 
-Fake = Callable[..., launch.Outcome]
+Fake = Callable[..., flower.Outcome]
 
 
 class Call:
     """What the command line asked the launcher for."""
 
     overrides: dict[str, Any]
-    simulation: launch.Simulation | None = None
+    simulation: flower.Simulation | None = None
 
 
 @pytest.fixture
@@ -62,14 +63,14 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Call:
     seen = Call()
 
     def fake(
-        app: Path, overrides: dict[str, Any], simulation: launch.Simulation, output: launch.Output
-    ) -> launch.Outcome:
+        app: Path, overrides: dict[str, Any], simulation: flower.Simulation, output: flower.Output
+    ) -> flower.Outcome:
         seen.overrides, seen.simulation = overrides, simulation
         output.show("round 1/6: 8 clients train")
         _folder(overrides).append(LINE)
         return COMPLETED
 
-    monkeypatch.setattr(launch, "run_simulation", fake)
+    monkeypatch.setattr(flower, "run_simulation", fake)
     return seen
 
 
@@ -86,7 +87,7 @@ def test_a_run_ends_with_the_table_and_the_folder(
     assert any("0.1250" in line for line in lines)
     assert lines[-1] == f"results: {tmp_path / 'results' / 'a'}"
     assert (tmp_path / "results" / "a" / "flower.log").is_file()
-    assert simulated.simulation == launch.Simulation(8, 1, 0.0)
+    assert simulated.simulation == flower.Simulation(8, 1, 0.0)
 
 
 def test_options_reach_the_run_config(
@@ -102,7 +103,7 @@ def test_options_reach_the_run_config(
     assert simulated.overrides["data.alpha"] == 0.25
     assert simulated.overrides["output-dir"] == str(tmp_path)
     assert simulated.overrides["run-name"].startswith("fedmoe-2")
-    assert simulated.simulation == launch.Simulation(3, 2, 0.0)
+    assert simulated.simulation == flower.Simulation(3, 2, 0.0)
 
 
 def test_the_table_of_the_server_app_is_not_printed_twice(
@@ -110,7 +111,7 @@ def test_the_table_of_the_server_app_is_not_printed_twice(
 ) -> None:
     folder = tmp_path / "results" / "a"
 
-    def fake(*arguments: Any) -> launch.Outcome:
+    def fake(*arguments: Any) -> flower.Outcome:
         _folder(arguments[1]).append(LINE)
         for line in (
             f"12:00:00 results: {folder}",
@@ -121,7 +122,7 @@ def test_the_table_of_the_server_app_is_not_printed_twice(
             arguments[-1].show(line)
         return COMPLETED
 
-    monkeypatch.setattr(launch, "run_simulation", fake)
+    monkeypatch.setattr(flower, "run_simulation", fake)
     _, lines, _ = fedmoe("run", "--name", "a")
     assert sum("bytes up" in line for line in lines) == 1
     assert lines[-2:] == ["last words", f"results: {folder}"]
@@ -130,8 +131,8 @@ def test_the_table_of_the_server_app_is_not_printed_twice(
 def test_a_failed_run_is_one_paragraph_and_exit_code_one(
     fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = launch.Outcome("42", "finished:failed", "all clients failed")
-    monkeypatch.setattr(launch, "run_simulation", lambda *_: failed)
+    failed = flower.Outcome("42", "finished:failed", "all clients failed")
+    monkeypatch.setattr(flower, "run_simulation", lambda *_: failed)
     code, lines, error = fedmoe("run")
     assert code == 1
     assert error.startswith("error: the run ended as finished:failed: all clients failed (whole")
@@ -142,10 +143,10 @@ def test_a_failed_run_is_one_paragraph_and_exit_code_one(
 def test_an_interruption_ends_with_130(
     fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: Any) -> launch.Outcome:
+    def interrupt(*_: Any) -> flower.Outcome:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "run_simulation", interrupt)
+    monkeypatch.setattr(flower, "run_simulation", interrupt)
     code, lines, _ = fedmoe("run")
     assert code == 130
     assert lines[-1].startswith("interrupted; log: ")
@@ -169,7 +170,7 @@ def test_a_wrong_value_stops_before_anything_starts(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr(launch, "run_simulation", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(flower, "run_simulation", lambda *_: pytest.fail("started"))
     code, _, error = fedmoe("run", *arguments)
     assert code == 2
     assert error.startswith("error: ")
@@ -208,12 +209,12 @@ def test_a_connection_elsewhere_keeps_its_own_result_folder(
     write_connection(tmp_path / "flwr", "lab", "far:1")
     seen = {}
 
-    def fake(app: Path, overrides: dict[str, Any], *_: Any) -> launch.Outcome:
+    def fake(app: Path, overrides: dict[str, Any], *_: Any) -> flower.Outcome:
         seen.update(overrides)
         _[-1].show("12:00:00 results: /there/a")
         return COMPLETED
 
-    monkeypatch.setattr(launch, "run_connected", fake)
+    monkeypatch.setattr(flower, "run_connected", fake)
     code, lines, _ = fedmoe("run", ".", "lab", "--name", "a")
     assert code == 0
     assert (seen["output-dir"], seen["run-name"]) == ("", "a")

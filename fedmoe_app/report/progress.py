@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from fedmoe_app.strategy import RoundReport
 
 logger = logging.getLogger("fedmoe")
+
+
+def log_to_stdout() -> None:
+    """Show this app's progress lines, once, whatever Flower's own logging does."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 class Progress:
@@ -74,19 +85,23 @@ class Progress:
         self.say(f"{what}: {outcome} ({duration(seconds)}{rest})")
 
     def _mean(self) -> float:
-        return sum(self._round_seconds) / len(self._round_seconds)
+        """Mean seconds of a round; the first counts only while it is the only one."""
+        known = self._round_seconds[1:] or self._round_seconds
+        return sum(known) / len(known)
 
     def _left(self) -> str:
-        """Estimate from the replies so far; clients run side by side, so rate is what counts."""
+        """Estimate from the replies so far; clients run side by side, so the rate is what counts.
+
+        The first round also starts processes: it says nothing of the rounds that follow.
+        """
         waiting = self._asked - self._answered
         if waiting <= 0:
             return ""
         in_round = (time.monotonic() - self._started) / self._answered * waiting
+        if not self._round_seconds:
+            return f" (about {duration(in_round)} left in this round)"
         rounds_left = self._num_rounds - self._round
-        per_round = (
-            self._mean() if self._round_seconds else ((time.monotonic() - self._started) + in_round)
-        )
-        return f" (about {duration(in_round + rounds_left * per_round)} left)"
+        return f" (about {duration(in_round + rounds_left * self._mean())} left)"
 
 
 def _number(value: Any) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from fedmoe_app.connections import Connection, write_connection
-from fedmoe_app.flower_env import LOOPBACK, run_environment
-from fedmoe_app.launch import (
+from fedmoe_app.launching.connections import Connection, write_connection
+from fedmoe_app.launching.environment import LOOPBACK, run_environment
+from fedmoe_app.launching.flower import (
     Flat,
     Outcome,
     Output,
@@ -20,7 +20,7 @@ from fedmoe_app.launch import (
     run_connected,
     wait_for_superlink,
 )
-from fedmoe_app.processes import ProcessGroup, free_port, program
+from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 
 NODE_TIMEOUT = 60.0  # seconds
 CONNECTED = "SuperNode ID:"
@@ -63,7 +63,7 @@ def deployment(
     home = folder / "flower"
     ports = _free_ports(2 + num_nodes)
     connection = write_connection(home, "loopback", f"{LOOPBACK}:{ports[0]}")
-    group = ProcessGroup(run_environment(home) | {"FEDMOE_HOME": str(folder / "fedmoe")})
+    group = ProcessGroup(run_environment(home))
     with ExitStack() as stack:
         stack.enter_context(group)
         log = stack.enter_context((folder / "superlink.log").open("w"))

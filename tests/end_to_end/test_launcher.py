@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.processes import ProcessGroup
+from fedmoe_app.launching.processes import ProcessGroup
 from fedmoe_app.report.log import read_metrics
 from tests.end_to_end.processes import deployment
 

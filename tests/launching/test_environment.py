@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.flower_env import (
+from fedmoe_app.launching.environment import (
     default_environment,
     install_hook,
     local_port,

@@ -1,7 +1,7 @@
 """Start Flower, run the app, learn how the run ended.
 
-What depends on Flower's version stands here and in its neighbours :mod:`fedmoe_app.flower_env`
-(environment variables) and :mod:`fedmoe_app.flower_log` (log lines); the facts hold for 1.39.
+What depends on Flower's version stands here, in ``environment`` (variables) and in ``log_filter``
+(log lines) beside it; the facts hold for 1.39.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import tomli_w
 
-from fedmoe_app.connections import Connection, LaunchError, write_connection
-from fedmoe_app.flower_env import LOOPBACK, run_environment
-from fedmoe_app.flower_log import LogFilter
-from fedmoe_app.processes import ProcessGroup, free_port, program
+from fedmoe_app.launching.connections import Connection, LaunchError, write_connection
+from fedmoe_app.launching.environment import LOOPBACK, run_environment
+from fedmoe_app.launching.log_filter import LogFilter
+from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 from fedmoe_app.report.log import nest
 
 if TYPE_CHECKING:

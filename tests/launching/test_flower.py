@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app import launch
-from fedmoe_app.connections import Connection, LaunchError, find_connection, write_connection
-from fedmoe_app.launch import (
+from fedmoe_app.launching import flower
+from fedmoe_app.launching.connections import (
+    Connection,
+    LaunchError,
+    find_connection,
+    write_connection,
+)
+from fedmoe_app.launching.flower import (
     Outcome,
     Output,
     Simulation,
@@ -19,7 +24,7 @@ from fedmoe_app.launch import (
     own_superlink,
     run_connected,
 )
-from fedmoe_app.processes import ProcessGroup
+from fedmoe_app.launching.processes import ProcessGroup
 
 # `flwr run` prints its arguments and the run config that it was given; `flwr ls` the status.
 FLWR = """
@@ -42,7 +47,7 @@ class Fakes:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        monkeypatch.setattr(launch, "program", lambda name: str(folder / name))
+        monkeypatch.setattr(flower, "program", lambda name: str(folder / name))
 
     def write(self, name: str, code: str) -> None:
         (self.folder / name).write_text(f"#!{sys.executable}\n{code}")
@@ -131,7 +136,7 @@ def test_a_superlink_that_ends_at_once_is_reported(fakes: Fakes, tmp_path: Path)
 def test_a_superlink_that_does_not_answer_is_reported(
     fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "START_TIMEOUT", 0.3)
+    monkeypatch.setattr(flower, "START_TIMEOUT", 0.3)
     fakes.write("flower-superlink", "import time; time.sleep(60)")
     with (
         pytest.raises(LaunchError, match="did not answer on port"),
@@ -188,7 +193,7 @@ def test_last_lines_are_readable(tmp_path: Path) -> None:
 
 def test_the_installed_flower_has_the_options_that_are_used() -> None:
     """A later Flower that drops an option is noticed here."""
-    from fedmoe_app.processes import program
+    from fedmoe_app.launching.processes import program
 
     environment = dict(os.environ) | {"COLUMNS": "200", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 

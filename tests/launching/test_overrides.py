@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fedmoe_app.config import ConfigError
-from fedmoe_app.overrides import (
+from fedmoe_app.launching.overrides import (
     app_defaults,
     check,
     read_overrides,

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from fedmoe_app.flower_env import LOOPBACK
+from fedmoe_app.launching.environment import LOOPBACK
 
 
 class LaunchError(RuntimeError):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import typer
 
-from fedmoe_app import launch
 from fedmoe_app.config import ConfigError, RunConfig, flatten_run_config
-from fedmoe_app.connections import find_connection
-from fedmoe_app.overrides import (
+from fedmoe_app.launching import flower
+from fedmoe_app.launching.connections import find_connection
+from fedmoe_app.launching.overrides import (
     Flat,
     app_defaults,
     check,
@@ -34,7 +34,7 @@ TABLE_MARKS = ("bytes up", "bytes down")
 
 _RESULTS_LINE = re.compile(r"^(?:[\d:]+ )?results: (.+?)\s*$")
 
-Start = Callable[[launch.Output], launch.Outcome]
+Start = Callable[[flower.Output], flower.Outcome]
 
 
 class RunFailedError(RuntimeError):
@@ -73,10 +73,10 @@ def run_simulated(app: Path, given: Flat, num_clients: int, gpus: float, verbose
     """
     flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
-    nodes = launch.Simulation(num_clients, config.train.threads, gpus)
+    nodes = flower.Simulation(num_clients, config.train.threads, gpus)
     print(f"starting {num_clients} simulated nodes ...", flush=True)
     _execute(
-        lambda output: launch.run_simulation(app, flatten_run_config(config), nodes, output),
+        lambda output: flower.run_simulation(app, flatten_run_config(config), nodes, output),
         config,
         verbose,
     )
@@ -90,7 +90,7 @@ def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
     config = check(with_output_dir(flat) if connection.is_local else flat, None)
     print(f"connecting to {name} ({connection.address}) ...", flush=True)
     _execute(
-        lambda output: launch.run_connected(app, flatten_run_config(config), connection, output),
+        lambda output: flower.run_connected(app, flatten_run_config(config), connection, output),
         config,
         verbose,
     )
@@ -104,7 +104,7 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
     screen = Screen()
     try:
         with log_path.open("w", encoding="utf-8") as log:
-            outcome = start(launch.Output(log, screen, verbose))
+            outcome = start(flower.Output(log, screen, verbose))
     except KeyboardInterrupt:
         print(f"interrupted; log: {_keep_log(log_path, folder)}")
         raise typer.Exit(INTERRUPTED) from None
@@ -137,6 +137,6 @@ def _show_table(screen: Screen, folder: Path | None) -> None:
         print_table(read_metrics(folder))
 
 
-def _reason(outcome: launch.Outcome, log_path: Path) -> str:
+def _reason(outcome: flower.Outcome, log_path: Path) -> str:
     details = f": {outcome.details}" if outcome.details else ""
     return f"the run ended as {outcome.status}{details} (whole log: {log_path})"

@@ -1,0 +1,1 @@
+"""The command line's side: start Flower's processes, run the app, end what was started."""
