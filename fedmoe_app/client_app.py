@@ -1,10 +1,16 @@
 """ClientApp: one message in, one reply out.
 
-Whatever goes wrong is raised: Flower turns it into an error reply with the reason, and the server
-goes on with the clients that are left.
+Whatever goes wrong is raised with the client's number: Flower turns it into an error reply with the
+reason, and the server goes on with the clients that are left.
+
+Heavy modules are imported late: a deployment starts a process for each message, and a fault in the
+node's config should not take seconds to be found.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,11 +18,19 @@ from flwr.clientapp import ClientApp
 app = ClientApp()
 
 
+@contextmanager
+def name_errors(client: int) -> Iterator[None]:
+    """Put the client's number before the message of any error; the server may not know it yet."""
+    try:
+        yield
+    except Exception as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise RuntimeError(f"client {client}: {message}") from error
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the received model on this node's data and reply with the sparse update."""
-    # Imported late: a deployment starts a process for each message, and most of its start-up
-    # would otherwise be spent on imports before the message is even read.
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
     from fedmoe_app.local.round import train_client
@@ -24,7 +38,8 @@ def train(message: Message, context: Context) -> Message:
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
-    update = train_client(config, node, decode_task(message.content))
+    with name_errors(node.client):
+        update = train_client(config, node, decode_task(message.content))
     return Message(encode_update(update), reply_to=message)
 
 
@@ -34,20 +49,13 @@ def evaluate(message: Message, context: Context) -> Message:
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
     from fedmoe_app.local.round import evaluate_client
-    from fedmoe_app.wire.records import decode_task
+    from fedmoe_app.wire.records import decode_task, encode_score
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
-    score = evaluate_client(config, node, decode_task(message.content))
-    metrics = MetricRecord(
-        {
-            "client": node.client,
-            "loss": score.loss,
-            "correct": score.correct,
-            "items": score.items,
-        }
-    )
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    with name_errors(node.client):
+        score = evaluate_client(config, node, decode_task(message.content))
+    return Message(encode_score(score), reply_to=message)
 
 
 @app.query("describe")

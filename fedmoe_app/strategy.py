@@ -8,8 +8,10 @@ for ever for missing nodes, polls slowly and lets a round in which all clients f
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,21 +20,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
+from fedmoe_app.exchange import exchange, wait_for_nodes
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.progress import Progress
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fold import fold, round_info
 from fedmoe_app.wire.records import (
     UpdateSpec,
+    decode_client,
+    decode_score,
     decode_state,
     decode_update,
     encode_state,
     encode_task,
     record_bytes,
 )
-from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
+from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
+_CLIENT_ERROR = re.compile(r"(client \d+): (.*)", re.DOTALL)
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -185,7 +190,7 @@ class MoEStrategy(Strategy):
             asked = list(
                 self.configure_evaluate(server_round, result.arrays, config or ConfigRecord(), grid)
             )
-            replies = [r.message for r in exchange(grid, asked, timeout) if r.message is not None]
+            replies = self._collect_scores(grid, asked, timeout)
             self._note_evaluation(result, self.aggregate_evaluate(server_round, replies))
         self.report.seconds["evaluate"] = time.monotonic() - started
 
@@ -250,8 +255,8 @@ class MoEStrategy(Strategy):
         asked = [Message(RecordDict(), node, "query.describe") for node in nodes]
         for reply in exchange(grid, asked, self.limits.wait_for_clients):
             if reply.message is not None and reply.failure is None:
-                metrics = reply.message.content.metric_records["metrics"]
-                self.clients[reply.node_id] = int(metrics["client"])  # type: ignore[arg-type]
+                with suppress(InvalidUpdateError):  # stays unknown, and is drawn last
+                    self.clients[reply.node_id] = decode_client(reply.message.content)
 
     # -- replies in ----------------------------------------------------------------------------
 
@@ -260,18 +265,31 @@ class MoEStrategy(Strategy):
         good: list[Message] = []
         for reply in exchange(grid, messages, timeout):
             if reply.failure is not None:
-                self._fail(self._name(reply), reply.failure)
+                self._fail(*self._who_and_why(reply.node_id, reply.failure))
             elif reply.message is not None:
-                metrics = dict(reply.message.content.metric_records.get("metrics", {}))
-                if isinstance(client := metrics.get("client"), int):
-                    self.clients[reply.node_id] = client
+                with suppress(InvalidUpdateError):  # rejected, with the reason, when it is decoded
+                    self.clients[reply.node_id] = decode_client(reply.message.content)
+                metrics = dict(reply.message.content.metric_records.get("metrics") or {})
                 self.progress.reply(self.clients.get(reply.node_id), metrics, reply)
                 good.append(reply.message)
         return good
 
-    def _name(self, reply: Reply) -> str:
-        client = self.clients.get(reply.node_id)
-        return f"client {client}" if client is not None else f"node {reply.node_id}"
+    def _collect_scores(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:
+        good: list[Message] = []
+        for reply in exchange(grid, messages, timeout):
+            if reply.failure is not None:
+                who, why = self._who_and_why(reply.node_id, reply.failure)
+                self._fail(f"{who} (evaluation)", why)
+            elif reply.message is not None:
+                good.append(reply.message)
+        return good
+
+    def _who_and_why(self, node_id: int, reason: str) -> tuple[str, str]:
+        """Name the client, which a client's own error message begins with, else the node."""
+        if named := _CLIENT_ERROR.fullmatch(reason):
+            return named[1], named[2]
+        client = self.clients.get(node_id)
+        return f"client {client}" if client is not None else f"node {node_id}", reason
 
     def _fail(self, who: str, reason: str) -> None:
         self.report.failures[who] = reason
@@ -319,16 +337,22 @@ class MoEStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Add up the clients' scores; None if nobody has test examples."""
-        loss, correct, items = 0.0, 0, 0
-        scores = [m.content.metric_records["metrics"] for m in replies if not m.has_error()]
+        scores: dict[int, ClientScore] = {}
+        for message in replies:
+            try:
+                score = decode_score(message.content)
+            except InvalidUpdateError as error:
+                self._fail(f"node {message.metadata.src_node_id}", f"score rejected: {error}")
+                continue
+            scores[score.client] = score
         # In client order, so that the float sum does not depend on who answered first.
-        for score in sorted(scores, key=lambda score: int(score["client"])):  # type: ignore[arg-type]
-            loss += float(score["loss"])  # type: ignore[arg-type]
-            correct += int(score["correct"])  # type: ignore[arg-type]
-            items += int(score["items"])  # type: ignore[arg-type]
+        ordered = [scores[client] for client in sorted(scores)]
+        items = sum(score.items for score in ordered)
         if not items:
             return None
-        return MetricRecord({"loss": loss / items, "accuracy": correct / items, "items": items})
+        loss = sum(score.loss for score in ordered) / items
+        correct = sum(score.correct for score in ordered)
+        return MetricRecord({"loss": loss, "accuracy": correct / items, "items": items})
 
 
 def _mean_metrics(updates: Sequence[ClientUpdate]) -> MetricRecord:

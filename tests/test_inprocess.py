@@ -196,6 +196,22 @@ def test_a_client_with_one_example_trains_on_it_and_has_no_accuracy(tmp_path: Pa
     assert line["clients"][1]["accuracy"] is not None
 
 
+def test_an_empty_partition_fails_alone_and_is_named(tmp_path: Path) -> None:
+    """Two classes and Dirichlet 0.01 over six clients leave some with nothing."""
+    file = write_lines(tmp_path / "a.jsonl", TWO)
+    overrides = {"data.source": str(file), "data.alpha": 0.01, "data.min-partition-size": 0}
+    line = read_metrics(run(tmp_path / "out", clients=6, **overrides))[1]
+    empty = {f"client {i}" for i in range(6)} - {f"client {c['client']}" for c in line["clients"]}
+    failed = {f["who"]: f["reason"] for f in line["failures"] if "evaluation" not in f["who"]}
+    assert failed.keys() == empty != set()
+    assert all("is empty" in reason for reason in failed.values())
+
+
+def test_a_partition_size_that_cannot_be_met_fails_the_run_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match=r"min-partition-size = 200"):
+        run(tmp_path, **{"data.min-partition-size": 200, "max-failed-rounds": 1})
+
+
 def test_a_node_with_a_broken_file_fails_alone_and_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "fine", "label": "yes"}\n{"text": "torn\n')

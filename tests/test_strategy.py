@@ -13,10 +13,18 @@ from fedmoe_app.exchange import NotEnoughClientsError, short_reason
 from fedmoe_app.inprocess import InProcessGrid, task_identity
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.strategy import Limits, MoEStrategy, RoundReport, RunFailedError
-from fedmoe_app.wire.records import decode_state, decode_task, encode_state, encode_update
+from fedmoe_app.wire.records import (
+    decode_state,
+    decode_task,
+    encode_score,
+    encode_state,
+    encode_update,
+)
+from fedmoe_app.wire.update import ClientScore
 from tests.toy import toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
+BROKEN_SCORER = 9  # a client that replies to an evaluation with nothing
 Answer = Callable[[int, int], RecordDict]  # (client, round) -> reply
 
 
@@ -32,8 +40,10 @@ def toy_app(answer: Answer) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        metrics = {"client": client, "loss": 2.0 * client, "correct": client, "items": 4}
-        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+        if client == BROKEN_SCORER:
+            return Message(RecordDict(), reply_to=message)
+        score = ClientScore(client, loss=2.0 * client, correct=client, items=4)
+        return Message(encode_score(score), reply_to=message)
 
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
@@ -92,6 +102,13 @@ def test_clients_score_the_global_model_when_the_server_has_no_test_set() -> Non
     assert report.evaluation is not None
     assert report.evaluation["loss"] == pytest.approx((2 + 6) / 8)
     assert report.evaluation["accuracy"] == pytest.approx((1 + 3) / 8)
+
+
+def test_a_score_that_makes_no_sense_is_rejected() -> None:
+    report = Run(good, [1, BROKEN_SCORER]).reports[1]
+    assert report.evaluation is not None
+    assert report.evaluation["accuracy"] == pytest.approx(1 / 4)
+    assert any("score rejected: items = None" in why for why in report.failures.values())
 
 
 def test_a_client_that_raises_is_left_out() -> None:

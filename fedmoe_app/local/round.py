@@ -16,7 +16,7 @@ from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.wire.records import TrainTask
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.wire.update import ClientScore, ClientUpdate
 
 
 def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate:
@@ -68,13 +68,14 @@ def _train(
     )
 
 
-def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> Score:
+def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientScore:
     """Score the received model on this node's own test examples; zero items if it has none."""
     with one_client(config.seed, config.train.threads):
         setup = load_setup(config, task.label_names)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)
-        return _score(config, setup, rows.test)
+        score = _score(config, setup, rows.test)
+        return ClientScore(node.client, score.loss, score.correct, score.items)
 
 
 def _score(config: RunConfig, setup: Setup, rows: Sequence[Row]) -> Score:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ExpertKey, ModelState, expert_name, gate_name
 from fedmoe_app.wire.arrays import finite, from_array, to_array
-from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
+from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
 PROTOCOL = 1  # raised when a server and a client of different versions no longer understand
 
@@ -193,9 +193,41 @@ def decode_update(content: RecordDict, spec: UpdateSpec) -> ClientUpdate:
         raise InvalidUpdateError(f"another protocol version; this server speaks {PROTOCOL}")
     client = _positive(metrics.pop("client", None), "client", minimum=0)
     num_examples = _positive(metrics.pop("num-examples", None), "num-examples", minimum=1)
+    if "train-loss" not in metrics:
+        raise InvalidUpdateError("metric train-loss is missing")
     routing = _decode_routing(content.array_records["routing"], spec)
     changes = _decode_changes(content.array_records["arrays"], spec, routing)
     return ClientUpdate(client, num_examples, changes, routing, _finite_metrics(metrics))
+
+
+def encode_score(score: ClientScore) -> RecordDict:
+    """Encode a client's score of the global model."""
+    return RecordDict({"metrics": MetricRecord(vars(score).copy())})
+
+
+def decode_score(content: RecordDict) -> ClientScore:
+    """Decode and validate what :func:`encode_score` has encoded.
+
+    Raises:
+        InvalidUpdateError: if a number is missing, negative or not finite.
+    """
+    metrics = dict(content.metric_records.get("metrics", {}))
+    items = _positive(metrics.get("items"), "items", minimum=0)
+    correct = _positive(metrics.get("correct"), "correct", minimum=0)
+    loss: Any = metrics.get("loss")
+    if not isinstance(loss, float) or not math.isfinite(loss) or correct > items:
+        raise InvalidUpdateError(f"loss = {loss!r}, correct = {correct}, items = {items}")
+    return ClientScore(decode_client(content), loss, correct, items)
+
+
+def decode_client(content: RecordDict) -> int:
+    """Return the client's number that every reply carries.
+
+    Raises:
+        InvalidUpdateError: if there is none.
+    """
+    metrics = dict(content.metric_records.get("metrics", {}))
+    return _positive(metrics.get("client"), "client", minimum=0)
 
 
 def _positive(value: Any, key: str, minimum: int) -> int:

@@ -27,5 +27,22 @@ class ClientUpdate:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ClientScore:
+    """A client's score of the global model on its own test examples, as sums over its items.
+
+    Attributes:
+        client: stable number of the client.
+        loss: summed cross-entropy in nats.
+        correct: items that were right.
+        items: examples, or response tokens; 0 if the client has no test examples.
+    """
+
+    client: int
+    loss: float
+    correct: int
+    items: int
+
+
 class InvalidUpdateError(ValueError):
     """A client reply that the server must not use; the message is the reason."""

@@ -12,14 +12,16 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.records import (
     ProtocolError,
     UpdateSpec,
+    decode_score,
     decode_task,
     decode_update,
+    encode_score,
     encode_state,
     encode_task,
     encode_update,
     record_bytes,
 )
-from fedmoe_app.wire.update import InvalidUpdateError
+from fedmoe_app.wire.update import ClientScore, InvalidUpdateError
 from tests.toy import toy_state, toy_update
 
 SPEC = UpdateSpec.of(toy_state())
@@ -124,6 +126,7 @@ def corrupt(name: str) -> Callable[[RecordDict], None]:
         "examples": lambda r: r.metric_records["metrics"].update({"num-examples": 0}),
         "client": lambda r: r.metric_records["metrics"].update({"client": -1}),
         "metric": lambda r: r.metric_records["metrics"].update({"train-loss": float("nan")}),
+        "loss": lambda r: r.metric_records["metrics"].pop("train-loss"),
         "protocol": lambda r: r.metric_records["metrics"].update({"protocol": 2}),
         "lie": lie_about_shape,
         "truncated": truncate,
@@ -149,6 +152,7 @@ def corrupt(name: str) -> Callable[[RecordDict], None]:
         ("examples", r"num-examples = 0: must be an integer of 1 or more"),
         ("client", r"client = -1"),
         ("metric", r"metric train-loss = nan"),
+        ("loss", r"metric train-loss is missing"),
         ("protocol", r"another protocol version"),
         ("lie", r"head\.weight: shape \[2000000000000\], expected \[2\]"),
         ("truncated", r"head\.weight: 4 bytes of data, expected 8"),
@@ -159,6 +163,21 @@ def test_a_wrong_reply_is_rejected_with_the_reason(fault: str, reason: str) -> N
     corrupt(fault)(records)
     with pytest.raises(InvalidUpdateError, match=reason):
         decode_update(records, SPEC)
+
+
+def test_a_score_survives_the_round_trip() -> None:
+    score = ClientScore(client=4, loss=2.5, correct=3, items=7)
+    assert decode_score(encode_score(score)) == score
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("items", -1), ("correct", 8), ("loss", float("inf")), ("client", 1.5)]
+)
+def test_a_score_with_a_wrong_number_is_rejected(name: str, value: float) -> None:
+    records = encode_score(ClientScore(client=4, loss=2.5, correct=3, items=7))
+    records.metric_records["metrics"][name] = value
+    with pytest.raises(InvalidUpdateError, match=name):
+        decode_score(records)
 
 
 def test_an_empty_reply_is_rejected() -> None:
