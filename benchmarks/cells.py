@@ -72,7 +72,7 @@ def run_cells(cells: Sequence[Cell], workers: int) -> list[Measured]:
     print(f"{len(cells)} runs, {len(todo)} of them to do, {workers} at a time", flush=True)
     context = multiprocessing.get_context("spawn")
     started = time.monotonic()
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = {pool.submit(run_cell, cell): key for key, cell in todo.items()}
         for done, future in enumerate(as_completed(futures), start=1):
             key = futures[future]

@@ -205,7 +205,10 @@ class MoEStrategy(Strategy):
         self.on_round(self.report)
 
     def _why_failed(self, rounds: int) -> str:
-        reasons = "; ".join(f"{who}: {why}" for who, why in self.report.failures.items())
+        by_reason: dict[str, list[str]] = {}
+        for who, why in self.report.failures.items():
+            by_reason.setdefault(why, []).append(who)
+        reasons = "; ".join(f"{', '.join(who)}: {why}" for why, who in by_reason.items())
         return (
             f"{rounds} round(s) in a row failed (max-failed-rounds = "
             f"{self.limits.max_failed_rounds}, min-clients = {self.limits.min_clients}); "

@@ -7,6 +7,11 @@ import re
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACTOR = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
 _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*: {0,8}")
+# Our own lines begin with the time (report/progress.py).
+_OWN = re.compile(r"^\d\d:\d\d:\d\d ")
+# Beginnings of what Flower and Ray dump when a client raises: pages, several times over. The app's
+# own line "client 3 failed: ..." says the same.
+_CLIENT_DUMP = ("An exception was raised when processing a message", "ray::", "Traceback (most")
 _TRACEBACK = "Traceback (most recent call last):"
 _LABELS = {"WARNING": "warning: ", "ERROR": "error: ", "CRITICAL": "error: "}
 
@@ -45,16 +50,20 @@ class LogFilter:
     """Turn raw lines into readable ones, one by one.
 
     Levels become ``warning:`` and ``error:``, a traceback shrinks to its last line, the name of
-    the process that printed a line goes, and so do empty lines.
+    the process that printed a line goes, and so do empty lines and what is dumped when a client
+    raises.
     """
 
     def __init__(self) -> None:
         """Start outside a traceback."""
         self._in_traceback = False
+        self._in_dump = False
 
     def __call__(self, raw: str) -> str | None:
         """Return the readable line, or None when it says nothing about the run."""
         line = _ACTOR.sub("", _COLOUR.sub("", raw)).rstrip()
+        if self._is_dump(line):
+            return None
         if line.lstrip().startswith(_TRACEBACK):
             self._in_traceback = True
             return None
@@ -62,6 +71,15 @@ class LogFilter:
             return None
         self._in_traceback = False
         return _readable(line)
+
+    def _is_dump(self, line: str) -> bool:
+        """Tell whether a line belongs to what is dumped for a client's exception."""
+        level = _LEVEL.match(line)
+        if level and line[level.end() :].startswith(_CLIENT_DUMP):
+            self._in_dump = True
+        elif _OWN.match(line):
+            self._in_dump = False
+        return self._in_dump
 
 
 def _readable(line: str) -> str | None:

@@ -34,7 +34,7 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
         "bytes_up": sum(report.bytes_up.values()),
         "bytes_down": report.bytes_down * report.num_asked,
         "clients": [_client(update, report) for update in updates],
-        "failures": [{"who": who, "reason": why} for who, why in report.failures.items()],
+        "failures": [{"who": who, "reason": why} for who, why in sorted(report.failures.items())],
         "routing": {"count": [update.routing.count.tolist() for update in updates]},  # [N, L, E]
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
     }

@@ -68,9 +68,14 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         human_bytes(line.get("bytes_up") if trained else None),
         human_bytes(line.get("bytes_down") if trained else None),
         str(line.get("num_clients", MISSING)) if trained else MISSING,
-        str(len(line.get("failures") or ())) if trained else MISSING,
+        str(_num_failed(line)) if trained else MISSING,
         _number((line.get("seconds") or {}).get("round"), digits=1),
     )
+
+
+def _num_failed(line: dict[str, Any]) -> int:
+    """Count the clients that failed; a failed round notes itself among its failures."""
+    return sum(failure.get("who") != "round" for failure in line.get("failures") or ())
 
 
 def _failed(line: dict[str, Any]) -> bool:

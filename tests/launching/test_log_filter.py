@@ -50,3 +50,17 @@ def test_a_traceback_shrinks_to_its_last_line() -> None:
         "ValueError: 1",
         "  after",
     ) == ["before", "ValueError: 1", "  after"]
+
+
+def test_the_dump_of_a_clients_exception_is_dropped_up_to_our_next_line() -> None:
+    assert readable(
+        "21:00:00 round 1/2: 3 clients train",
+        "\x1b[91mERROR \x1b[0m:     An exception was raised when processing a message by Ray",
+        "\x1b[91mERROR \x1b[0m:     ray::ClientAppActor.run() (pid=7)",
+        '  File "a.py", line 1, in f',
+        "ValueError: too few",
+        "The above exception was the direct cause of the following exception:",
+        "\x1b[91mERROR \x1b[0m:     Traceback (most recent call last):",
+        "Exception ClientAppException occurred. Message: client 1: too few",
+        "21:00:01   client 1 failed: too few",
+    ) == ["21:00:00 round 1/2: 3 clients train", "21:00:01   client 1 failed: too few"]
