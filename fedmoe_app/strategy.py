@@ -107,7 +107,9 @@ class MoEStrategy(Strategy):
     def summary(self) -> None:
         """Log the scheme and the limits."""
         self.progress.say(f"scheme: {self.scheme}")
-        self.progress.say(f"limits: {self.limits}")
+        share = self.limits.fraction_train
+        asked = "all connected clients" if share == 1 else f"{share:.0%} of the connected clients"
+        self.progress.say(f"each round: {asked}, at least {self.limits.min_clients}")
 
     # -- the run -------------------------------------------------------------------------------
 
