@@ -16,11 +16,11 @@ from fedmoe_app.local.tasks import evaluate
 from fedmoe_app.local.train import one_client
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.paths import results_dir
-from fedmoe_app.report.lines import metrics_line
+from fedmoe_app.report.lines import RoundReport, metrics_line
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
 from fedmoe_app.schemes import make_scheme
-from fedmoe_app.strategy import EvaluateFn, Limits, MoEStrategy, RoundReport
+from fedmoe_app.strategy import EvaluateFn, Limits, MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 
 logger = logging.getLogger("fedmoe")

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fedmoe_app.exchange import exchange, wait_for_nodes
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fold import fold, round_info
@@ -54,21 +55,6 @@ class Limits:
     wait_for_clients: float = 120.0
     max_failed_rounds: int = 2
     evaluate_every: int = 1
-
-
-@dataclass
-class RoundReport:
-    """What happened in a round; :mod:`fedmoe_app.report.lines` writes it down."""
-
-    server_round: int
-    updates: list[ClientUpdate] = field(default_factory=list)  # in client order
-    failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
-    bytes_up: dict[int, int] = field(default_factory=dict)  # by client
-    bytes_down: int = 0  # a client
-    num_asked: int = 0
-    folded: bool = False
-    evaluation: MetricRecord | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class MoEStrategy(Strategy):

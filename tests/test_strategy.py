@@ -11,8 +11,9 @@ from flwr.serverapp.strategy import Result
 
 from fedmoe_app.exchange import NotEnoughClientsError, short_reason
 from fedmoe_app.inprocess import InProcessGrid, task_identity
+from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import Limits, MoEStrategy, RoundReport, RunFailedError
+from fedmoe_app.strategy import Limits, MoEStrategy, RunFailedError
 from fedmoe_app.wire.records import (
     decode_state,
     decode_task,

@@ -9,7 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.config import ConfigError, RunConfig, default_run_config, parse_run_config
+from fedmoe_app.config import (
+    ConfigError,
+    RunConfig,
+    default_run_config,
+    flatten_table,
+    parse_run_config,
+)
 from fedmoe_app.paths import results_dir
 
 Flat = dict[str, bool | float | int | str]
@@ -84,7 +90,7 @@ def check(flat: Mapping[str, Any], num_clients: int | None) -> RunConfig:
 
 def _read_file(path: Path) -> Flat:
     try:
-        return _flatten(tomllib.loads(path.expanduser().read_text(encoding="utf-8")))
+        return flatten_table(tomllib.loads(path.expanduser().read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"--run-config {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -112,13 +118,3 @@ def _read_value(key: str, text: str) -> bool | float | int | str:
     if not isinstance(value, bool | int | float | str):
         raise ConfigError(f"--run-config {key}={text}: give a number, a boolean or a string")
     return value
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Flat:
-    flat: Flat = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -1,4 +1,4 @@
-"""From a round's report to its line in ``metrics.jsonl``.
+"""What happened in a round, and its line in ``metrics.jsonl``.
 
 Nothing in a line but ``seconds`` depends on time, on Flower's random node ids or on the order in
 which replies arrived, so that two runs with one seed write the same lines.
@@ -6,12 +6,26 @@ which replies arrived, so that two runs with one seed write the same lines.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from fedmoe_app.wire.update import ClientUpdate
 
-if TYPE_CHECKING:
-    from fedmoe_app.strategy import RoundReport
+
+@dataclass
+class RoundReport:
+    """What happened in a round."""
+
+    server_round: int
+    updates: list[ClientUpdate] = field(default_factory=list)  # in client order
+    failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
+    bytes_up: dict[int, int] = field(default_factory=dict)  # by client
+    bytes_down: int = 0  # a client
+    num_asked: int = 0
+    folded: bool = False
+    evaluation: Mapping[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:

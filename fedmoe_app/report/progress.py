@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedmoe_app.exchange import Reply
-    from fedmoe_app.strategy import RoundReport
+    from fedmoe_app.report.lines import RoundReport
 
 logger = logging.getLogger("fedmoe")
 
