@@ -26,6 +26,7 @@ from fedmoe_app.paths import cache_dir
 from fedmoe_app.wire.records import TrainTask
 
 _FILE = "rows.json"
+_RECIPE_VERSION = 1  # raise it whenever the same config would be encoded or split differently
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) ->
     if node.data_path is not None or source is None or config.model.name not in PRESETS:
         return _encode(config, node, task, setup)
     inputs = [
+        [_RECIPE_VERSION, config.model.name],  # an encoder-decoder model's rows are others
         config.data.model_dump(),
         [config.seed, node.partition_id, node.num_partitions],
         [task.label_names, task.data_fingerprint, source],

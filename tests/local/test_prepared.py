@@ -1,0 +1,91 @@
+"""The cache of encoded rows: the same rows, never stale, never a node's own file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmoe_app.config import ConfigError
+from fedmoe_app.local.node import Node
+from fedmoe_app.local.prepared import ClientRows, client_rows
+from fedmoe_app.local.setup import load_setup, server_data
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.wire.records import TrainTask
+from tests.conftest import make_config
+
+ROWS = [{"instruction": f"Say {i}.", "response": f"It is {i}."} for i in range(12)]
+LM = {"data.task": "causal-lm", "data.partition": "iid"}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def cached(home: Path) -> int:
+    folder = home / "cache" / "rows"
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with the session's corpus and tokenizer, but without rows."""
+    from fedmoe_app.paths import cache_dir
+
+    (tmp_path / "home" / "cache").mkdir(parents=True)
+    for folder in cache_dir().iterdir():
+        if folder.name.startswith(("corpus-", "tokenizer-")):
+            (tmp_path / "home" / "cache" / folder.name).symlink_to(folder)
+    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def rows_of(node: Node, fingerprint: str | None = None, **overrides: Any) -> ClientRows:
+    config = make_config(**LM | overrides)
+    data = server_data(config)
+    task = TrainTask(1, ModelState(), data.label_names, fingerprint or data.fingerprint)
+    return client_rows(config, node, task, load_setup(config, data.label_names))
+
+
+def test_the_second_time_gives_the_same_rows_from_the_disk(tmp_path: Path, home: Path) -> None:
+    source = {"data.source": write(tmp_path / "a.jsonl", ROWS)}
+    node = Node(0, 0, 2, None)
+    first, second = rows_of(node, **source), rows_of(node, **source)
+    assert (first.train, first.test) == (second.train, second.test)
+    assert first.train.num_cut == second.train.num_cut
+    assert cached(home) == 1
+
+
+def test_partitions_models_lengths_and_changed_files_are_kept_apart(
+    tmp_path: Path, home: Path
+) -> None:
+    source = {"data.source": write(tmp_path / "a.jsonl", ROWS)}
+    node = Node(0, 0, 2, None)
+    base = rows_of(node, **source)
+    others = [
+        rows_of(Node(1, 1, 2, None), **source),
+        rows_of(node, **source, **{"data.max-length": 8}),
+        rows_of(node, **source, **{"model.name": "switch-tiny"}),
+    ]
+    write(tmp_path / "a.jsonl", [{**row, "response": "No."} for row in ROWS])
+    others.append(rows_of(node, **source))
+    assert all(other.train != base.train for other in others)
+    assert cached(home) == 5
+
+
+def test_a_nodes_own_file_is_never_copied(tmp_path: Path, home: Path) -> None:
+    own = write(tmp_path / "own.jsonl", ROWS)
+    node = Node(0, None, None, own)
+    rows = rows_of(node, **{"data.source": "nodes"})
+    assert len(rows.train) + len(rows.test) == len(ROWS)
+    assert cached(home) == 0
+
+
+def test_another_copy_than_the_servers_is_refused_and_not_kept(tmp_path: Path, home: Path) -> None:
+    source = {"data.source": write(tmp_path / "a.jsonl", ROWS)}
+    with pytest.raises(ConfigError, match=r"fingerprint \w+, the server's other"):
+        rows_of(Node(0, 0, 2, None), fingerprint="other", **source)
+    assert cached(home) == 0
