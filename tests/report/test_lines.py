@@ -1,0 +1,47 @@
+"""A round's line in metrics.jsonl: what stands in it, and that order of arrival does not."""
+
+import json
+
+from fedmoe_app.report.lines import RoundReport, metrics_line
+from tests.toy import toy_update
+
+
+def report() -> RoundReport:
+    return RoundReport(
+        server_round=3,
+        updates=[toy_update(0, 10, 0.0, [(0, 1)]), toy_update(2, 30, 2.0, [(0, 1), (1, 2)])],
+        failures={"client 4": "out of memory", "client 1": "partition is empty"},
+        bytes_up={0: 100, 2: 150},
+        bytes_down=200,
+        num_asked=4,
+        folded=True,
+        evaluation={"loss": 1.5, "accuracy": 0.25, "items": 40},
+        seconds={"round": 1.23456},
+    )
+
+
+def test_a_line_sums_up_the_round() -> None:
+    line = metrics_line(report(), "accuracy")
+    assert (line["round"], line["status"], line["loss"], line["accuracy"]) == (3, "ok", 1.5, 0.25)
+    assert line["train_loss"] == (10 * 1.0 + 30 * 3.0) / 40
+    assert (line["bytes_up"], line["bytes_down"]) == (250, 800)
+    assert [c["experts_sent"] for c in line["clients"]] == [1, 2]
+    assert [c["local_accuracy"] for c in line["clients"]] == [None, None]
+    assert line["routing"]["count"] == [[[1, 1, 1], [1, 1, 1]]] * 2
+    assert line["seconds"] == {"round": 1.235}
+    json.dumps(line)
+
+
+def test_failures_stand_in_a_fixed_order() -> None:
+    failures = metrics_line(report(), "accuracy")["failures"]
+    assert [failure["who"] for failure in failures] == ["client 1", "client 4"]
+
+
+def test_a_failed_round_has_no_scores() -> None:
+    line = metrics_line(RoundReport(1, num_asked=2, bytes_down=7), "accuracy")
+    assert (line["status"], line["loss"], line["train_loss"], line["num_clients"]) == (
+        "failed",
+        None,
+        None,
+        0,
+    )

@@ -1,0 +1,46 @@
+"""Progress lines: readable times, and estimates only where there is something to go by."""
+
+import logging
+
+import pytest
+
+from fedmoe_app.exchange import Reply
+from fedmoe_app.report.lines import RoundReport
+from fedmoe_app.report.progress import Progress, duration, logger
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.6, "1 min 0 s"), (80, "1 min 20 s"), (7500, "2 h 5 min"), (-3, "0 s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def finished(number: int, seconds: float) -> RoundReport:
+    evaluation = {"loss": 1.5, "accuracy": 0.5}
+    return RoundReport(number, folded=True, evaluation=evaluation, seconds={"round": seconds})
+
+
+def test_lines_of_a_run(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logger, "propagate", True)
+    progress = Progress()
+    with caplog.at_level(logging.INFO, logger="fedmoe"):
+        progress.start(3)
+        progress.round_done(finished(0, 1.0))
+        progress.round_started(1, asked=2)
+        progress.reply(7, {"num-examples": 5, "train-loss": 1.25}, Reply(1, None, 2.0))
+        progress.failure("client 3", "out of memory")
+        progress.round_done(finished(1, 60.0))
+        progress.round_started(2, asked=2)
+        progress.round_done(finished(2, 10.0))
+        progress.round_done(RoundReport(3, seconds={"round": 2.0}))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "initial model: loss 1.500, accuracy 0.500 (1 s)"
+    assert lines[2].startswith("  [1/2] client 7: 5 examples, loss 1.250, own accuracy - -> -")
+    assert lines[2].endswith("left in this round)")
+    assert lines[3] == "  client 3 failed: out of memory"
+    # The first round starts processes: it counts only until there is another.
+    assert lines[4] == "round 1/3: loss 1.500, accuracy 0.500 (1 min 0 s; about 2 min 0 s left)"
+    assert lines[6] == "round 2/3: loss 1.500, accuracy 0.500 (10 s; about 10 s left)"
+    assert lines[7] == "round 3/3: FAILED (2 s)"

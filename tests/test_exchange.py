@@ -1,0 +1,62 @@
+"""Sending and pulling: silent nodes, late replies, waiting with a limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedmoe_app.exchange import NotEnoughClientsError, exchange, wait_for_nodes
+from fedmoe_app.inprocess import InProcessGrid, task_identity
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    return Message(RecordDict(), reply_to=message)
+
+
+class SomeSilent(InProcessGrid):
+    """A grid in which some nodes never answer, as when their machine is gone."""
+
+    silent: frozenset[int] = frozenset()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        loud = [i for i in message_ids if self._waiting[i].metadata.dst_node_id not in self.silent]
+        return super().pull_messages(loud)
+
+
+def grid(num_nodes: int) -> SomeSilent:
+    return SomeSilent(app, {}, [{"partition-id": i} for i in range(num_nodes)])
+
+
+def test_every_message_gets_a_reply_the_missing_ones_last() -> None:
+    nodes = grid(3)
+    first, second, third = nodes.get_node_ids()
+    nodes.silent = frozenset([second])
+    with task_identity():
+        messages = [Message(RecordDict(), node, "query.hello") for node in nodes.get_node_ids()]
+        replies = list(exchange(nodes, messages, timeout=0.3))
+    assert [reply.node_id for reply in replies] == [first, third, second]
+    assert [reply.failure is None for reply in replies] == [True, True, False]
+    assert replies[2].message is None
+    assert "no reply within" in (replies[2].failure or "")
+
+
+def test_an_exception_of_a_client_is_a_failure_with_its_words() -> None:
+    with task_identity():
+        message = Message(RecordDict(), next(iter(grid(1).get_node_ids())), "query.unknown")
+        (reply,) = exchange(grid(1), [message], timeout=5)
+    assert "No query function registered" in (reply.failure or "")
+
+
+def test_waiting_for_nodes_ends_at_the_limit_and_names_both_numbers() -> None:
+    started = time.monotonic()
+    with pytest.raises(NotEnoughClientsError, match=r"2 of min-clients = 3 nodes .* = 0.3 s"):
+        wait_for_nodes(grid(2), min_clients=3, seconds=0.3)
+    assert time.monotonic() - started >= 0.3
+    assert len(wait_for_nodes(grid(3), min_clients=3, seconds=0)) == 3
