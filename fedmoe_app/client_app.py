@@ -24,7 +24,9 @@ def name_errors(client: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = " ".join(str(error).split())
+        if not isinstance(error, ValueError):  # this app's own errors are, and explain themselves
+            message = f"{type(error).__name__}: {message}"
         raise RuntimeError(f"client {client}: {message}") from error
 
 

@@ -28,18 +28,23 @@ FlatConfig = Mapping[str, bool | float | int | str]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
+# The words among the values of data.source; all others name files or hub data sets.
+EMBEDDED = "embedded"
+NODES = "nodes"  # every node brings its own file
+
 
 class ConfigError(ValueError):
     """A run config that cannot be used; the message names key, value and choices."""
 
 
 class _Section(BaseModel):
-    """A table of the run config: frozen, kebab-case keys, no unknown keys, no type coercion."""
+    """A table of the run config: frozen, kebab-case keys, finite numbers of the right type."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         strict=True,
+        allow_inf_nan=False,
         alias_generator=lambda name: name.replace("_", "-"),
         protected_namespaces=(),
     )
@@ -157,6 +162,8 @@ class RunConfig(_Section):
                 raise ValueError(f"not JSON ({error})") from None
             if not isinstance(parsed, dict):
                 raise ValueError('must be a JSON object such as {"lam": 0.5}')
+            if not _is_finite(parsed):
+                raise ValueError("numbers must be finite")
         return value
 
     @field_validator("output_dir")
@@ -181,17 +188,34 @@ def parse_run_config(flat: FlatConfig) -> RunConfig:
     Raises:
         ConfigError: naming every wrong, missing or unknown key with its value and the choices.
     """
+    try:
+        return RunConfig.model_validate(_nest(flat))
+    except ValidationError as error:
+        raise ConfigError(_readable(error)) from None
+
+
+def _nest(flat: FlatConfig) -> dict[str, Any]:
+    """Turn dotted keys into tables; a name that is used as value and as table is refused."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, leaf = key.split(".")
+        for end in range(1, len(sections) + 1):
+            _check_is_table(".".join(sections[:end]), key, flat)
         table = nested
         for section in sections:
             table = table.setdefault(section, {})
         table[leaf] = value
-    try:
-        return RunConfig.model_validate(nested)
-    except ValidationError as error:
-        raise ConfigError(_readable(error)) from None
+    return nested
+
+
+def _check_is_table(name: str, key: str, flat: FlatConfig) -> None:
+    if name not in flat:
+        return
+    field = RunConfig.model_fields.get(name.replace("-", "_"))
+    if field is not None and field.annotation in _Section.__subclasses__():
+        shown = _shown(flat[name])
+        raise ConfigError(f"run config: {name} = {shown}: a table, not a value; set {key} instead")
+    raise ConfigError(f"run config: {key}: unknown key; {name} is a value, not a table")
 
 
 def flatten_run_config(config: RunConfig) -> dict[str, bool | float | int | str]:
@@ -231,8 +255,21 @@ def _readable(error: ValidationError) -> str:
         elif isinstance(fault["input"], Mapping):
             lines.append(f"{key}: {message}")
         else:
-            lines.append(f"{key} = {json.dumps(fault['input'], default=str)}: {message}")
+            lines.append(f"{key} = {_shown(fault['input'])}: {message}")
     return "run config: " + "; ".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as TOML writes it; JSON would call infinity ``Infinity``."""
+    return str(value) if isinstance(value, float) else json.dumps(value, default=str)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _choices(loc: tuple[int | str, ...]) -> str:

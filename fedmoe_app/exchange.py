@@ -29,17 +29,19 @@ class Reply:
             its source, so the source in the message cannot be used.)
         message: the answer, or None if there was none in time.
         seconds: from sending to receiving.
+        reason: why there is no message.
     """
 
     node_id: int
     message: Message | None
     seconds: float
+    reason: str = "no reply in time"
 
     @property
     def failure(self) -> str | None:
         """Why this reply cannot be used, or None if it has content."""
         if self.message is None:
-            return f"no reply within {self.seconds:.0f} s"
+            return self.reason
         if self.message.has_error():
             return short_reason(self.message.error.reason or "")
         return None
@@ -68,9 +70,10 @@ def wait_for_nodes(grid: Grid, min_clients: int, seconds: float) -> list[int]:
 def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
     """Send messages and yield a reply for each, in order of arrival, the missing ones last."""
     started = time.monotonic()
-    grid.push_messages(messages)
-    # Pushing sets the ids; a message that could not be pushed never gets an answer.
+    pushed = set(grid.push_messages(messages))  # sets the messages' ids
     waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+    for message_id in [i for i in waiting if i not in pushed]:
+        yield Reply(waiting.pop(message_id), None, 0.0, "the message could not be sent")
     while waiting and time.monotonic() - started < timeout:
         replies = list(grid.pull_messages(list(waiting)))
         for message in replies:
@@ -80,7 +83,7 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
         if waiting and not replies:
             time.sleep(POLL_SECONDS)
     for node_id in waiting.values():
-        yield Reply(node_id, None, time.monotonic() - started)
+        yield Reply(node_id, None, timeout, f"no reply within {timeout:g} s")
 
 
 def short_reason(reason: str, limit: int = 400) -> str:

@@ -74,14 +74,18 @@ def _run(
     folder: RunFolder,
 ) -> None:
     strategy.summary()
-    result = strategy.start(
-        grid,
-        encode_state(read_state(setup.model, setup.layers)),
-        config.num_server_rounds,
-        config.round_timeout,
-        evaluate_fn=_evaluate_fn(config, setup, test),
-    )
-    _save(setup, result.arrays, folder, config)
+    try:
+        strategy.start(
+            grid,
+            encode_state(read_state(setup.model, setup.layers)),
+            config.num_server_rounds,
+            config.round_timeout,
+            evaluate_fn=_evaluate_fn(config, setup, test),
+        )
+    finally:
+        # A run that fails late keeps the model of its last good round.
+        if strategy.result.train_metrics_clientapp:
+            _save(setup, strategy.result.arrays, folder)
     logger.info("results: %s", folder.path)
 
 
@@ -103,7 +107,7 @@ def _evaluate_fn(config: RunConfig, setup: Setup, test: Dataset | None) -> Evalu
     return evaluate_global
 
 
-def _save(setup: Setup, arrays: ArrayRecord, folder: RunFolder, config: RunConfig) -> None:
+def _save(setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
     """Save the final model as a Hugging Face folder, the plots, and print the table."""
     write_state(setup.model, setup.layers, decode_state(arrays))
     setup.model.save_pretrained(folder.path / "model")

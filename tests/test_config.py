@@ -5,6 +5,8 @@ import pytest
 from fedmoe_app.config import ConfigError, flatten_run_config, parse_run_config
 from tests.conftest import flat_config, make_config
 
+INF, NAN = float("inf"), float("nan")
+
 
 def test_the_defaults_are_valid_and_survive_a_round_trip() -> None:
     assert flatten_run_config(make_config()) == flat_config()
@@ -30,12 +32,25 @@ def test_a_config_is_frozen() -> None:
         ({"run-name": "a/b"}, r'run-name = "a/b": must be a plain folder name'),
         ({"scheme-args": "{lam"}, r"scheme-args = .*not JSON"),
         ({"data.task": "causal-lm"}, r"needs partition-by: name a column"),
+        ({"scheme.foo": 1}, r"scheme\.foo: unknown key; scheme is a value, not a table"),
+        ({"data.alpha.x": 3}, r"data\.alpha\.x: unknown key; data\.alpha is a value, not a table"),
+        ({"data.x.y": 3}, r"data\.x: unknown key; choose one of source"),
+        ({"data": 3}, r"data = 3: a table, not a value; set data\.source instead"),
+        ({"train.learning-rate": INF}, r"train\.learning-rate = inf: .*finite number"),
+        ({"data.alpha": INF}, r"data\.alpha = inf: .*finite number"),
+        ({"wait-for-clients": NAN}, r"wait-for-clients = nan: .*finite number"),
+        ({"scheme-args": '{"lam": [NaN]}'}, r"scheme-args = .*numbers must be finite"),
         ({"model.dtype": "fp8"}, r'model\.dtype = "fp8": .*\'float32\' or \'bfloat16\''),
     ],
 )
 def test_a_wrong_value_is_named(overrides: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_run_config(flat_config(**overrides))
+
+
+def test_a_table_in_the_place_of_a_value_is_refused_in_any_order() -> None:
+    with pytest.raises(ConfigError, match=r"scheme is a value, not a table"):
+        parse_run_config({"scheme.foo": 1} | flat_config())
 
 
 def test_a_missing_key_is_named() -> None:

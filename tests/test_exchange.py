@@ -47,6 +47,21 @@ def test_every_message_gets_a_reply_the_missing_ones_last() -> None:
     assert "no reply within" in (replies[2].failure or "")
 
 
+class CannotPush(InProcessGrid):
+    """A grid that takes no message, as Flower's does when one is too large."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        super().push_messages(messages)
+        return []
+
+
+def test_a_message_that_cannot_be_sent_fails_at_once() -> None:
+    with task_identity():
+        message = Message(RecordDict(), 1000, "query.hello")
+        (reply,) = exchange(CannotPush(app, {}, [{}]), [message], timeout=3600)
+    assert reply.failure == "the message could not be sent"
+
+
 def test_an_exception_of_a_client_is_a_failure_with_its_words() -> None:
     with task_identity():
         message = Message(RecordDict(), next(iter(grid(1).get_node_ids())), "query.unknown")

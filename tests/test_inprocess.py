@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from fedmoe_app.config import ConfigError
 from fedmoe_app.exchange import NotEnoughClientsError
 from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.report.log import ResultsError, read_metrics
+from fedmoe_app.report.log import ResultsError, RunFolder, read_metrics
 from fedmoe_app.strategy import RunFailedError
 from tests.conftest import flat_config
 
@@ -230,6 +232,20 @@ def test_text_longer_than_the_context_is_cut_and_counted(tmp_path: Path) -> None
     assert all(c["num_truncated"] > 0 for c in line["clients"])
 
 
+@contextmanager
+def after_round(action: Callable[[int], None]) -> Iterator[None]:
+    """Call the action whenever a round has been written down."""
+    append = RunFolder.append
+
+    def append_and_act(self: RunFolder, line: dict[str, Any]) -> None:
+        append(self, line)
+        action(line["round"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append", append_and_act)
+        yield
+
+
 # -- what stops a run --------------------------------------------------------------------------
 
 
@@ -240,6 +256,24 @@ def test_a_failed_run_raises_and_keeps_the_folder(tmp_path: Path) -> None:
     (folder,) = tmp_path.iterdir()
     assert [line["status"] for line in read_metrics(folder)] == ["ok", "failed"]
     assert not (folder / "model").exists()
+
+
+def test_a_run_that_fails_late_keeps_the_model_of_its_last_good_round(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "a.jsonl", TWO)
+
+    def vanish(number: int) -> None:
+        """Take the clients' data away after their first round."""
+        if number == 1:
+            file.unlink()
+
+    nodes = [{"partition-id": i, "data-path": str(file)} for i in (0, 1)]
+    with pytest.raises(RunFailedError, match=r"a\.jsonl"), after_round(vanish):
+        run(tmp_path / "out", node_configs=nodes, **OWN, **{"max-failed-rounds": 1})
+    (folder,) = (tmp_path / "out").iterdir()
+    assert [line["status"] for line in read_metrics(folder)] == ["ok", "ok", "failed"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model")
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert (folder / "accuracy.png").is_file()
 
 
 def test_too_few_nodes_stop_before_training(tmp_path: Path) -> None:

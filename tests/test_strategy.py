@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -12,6 +13,7 @@ from flwr.serverapp.strategy import Result
 from fedmoe_app.exchange import NotEnoughClientsError, short_reason
 from fedmoe_app.inprocess import InProcessGrid, task_identity
 from fedmoe_app.report.lines import RoundReport
+from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.strategy import Limits, MoEStrategy, RunFailedError
 from fedmoe_app.wire.records import (
@@ -19,7 +21,9 @@ from fedmoe_app.wire.records import (
     decode_task,
     encode_score,
     encode_state,
+    encode_task,
     encode_update,
+    record_bytes,
 )
 from fedmoe_app.wire.update import ClientScore
 from tests.toy import toy_state, toy_update
@@ -63,18 +67,19 @@ class Run:
         clients: list[int],
         rounds: int = 1,
         limits: Limits | None = None,
+        scheme: Scheme | None = None,
+        fails: bool = False,
     ) -> None:
         self.reports: list[RoundReport] = []
         strategy = MoEStrategy(
-            FedAvg(),
+            scheme or FedAvg(),
             limits or Limits(min_clients=1, wait_for_clients=0),
             on_round=self.reports.append,
         )
         grid = InProcessGrid(toy_app(answer), {}, [{"partition-id": c} for c in clients])
-        with task_identity():
-            self.result: Result = strategy.start(
-                grid, encode_state(toy_state()), num_rounds=rounds, timeout=5
-            )
+        with task_identity(), pytest.raises(RunFailedError) if fails else nullcontext():
+            strategy.start(grid, encode_state(toy_state()), num_rounds=rounds, timeout=5)
+        self.result: Result = strategy.result
 
     @property
     def head(self) -> list[float]:
@@ -137,10 +142,53 @@ def test_an_invalid_reply_is_rejected_with_its_reason_and_counted() -> None:
     assert reason == "reply rejected: num-examples = -5: must be an integer of 1 or more"
 
 
-def test_two_nodes_with_one_partition_count_once() -> None:
-    run = Run(lambda client, r: good(0, r), [0, 1])
-    assert [u.client for u in run.reports[1].updates] == [0]
-    assert "same partition-id" in run.reports[1].failures["client 0"]
+def test_nodes_with_the_same_partition_are_all_rejected_in_any_order() -> None:
+    """Which of them is right cannot be told; the first to arrive must not decide."""
+
+    def answer(client: int, server_round: int) -> RecordDict:
+        return good(0 if client == 1 else client, server_round)
+
+    for order in ([0, 1, 2], [2, 1, 0]):
+        run = Run(answer, order)
+        assert [u.client for u in run.reports[1].updates] == [2]
+        assert "2 nodes have partition-id = 0" in run.reports[1].failures["client 0"]
+
+
+def test_a_node_that_splits_the_data_otherwise_is_rejected() -> None:
+    def answer(client: int, server_round: int) -> RecordDict:
+        records = good(client, server_round)
+        records.metric_records["metrics"]["num-partitions"] = 4 if client == 1 else 3
+        return records
+
+    report = Run(answer, [0, 1, 2]).reports[1]
+    assert [u.client for u in report.updates] == [0, 2]
+    assert "num-partitions = 4, but most nodes have 3" in report.failures["client 1"]
+
+
+def test_bytes_are_those_of_all_messages_evaluation_included() -> None:
+    run = Run(good, [0, 1])
+    report = run.reports[1]
+    down = record_bytes(encode_task(encode_state(toy_state()), 1))
+    assert report.bytes_down_each == down
+    # Two messages to train, two to evaluate the folded state, which is as large.
+    assert report.bytes_down == 4 * down
+    scores = sum(record_bytes(encode_score(ClientScore(c, 2.0 * c, c, 4))) for c in (0, 1))
+    assert report.bytes_up == {c: record_bytes(good(c, 1)) for c in (0, 1)}
+    assert report.bytes_up_total == sum(report.bytes_up.values()) + scores
+
+
+class Divides(FedAvg):
+    """A user's scheme with 0/0 in its weights."""
+
+    def dense_weights(self, info):  # noqa: ANN001, ANN201
+        return info.num_examples * 0 / 0
+
+
+def test_a_fold_with_nan_fails_the_round_and_keeps_the_model() -> None:
+    run = Run(good, [0, 1], scheme=Divides(), fails=True)
+    reason = run.reports[1].failures["round"]
+    assert "folding gave 2 NaN or infinite values of 2 in head.weight" in reason
+    assert run.head == [1.0, 1.0]
 
 
 def fail_in(rounds: set[int]) -> Answer:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,16 @@ def looks_like_file(source: str) -> bool:
     return path.is_file() or _ending(path) in FORMATS or source.startswith(("/", "./", "../", "~"))
 
 
-def read_file(source: str) -> Dataset:
+def read_file(source: str, keep_copy: bool = True) -> Dataset:
     """Return the rows of a file, as they stand there.
 
-    ``datasets`` keeps its copy under ``cache_dir()/datasets``, in a folder named by the file's
-    contents, so that a changed file is never taken from the cache.
+    Args:
+        source: the file's path.
+        keep_copy: whether ``datasets`` may keep its copy, under ``cache_dir()/datasets`` in a
+            folder named by the file's contents, so that a changed file is never taken from the
+            cache. With False the rows are in memory only: the copy goes through a temporary
+            folder that only this user can read and that is gone, after an error too, when this
+            returns.
 
     Raises:
         DataError: a missing, unreadable, empty or broken file, or an unknown ending.
@@ -51,7 +57,7 @@ def read_file(source: str) -> Dataset:
         raise DataError(f"{source}: unknown ending; a data file ends in one of {_ENDINGS}")
     if _is_empty(path):
         raise DataError(f"{source}: the file is empty")
-    dataset = _load(path)
+    dataset = _load(path, keep_copy)
     if len(dataset) == 0:
         raise DataError(f"{source}: the file holds no rows")
     return dataset
@@ -76,26 +82,42 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _load(path: Path) -> Dataset:
-    with path.open("rb") as file:
-        contents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def _load(path: Path, keep_copy: bool) -> Dataset:
     loader = FORMATS[_ending(path)]
-    # pandas would read a class called "None" or "NA" as a missing value.
-    options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}
     try:
         if loader == "parquet" and path.suffix.lower() == ".gz":  # not unpacked by datasets
             with _open(path) as unpacked:
                 return Dataset(InMemoryTable(parquet.read_table(unpacked)))
-        with quiet_datasets():
-            return datasets.load_dataset(
-                loader,
-                data_files={"train": str(path.absolute())},
-                split="train",
-                cache_dir=str(cache_dir() / "datasets" / contents),
-                **options,
-            )
+        with _copies_of(path, keep_copy) as folder:
+            return _load_through(folder, path, loader, in_memory=not keep_copy)
     except Exception as error:  # many types, of pyarrow, pandas and datasets
         raise DataError(f"{path}: {_explain(path, loader, error)}") from error
+
+
+@contextmanager
+def _copies_of(path: Path, keep: bool) -> Iterator[Path]:
+    """Give the folder for the copies that ``datasets`` makes: in the cache, or one that goes."""
+    if keep:
+        with path.open("rb") as file:
+            contents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        yield cache_dir() / "datasets" / contents
+    else:
+        with tempfile.TemporaryDirectory(prefix="fedmoe-") as folder:  # mode 0700
+            yield Path(folder)
+
+
+def _load_through(folder: Path, path: Path, loader: str, in_memory: bool) -> Dataset:
+    # pandas would read a class called "None" or "NA" as a missing value.
+    options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}
+    with quiet_datasets():
+        return datasets.load_dataset(
+            loader,
+            data_files={"train": str(path.absolute())},
+            split="train",
+            cache_dir=str(folder),
+            keep_in_memory=in_memory,
+            **options,
+        )
 
 
 def _explain(path: Path, loader: str, error: Exception) -> str:

@@ -22,13 +22,12 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
-from fedmoe_app.config import DataConfig
+from fedmoe_app.config import EMBEDDED, DataConfig
 from fedmoe_app.data.columns import Table, find_label_names, unify
 from fedmoe_app.data.corpus import load_corpus
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.files import FORMATS, looks_like_file, quiet_datasets, read_file
 
-EMBEDDED = "embedded"
 # The caps draw the same examples in every run; the run seed only changes the partition.
 _CAP_SEED = 0
 
@@ -91,6 +90,8 @@ def _test_set(raw: RawData, config: DataConfig, label_names: Sequence[str]) -> D
 def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[str]) -> Dataset:
     """Load the file of a node that brings its own data (``data-path`` in its node config).
 
+    The text is in memory only: no copy of a node's file is left on the disk.
+
     Args:
         path: the file; ``data.source`` is not looked at.
         config: the run's data section: task and field names.
@@ -99,7 +100,7 @@ def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[s
     Raises:
         DataError: also when a label is not one of ``label_names``, with the row number.
     """
-    tables = _read_files(str(path)).train
+    tables = _read_files(str(path), keep_copies=False).train
     return _unify_all(tables, config, label_names, keep_partition_column=False)
 
 
@@ -137,9 +138,9 @@ def _read_embedded(source: str) -> RawData:
     return RawData([Table(train, source)], [Table(test, f"{source} (test)")])
 
 
-def _read_files(sources: str) -> RawData:
+def _read_files(sources: str, keep_copies: bool = True) -> RawData:
     paths = [path.strip() for path in sources.split(",") if path.strip()]
-    return RawData([Table(read_file(path), path) for path in paths], [])
+    return RawData([Table(read_file(path, keep_copies), path) for path in paths], [])
 
 
 def _read_hub(source: str) -> RawData:

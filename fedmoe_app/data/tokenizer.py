@@ -71,16 +71,20 @@ def load_tokenizer(model_name: str, presets: Collection[str]) -> PreTrainedToken
     return _with_padding(tokenizer, model_name)
 
 
+def tokenizer_key(vocab_size: int = VOCAB_SIZE) -> str:
+    """Return what changes whenever the embedded tokenizer would be another one."""
+    return f"{recipe_key()}-{vocab_size}-{tokenizers.__version__}-{_RECIPE_VERSION}"
+
+
 def embedded_tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerBase:
     """Return the embedded tokenizer, training it at the first call (about a second)."""
-    key = f"{recipe_key()}-{vocab_size}-{tokenizers.__version__}-{_RECIPE_VERSION}"
 
     def build(folder: Path) -> None:
         corpus = load_corpus()
         texts = [*corpus.train["text"], *corpus.warmup["text"]]
         train_tokenizer(texts, vocab_size).save_pretrained(folder)
 
-    folder = build_once(cache_dir() / f"tokenizer-{key}", build)
+    folder = build_once(cache_dir() / f"tokenizer-{tokenizer_key(vocab_size)}", build)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 

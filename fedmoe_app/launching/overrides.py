@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.config import (
+    EMBEDDED,
+    NODES,
     ConfigError,
     RunConfig,
     default_run_config,
@@ -22,7 +25,7 @@ Flat = dict[str, bool | float | int | str]
 
 # The form that `flwr run --run-config` takes: key=value, strings in single or double quotes.
 _PAIR = re.compile(r"""([^\s=]+)=('[^']*'|"[^"]*"|\S+)""")
-# Keys that may name a file or folder.
+# Keys that may name a folder or file, those of data also several files, separated by commas.
 _PATHS = ("data.source", "data.test-source", "model.name")
 
 
@@ -46,7 +49,7 @@ def app_defaults(app: Path) -> Flat:
 
 
 def read_overrides(items: Sequence[str]) -> Flat:
-    """Merge the values of ``--run-config`` in the order given, later ones first served.
+    """Merge the values of ``--run-config`` in the order given: a later value wins.
 
     Each item is a TOML file's name or one or more pairs: ``'data.alpha=0.1 scheme="fedmoe"'``.
 
@@ -60,9 +63,32 @@ def read_overrides(items: Sequence[str]) -> Flat:
 
 
 def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:
-    """Make the paths that exist relative to ``folder`` absolute: the server runs elsewhere."""
-    found = {key: folder / str(flat[key]) for key in _PATHS if flat.get(key)}
-    return dict(flat) | {key: str(path.absolute()) for key, path in found.items() if path.exists()}
+    """Make the paths that exist relative to ``folder`` absolute: the server runs elsewhere.
+
+    ``~`` is the home folder of whoever types. The words of ``data.source`` and the names of presets
+    are no paths, even where a file is called the same.
+    """
+    absolute = {key: _absolute(key, str(flat[key]), folder) for key in _PATHS if flat.get(key)}
+    return dict(flat) | absolute
+
+
+def _absolute(key: str, value: str, folder: Path) -> str:
+    parts = [value] if key == "model.name" else [part.strip() for part in value.split(",")]
+    # Path.expanduser would fail for a user that there is not.
+    paths = [(part, folder / os.path.expanduser(part)) for part in parts]
+    return ",".join(
+        str(path.absolute()) if part and path.exists() and not _is_word(key, part) else part
+        for part, path in paths
+    )
+
+
+def _is_word(key: str, value: str) -> bool:
+    if key != "model.name":
+        return value in (EMBEDDED, NODES)
+    # Imported late: it takes seconds, and only a name that is also a path here gets this far.
+    from fedmoe_app.moe.loading import PRESETS
+
+    return value in PRESETS
 
 
 def with_run_name(flat: Mapping[str, Any], now: datetime) -> Flat:

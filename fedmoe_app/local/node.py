@@ -31,19 +31,36 @@ class Node:
         """Read ``partition-id``, ``num-partitions`` and ``data-path``.
 
         Raises:
-            ConfigError: if the node has neither a data path nor a whole partition.
+            ConfigError: if the node has neither a data path nor a whole partition, or a number
+                that is not an integer in its range.
         """
-        partition_id = node_config.get("partition-id")
-        num_partitions = node_config.get("num-partitions")
+        num_partitions = _integer(node_config, "num-partitions", 1, None)
+        partition_id = _integer(node_config, "partition-id", 0, num_partitions)
         data_path = node_config.get("data-path")
         if data_path is None and (partition_id is None or num_partitions is None):
             raise ConfigError(
                 f"node config {dict(node_config)}: give the SuperNode --node-config "
-                "'partition-id=0 num-partitions=3' or --node-config 'data-path=\"/abs/file\"'"
+                "'partition-id=0 num-partitions=3' or, for a file of its own, --node-config "
+                "'partition-id=0 data-path=\"/abs/file\"', each node another partition-id"
             )
         return cls(
-            client=int(node_id if partition_id is None else partition_id),
-            partition_id=None if partition_id is None else int(partition_id),
-            num_partitions=None if num_partitions is None else int(num_partitions),
+            client=node_id if partition_id is None else partition_id,
+            partition_id=partition_id,
+            num_partitions=num_partitions,
             data_path=None if data_path is None else str(data_path),
         )
+
+
+def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | None) -> int | None:
+    """Return an integer of the node config, at least ``lowest`` and below ``end``."""
+    value = node_config.get(key)
+    if value is None:
+        return None
+    # bool is a kind of int; strings and floats would be rounded or read by int() without a word.
+    fits = type(value) is int and value >= lowest and (end is None or value < end)
+    if not fits:
+        upper = "" if end is None else f" and below num-partitions = {end}"
+        raise ConfigError(
+            f"node config {key} = {value!r}: must be an integer, at least {lowest}{upper}"
+        )
+    return int(value)

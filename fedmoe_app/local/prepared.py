@@ -13,12 +13,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmoe_app.config import RunConfig
+from fedmoe_app.config import EMBEDDED, RunConfig
 from fedmoe_app.data.cache import build_once
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
-from fedmoe_app.data.sources import EMBEDDED
+from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.setup import Setup, client_data
 from fedmoe_app.moe.loading import PRESETS
@@ -43,7 +43,8 @@ def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) ->
     if node.data_path is not None or source is None or config.model.name not in PRESETS:
         return _encode(config, node, task, setup)
     inputs = [
-        [_RECIPE_VERSION, config.model.name],  # an encoder-decoder model's rows are others
+        [_RECIPE_VERSION, tokenizer_key()],
+        config.model.name,  # an encoder-decoder model's rows are others
         config.data.model_dump(),
         [config.seed, node.partition_id, node.num_partitions],
         [task.label_names, task.data_fingerprint, source],
@@ -65,7 +66,7 @@ def _source_key(config: RunConfig) -> str | None:
     if not all(looks_like_file(str(path)) and path.is_file() for path in paths):
         return None
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return f"{stats} {recipe_key()}"  # the presets' tokenizer comes from the embedded corpus
+    return str(stats)
 
 
 def _encode(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> ClientRows:

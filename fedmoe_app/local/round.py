@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from fedmoe_app.config import RunConfig
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.prepared import ClientRows, client_rows
@@ -45,10 +47,11 @@ def _train(
 ) -> ClientUpdate:
     seed = client_seed(config.seed, task.server_round, node.client)
     before = _score(config, setup, rows.test)
-    experts = scheme.choose_experts(_usage(config, setup, rows.train))
+    experts = scheme.choose_experts(_usage(config, setup, rows.train, seed))
     trainables = Trainables(setup.model, setup.layers, experts)
     with RoutingRecorder(setup.layers, keep_probs=scheme.needs_router_probs) as recorder:
-        run = LocalRun(setup.model, trainables, recorder, setup.task, scheme, task.broadcast)
+        broadcast = {name: t.to(setup.model.device) for name, t in task.broadcast.items()}
+        run = LocalRun(setup.model, trainables, recorder, setup.task, scheme, broadcast)
         result = train(run, rows.train, config.train, seed)
         routing = recorder.stats(trainables.trained)
     changes = trainables.changes()
@@ -56,6 +59,7 @@ def _train(
     return ClientUpdate(
         client=node.client,
         num_examples=len(rows.train),
+        num_partitions=0 if node.data_path is not None else node.num_partitions or 0,
         changes=changes,
         routing=routing,
         metrics={
@@ -93,16 +97,22 @@ def _score_metrics(prefix: str, score: Score) -> dict[str, float]:
     }
 
 
-def _usage(config: RunConfig, setup: Setup, rows: Sequence[Row]) -> Callable[[int], RoutingStats]:
-    """Return the function by which a scheme measures the received model's routing."""
+def _usage(
+    config: RunConfig, setup: Setup, rows: Sequence[Row], seed: int
+) -> Callable[[int], RoutingStats]:
+    """Return the function by which a scheme measures the received model's routing.
+
+    It draws the examples: a file may be sorted by label, and its head one class only.
+    """
 
     def usage(max_examples: int) -> RoutingStats:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        drawn = [rows[i] for i in sorted(order[:max_examples].tolist())]
         with RoutingRecorder(setup.layers) as recorder:
             setup.model.eval()
             size = config.train.per_device_eval_batch_size
-            for start in range(0, min(max_examples, len(rows)), size):
-                chosen = rows[start : min(start + size, max_examples)]
-                batch = setup.task.collate(chosen, setup.model.device)
+            for start in range(0, len(drawn), size):
+                batch = setup.task.collate(drawn[start : start + size], setup.model.device)
                 recorder.mask(batch.attention_mask, batch.decoder_mask)
                 setup.task.score(setup.model, batch)
             return recorder.stats(None)

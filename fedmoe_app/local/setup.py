@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.config import NODES, ConfigError, RunConfig
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.tokenizer import load_tokenizer
@@ -19,8 +19,6 @@ from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification,
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, load_model, resolve_head
 from fedmoe_app.schemes.base import ModelShape
-
-NODES = "nodes"  # data.source: every node brings its own file
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
         name,
         task=config.data.task,
         head=head,
-        num_labels=len(label_names),
+        label_names=label_names,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -67,14 +65,17 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
         dtype=config.model.dtype,
         max_length=config.data.max_length,
     )
-    if label_names:
-        model.config.id2label = dict(enumerate(label_names))
-        model.config.label2id = {name: index for index, name in enumerate(label_names)}
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        _checkpoint_activations(model)
     task = _task(config, tokenizer, model, head, label_names)
     model.to(device())  # type: ignore[arg-type]
     return Setup(tokenizer, model, find_moe_layers(model), task)
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # transformers 5.23 renamed it and warns at the old name, which is all that 5.20 to 5.22 have.
+    new_name = getattr(model, "activation_checkpointing_enable", None)
+    (new_name or model.gradient_checkpointing_enable)()
 
 
 def _task(

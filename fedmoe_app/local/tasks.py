@@ -148,8 +148,9 @@ class LabelWords(SequenceClassification):
         out = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         last = batch.attention_mask.sum(1) - 1  # [B]
         hidden = out.last_hidden_state[torch.arange(len(last), device=last.device), last]  # [B, H]
-        words = model.get_output_embeddings().weight[label_ids]  # [C, H]
-        return F.linear(hidden, words), batch.labels
+        logits = model.get_output_embeddings()(hidden)[:, label_ids]  # [B, C]
+        # GraniteMoe divides its logits by a constant after the output embeddings.
+        return logits / getattr(model.config, "logits_scaling", 1.0), batch.labels
 
     def collate(self, rows: Sequence[Row], device: torch.device) -> Batch:
         """Pad on the right; an encoder-decoder model's decoder sees one token an example."""

@@ -7,7 +7,7 @@ weights, whatever the global random state is. Everything works without a network
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -98,6 +98,7 @@ def load_model(
     task: str,
     head: str = "auto",
     num_labels: int = 0,
+    label_names: Sequence[str] = (),
     vocab_size: int,
     pad_token_id: int,
     eos_token_id: int | None = None,
@@ -112,7 +113,9 @@ def load_model(
         name: a key of :data:`PRESETS`, a local folder or a hub name.
         task: ``classification`` or ``causal-lm``.
         head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
-        num_labels: classes of a sequence-classification head.
+        num_labels: classes of a sequence-classification head; not needed with ``label_names``.
+        label_names: class names in index order, kept in the model's config. A saved
+            classification head must have been trained for the same names in the same order.
         vocab_size: tokens of the tokenizer; a loaded model must have at least as many embeddings.
         pad_token_id, eos_token_id, bos_token_id: the tokenizer's special tokens.
         seed: fixes a preset's weights, and those of a new classification head.
@@ -121,8 +124,8 @@ def load_model(
 
     Raises:
         ModelNotFoundError: the name leads to no model.
-        ValueError: an unknown task, head or dtype; a head that the family lacks; a vocabulary or
-            context of the loaded model that is too small.
+        ValueError: an unknown task, head or dtype; a head that the family lacks; a saved head of
+            other classes; a vocabulary or context of the loaded model that is too small.
     """
     _choose("data.task", task, TASKS)
     _choose("model.dtype", dtype, tuple(DTYPES))
@@ -133,12 +136,17 @@ def load_model(
     _check_fits(name, config, vocab_size, max_length)
     auto = _auto_class(config, task, head)
     if auto is AutoModelForSequenceClassification:
-        config.num_labels = _at_least_two(num_labels)
+        num_labels = _at_least_two(len(label_names) or num_labels)
+        _check_saved_head(name, config, num_labels, label_names)
+        config.num_labels = num_labels
     with _seeded(seed):
         if name in PRESETS:
             model = auto.from_config(config).to(DTYPES[dtype])
         else:
             model = auto.from_pretrained(name, config=config, dtype=DTYPES[dtype])
+    if label_names:
+        model.config.id2label = dict(enumerate(label_names))
+        model.config.label2id = {label: index for index, label in enumerate(label_names)}
     return model.eval()
 
 
@@ -198,6 +206,29 @@ def _check_fits(name: str, config: PreTrainedConfig, vocab_size: int, max_length
     if isinstance(context, int) and context < max_length:
         raise ValueError(
             f'data.max-length = {max_length}: model.name = "{name}" takes at most {context} tokens'
+        )
+
+
+def _check_saved_head(
+    name: str, config: PreTrainedConfig, num_labels: int, label_names: Sequence[str]
+) -> None:
+    """Refuse a trained classification head whose outputs mean other classes than the run's."""
+    kinds = config.architectures or ()
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return  # a preset or a language model: the head will be new
+    id2label: dict[Any, str] = dict(config.id2label or {})
+    saved = [id2label[index] for index in sorted(id2label)]
+    way_out = 'give data.label-names as it was trained with, or choose model.head = "label-words"'
+    if len(saved) != num_labels:
+        raise ValueError(
+            f'model.name = "{name}": its classification head has {len(saved)} classes but the '
+            f"run has {num_labels}; {way_out}"
+        )
+    unnamed = saved == [f"LABEL_{index}" for index in range(num_labels)]
+    if label_names and not unnamed and saved != list(label_names):
+        raise ValueError(
+            f'model.name = "{name}": its classification head has the classes {", ".join(saved)} '
+            f"but the run has {', '.join(label_names)}; {way_out}"
         )
 
 

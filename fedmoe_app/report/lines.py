@@ -20,8 +20,10 @@ class RoundReport:
     server_round: int
     updates: list[ClientUpdate] = field(default_factory=list)  # in client order
     failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
-    bytes_up: dict[int, int] = field(default_factory=dict)  # by client
-    bytes_down: int = 0  # a client
+    bytes_up: dict[int, int] = field(default_factory=dict)  # of the training replies, by client
+    bytes_up_total: int = 0  # of all replies, evaluation included
+    bytes_down_each: int = 0  # of the message that asks a client to train
+    bytes_down: int = 0  # of all messages
     num_asked: int = 0
     folded: bool = False
     evaluation: Mapping[str, Any] | None = None
@@ -45,8 +47,8 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
         "metric": metric,
         "train_loss": _mean_train_loss(updates),
         "num_clients": len(updates),
-        "bytes_up": sum(report.bytes_up.values()),
-        "bytes_down": report.bytes_down * report.num_asked,
+        "bytes_up": report.bytes_up_total,
+        "bytes_down": report.bytes_down,
         "clients": [_client(update, report) for update in updates],
         "failures": [{"who": who, "reason": why} for who, why in sorted(report.failures.items())],
         "routing": {"count": [update.routing.count.tolist() for update in updates]},  # [N, L, E]
@@ -73,6 +75,6 @@ def _client(update: ClientUpdate, report: RoundReport) -> dict[str, Any]:
         "local_accuracy": metrics.get("local-accuracy"),
         "num_truncated": metrics.get("num-truncated"),
         "bytes_up": report.bytes_up[update.client],
-        "bytes_down": report.bytes_down,
+        "bytes_down": report.bytes_down_each,
         "experts_sent": len(update.changes.experts),
     }

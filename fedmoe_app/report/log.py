@@ -1,4 +1,4 @@
-"""The result folder of a run: ``config.toml``, ``metrics.jsonl`` and JSON files.
+"""The result folder of a run: ``config.toml`` and ``metrics.jsonl``.
 
 ``metrics.jsonl`` holds one JSON object a line, one line a round; round 0 is the initial model.
 Everything about time stands under the key ``seconds``, so that two runs can be compared with
@@ -63,10 +63,6 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def write_json(self, name: str, value: Any) -> Path:
-        """Write ``value`` as the file ``name`` of this folder, atomically."""
-        return write_atomic(self.path / name, _dumps(value, indent=2) + "\n")
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the metrics lines of a run, in the order written.
@@ -124,8 +120,8 @@ def _parse(text: str, file: Path, number: int) -> dict[str, Any]:
     return line
 
 
-def _dumps(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+def _dumps(value: Any) -> str:
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedmoe_app.exchange import Reply
     from fedmoe_app.report.lines import RoundReport
 
 logger = logging.getLogger("fedmoe")
@@ -50,14 +49,15 @@ class Progress:
         self._started = time.monotonic()
         self.say(f"round {server_round}/{self._num_rounds}: {asked} clients train")
 
-    def reply(self, client: int | None, metrics: Mapping[str, Any], reply: Reply) -> None:
+    def reply(self, who: str, metrics: Mapping[str, Any]) -> None:
         """Tell of one client's reply."""
         self._answered += 1
+        loss, before, after = (
+            _number(metrics.get(name)) for name in ("train-loss", "accuracy", "local-accuracy")
+        )
         self.say(
-            f"  [{self._answered}/{self._asked}] client {client}: "
-            f"{metrics.get('num-examples')} examples, loss {_number(metrics.get('train-loss'))}, "
-            f"own accuracy {_number(metrics.get('accuracy'))} -> "
-            f"{_number(metrics.get('local-accuracy'))}{self._left()}"
+            f"  [{self._answered}/{self._asked}] {who}: {_count(metrics.get('num-examples'))} "
+            f"examples, loss {loss}, own accuracy {before} -> {after}{self._left()}"
         )
 
     def failure(self, who: str, reason: str) -> None:
@@ -102,6 +102,10 @@ class Progress:
             return f" (about {duration(in_round)} left in this round)"
         rounds_left = self._num_rounds - self._round
         return f" (about {duration(in_round + rounds_left * self._mean())} left)"
+
+
+def _count(value: Any) -> str:
+    return f"{value}" if isinstance(value, int) else "-"
 
 
 def _number(value: Any) -> str:

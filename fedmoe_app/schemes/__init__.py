@@ -17,8 +17,8 @@ def make_scheme(config: RunConfig) -> Scheme:
     """Build the scheme that the run config names.
 
     Raises:
-        ConfigError: if the name is unknown, a user's class cannot be imported, or its
-            arguments do not fit.
+        ConfigError: if the name is unknown, a user's class cannot be imported, or it refuses
+            its arguments.
     """
     name = config.scheme
     scheme_class = _import_scheme(name) if ":" in name else SCHEMES.get(name)
@@ -34,10 +34,12 @@ def make_scheme(config: RunConfig) -> Scheme:
         )
     try:
         return scheme_class.from_config(config)
-    except TypeError as error:
+    except ConfigError:  # names its key already
+        raise
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f'scheme = "{name}", scheme-args = {config.scheme_args}: {error}'
-        ) from None
+        ) from error
 
 
 def _import_scheme(name: str) -> type[Scheme]:
@@ -45,11 +47,12 @@ def _import_scheme(name: str) -> type[Scheme]:
     module_name, _, class_name = name.partition(":")
     try:
         scheme_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module does
+        reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f'scheme = "{name}": cannot be imported ({error}); it takes "package.module:Class" '
+            f'scheme = "{name}": cannot be imported ({reason}); it takes "package.module:Class" '
             "of a package that is installed on the server and on every node"
-        ) from None
+        ) from error
     if not (isinstance(scheme_class, type) and issubclass(scheme_class, Scheme)):
         raise ConfigError(f'scheme = "{name}": not a subclass of fedmoe_app.schemes.base.Scheme')
     return scheme_class

@@ -128,6 +128,8 @@ def weighted_sum(weights: Tensor, deltas: Tensor | Sequence[Tensor]) -> Tensor:
         weights: ``[N]``, or ``[N, R]`` for one weight a row when ``deltas`` is ``[N, R, ...]``.
         deltas: ``[N, ...]``, or N tensors of one shape.
     """
+    if len(weights) != len(deltas):
+        raise ValueError(f"weights of shape {list(weights.shape)} for {len(deltas)} clients")
     total = torch.zeros_like(deltas[0], dtype=torch.float32)
     for weight, delta in zip(weights.float(), deltas, strict=True):
         total += weight.reshape(weight.shape + (1,) * (delta.dim() - weight.dim())) * delta

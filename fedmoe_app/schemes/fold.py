@@ -51,6 +51,24 @@ def fold(
     )
 
 
+class FoldError(ValueError):
+    """A fold whose result must not become the global state; the message is the reason."""
+
+
+def check_finite(state: ModelState) -> None:
+    """Refuse a folded state with NaN or infinite values.
+
+    Raises:
+        FoldError: naming the first such tensor. A scheme that divides by zero is the usual cause.
+    """
+    for key, tensor in state.named():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise FoldError(
+                f"folding gave {bad} NaN or infinite values of {tensor.numel()} in {key}"
+            )
+
+
 def _add(values: Tensors, changes: Sequence[Tensors], weights: Tensor) -> Tensors:
     """values + Σ_i weights[i]·changes[i], tensor by tensor."""
     return {

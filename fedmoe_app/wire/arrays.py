@@ -1,7 +1,8 @@
 """Tensors as Flower ``Array``s, decoded only when they are exactly what was expected.
 
-An ``Array`` is a ``.npy`` file in a message. ``numpy.load`` allocates what the file's header
-claims, so the header is read first and compared with the expected shape and the bytes present.
+An ``Array`` is a ``.npy`` file in a message. ``numpy.load`` evaluates the file's header as Python
+literals and allocates what it claims. So the header is not read at all: it must be, byte for byte,
+the one that ``numpy.save`` writes for the expected shape and type.
 """
 
 from __future__ import annotations
@@ -34,26 +35,29 @@ def from_array(array: Array, shape: tuple[int, ...], dtype: torch.dtype, key: st
     wanted = np.dtype(str(dtype).removeprefix("torch."))
     if array.stype != _NUMPY_STYPE:
         raise InvalidUpdateError(f"{key}: serialised as {array.stype!r}, expected {_NUMPY_STYPE!r}")
-    stream = BytesIO(array.data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f".npy version {version}")
-        found_shape, fortran_order, found_dtype = np.lib.format.read_array_header_1_0(stream)
-    except ValueError as error:
-        raise InvalidUpdateError(f"{key}: not a .npy array ({error})") from None
-    if found_shape != shape:
-        raise InvalidUpdateError(f"{key}: shape {list(found_shape)}, expected {list(shape)}")
-    if found_dtype != wanted or fortran_order:
-        raise InvalidUpdateError(f"{key}: type {found_dtype}, expected {wanted} in C order")
-    offset = stream.tell()
-    expected_bytes = int(np.prod(shape, dtype=np.int64)) * wanted.itemsize
-    if len(array.data) - offset != expected_bytes:
+    header = _header(shape, wanted)
+    if not array.data.startswith(header):
         raise InvalidUpdateError(
-            f"{key}: {len(array.data) - offset} bytes of data, expected {expected_bytes}"
+            f"{key}: not a .npy array of {wanted} {list(shape)}; "
+            f"it says {str(array.dtype)[:20]} {str(list(array.shape))[:60]}"
         )
-    values = np.frombuffer(array.data, dtype=wanted, offset=offset).reshape(shape)
+    expected_bytes = int(np.prod(shape, dtype=np.int64)) * wanted.itemsize
+    if len(array.data) - len(header) != expected_bytes:
+        raise InvalidUpdateError(
+            f"{key}: {len(array.data) - len(header)} bytes of data, expected {expected_bytes}"
+        )
+    values = np.frombuffer(array.data, dtype=wanted, offset=len(header)).reshape(shape)
     return torch.from_numpy(values.copy())
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Return the header that ``numpy.save`` writes for an array of this shape and type."""
+    stream = BytesIO()
+    described = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": described, "fortran_order": False, "shape": shape}
+    )
+    return stream.getvalue()
 
 
 def finite(tensor: Tensor, key: str) -> Tensor:

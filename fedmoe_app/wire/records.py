@@ -25,6 +25,12 @@ from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
 PROTOCOL = 1  # raised when a server and a client of different versions no longer understand
 
+# No fine-tuning round moves a weight this far; sums of such values stay finite in float32.
+MAX_CHANGE = 1e4
+# A client's weight is its number of examples: one that claims more would be alone in the mean.
+_MAX_COUNT = {"num-examples": 10**8}
+_MAX_COUNT |= dict.fromkeys(("client", "num-partitions", "items", "correct"), 2**63 - 1)
+
 _COUNTS = ("count", "trained")  # int64 [L, E]
 _MEANS = ("prob", "margin", "peak", "kl")  # float32 [L, E]
 
@@ -167,6 +173,7 @@ def encode_update(update: ClientUpdate) -> RecordDict:
         "protocol": PROTOCOL,
         "client": update.client,
         "num-examples": update.num_examples,
+        "num-partitions": update.num_partitions,
         **{name: float(value) for name, value in update.metrics.items()},
     }
     return RecordDict(
@@ -193,11 +200,14 @@ def decode_update(content: RecordDict, spec: UpdateSpec) -> ClientUpdate:
         raise InvalidUpdateError(f"another protocol version; this server speaks {PROTOCOL}")
     client = _positive(metrics.pop("client", None), "client", minimum=0)
     num_examples = _positive(metrics.pop("num-examples", None), "num-examples", minimum=1)
+    num_partitions = _positive(metrics.pop("num-partitions", None), "num-partitions", minimum=0)
     if "train-loss" not in metrics:
         raise InvalidUpdateError("metric train-loss is missing")
     routing = _decode_routing(content.array_records["routing"], spec)
     changes = _decode_changes(content.array_records["arrays"], spec, routing)
-    return ClientUpdate(client, num_examples, changes, routing, _finite_metrics(metrics))
+    return ClientUpdate(
+        client, num_examples, changes, routing, _finite_metrics(metrics), num_partitions
+    )
 
 
 def encode_score(score: ClientScore) -> RecordDict:
@@ -230,16 +240,28 @@ def decode_client(content: RecordDict) -> int:
     return _positive(metrics.get("client"), "client", minimum=0)
 
 
+def _shown(value: Any) -> str:
+    """Show a value that came over the network, at most 60 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _positive(value: Any, key: str, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise InvalidUpdateError(f"{key} = {value!r}: must be an integer of {minimum} or more")
+        raise InvalidUpdateError(
+            f"{key} = {_shown(value)}: must be an integer of {minimum} or more"
+        )
+    if value > _MAX_COUNT[key]:
+        raise InvalidUpdateError(f"{key} = {value}: more than the {_MAX_COUNT[key]} allowed")
     return value
 
 
 def _finite_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     for key, value in metrics.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise InvalidUpdateError(f"metric {key} = {value!r}: must be a finite number")
+            raise InvalidUpdateError(
+                f"metric {_shown(key)} = {_shown(value)}: must be a finite number"
+            )
     return {key: float(value) for key, value in metrics.items()}
 
 
@@ -250,7 +272,10 @@ def _decode_routing(arrays: ArrayRecord, spec: UpdateSpec) -> RoutingStats:
     wanted |= {name: (shape, torch.float32) for name in _MEANS}
     wanted["tokens"] = ((spec.num_layers,), torch.int64)
     if set(arrays) != set(wanted):
-        raise InvalidUpdateError(f"routing holds {sorted(arrays)}, expected {sorted(wanted)}")
+        raise InvalidUpdateError(
+            f"routing holds {len(arrays)} tensors ({_shown(sorted(arrays))}), "
+            f"expected {sorted(wanted)}"
+        )
     tensors = {
         name: from_array(arrays[name], *wanted[name], key=f"routing.{name}") for name in wanted
     }
@@ -263,6 +288,8 @@ def _decode_routing(arrays: ArrayRecord, spec: UpdateSpec) -> RoutingStats:
         # Sums of probabilities may round a little past 1.
         if bool((tensors[name] < 0).any()) or bool((tensors[name] > 1.001).any()):
             raise InvalidUpdateError(f"routing.{name}: outside 0 to 1")
+    if bool(((tensors["trained"] > 0) & (tensors["count"] == 0)).any()):
+        raise InvalidUpdateError("routing.trained: an expert was trained that got no token")
     return RoutingStats(**tensors)
 
 
@@ -277,9 +304,15 @@ def _decode_changes(arrays: ArrayRecord, spec: UpdateSpec, routing: RoutingStats
     if unknown:
         raise InvalidUpdateError(
             f"{len(unknown)} tensors are unknown or of experts not reported as trained, "
-            f"such as {min(unknown)}"
+            f"such as {_shown(min(unknown))}"
         )
     changes = ModelState()
     for key, shape in wanted.items():
-        changes.insert(key, finite(from_array(arrays[key], shape, torch.float32, key), key))
+        change = finite(from_array(arrays[key], shape, torch.float32, key), key)
+        largest = float(change.abs().max()) if change.numel() else 0.0
+        if largest > MAX_CHANGE:
+            raise InvalidUpdateError(
+                f"{key}: a value changed by {largest:.3g}, at most {MAX_CHANGE:g} is allowed"
+            )
+        changes.insert(key, change)
     return changes

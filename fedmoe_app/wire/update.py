@@ -15,6 +15,7 @@ class ClientUpdate:
     Attributes:
         client: stable number of the client (its partition id, else its node id).
         num_examples: local training examples, > 0.
+        num_partitions: into how many parts the client splits the data; 0 if it has its own file.
         changes: local − received, float32; experts only where ``routing.trained`` > 0.
         routing: the routing histogram of the round, ``[L, E]``.
         metrics: finite numbers by name; a metric that does not exist is absent.
@@ -25,6 +26,7 @@ class ClientUpdate:
     changes: ModelState
     routing: RoutingStats
     metrics: dict[str, float] = field(default_factory=dict)
+    num_partitions: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fedmoe_app.data.corpus import (
     split,
 )
 from fedmoe_app.data.docstrings import MAX_CHARS, MIN_CHARS, CorpusError
+from tests.conftest import REPOSITORY
 
 
 def test_classes_are_even_and_as_large_as_said(corpus: Corpus) -> None:
@@ -29,6 +31,14 @@ def test_classes_are_even_and_as_large_as_said(corpus: Corpus) -> None:
         # A library release may have fewer docstrings; far fewer would be a fault.
         assert all(0.9 * size <= count <= size for count in counts.values())
     assert 2000 <= len(corpus.warmup) <= WARMUP_PER_CLASS * len(LIBRARIES)
+
+
+def test_every_library_that_the_corpus_reads_is_declared() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
+    # torch and datasets require numpy; python comes with itself.
+    read = {name.replace("_", "-") for group in LIBRARIES.values() for name in group}
+    assert read - {"python", "numpy"} <= declared
 
 
 def test_no_text_is_in_two_parts(corpus: Corpus) -> None:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -110,3 +113,24 @@ def test_what_looks_like_a_file(tmp_path: Path) -> None:
     assert looks_like_file("a.csv") and looks_like_file("a.jsonl.gz") and looks_like_file("/no")
     assert looks_like_file(str(tmp_path / "note.txt"))
     assert not looks_like_file("owner/name") and not looks_like_file(str(tmp_path))
+
+
+def test_without_a_copy_the_rows_are_in_memory_and_the_folder_is_private_and_gone(
+    tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    modes, load_dataset = [], datasets.load_dataset
+
+    def spy(*args: Any, **options: Any) -> Any:
+        modes.append(stat.S_IMODE(os.stat(options["cache_dir"]).st_mode))
+        return load_dataset(*args, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", spy)
+    rows = read_file(write(tmp_path / "a.jsonl", JSONL), keep_copy=False)
+    with pytest.raises(DataError, match="line 3 is not valid JSON"):
+        read_file(write(tmp_path / "b.jsonl", JSONL + "{"), keep_copy=False)
+    assert modes == [0o700, 0o700]
+    assert (rows[:], rows.cache_files) == (ROWS, [])
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not own_home.exists()

@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
 
-from fedmoe_app.data.corpus import Corpus
+from fedmoe_app.data import tokenizer as module
+from fedmoe_app.data.corpus import Corpus, recipe_key
 from fedmoe_app.data.tokenizer import (
     LABEL_TOKENS,
     VOCAB_SIZE,
@@ -12,6 +14,7 @@ from fedmoe_app.data.tokenizer import (
     embedded_tokenizer,
     label_token,
     load_tokenizer,
+    tokenizer_key,
     train_tokenizer,
 )
 
@@ -41,6 +44,14 @@ def test_the_embedded_tokenizer_is_cached(corpus: Corpus, with_corpus: Path) -> 
     folders = sorted((with_corpus / "cache").glob("tokenizer-*"))
     assert embedded_tokenizer().get_vocab() == before
     assert sorted((with_corpus / "cache").glob("tokenizer-*")) == folders
+
+
+def test_the_key_tells_what_the_tokenizer_is_made_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tokenizer_key()
+    assert recipe_key() in key and tokenizers.__version__ in key
+    assert tokenizer_key(1000) != key
+    monkeypatch.setattr(module.tokenizers, "__version__", "0.0.1")
+    assert tokenizer_key() != key
 
 
 def test_training_is_deterministic() -> None:

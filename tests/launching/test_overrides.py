@@ -76,6 +76,51 @@ def test_paths_that_exist_become_absolute(tmp_path: Path) -> None:
     }
 
 
+def test_each_of_several_files_becomes_absolute(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.csv"):
+        (tmp_path / name).touch()
+    flat = {"data.source": "a.jsonl, b.csv,~nobody/c.csv", "data.test-source": "b.csv"}
+    assert with_absolute_paths(flat, tmp_path) == {
+        "data.source": f"{tmp_path}/a.jsonl,{tmp_path}/b.csv,~nobody/c.csv",
+        "data.test-source": f"{tmp_path}/b.csv",
+    }
+
+
+def test_the_home_folder_is_that_of_who_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "model").mkdir()
+    flat = {
+        "data.source": "~/a.csv,~/a.csv",
+        "data.test-source": "~/a.csv",
+        "model.name": "~/model",
+    }
+    assert with_absolute_paths(flat, Path("/nowhere")) == {
+        "data.source": f"{tmp_path}/a.csv,{tmp_path}/a.csv",
+        "data.test-source": f"{tmp_path}/a.csv",
+        "model.name": f"{tmp_path}/model",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [("data.source", "embedded"), ("data.source", "nodes"), ("model.name", "olmoe-tiny")],
+)
+def test_words_and_presets_are_no_paths_even_where_a_folder_is_called_so(
+    tmp_path: Path, key: str, word: str
+) -> None:
+    (tmp_path / word).mkdir()
+    assert with_absolute_paths({key: word}, tmp_path) == {key: word}
+
+
+def test_a_model_folder_becomes_absolute(tmp_path: Path) -> None:
+    (tmp_path / "my,model").mkdir()
+    flat = with_absolute_paths({"model.name": "my,model"}, tmp_path)
+    assert flat == {"model.name": f"{tmp_path}/my,model"}
+
+
 def test_run_name_is_scheme_and_time() -> None:
     assert with_run_name({"scheme": "fedavg", "run-name": ""}, NOW)["run-name"] == (
         "fedavg-20260102-030405"

@@ -1,5 +1,7 @@
 """A node's identity from its node config."""
 
+from typing import Any
+
 import pytest
 
 from fedmoe_app.config import ConfigError
@@ -16,7 +18,27 @@ def test_an_own_file_goes_by_the_node_id_unless_it_has_a_partition_id() -> None:
     assert Node.from_config({"data-path": "/a.jsonl", "partition-id": 3}, node_id=77).client == 3
 
 
+@pytest.mark.parametrize(
+    ("node_config", "message"),
+    [
+        ({"partition-id": 3, "num-partitions": 3}, "partition-id = 3: .*at least 0 and below .* 3"),
+        ({"partition-id": -1, "num-partitions": 3}, "partition-id = -1: .*at least 0 and below"),
+        ({"partition-id": 1.0, "num-partitions": 3}, r"partition-id = 1\.0: must be an integer"),
+        ({"partition-id": "1", "num-partitions": 3}, "partition-id = '1': must be an integer"),
+        ({"partition-id": True, "num-partitions": 3}, "partition-id = True: must be an integer"),
+        ({"partition-id": 0, "num-partitions": 0}, "num-partitions = 0: .*at least 1"),
+        ({"partition-id": 0, "num-partitions": "3"}, "num-partitions = '3': must be an integer"),
+        ({"partition-id": -1, "data-path": "/a.jsonl"}, "partition-id = -1: .*at least 0$"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(node_config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Node.from_config(node_config, node_id=1)
+
+
 @pytest.mark.parametrize("node_config", [{}, {"partition-id": 0}, {"num-partitions": 2}])
 def test_neither_is_refused_with_both_ways_out(node_config: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"partition-id=0 num-partitions=3.*data-path"):
+    with pytest.raises(
+        ConfigError, match=r"partition-id=0 num-partitions=3.*partition-id=0 data-path="
+    ):
         Node.from_config(node_config, node_id=1)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from fedmoe_app.config import ConfigError
+from fedmoe_app.data.encoding import Encoded
+from fedmoe_app.local import prepared
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.prepared import ClientRows, client_rows
 from fedmoe_app.local.setup import load_setup, server_data
@@ -76,12 +81,42 @@ def test_partitions_models_lengths_and_changed_files_are_kept_apart(
     assert cached(home) == 5
 
 
-def test_a_nodes_own_file_is_never_copied(tmp_path: Path, home: Path) -> None:
-    own = write(tmp_path / "own.jsonl", ROWS)
-    node = Node(0, None, None, own)
-    rows = rows_of(node, **{"data.source": "nodes"})
-    assert len(rows.train) + len(rows.test) == len(ROWS)
-    assert cached(home) == 0
+@pytest.mark.parametrize("source", ["embedded", "file"])
+def test_another_tokenizer_gives_other_rows(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    path = source if source == "embedded" else write(tmp_path / "a.jsonl", ROWS)
+    config = make_config(**LM | {"data.source": path})
+    monkeypatch.setattr(prepared, "_encode", lambda *_: ClientRows(Encoded([], 0), Encoded([], 0)))
+    for count, key in ((1, "tokenizers 1"), (2, "tokenizers 2"), (2, "tokenizers 1")):
+        monkeypatch.setattr(prepared, "tokenizer_key", lambda key=key: key)
+        client_rows(config, Node(0, 0, 2, None), TrainTask(1, ModelState(), (), ""), None)  # type: ignore[arg-type]
+        assert cached(home) == count
+
+
+@pytest.fixture
+def places(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """All folders that a library might write to: ours, that of Hugging Face, the temporary one."""
+    hub, temporary = tmp_path / "huggingface", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("HF_HOME", str(hub))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", hub / "datasets")
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", hub / "datasets/downloads")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return [home, hub, temporary]
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz"])
+def test_a_nodes_own_file_is_never_copied(tmp_path: Path, places: list[Path], name: str) -> None:
+    rows = [{"instruction": f"Say {i}.", "response": f"private marker {i}"} for i in range(12)]
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    own = tmp_path / name
+    own.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    encoded = rows_of(Node(0, None, None, str(own)), **{"data.source": "nodes"})
+    assert len(encoded.train) + len(encoded.test) == len(rows)
+    files = [file for place in places for file in place.rglob("*") if file.is_file()]
+    assert [file for file in files if b"private marker" in file.read_bytes()] == []
+    assert list(places[-1].iterdir()) == []
 
 
 def test_another_copy_than_the_servers_is_refused_and_not_kept(tmp_path: Path, home: Path) -> None:

@@ -1,5 +1,7 @@
 """Tasks on a real small model: losses against transformers' own, padding, label words."""
 
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -9,6 +11,7 @@ from fedmoe_app.config import ConfigError
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.local.tasks import (
+    Batch,
     CausalLM,
     LabelWords,
     Score,
@@ -18,6 +21,7 @@ from fedmoe_app.local.tasks import (
     label_token_ids,
 )
 from fedmoe_app.moe.loading import load_model
+from tests.moe.families import build
 
 TOKENIZER = embedded_tokenizer()
 TEXTS = Dataset.from_dict(
@@ -88,6 +92,24 @@ def test_label_words_are_last_hidden_state_times_output_embeddings() -> None:
     expected = full[torch.arange(2), last][:, task.label_ids]
     torch.testing.assert_close(logits, expected)
     assert labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("GraniteMoe", {"logits_scaling": 8.0}), ("Phimoe", {"lm_head_bias": True})],
+)
+def test_label_words_take_the_models_own_scale_and_bias(
+    family: str, settings: dict[str, Any]
+) -> None:
+    net = build(family, **settings)
+    if net.get_output_embeddings().bias is not None:
+        torch.nn.init.normal_(net.get_output_embeddings().bias)
+    task = LabelWords(TOKENIZER, 24, ["no", "yes"])
+    ids = torch.tensor([[5, 6, 7], [8, 9, 1]])
+    batch = Batch(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([0, 1]))
+    logits, _ = task.predict(net, batch)
+    full = net(ids, attention_mask=batch.attention_mask).logits[torch.tensor([0, 1]), [2, 1]]
+    torch.testing.assert_close(logits, full[:, task.label_ids])
 
 
 def test_presets_take_reserved_label_tokens() -> None:

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import OlmoeForCausalLM, Qwen3MoeForCausalLM, Qwen3MoeForSequenceClassification
+from transformers import (
+    OlmoeForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeForCausalLM,
+    Qwen3MoeForSequenceClassification,
+)
 from transformers import SwitchTransformersForConditionalGeneration as SwitchModel
 
 from fedmoe_app.moe.layers import find_moe_layers
@@ -73,6 +78,58 @@ def test_a_local_folder_loads_as_saved_and_gets_a_seeded_head(tmp_path: Path) ->
     scores = [head.score.weight for head in heads]
     assert scores[0].shape == (3, 32)
     assert torch.equal(scores[0], scores[1]) and not torch.equal(scores[0], scores[2])
+
+
+def load_saved(folder: Path, *label_names: str, head: str = "auto") -> PreTrainedModel:
+    return load_model(
+        str(folder), task="classification", head=head, label_names=label_names, **TOKENS
+    )
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A saved classifier of the classes x, y and z."""
+    names = ("x", "y", "z")
+    model = load_model("qwen3moe-tiny", task="classification", label_names=names, **TOKENS)
+    model.save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+def test_a_saved_head_serves_the_same_classes(classifier: Path) -> None:
+    model = load_saved(classifier, "x", "y", "z")
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    assert model.config.label2id == {"x": 0, "y": 1, "z": 2}
+    again = load_saved(classifier, "x", "y", "z")
+    assert torch.equal(model.score.weight, again.score.weight)
+
+
+def test_a_saved_head_of_another_size_is_refused_with_both_numbers(classifier: Path) -> None:
+    message = r'has 3 classes but the run has 2; .*data.label-names.*model.head = "label-words"'
+    with pytest.raises(ValueError, match=message):
+        load_saved(classifier, "x", "y")
+    assert load_saved(classifier, "x", "y", head="label-words").config.id2label == {0: "x", 1: "y"}
+
+
+@pytest.mark.parametrize("names", ["yxz", "xyw"])
+def test_a_saved_head_of_other_classes_is_refused_with_both_lists(
+    classifier: Path, names: str
+) -> None:
+    message = f"has the classes x, y, z but the run has {', '.join(names)}; .*data.label-names"
+    with pytest.raises(ValueError, match=message):
+        load_saved(classifier, *names)
+
+
+def test_a_saved_head_without_names_serves_any_of_its_number(tmp_path: Path) -> None:
+    load_model("qwen3moe-tiny", task="classification", num_labels=3, **TOKENS).save_pretrained(
+        tmp_path
+    )
+    assert load_saved(tmp_path, "a", "b", "c").config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_a_saved_language_model_gets_a_new_head_of_any_size(tmp_path: Path) -> None:
+    options = {"task": "classification", "head": "label-words", **TOKENS}
+    load_model("qwen3moe-tiny", label_names=("x", "y", "z"), **options).save_pretrained(tmp_path)
+    assert load_saved(tmp_path, "a", "b").score.weight.shape == (2, 64)
 
 
 def test_bfloat16() -> None:

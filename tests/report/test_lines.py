@@ -12,7 +12,9 @@ def report() -> RoundReport:
         updates=[toy_update(0, 10, 0.0, [(0, 1)]), toy_update(2, 30, 2.0, [(0, 1), (1, 2)])],
         failures={"client 4": "out of memory", "client 1": "partition is empty"},
         bytes_up={0: 100, 2: 150},
-        bytes_down=200,
+        bytes_up_total=270,
+        bytes_down_each=200,
+        bytes_down=800,
         num_asked=4,
         folded=True,
         evaluation={"loss": 1.5, "accuracy": 0.25, "items": 40},
@@ -24,7 +26,8 @@ def test_a_line_sums_up_the_round() -> None:
     line = metrics_line(report(), "accuracy")
     assert (line["round"], line["status"], line["loss"], line["accuracy"]) == (3, "ok", 1.5, 0.25)
     assert line["train_loss"] == (10 * 1.0 + 30 * 3.0) / 40
-    assert (line["bytes_up"], line["bytes_down"]) == (250, 800)
+    assert (line["bytes_up"], line["bytes_down"]) == (270, 800)
+    assert [(c["bytes_up"], c["bytes_down"]) for c in line["clients"]] == [(100, 200), (150, 200)]
     assert [c["experts_sent"] for c in line["clients"]] == [1, 2]
     assert [c["local_accuracy"] for c in line["clients"]] == [None, None]
     assert line["routing"]["count"] == [[[1, 1, 1], [1, 1, 1]]] * 2

@@ -1,4 +1,3 @@
-import json
 import tomllib
 from pathlib import Path
 
@@ -29,6 +28,7 @@ def test_arrays_become_lists_and_nan_becomes_null(tmp_path: Path) -> None:
             "loss": float("nan"),
             "accuracy": np.float32(0.5),
             "ok": True,
+            "at": tmp_path,
             "count": torch.tensor([[1, 2], [3, 4]]),
             "share": np.array([0.25, np.inf]),
         }
@@ -39,6 +39,7 @@ def test_arrays_become_lists_and_nan_becomes_null(tmp_path: Path) -> None:
             "loss": None,
             "accuracy": 0.5,
             "ok": True,
+            "at": str(tmp_path),
             "count": [[1, 2], [3, 4]],
             "share": [0.25, None],
         }
@@ -47,7 +48,7 @@ def test_arrays_become_lists_and_nan_becomes_null(tmp_path: Path) -> None:
 
 def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
-    RunFolder(tmp_path / "old").write_json("x.json", 1)
+    RunFolder(tmp_path / "old").append({"round": 0})
     with pytest.raises(ResultsError, match=r"old holds files .* choose another run-name"):
         RunFolder(tmp_path / "old")
 
@@ -100,8 +101,3 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_json_is_standard(tmp_path: Path) -> None:
-    path = RunFolder(tmp_path / "a").write_json("x.json", {"loss": float("inf"), "at": tmp_path})
-    assert json.loads(path.read_text()) == {"loss": None, "at": str(tmp_path)}

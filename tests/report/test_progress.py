@@ -4,7 +4,6 @@ import logging
 
 import pytest
 
-from fedmoe_app.exchange import Reply
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress, duration, logger
 
@@ -29,7 +28,7 @@ def test_lines_of_a_run(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Mo
         progress.start(3)
         progress.round_done(finished(0, 1.0))
         progress.round_started(1, asked=2)
-        progress.reply(7, {"num-examples": 5, "train-loss": 1.25}, Reply(1, None, 2.0))
+        progress.reply("client 7", {"num-examples": 5, "train-loss": 1.25})
         progress.failure("client 3", "out of memory")
         progress.round_done(finished(1, 60.0))
         progress.round_started(2, asked=2)

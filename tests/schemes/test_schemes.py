@@ -1,5 +1,7 @@
 """The registry, and the client halves of FedProx and FedMoE."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -46,11 +48,43 @@ def test_a_users_class_gets_its_arguments() -> None:
         ("no_such_package.module:Class", "cannot be imported"),
         ("fedmoe_app.schemes.fedavg:NoSuchClass", "cannot be imported"),
         ("fedmoe_app.config:RunConfig", "not a subclass"),
+        (".x:X", r"\.x:X.*cannot be imported \(TypeError: .*relative import"),
     ],
 )
 def test_a_wrong_path_is_refused(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         make_scheme(make_config(scheme=name))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("lam = undefined", "NameError: name 'undefined' is not defined"),
+        ("def f(:", r"SyntaxError: .*line 1"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_whatever_a_users_module_raises_is_told(
+    code: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_scheme.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f'scheme = "broken_scheme:X": .*{reason}'):
+        make_scheme(make_config(scheme="broken_scheme:X"))
+
+
+class Choosy(Scheme):
+    """A user's scheme that checks its argument."""
+
+    @classmethod
+    def from_config(cls, config):  # noqa: ANN001, ANN206
+        raise ValueError(f"lam = {config.scheme_kwargs['lam']}: must be positive")
+
+
+def test_a_value_that_a_users_class_refuses_is_told_with_its_name() -> None:
+    name = "tests.schemes.test_schemes:Choosy"
+    with pytest.raises(ConfigError, match=f'scheme = "{name}".*lam = -1: must be positive'):
+        make_scheme(make_config(**{"scheme": name, "scheme-args": '{"lam": -1}'}))
 
 
 def test_scheme_args_are_refused_for_built_in_schemes_and_unknown_arguments() -> None:

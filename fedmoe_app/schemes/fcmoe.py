@@ -1,0 +1,125 @@
+"""FC-MoE: conflict-aware aggregation of experts.
+
+Lu et al., "Conflict-Aware Federated Fine-Tuning of Large Language Models with Mixture-of-Experts",
+arXiv:2606.15625. Per expert e, over the N clients that trained it:
+
+    1. w_i = c_i / Σ_j c_j,   c_i = count_i·‖Δ_i‖                         importance
+    2. Δ̄ = Σ_i w_i·Δ_i                                                    consensus
+    3. if ⟨Δ_i, Δ̄⟩ < 0:  Δ_i ← Δ_i − (⟨Δ_i, Δ̄⟩/‖Δ̄‖²)·Δ̄                    projection
+    4. θ ← θ + Σ_i w_i·Δ_i                                                with the projected Δ_i
+    5. θ_local = θ + λ·R                                                  retention, λ = 0.5
+
+Steps 2 to 4 never change the direction: Σ_i w_i·Δ_i^proj = (1+κ)·Δ̄ with
+κ = −Σ_{i conflicting} w_i·⟨Δ_i, Δ̄⟩/‖Δ̄‖² ≥ 0. So one dot product a client is enough.
+
+Decisions: the paper prints R as the projection of the client's own last Δ on θ (mode "paper"), and
+describes it as what the projection removed (mode "filtered"). Only the direction of Δ̄ matters to
+the latter, and that is the direction of θ's change, which the client has. Gates and dense tensors,
+on which the paper is silent, go by n_i.
+
+Step 3 is not continuous where the updates cancel: two opposite updates of weights 1/2 + ε and
+1/2 − ε give about half of the heavier one, and equal weights give 0. A consensus so small that it
+is rounding error (below 1e-6 of Σ_i w_i·‖Δ_i‖) therefore has no direction to project on.
+
+Shapes: N clients, P parameters of one expert. Norms and dot products run in float64, sums over
+clients in float32 in client order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedmoe_app.schemes.base import weighted_sum
+
+RETENTION_MODES = ("paper", "filtered")
+CANCELLED = 1e-6  # ‖Δ̄‖ / Σ_i w_i·‖Δ_i‖ at and below which Δ̄ is rounding error
+
+
+def importance(counts: Tensor, deltas: Tensor) -> Tensor:
+    """w_i = count_i·‖Δ_i‖ / Σ_j count_j·‖Δ_j‖ (step 1), ``[N]`` float32.
+
+    Args:
+        counts: tokens that client i routed to the expert, ``[N]``.
+        deltas: the clients' changes of the expert, ``[N, P]``.
+
+    Returns:
+        Weights that sum to 1, or zeros if no client has both tokens and a change.
+    """
+    values = counts.double() * torch.linalg.vector_norm(deltas, dim=1, dtype=torch.float64)
+    return normalize(values, p=1.0, dim=0, eps=torch.finfo(torch.float64).tiny).float()
+
+
+def consensus_update(
+    deltas: Tensor, counts: Tensor, *, weights: Tensor | None = None, project: bool = True
+) -> Tensor:
+    """Combine the clients' changes into the global one (steps 1 to 4), ``[P]`` float32.
+
+    The norm is at most Σ_i w_i·‖Δ_i‖. All-zero changes, changes that nobody routed a token for
+    and N = 0 give zeros; one client gives its own change.
+
+    Args:
+        deltas: the clients' changes of the expert, ``[N, P]``.
+        counts: tokens that client i routed to the expert, ``[N]``.
+        weights: weights ``[N]`` ≥ 0 in place of :func:`importance` (ablation "no importance").
+        project: False leaves step 3 out (ablation "no projection").
+    """
+    if len(deltas) == 0:
+        return torch.zeros(deltas.shape[1], device=deltas.device)
+    if weights is None:
+        weights = importance(counts, deltas)
+    consensus = weighted_sum(weights, deltas)  # [P]
+    if not project:
+        return consensus
+    kappa = -(weights.double() @ _conflicts(deltas, weights, consensus))
+    return consensus * (1 + kappa.item())
+
+
+def retention(own_delta: Tensor, global_old: Tensor, global_new: Tensor, mode: str) -> Tensor:
+    """R of step 5, without λ, ``[P]`` float32.
+
+    Mode "filtered" is what step 3 removed from the client's change, Δ − Δ^proj: a multiple of
+    θ_new − θ_old that points against it, or zero for a change that did not conflict. Mode "paper"
+    is the projection of Δ on θ_new, as printed; with a small learning rate it is close to zero.
+    Zero vectors give zeros. ‖R‖ is at most ‖Δ‖.
+
+    Args:
+        own_delta: the client's last change of the expert, Δ, ``[P]``.
+        global_old: the expert that this change started from, ``[P]``.
+        global_new: the expert that came back, ``[P]``.
+        mode: "paper" or "filtered".
+
+    Raises:
+        ValueError: if the mode is neither.
+    """
+    if mode == "paper":
+        return _projection(own_delta, global_new).float()
+    if mode != "filtered":
+        raise ValueError(
+            f'retention = "{mode}": unknown; choose one of {", ".join(RETENTION_MODES)}'
+        )
+    direction = global_new.double() - global_old.double()
+    if own_delta.double() @ direction >= 0:
+        return torch.zeros_like(own_delta, dtype=torch.float32)
+    return _projection(own_delta, direction).float()
+
+
+def _conflicts(deltas: Tensor, weights: Tensor, consensus: Tensor) -> Tensor:
+    """min(0, ⟨Δ_i, Δ̄⟩/‖Δ̄‖²), ``[N]`` float64: the multiple of Δ̄ that step 3 takes from Δ_i."""
+    direction = consensus.double()  # [P]
+    norms = torch.linalg.vector_norm(deltas, dim=1, dtype=torch.float64)  # [N]
+    if direction.norm() <= CANCELLED * (weights.double() @ norms):
+        return torch.zeros_like(norms)
+    # Row by row: a float64 copy of all changes would double the server's memory.
+    dots = torch.stack([delta.double() @ direction for delta in deltas])  # [N]
+    return (dots / (direction @ direction)).clamp_max(0)
+
+
+def _projection(vector: Tensor, onto: Tensor) -> Tensor:
+    """(⟨v, u⟩/‖u‖²)·u, ``[P]`` float64; zeros for u = 0."""
+    axis = onto.double()
+    squared = axis @ axis
+    if squared == 0:
+        return torch.zeros_like(axis)
+    return (vector.double() @ axis) / squared * axis
