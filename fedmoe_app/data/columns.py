@@ -30,6 +30,7 @@ class Table:
 
     dataset: Dataset
     origin: str
+    private: bool = False  # a node's own: messages reach the server and must not quote its values
 
 
 def format_prompt(instruction: str, context: str = "") -> str:
@@ -250,8 +251,9 @@ def _label_indices(
 def _bad_label(table: Table, value: Any, row: int, label_names: Sequence[str]) -> str:
     if value is None:
         return f"{table.origin}, row {row + 1}: the label is missing"
+    label = "its label" if table.private else f"label {value!r}"
     return (
-        f"{table.origin}, row {row + 1}: label {value!r} is not one of the {len(label_names)} "
+        f"{table.origin}, row {row + 1}: {label} is not one of the {len(label_names)} "
         f"label names {_listed(label_names)}; correct the row, or set data.label-names"
     )
 

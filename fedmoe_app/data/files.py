@@ -130,7 +130,10 @@ def _explain(path: Path, loader: str, error: Exception) -> str:
 
 
 def _json_fault(path: Path) -> str | None:
-    """Find the first line that is not a JSON object; None if the lines are not to blame."""
+    """Find the first line that is not a JSON object; None if the lines are not to blame.
+
+    The line itself is not quoted: of a node's file, the message reaches the server.
+    """
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1 and line.lstrip().startswith(b"["):
@@ -139,15 +142,10 @@ def _json_fault(path: Path) -> str | None:
                 value = json.loads(line) if line.strip() else {}
             except ValueError as error:
                 reason = getattr(error, "msg", error)  # without json's own line number
-                return f"line {number} is not valid JSON ({reason}): {_excerpt(line)}"
+                return f"line {number} is not valid JSON ({reason})"
             if not isinstance(value, dict):
-                return f"line {number} is not a JSON object: {_excerpt(line)}"
+                return f"line {number} is not a JSON object"
     return None
-
-
-def _excerpt(line: bytes) -> str:
-    text = line.decode("utf-8", "replace").strip()
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @contextmanager

@@ -100,7 +100,10 @@ def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[s
     Raises:
         DataError: also when a label is not one of ``label_names``, with the row number.
     """
-    tables = _read_files(str(path), keep_copies=False).train
+    tables = [
+        Table(table.dataset, table.origin, private=True)
+        for table in _read_files(str(path), keep_copies=False).train
+    ]
     return _unify_all(tables, config, label_names, keep_partition_column=False)
 
 

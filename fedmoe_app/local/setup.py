@@ -141,7 +141,7 @@ def _partition(config: RunConfig, node: Node, fingerprint: str) -> Dataset:
     if config.data.source == NODES:
         raise ConfigError(
             'data.source = "nodes": this node has no data-path; start its SuperNode with '
-            "--node-config 'data-path=\"/abs/file\"'"
+            "--node-config 'partition-id=0 data-path=\"/abs/file\"'"
         )
     source = load_text_data(config.data, with_test=False)
     if source.fingerprint != fingerprint:

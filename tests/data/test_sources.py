@@ -97,7 +97,7 @@ def test_an_unknown_source_lists_the_choices(source: str, config: MakeConfig) ->
 def test_a_node_file(tmp_path: Path, config: MakeConfig) -> None:
     path = write(tmp_path / "own.jsonl", [{"text": "a", "label": "C"}, {"text": "b", "label": "Z"}])
     assert load_node_file(path, config(), ("Z", "C"))["label"][:] == [1, 0]
-    with pytest.raises(DataError, match=r"own\.jsonl, row 2: label 'Z' is not one of .* B, C"):
+    with pytest.raises(DataError, match=r"own\.jsonl, row 2: its label is not one of .* B, C"):
         load_node_file(Path(path), config(), ("B", "C"))
 
 
