@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.cells import (
@@ -21,6 +22,7 @@ from benchmarks.cells import (
     LOCAL_ONLY,
     SHARED_DATA,
     Cell,
+    Measured,
     by_row,
     mean_and_std,
     print_markdown,
@@ -88,22 +90,37 @@ def main() -> None:
         if data != "embedded" and not (SHARED_DATA / data).is_dir():
             print(f"{data}: left out, {data}/train.jsonl.gz is not beside the repository")
             continue
-        figures = run_cells(cells_of(data, options.seeds), options.workers)
-        accuracy, up = by_row(figures, "accuracy"), by_row(figures, "bytes_up")
-        own = by_row(figures, "local_accuracy")
+        print_tables(data, run_cells(cells_of(data, options.seeds), options.workers))
+
+
+def print_tables(data: str, figures: Sequence[Measured]) -> None:
+    """Print accuracy by partition and scheme, then bytes up per round likewise."""
+    settings = DATA[data]
+    for name, shown in (("accuracy", mean_and_std), ("bytes_up", _mean_bytes)):
+        rows = by_row(figures, name)
+        print(f"\n{data}, {settings['num-server-rounds']} rounds, {CLIENTS} clients: {name}")
         print_markdown(
-            ("data", "partition", "scheme", "accuracy", "own accuracy", "rounds", "up per round"),
+            ("partition", *SCHEMES),
             [
-                (
-                    *row,
-                    mean_and_std(values),
-                    mean_and_std(own[row]) if row in own else "",
-                    str(DATA[data]["num-server-rounds"]),
-                    human_bytes(statistics.fmean(up[row])) if any(up[row]) else "-",
-                )
-                for row, values in accuracy.items()
+                (partition, *(_cell(rows, data, partition, scheme, shown) for scheme in SCHEMES))
+                for partition in PARTITIONS
             ],
         )
+
+
+def _cell(
+    rows: Mapping[tuple[str, ...], Sequence[float]],
+    data: str,
+    partition: str,
+    scheme: str,
+    shown: Callable[[Sequence[float]], str],
+) -> str:
+    values = rows.get((data, partition, scheme)) or rows.get((data, "-", scheme))
+    return shown(values) if values else ""
+
+
+def _mean_bytes(values: Sequence[float]) -> str:
+    return human_bytes(statistics.fmean(values)) if any(values) else "-"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def make_scheme(config: RunConfig) -> Scheme:
         return scheme_class.from_config(config)
     except ConfigError:  # names its key already
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(
             f'scheme = "{name}", scheme-args = {config.scheme_args}: {error}'
         ) from error
