@@ -1,6 +1,7 @@
 """Progress lines: readable times, and estimates only where there is something to go by."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,20 +22,42 @@ def finished(number: int, seconds: float) -> RoundReport:
     return RoundReport(number, folded=True, evaluation=evaluation, seconds={"round": seconds})
 
 
-def test_lines_of_a_run(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logger, "propagate", True)
+class Lines(logging.Handler):
+    """Collects messages, whatever other tests did to logging."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The lines that progress says during the test."""
+    handler = Lines()
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "disabled", False)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    yield handler.messages
+    logger.setLevel(before)
+
+
+def test_lines_of_a_run(said: list[str]) -> None:
     progress = Progress()
-    with caplog.at_level(logging.INFO, logger="fedmoe"):
-        progress.start(3)
-        progress.round_done(finished(0, 1.0))
-        progress.round_started(1, asked=2)
-        progress.reply("client 7", {"num-examples": 5, "train-loss": 1.25})
-        progress.failure("client 3", "out of memory")
-        progress.round_done(finished(1, 60.0))
-        progress.round_started(2, asked=2)
-        progress.round_done(finished(2, 10.0))
-        progress.round_done(RoundReport(3, seconds={"round": 2.0}))
-    lines = [record.getMessage() for record in caplog.records]
+    progress.start(3)
+    progress.round_done(finished(0, 1.0))
+    progress.round_started(1, asked=2)
+    progress.reply("client 7", {"num-examples": 5, "train-loss": 1.25})
+    progress.failure("client 3", "out of memory")
+    progress.round_done(finished(1, 60.0))
+    progress.round_started(2, asked=2)
+    progress.round_done(finished(2, 10.0))
+    progress.round_done(RoundReport(3, seconds={"round": 2.0}))
+    lines = said
     assert lines[0] == "initial model: loss 1.500, accuracy 0.500 (1 s)"
     assert lines[2].startswith("  [1/2] client 7: 5 examples, loss 1.250, own accuracy - -> -")
     assert lines[2].endswith("left in this round)")
