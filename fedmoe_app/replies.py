@@ -73,7 +73,7 @@ def decode_scores(
     replies: Iterable[Message], roster: Roster
 ) -> tuple[list[ClientScore], dict[str, str]]:
     """Decode evaluation replies into scores in client order, and reasons for the rejected ones."""
-    scores: dict[int, ClientScore] = {}
+    by_client: dict[int, list[ClientScore]] = {}
     rejected: dict[str, str] = {}
     for message in replies:
         try:
@@ -81,5 +81,10 @@ def decode_scores(
         except InvalidUpdateError as error:
             rejected[roster.name(message.metadata.src_node_id)] = f"score rejected: {error}"
             continue
-        scores[score.client] = score
-    return [scores[client] for client in sorted(scores)], rejected
+        by_client.setdefault(score.client, []).append(score)
+    for client, copies in by_client.items():
+        if len(copies) > 1:  # as in decode_updates: the order of arrival must not decide
+            rejected[f"client {client}"] = (
+                f"score rejected: {len(copies)} nodes have partition-id = {client}"
+            )
+    return [c[0] for _, c in sorted(by_client.items()) if len(c) == 1], rejected

@@ -12,7 +12,9 @@ from flwr.serverapp.strategy import Result
 
 from fedmoe_app.exchange import NotEnoughClientsError, short_reason
 from fedmoe_app.inprocess import InProcessGrid, task_identity
+from fedmoe_app.replies import decode_scores
 from fedmoe_app.report.lines import RoundReport
+from fedmoe_app.roster import Roster
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.strategy import Limits, MoEStrategy, RunFailedError
@@ -115,6 +117,20 @@ def test_a_score_that_makes_no_sense_is_rejected() -> None:
     assert report.evaluation is not None
     assert report.evaluation["accuracy"] == pytest.approx(1 / 4)
     assert any("score rejected: items = None" in why for why in report.failures.values())
+
+
+def test_scores_of_the_same_partition_are_all_rejected() -> None:
+    with task_identity():
+        asked = [Message(RecordDict(), node, "evaluate") for node in (1, 2, 3)]
+        scores = [ClientScore(4, 1.0, 1, 2), ClientScore(4, 9.0, 0, 2), ClientScore(0, 1.0, 2, 2)]
+        replies = [
+            Message(encode_score(score), reply_to=message)
+            for score, message in zip(scores, asked, strict=True)
+        ]
+        for order in (replies, replies[::-1]):
+            kept, rejected = decode_scores(order, Roster(seed=0))
+            assert kept == [scores[2]]
+            assert rejected == {"client 4": "score rejected: 2 nodes have partition-id = 4"}
 
 
 def test_a_client_that_raises_is_left_out() -> None:
