@@ -67,3 +67,15 @@ def describe(message: Message, context: Context) -> Message:
 
     node = Node.from_config(context.node_config, context.node_id)
     return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)
+
+
+@app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Drop what this client kept between the rounds of a run."""
+    from fedmoe_app.local.kept import drop_kept
+    from fedmoe_app.local.node import Node
+
+    node = Node.from_config(context.node_config, context.node_id)
+    with name_errors(node.client):
+        drop_kept(str(message.content.config_records["task"]["run-key"]), node.client)
+    return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)

@@ -7,6 +7,7 @@ for ever for missing nodes, polls slowly and lets a round in which all clients f
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from fedmoe_app.replies import decode_scores, decode_updates
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
 from fedmoe_app.roster import Roster, sample_size
-from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.base import ModelShape, Scheme
+from fedmoe_app.schemes.diagnostics import Diagnostics
 from fedmoe_app.schemes.fold import FoldError, check_finite, fold, round_info
 from fedmoe_app.wire.records import (
     UpdateSpec,
@@ -33,6 +35,7 @@ from fedmoe_app.wire.records import (
 )
 from fedmoe_app.wire.update import ClientUpdate
 
+FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
 MAX_REASON = 1000  # characters of a failure's reason that are kept
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -58,8 +61,12 @@ class MoEStrategy(Strategy):
     Args:
         scheme: the server's half of the aggregation scheme.
         limits: numbers of clients and waiting times.
+        shape: of the model; the hidden size is checked where clients send regions.
         seed: fixes which clients are drawn in a round.
         label_names, data_fingerprint: sent to the clients, so that all agree on the data.
+        run_key: names this run in what clients keep between rounds; hexadecimal.
+        forget: let the clients drop what they kept when the run is complete.
+        diagnose: work out the scheme's diagnostics of every round.
         on_round: called with the report of every round, 0 (the initial model) included.
     """
 
@@ -69,12 +76,20 @@ class MoEStrategy(Strategy):
         limits: Limits,
         *,
         seed: int = 0,
+        shape: ModelShape | None = None,
         label_names: Sequence[str] = (),
         data_fingerprint: str = "",
+        run_key: str = "",
+        forget: bool = True,
+        diagnose: bool = True,
         on_round: Callable[[RoundReport], None] = lambda report: None,
     ) -> None:
         self.scheme = scheme
         self.limits = limits
+        self.run_key = run_key or secrets.token_hex(16)
+        self.forget = forget
+        self.diagnose = diagnose
+        self.region_size = shape.hidden_size if shape and scheme.needs_regions else 0
         self.label_names = tuple(label_names)
         self.data_fingerprint = data_fingerprint
         self.on_round = on_round
@@ -85,6 +100,7 @@ class MoEStrategy(Strategy):
         self.report = RoundReport(0)
         self.result = Result()  # of the run so far, also when it fails
         self._unevaluated = False  # the global state changed since the last evaluation
+        self._last_replies: dict[int, int] = {}  # client -> its last round with a usable reply
 
     def summary(self) -> None:
         """Log the scheme and the limits."""
@@ -129,7 +145,17 @@ class MoEStrategy(Strategy):
                 raise RunFailedError(self._why_failed(failed_in_a_row))
         if not self.result.train_metrics_clientapp:
             raise RunFailedError(self._why_failed(failed_in_a_row))
+        self._end_run(grid)
         return self.result
+
+    def _end_run(self, grid: Grid) -> None:
+        """Let the nodes drop what they kept; a node that is gone drops it after some weeks."""
+        if not (self.forget and self.scheme.keeps_state):
+            return
+        content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
+        messages = [Message(content, node, "query.forget") for node in sorted(grid.get_node_ids())]
+        for _ in exchange(grid, messages, FORGET_SECONDS):
+            pass
 
     def _report_initial_model(self, evaluate_fn: EvaluateFn | None) -> None:
         started = time.monotonic()
@@ -226,7 +252,13 @@ class MoEStrategy(Strategy):
 
     def _content(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         return encode_task(
-            arrays, server_round, self.label_names, self.data_fingerprint, self.broadcast, config
+            arrays,
+            server_round,
+            self.label_names,
+            self.data_fingerprint,
+            self.broadcast,
+            config,
+            self.run_key,
         )
 
     # -- replies in ----------------------------------------------------------------------------
@@ -263,10 +295,12 @@ class MoEStrategy(Strategy):
         Returns None, None, and leaves the global state as it was, if fewer than ``min_clients``
         replies can be used.
         """
-        decoded = decode_updates(replies, UpdateSpec.of(self.state), self.roster)
+        spec = UpdateSpec.of(self.state, self.region_size)
+        decoded = decode_updates(replies, spec, self.roster)
         for who, why in decoded.rejected.items():
             self._fail(who, why)
         updates = decoded.updates
+        self._note_lost_state(server_round, updates)
         if len(updates) < self.limits.min_clients:
             self._fail(
                 "round",
@@ -275,17 +309,32 @@ class MoEStrategy(Strategy):
             )
             return None, None
         info = round_info(server_round, updates)
+        diagnostics = Diagnostics(spec.num_layers, spec.num_experts) if self.diagnose else None
         try:
-            state = fold(self.state, updates, self.scheme, info)
+            state = fold(self.state, updates, self.scheme, info, diagnostics)
             check_finite(state)
         except FoldError as error:
             self._fail("round", f"{error} ({self.scheme}); the global model stays as it was")
             return None, None
         self.state = state
+        if diagnostics is not None:
+            self.report.diagnostics = diagnostics.result(self.scheme, info)
         self.broadcast = self.scheme.broadcast(info)
         self.report.updates, self.report.folded = updates, True
         self.report.bytes_up = decoded.bytes_up
         return encode_state(state), _mean_metrics(updates)
+
+    def _note_lost_state(self, server_round: int, updates: Sequence[ClientUpdate]) -> None:
+        """Tell which clients should have kept something of an earlier round and have not."""
+        for update in updates:
+            expected = self._last_replies.get(update.client, 0)
+            if self.scheme.keeps_state and update.metrics.get("kept-round", 0) < expected:
+                self.report.lost_state.append(update.client)
+                self.progress.say(
+                    f"client {update.client}: what it kept of round {expected} is lost; "
+                    "it started from the global model"
+                )
+            self._last_replies[update.client] = server_round
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.schemes.base import LocalClient, ModelShape
 from fedmoe_app.wire.update import ClientUpdate
 
 NUM_LAYERS, NUM_EXPERTS = 2, 3
@@ -61,3 +64,12 @@ def toy_update(
     )
     metrics = {"train-loss": 1.0 + change}
     return ClientUpdate(client, num_examples, changes, toy_stats(trained), metrics)
+
+
+def toy_client(
+    usage: Callable[[int], RoutingStats] = lambda max_examples: toy_stats([]),
+    client: int = 0,
+    expert_budget: int | None = None,
+) -> LocalClient:
+    """A client of the toy model, top-2, whose data are routed as ``usage`` says."""
+    return LocalClient(client, ModelShape(NUM_LAYERS, NUM_EXPERTS, 2, 4), expert_budget, usage)

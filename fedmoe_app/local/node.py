@@ -1,4 +1,4 @@
-"""What a node knows of itself: its client number and where its data is."""
+"""What a node knows of itself: its client number, where its data is, what it can train."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedmoe_app.budgets import Budget, check_budget
 from fedmoe_app.config import ConfigError
 
 
@@ -19,20 +20,23 @@ class Node:
         partition_id: which partition of ``data.source`` is this node's.
         num_partitions: into how many the source is split.
         data_path: the node's own file, instead of a partition.
+        expert_budget: experts a layer that the node can train, as a number or a share; None if the
+            node config does not say.
     """
 
     client: int
     partition_id: int | None
     num_partitions: int | None
     data_path: str | None
+    expert_budget: Budget | None = None
 
     @classmethod
     def from_config(cls, node_config: Mapping[str, Any], node_id: int) -> Node:
-        """Read ``partition-id``, ``num-partitions`` and ``data-path``.
+        """Read ``partition-id``, ``num-partitions``, ``data-path`` and ``expert-budget``.
 
         Raises:
-            ConfigError: if the node has neither a data path nor a whole partition, or a number
-                that is not an integer in its range.
+            ConfigError: if the node has neither a data path nor a whole partition, a number
+                that is not an integer in its range, or a budget that is none.
         """
         num_partitions = _integer(node_config, "num-partitions", 1, None)
         partition_id = _integer(node_config, "partition-id", 0, num_partitions)
@@ -48,7 +52,16 @@ class Node:
             partition_id=partition_id,
             num_partitions=num_partitions,
             data_path=None if data_path is None else str(data_path),
+            expert_budget=_budget(node_config),
         )
+
+
+def _budget(node_config: Mapping[str, Any]) -> Budget | None:
+    value = node_config.get("expert-budget")
+    try:
+        return None if value is None else check_budget(value)
+    except ValueError as error:
+        raise ConfigError(f"node config expert-budget = {value!r}: {error}") from None
 
 
 def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | None) -> int | None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from fedmoe_app.budgets import experts_in
 from fedmoe_app.config import RunConfig
+from fedmoe_app.local.kept import ClientFiles, Kept
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.prepared import ClientRows, client_rows
 from fedmoe_app.local.setup import Setup, load_setup
 from fedmoe_app.local.tasks import Row, Score, evaluate
-from fedmoe_app.local.train import LocalRun, client_seed, one_client, train
+from fedmoe_app.local.train import LocalRun, TrainResult, client_seed, one_client, train
 from fedmoe_app.moe.layers import write_state
-from fedmoe_app.moe.routing import RoutingRecorder, RoutingStats
+from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
+from fedmoe_app.moe.state import ModelState
 from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
-from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.base import LocalClient, Scheme
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientScore, ClientUpdate
 
@@ -25,7 +30,7 @@ def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate
     """Train on this node's data for one round.
 
     The received model is scored on the client's own test examples before training (``loss``,
-    ``accuracy``) and again after it (``local-loss``, ``local-accuracy``), so that no second
+    ``accuracy``) and the local one after it (``local-loss``, ``local-accuracy``), so that no second
     message, and no second start of a client process, is needed.
     """
     scheme = make_scheme(config)
@@ -34,42 +39,123 @@ def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate
         scheme.check(setup.shape)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)
-        return _train(config, node, task, scheme, setup, rows)
+        return ClientRound(config, node, task, scheme, setup, rows).run()
 
 
-def _train(
-    config: RunConfig,
-    node: Node,
-    task: TrainTask,
-    scheme: Scheme,
-    setup: Setup,
-    rows: ClientRows,
-) -> ClientUpdate:
-    seed = client_seed(config.seed, task.server_round, node.client)
-    before = _score(config, setup, rows.test)
-    experts = scheme.choose_experts(_usage(config, setup, rows.train, seed))
-    trainables = Trainables(setup.model, setup.layers, experts)
-    with RoutingRecorder(setup.layers, keep_probs=scheme.needs_router_probs) as recorder:
-        broadcast = {name: t.to(setup.model.device) for name, t in task.broadcast.items()}
-        run = LocalRun(setup.model, trainables, recorder, setup.task, scheme, broadcast)
-        result = train(run, rows.train, config.train, seed)
-        routing = recorder.stats(trainables.trained)
-    changes = trainables.changes()
-    after = _score(config, setup, rows.test)
-    return ClientUpdate(
-        client=node.client,
-        num_examples=len(rows.train),
-        num_partitions=0 if node.data_path is not None else node.num_partitions or 0,
-        changes=changes,
-        routing=routing,
-        metrics={
-            "train-loss": result.loss,
-            "num-steps": result.num_steps,
-            "num-truncated": rows.train.num_cut,
+@dataclass(frozen=True)
+class ClientRound:
+    """One client's round: what takes part in it, and its steps in order."""
+
+    config: RunConfig
+    node: Node
+    task: TrainTask
+    scheme: Scheme
+    setup: Setup
+    rows: ClientRows
+
+    def run(self) -> ClientUpdate:
+        """Score, train, score again; keep what the scheme keeps; return what changed."""
+        files = ClientFiles(self.task.run_key, self.node.client)
+        kept = files.load(self.task.server_round) if self.scheme.keeps_state else Kept()
+        before = self._score()
+        started = self._start(kept)
+        client = self._local_client()
+        trainables = Trainables(
+            self.setup.model, self.setup.layers, self.scheme.choose_experts(client)
+        )
+        result, routing = self._train(trainables, client, started)
+        changes = _from_received(trainables.changes(), started, self.task.state)
+        after = self._score()
+        if self.scheme.keeps_state:
+            files.save(self.task.server_round, self.scheme.keep(self.task.state, changes))
+        metrics = self._metrics(result, client, kept) | {
             **_score_metrics("", before),
             **_score_metrics("local-", after),
-        },
-    )
+        }
+        return ClientUpdate(
+            client=self.node.client,
+            num_examples=len(self.rows.train),
+            num_partitions=self._num_partitions(),
+            changes=changes,
+            routing=routing,
+            metrics=metrics,
+        )
+
+    def _start(self, kept: Kept) -> ModelState:
+        """Write the values that training starts from into the model; return them."""
+        if not kept.tensors:
+            return self.task.state
+        started = self.scheme.start(self.task.state, kept.tensors)
+        write_state(self.setup.model, self.setup.layers, started)
+        return started
+
+    def _local_client(self) -> LocalClient:
+        shape, budget = self.setup.shape, self.node.expert_budget
+        own_budget = None if budget is None else experts_in(budget, shape.num_experts)
+        return LocalClient(self.node.client, shape, own_budget, self._usage)
+
+    def _train(
+        self, trainables: Trainables, client: LocalClient, started: ModelState
+    ) -> tuple[TrainResult, RoutingStats]:
+        setup, scheme = self.setup, self.scheme
+        device = setup.model.device
+        recorder = RoutingRecorder(
+            setup.layers,
+            regions=scheme.needs_regions,
+            keep_probs=scheme.needs_router_probs,
+            on_route=_batch_selection(trainables, scheme, client),
+        )
+        run = LocalRun(
+            setup.model,
+            trainables,
+            recorder,
+            setup.task,
+            scheme,
+            {name: tensor.to(device) for name, tensor in self.task.broadcast.items()},
+            {key: t.to(device) for key, t in _replaced(self.task.state, started).items()},
+            setup.shape.top_k,
+        )
+        with recorder:
+            result = train(run, self.rows.train, self.config.train, self._seed)
+        return result, recorder.stats(trainables.trained)
+
+    def _metrics(self, result: TrainResult, client: LocalClient, kept: Kept) -> dict[str, float]:
+        metrics = {
+            "train-loss": result.loss,
+            "num-steps": result.num_steps,
+            "num-truncated": self.rows.train.num_cut,
+        }
+        budget = self.scheme.budget(client)
+        if budget is not None:
+            metrics["expert-budget"] = budget
+        if self.scheme.keeps_state:
+            metrics["kept-round"] = kept.server_round
+        return metrics
+
+    @property
+    def _seed(self) -> int:
+        return client_seed(self.config.seed, self.task.server_round, self.node.client)
+
+    def _num_partitions(self) -> int:
+        own_file = self.node.data_path is not None
+        return 0 if own_file else self.node.num_partitions or 0
+
+    def _score(self) -> Score:
+        return _score(self.config, self.setup, self.rows.test)
+
+    def _usage(self, max_examples: int) -> RoutingStats:
+        """Measure the model's routing on drawn examples; a file's head may be one class only."""
+        rows, setup = self.rows.train, self.setup
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed))
+        drawn = [rows[i] for i in sorted(order[:max_examples].tolist())]
+        with RoutingRecorder(setup.layers) as recorder:
+            setup.model.eval()
+            size = self.config.train.per_device_eval_batch_size
+            for start in range(0, len(drawn), size):
+                batch = setup.task.collate(drawn[start : start + size], setup.model.device)
+                recorder.mask(batch.attention_mask, batch.decoder_mask)
+                setup.task.score(setup.model, batch)
+            return recorder.stats(None)
 
 
 def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientScore:
@@ -97,24 +183,30 @@ def _score_metrics(prefix: str, score: Score) -> dict[str, float]:
     }
 
 
-def _usage(
-    config: RunConfig, setup: Setup, rows: Sequence[Row], seed: int
-) -> Callable[[int], RoutingStats]:
-    """Return the function by which a scheme measures the received model's routing.
+def _batch_selection(trainables: Trainables, scheme: Scheme, client: LocalClient) -> OnRoute | None:
+    """Return what freezes experts between a layer's router and its experts, batch by batch."""
+    if not scheme.selects_per_batch:
+        return None
 
-    It draws the examples: a file may be sorted by label, and its head one class only.
-    """
+    def select(layer: int, probs: Tensor, chosen: Tensor) -> None:
+        routed = torch.zeros(probs.shape[1], dtype=torch.bool, device=probs.device)  # [E]
+        routed[chosen.reshape(-1)] = True
+        trainables.train_only(layer, scheme.select_in_batch(probs, routed, client))
 
-    def usage(max_examples: int) -> RoutingStats:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        drawn = [rows[i] for i in sorted(order[:max_examples].tolist())]
-        with RoutingRecorder(setup.layers) as recorder:
-            setup.model.eval()
-            size = config.train.per_device_eval_batch_size
-            for start in range(0, len(drawn), size):
-                batch = setup.task.collate(drawn[start : start + size], setup.model.device)
-                recorder.mask(batch.attention_mask, batch.decoder_mask)
-                setup.task.score(setup.model, batch)
-            return recorder.stats(None)
+    return select
 
-    return usage
+
+def _replaced(received: ModelState, started: ModelState) -> dict[str, Tensor]:
+    """Return the received values of the tensors that local training starts from others."""
+    start = dict(started.named())
+    return {key: tensor for key, tensor in received.named() if start[key] is not tensor}
+
+
+def _from_received(changes: ModelState, started: ModelState, received: ModelState) -> ModelState:
+    """Turn local − started into local − received; the same object where nothing was replaced."""
+    start = dict(started.named())
+    total = ModelState()
+    moved = _replaced(received, started)
+    for key, change in changes.named():
+        total.insert(key, change + (start[key] - moved[key]) if key in moved else change)
+    return total

@@ -32,9 +32,10 @@ class Setup:
 
     @property
     def shape(self) -> ModelShape:
-        """L layers of E experts, K used by a token."""
+        """L layers of E experts, K used by a token, hidden size D."""
         first = self.layers[0]
-        return ModelShape(len(self.layers), first.num_experts, first.top_k)
+        hidden_size = self.model.config.get_text_config().hidden_size
+        return ModelShape(len(self.layers), first.num_experts, first.top_k, hidden_size)
 
 
 def device() -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -74,6 +74,8 @@ class LocalRun:
     task: Task
     scheme: Scheme
     broadcast: dict[str, Tensor]
+    received: Mapping[str, Tensor]  # global values; local training may start from others
+    top_k: int
 
 
 def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) -> TrainResult:
@@ -83,7 +85,7 @@ def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) ->
     data does not reach.
     """
     parameters = run.trainables.named_parameters()
-    reference = run.trainables.reference()
+    reference = {**run.trainables.reference(), **run.received}
     optimiser = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -91,7 +93,7 @@ def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) ->
     losses: list[float] = []
     for batch in train_batches(rows, config, seed):
         task_loss = _task_loss(run, batch)
-        step = LocalStep(parameters, reference, _router_probs(run), run.broadcast)
+        step = LocalStep(parameters, reference, _router_probs(run), run.broadcast, run.top_k)
         extra = run.scheme.extra_loss(step)
         optimiser.zero_grad(set_to_none=True)
         (task_loss if extra is None else task_loss + extra).backward()

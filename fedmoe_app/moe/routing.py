@@ -10,7 +10,7 @@ float32, whatever scores the family itself routes by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedmoe_app.moe.layers import MoELayer
+
+OnRoute = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,11 @@ class RoutingRecorder:
     """
 
     def __init__(
-        self, layers: Sequence[MoELayer], regions: bool = False, keep_probs: bool = False
+        self,
+        layers: Sequence[MoELayer],
+        regions: bool = False,
+        keep_probs: bool = False,
+        on_route: OnRoute | None = None,
     ) -> None:
         """Prepare to record ``layers``.
 
@@ -72,7 +78,10 @@ class RoutingRecorder:
             layers: from :func:`fedmoe_app.moe.layers.find_moe_layers`.
             regions: also average the router inputs per expert.
             keep_probs: keep the last forward's logits with their graph, for :attr:`probs`.
+            on_route: called between a layer's router and its experts, with the layer's index and
+                the real tokens' p(x, e) ``[T, E]`` and chosen experts ``[T, K]``.
         """
+        self._on_route = on_route
         self._layers = tuple(layers)
         self._regions = regions
         self._keep_probs = keep_probs
@@ -145,9 +154,11 @@ class RoutingRecorder:
                 self._last[layer.index] = (logits, real)
             with torch.no_grad():
                 hidden = args[0].reshape(-1, args[0].shape[-1]) if self._regions else None
-                self._sums[layer.index].add(
-                    _select(logits, real).float(), _select(chosen, real), _select(hidden, real)
-                )
+                p = _select(logits, real).float().softmax(dim=-1)  # [T, E]
+                chosen = _select(chosen, real)
+                self._sums[layer.index].add(p, chosen, _select(hidden, real))
+                if self._on_route is not None:
+                    self._on_route(layer.index, p, chosen)
 
         return record
 
@@ -206,16 +217,15 @@ class _Sums:
         self.wins = torch.zeros(num_experts, dtype=torch.int64)  # tokens whose argmax is e
         self.hidden: Tensor | None = None  # [E, D]
 
-    def add(self, logits: Tensor, chosen: Tensor, hidden: Tensor | None) -> None:
-        """Add the real tokens of a batch: ``[T, E]``, ``[T, K]`` and ``[T, D]``."""
-        if logits.shape[0] == 0:
+    def add(self, p: Tensor, chosen: Tensor, hidden: Tensor | None) -> None:
+        """Add the real tokens of a batch: p(x, e) ``[T, E]``, ``[T, K]`` and ``[T, D]``."""
+        if p.shape[0] == 0:
             return
-        if self.prob.device != logits.device:
-            self._move(logits.device)
-        experts = logits.shape[1]
-        p = logits.softmax(dim=-1)  # [T, E]
+        if self.prob.device != p.device:
+            self._move(p.device)
+        experts = p.shape[1]
         best, winner = p.topk(2, dim=-1)  # [T, 2]
-        self.tokens += logits.shape[0]
+        self.tokens += p.shape[0]
         self.count += torch.bincount(chosen.reshape(-1), minlength=experts)
         self.prob += p.sum(dim=0, dtype=torch.float64)
         self.entropy += torch.special.entr(p).sum(dim=0, dtype=torch.float64)

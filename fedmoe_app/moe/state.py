@@ -12,9 +12,10 @@ Keys are stable and readable::
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -61,3 +62,16 @@ class ModelState:
             self.gates.setdefault(int(match[1]), {})[match[2]] = tensor
         else:
             self.dense[key] = tensor
+
+
+def flatten(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Tensor:
+    """Join the tensors of one expert or gate into one vector ``[P]``, in the order of ``like``."""
+    return torch.cat([tensors[name].reshape(-1) for name in like])
+
+
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Tensors:
+    """Undo :func:`flatten`: views of ``vector`` in the shapes of ``like``."""
+    parts = vector.split([tensor.numel() for tensor in like.values()])
+    return {
+        name: part.view_as(tensor) for (name, tensor), part in zip(like.items(), parts, strict=True)
+    }

@@ -95,6 +95,16 @@ class Trainables:
         """Return the received values by the same keys; read them, do not write to them."""
         return dict(self._received.named())
 
+    def train_only(self, layer: int, experts: Tensor) -> None:
+        """Freeze the chosen experts of a layer that are not in ``experts`` ``[E]`` bool.
+
+        Call it before the layer's experts run; it holds until the next call. A frozen expert's
+        weights get no gradient; the gradient of its input still flows to the layers below.
+        """
+        for e, wanted in enumerate(experts.tolist()):
+            for parameter in self._local.experts.get((layer, e), {}).values():
+                parameter.requires_grad_(wanted)
+
     def count_step(self) -> None:
         """Count the experts that this step trains; call it between ``backward`` and ``step``.
 

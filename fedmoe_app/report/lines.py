@@ -26,6 +26,8 @@ class RoundReport:
     bytes_down: int = 0  # of all messages
     num_asked: int = 0
     folded: bool = False
+    lost_state: list[int] = field(default_factory=list)  # clients
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -49,9 +51,13 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
         "num_clients": len(updates),
         "bytes_up": report.bytes_up_total,
         "bytes_down": report.bytes_down,
-        "clients": [_client(update, report) for update in updates],
+        "clients": [_client(position, report) for position in range(len(updates))],
         "failures": [{"who": who, "reason": why} for who, why in sorted(report.failures.items())],
-        "routing": {"count": [update.routing.count.tolist() for update in updates]},  # [N, L, E]
+        "routing": {  # [N, L, E]
+            "count": [update.routing.count.tolist() for update in updates],
+            "trained": [update.routing.trained.tolist() for update in updates],
+        },
+        "diagnostics": report.diagnostics,
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
     }
 
@@ -63,7 +69,8 @@ def _mean_train_loss(updates: list[ClientUpdate]) -> float | None:
     return sum(u.metrics["train-loss"] * u.num_examples for u in updates) / total
 
 
-def _client(update: ClientUpdate, report: RoundReport) -> dict[str, Any]:
+def _client(position: int, report: RoundReport) -> dict[str, Any]:
+    update = report.updates[position]
     metrics = update.metrics
     return {
         "client": update.client,
@@ -74,7 +81,18 @@ def _client(update: ClientUpdate, report: RoundReport) -> dict[str, Any]:
         "local_loss": metrics.get("local-loss"),
         "local_accuracy": metrics.get("local-accuracy"),
         "num_truncated": metrics.get("num-truncated"),
+        "num_steps": metrics.get("num-steps"),
+        "expert_budget": metrics.get("expert-budget"),
+        "selection_ratio": _selection_ratio(report, position),
+        "kept_round": metrics.get("kept-round"),
+        "state_lost": update.client in report.lost_state,
         "bytes_up": report.bytes_up[update.client],
         "bytes_down": report.bytes_down_each,
         "experts_sent": len(update.changes.experts),
     }
+
+
+def _selection_ratio(report: RoundReport, position: int) -> float | None:
+    """Return r(c) of a client, the mean over the layers, if the scheme tells it."""
+    ratios = report.diagnostics.get("selection_ratio")  # [L, N]
+    return None if ratios is None else float(ratios[:, position].mean())

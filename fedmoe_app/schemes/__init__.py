@@ -6,11 +6,25 @@ import importlib
 
 from fedmoe_app.config import ConfigError, RunConfig
 from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.combine import Combination
+from fedmoe_app.schemes.fcmoe import FCMoE
+from fedmoe_app.schemes.fedalign import FedAlignMoE
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.fedmoe import FedMoE
 from fedmoe_app.schemes.fedprox import FedProx
+from fedmoe_app.schemes.hfedmoe import HFedMoE
+from fedmoe_app.schemes.pflmoe import PFLMoE
 
-SCHEMES: dict[str, type[Scheme]] = {"fedavg": FedAvg, "fedprox": FedProx, "fedmoe": FedMoE}
+COMBINE = "combine"
+SCHEMES: dict[str, type[Scheme]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedmoe": FedMoE,
+    "pflmoe": PFLMoE,
+    "hfedmoe": HFedMoE,
+    "fcmoe": FCMoE,
+    "fedalign": FedAlignMoE,
+}
 
 
 def make_scheme(config: RunConfig) -> Scheme:
@@ -21,10 +35,12 @@ def make_scheme(config: RunConfig) -> Scheme:
             its arguments.
     """
     name = config.scheme
+    if name == COMBINE:
+        return _combination(config)
     scheme_class = _import_scheme(name) if ":" in name else SCHEMES.get(name)
     if scheme_class is None:
         raise ConfigError(
-            f'scheme = "{name}": unknown; choose one of {", ".join(sorted(SCHEMES))}, '
+            f'scheme = "{name}": unknown; choose one of {", ".join([*SCHEMES, COMBINE])}, '
             'or your own as "package.module:Class"'
         )
     if name in SCHEMES and config.scheme_args:
@@ -40,6 +56,17 @@ def make_scheme(config: RunConfig) -> Scheme:
         raise ConfigError(
             f'scheme = "{name}", scheme-args = {config.scheme_args}: {error}'
         ) from error
+
+
+def _combination(config: RunConfig) -> Combination:
+    """Build each part of ``combine`` from its own table."""
+    parts = config.combine.model_dump()
+    # A personal copy of the whole model is no part of one.
+    choices = [name for name in SCHEMES if name != "pflmoe"]
+    for part, name in parts.items():
+        if name not in choices:
+            raise ConfigError(f'combine.{part} = "{name}": choose one of {", ".join(choices)}')
+    return Combination(**{part: SCHEMES[name].from_config(config) for part, name in parts.items()})
 
 
 def _import_scheme(name: str) -> type[Scheme]:

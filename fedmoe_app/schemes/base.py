@@ -5,41 +5,51 @@ nothing is FedAvg (McMahan et al. 2017, arXiv:1602.05629): every trainable tenso
 weights n_i / Σ n. It does no I/O and never touches Flower.
 
 Shapes: N clients in the round, M of them trained the expert at hand, L MoE layers, E experts a
-layer, P parameters of one expert (or gate) flattened over its tensors.
+layer, P parameters of one expert flattened over its tensors, T tokens, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedmoe_app.config import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.sums import cosines, weighted_sum
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a scheme may ask of a model: L layers of E experts, K of them used by a token."""
+    """What a scheme may ask of a model: L layers of E experts, K used by a token, hidden size D."""
 
     num_layers: int
     num_experts: int
     top_k: int
+    hidden_size: int = 0
 
 
 @dataclass(frozen=True)
-class RoundInfo:
-    """What the server knows of a round before it folds the updates, in client order."""
+class LocalClient:
+    """What a scheme may ask of the client that it runs on.
 
-    server_round: int
-    num_examples: Tensor  # [N] float32
-    routing: tuple[RoutingStats, ...]  # N entries of [L, E] tensors
+    Attributes:
+        client: the client's number.
+        shape: of the model.
+        expert_budget: experts a layer that the node says it can train, 1 to E; None if it does not.
+        usage: runs the received model over at most that many local examples and returns their
+            routing statistics. It costs forward passes, so call it only if needed.
+    """
 
-    def routing_of(self, name: str, layer: int) -> Tensor:
-        """Stack one routing statistic of one layer over the clients, ``[N, E]``."""
-        return torch.stack([getattr(stats, name)[layer] for stats in self.routing])
+    client: int
+    shape: ModelShape
+    expert_budget: int | None
+    usage: Callable[[int], RoutingStats]
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,47 @@ class LocalStep:
     reference: Mapping[str, Tensor]  # the received values of the same tensors
     router_probs: Sequence[Tensor]  # per layer [T, E], with graph; empty unless asked for
     broadcast: Mapping[str, Tensor]  # what the server sent by :meth:`Scheme.broadcast`
+    top_k: int  # experts a token uses
+
+
+@dataclass(frozen=True)
+class RoundInfo:
+    """What the server knows of a round before it folds the updates, in client order."""
+
+    server_round: int
+    num_examples: Tensor  # [N] float32
+    num_steps: Tensor  # [N] float32, optimiser steps
+    routing: tuple[RoutingStats, ...]  # N entries of [L, E] tensors
+
+    def routing_of(self, name: str, layer: int) -> Tensor:
+        """Stack one routing statistic of one layer over the clients, ``[N, E]``."""
+        return torch.stack([getattr(stats, name)[layer] for stats in self.routing])
+
+
+@dataclass(frozen=True)
+class ExpertUpdates:
+    """The changes of one expert by the M clients that trained it, in client order."""
+
+    layer: int
+    expert: int
+    members: tuple[int, ...]  # M positions among the round's N clients
+    deltas: Tensor  # [M, P] float32
+    info: RoundInfo
+
+    @property
+    def num_examples(self) -> Tensor:
+        """The members' training examples, ``[M]``."""
+        return self.info.num_examples[list(self.members)]
+
+    @cached_property
+    def agreement(self) -> Tensor:
+        """Cosines of the members' changes, ``[M, M]`` float64; worked out once."""
+        return cosines(self.deltas)
+
+    def routing_of(self, name: str) -> Tensor:
+        """Return one routing statistic of this expert by member, ``[M]`` (regions ``[M, D]``)."""
+        stats = [self.info.routing[i] for i in self.members]
+        return torch.stack([getattr(s, name)[self.layer, self.expert] for s in stats])
 
 
 @dataclass(frozen=True)
@@ -68,27 +119,76 @@ class Scheme:
             fedmoe_app.config.ConfigError: naming the value and the allowed range.
         """
 
-    # -- on the client -------------------------------------------------------------------------
+    # -- on the client: what is trained --------------------------------------------------------
+
+    def budget(self, client: LocalClient) -> int | None:
+        """Return how many experts a layer this client may train; None if the scheme sets none."""
+        return None
+
+    def choose_experts(self, client: LocalClient) -> Sequence[Collection[int]] | None:
+        """Choose the experts to train in this round, per layer; None trains all."""
+        return None
+
+    @property
+    def selects_per_batch(self) -> bool:
+        """Whether :meth:`select_in_batch` narrows the choice in every training step."""
+        return False
+
+    def select_in_batch(self, probs: Tensor, routed: Tensor, client: LocalClient) -> Tensor:
+        """Return which experts of a layer this batch trains, ``[E]`` bool; the others are frozen.
+
+        Args:
+            probs: p(x, e) of the batch's tokens, ``[T, E]`` float32, without graph.
+            routed: whether a token of the batch goes to e, ``[E]`` bool.
+            client: whose batch it is.
+        """
+        return routed
+
+    # -- on the client: the local loss ---------------------------------------------------------
 
     @property
     def needs_router_probs(self) -> bool:
         """Whether :meth:`extra_loss` reads ``router_probs``."""
         return False
 
-    def choose_experts(
-        self, usage: Callable[[int], RoutingStats]
-    ) -> Sequence[Collection[int]] | None:
-        """Choose the experts to train, per layer; None trains all.
-
-        Args:
-            usage: runs the received model over at most that many local examples and returns
-                their routing statistics. It costs forward passes, so call it only if needed.
-        """
-        return None
+    @property
+    def needs_regions(self) -> bool:
+        """Whether the server reads ``region``, the largest of the routing statistics."""
+        return False
 
     def extra_loss(self, step: LocalStep) -> Tensor | None:
         """Return a scalar to add to the task's loss in every step, or None."""
         return None
+
+    # -- on the client: what it keeps between rounds -------------------------------------------
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether :meth:`keep` returns anything, so that the node has to store it."""
+        return False
+
+    @property
+    def personal_copy(self) -> bool:
+        """Whether each client keeps a second model of its own beside the global one."""
+        return False
+
+    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
+        """Return the values that local training starts from; called only if something was kept.
+
+        Args:
+            received: the global values; do not write to them.
+            kept: what :meth:`keep` returned in the client's last round.
+        """
+        return received
+
+    def keep(self, received: ModelState, changes: ModelState) -> Tensors:
+        """Return what the node keeps for the client's next round, by names of the scheme's own.
+
+        Args:
+            received: the global values that this round started from.
+            changes: local − received: all gates and dense tensors, and the trained experts.
+        """
+        return {}
 
     # -- on the server -------------------------------------------------------------------------
 
@@ -100,37 +200,37 @@ class Scheme:
         """Return the clients' weights for a layer's gate: ``[N]``, or ``[N, E]`` for its rows."""
         return self.dense_weights(info)
 
-    def expert_weights(
-        self, info: RoundInfo, layer: int, expert: int, members: Sequence[int]
-    ) -> Tensor:
-        """Return weights ``[M]`` for the clients ``members`` that trained this expert.
+    def gate_scale(self, info: RoundInfo, layer: int) -> float:
+        """Return the factor on the gate's old values: gate ← scale·gate + Σ weights·changes."""
+        return 1.0
+
+    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
+        """Return the members' weights for an expert, ``[M]``.
 
         FedAvg averages over all clients: one that did not train the expert left it unchanged,
         so that its weight stays in the mean.
         """
-        return self.dense_weights(info)[list(members)]
+        return self.dense_weights(updates.info)[list(updates.members)]
 
-    def combine_expert(
-        self, deltas: Tensor, info: RoundInfo, layer: int, expert: int, members: Sequence[int]
-    ) -> Tensor:
-        """Combine the members' changes ``deltas`` ``[M, P]`` into the global change ``[P]``."""
-        return weighted_sum(self.expert_weights(info, layer, expert, members), deltas)
+    def combine_expert(self, updates: ExpertUpdates) -> Tensor:
+        """Combine the members' changes of an expert into the global change, ``[P]``."""
+        return weighted_sum(self.expert_weights(updates), updates.deltas)
 
     def broadcast(self, info: RoundInfo) -> dict[str, Tensor]:
         """Return tensors to send to every client with the next round, by name."""
         return {}
 
+    # -- what a researcher looks at ------------------------------------------------------------
 
-def weighted_sum(weights: Tensor, deltas: Tensor | Sequence[Tensor]) -> Tensor:
-    """Σ_i weights[i]·deltas[i], added in client order in float32.
+    def diagnose(self, info: RoundInfo) -> dict[str, Any]:
+        """Return numbers of the round for ``metrics.jsonl``: tensors or lists by name."""
+        return {}
 
-    Args:
-        weights: ``[N]``, or ``[N, R]`` for one weight a row when ``deltas`` is ``[N, R, ...]``.
-        deltas: ``[N, ...]``, or N tensors of one shape.
-    """
-    if len(weights) != len(deltas):
-        raise ValueError(f"weights of shape {list(weights.shape)} for {len(deltas)} clients")
-    total = torch.zeros_like(deltas[0], dtype=torch.float32)
-    for weight, delta in zip(weights.float(), deltas, strict=True):
-        total += weight.reshape(weight.shape + (1,) * (delta.dim() - weight.dim())) * delta
-    return total
+    def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
+        """Return numbers of one expert: scalars, or a tensor ``[M]`` or ``[M, M]`` of its members.
+
+        Args:
+            updates: what was combined.
+            change: what :meth:`combine_expert` made of it, ``[P]``.
+        """
+        return {}

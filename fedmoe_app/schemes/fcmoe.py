@@ -27,13 +27,20 @@ clients in float32 in client order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from fedmoe_app.schemes.base import weighted_sum
+from fedmoe_app.config import RunConfig
+from fedmoe_app.moe.state import ModelState, Tensors, expert_name, flatten, unflatten
+from fedmoe_app.schemes.base import ExpertUpdates, Scheme
+from fedmoe_app.schemes.sums import shares, weighted_sum
 
 RETENTION_MODES = ("paper", "filtered")
+NO_RETENTION = "none"
 CANCELLED = 1e-6  # ‖Δ̄‖ / Σ_i w_i·‖Δ_i‖ at and below which Δ̄ is rounding error
 
 
@@ -48,7 +55,7 @@ def importance(counts: Tensor, deltas: Tensor) -> Tensor:
         Weights that sum to 1, or zeros if no client has both tokens and a change.
     """
     values = counts.double() * torch.linalg.vector_norm(deltas, dim=1, dtype=torch.float64)
-    return normalize(values, p=1.0, dim=0, eps=torch.finfo(torch.float64).tiny).float()
+    return shares(values).float()
 
 
 def consensus_update(
@@ -72,8 +79,18 @@ def consensus_update(
     consensus = weighted_sum(weights, deltas)  # [P]
     if not project:
         return consensus
-    kappa = -(weights.double() @ _conflicts(deltas, weights, consensus))
-    return consensus * (1 + kappa.item())
+    return consensus * (1 + projection_gain(deltas, weights))
+
+
+def projection_gain(deltas: Tensor, weights: Tensor) -> float:
+    """κ ≥ 0 of the identity above: by how much step 3 lengthens the consensus.
+
+    Args:
+        deltas: the clients' changes of the expert, ``[N, P]``.
+        weights: their weights, ``[N]``.
+    """
+    conflicts = _conflicts(deltas, weights, weighted_sum(weights, deltas))  # [N], <= 0
+    return -float(weights.double() @ conflicts)
 
 
 def retention(own_delta: Tensor, global_old: Tensor, global_new: Tensor, mode: str) -> Tensor:
@@ -123,3 +140,87 @@ def _projection(vector: Tensor, onto: Tensor) -> Tensor:
     if squared == 0:
         return torch.zeros_like(axis)
     return (vector.double() @ axis) / squared * axis
+
+
+@dataclass(frozen=True)
+class FCMoE(Scheme):
+    """FC-MoE; every component can be switched off (the paper's Table II).
+
+    Attributes:
+        importance: False weighs the clients that trained an expert by n_i.
+        projection: False leaves step 3 out.
+        retention: "paper", "filtered" or "none".
+        lam: λ of step 5.
+    """
+
+    importance: bool = True
+    projection: bool = True
+    retention: str = "paper"
+    lam: float = 0.5
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> FCMoE:
+        """Take the ``fcmoe`` table."""
+        return cls(**config.fcmoe.model_dump())
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether there is retention, which needs the client's own last change."""
+        return self.retention != NO_RETENTION and self.lam > 0
+
+    def keep(self, received: ModelState, changes: ModelState) -> Tensors:
+        """Keep the own change of every trained expert, and what it started from."""
+        kept = {}
+        for key, tensors in changes.experts.items():
+            for name, change in tensors.items():
+                kept[f"change.{expert_name(*key, name)}"] = change
+                kept[f"start.{expert_name(*key, name)}"] = received.experts[key][name]
+        return kept
+
+    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
+        """Add λ·R (step 5) to the experts that the client trained in its last round.
+
+        A client that was left out of rounds in between takes the global change of all of them as
+        the direction of the consensus: it has no other.
+        """
+        own, old = _unpack(kept, "change."), _unpack(kept, "start.")
+        experts = dict(received.experts)
+        for key, change in own.experts.items():
+            values = received.experts[key]
+            retained = retention(
+                flatten(change, values),
+                flatten(old.experts[key], values),
+                flatten(values, values),
+                self.retention,
+            )
+            parts = unflatten(self.lam * retained, values)
+            experts[key] = {name: value + parts[name] for name, value in values.items()}
+        return ModelState(received.dense, received.gates, experts)
+
+    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
+        """Return the importance weights (step 1), or n_i's, over the members, ``[M]``."""
+        if not self.importance:
+            return updates.num_examples / updates.num_examples.sum()
+        return importance(updates.routing_of("count"), updates.deltas)
+
+    def combine_expert(self, updates: ExpertUpdates) -> Tensor:
+        """Return the consensus of the members' changes (steps 2 to 4), ``[P]``."""
+        return consensus_update(
+            updates.deltas,
+            updates.routing_of("count"),
+            weights=self.expert_weights(updates),
+            project=self.projection,
+        )
+
+    def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
+        """Return κ, whether or not the projection is switched on."""
+        return {"kappa": projection_gain(updates.deltas, self.expert_weights(updates))}
+
+
+def _unpack(kept: Mapping[str, Tensor], prefix: str) -> ModelState:
+    """Return the tensors kept under a prefix, by the parts of the model."""
+    state = ModelState()
+    for name, tensor in kept.items():
+        if name.startswith(prefix):
+            state.insert(name.removeprefix(prefix), tensor)
+    return state

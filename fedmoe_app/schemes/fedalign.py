@@ -25,6 +25,9 @@ margin is weighed by the overlap alone, the limit of equal margins: with weights
 the reference, and the loss would drive it out of use. A vector is at cosine 1 to itself, be it
 zero, and a zero vector at cosine 0 to all others; so a client always has its own vote.
 
+A client takes its own prob_i(e) of the overlap from the batch at hand and the mean from the server.
+The regulariser is summed over the MoE layers; the first round has no reference and so none.
+
 Two consequences: in ω the factor mean_j prob_j(e) of the overlap cancels, so that
 ω_i(e) = prob_i(e)·margin_i(e) / Σ_j prob_j(e)·margin_j(e); and since S and D are symmetric, two
 clients always get the expert weights 1/2 and 1/2.
@@ -32,10 +35,19 @@ clients always get the expert weights 1/2 and 1/2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from fedmoe_app.config import RunConfig
+from fedmoe_app.moe.state import ModelState, Tensors, gate_name
+from fedmoe_app.schemes.base import ExpertUpdates, LocalStep, RoundInfo, Scheme
+from fedmoe_app.schemes.sums import cosines, mean_of_pairs, shares
+
+REFERENCE, MEAN_PROB = "reference", "mean-prob"  # broadcast, [L, E] each
 KL_FORMS = ("pointwise", "bernoulli")
 FLOOR = 1e-8  # probabilities below it count as this much inside logarithms
 
@@ -55,7 +67,7 @@ def consistency_weights(prob: Tensor, margin: Tensor, *, uniform: bool = False) 
         return torch.full_like(prob, 1 / max(len(prob), 1), dtype=torch.float32)
     # The overlap's factor mean_j prob_j(e) is the same for all clients and cancels.
     score = prob.double() * margin.double()  # [N, E]
-    return _shares(score.where(score.sum(dim=0) > 0, prob.double())).float()
+    return shares(score.where(score.sum(dim=0) > 0, prob.double())).float()
 
 
 def routing_reference(prob: Tensor, margin: Tensor, *, uniform: bool = False) -> Tensor:
@@ -69,7 +81,7 @@ def routing_reference(prob: Tensor, margin: Tensor, *, uniform: bool = False) ->
         uniform: the plain mean over clients (ablation "uniform weights").
     """
     weights = consistency_weights(prob, margin, uniform=uniform).double()
-    return _shares((weights * prob.double()).sum(dim=0)).float()
+    return shares((weights * prob.double()).sum(dim=0)).float()
 
 
 def gate_regulariser(
@@ -136,14 +148,27 @@ def semantic_weights(
     Raises:
         ValueError: if the temperature is not above 0.
     """
-    similarity = _cosines(regions)  # S [N, N]
+    similarity = cosines(regions)  # S [N, N]
     if threshold is None:
-        threshold = (similarity.mean() - beta * similarity.std(correction=0)).item()
+        threshold = similarity_threshold(similarity, beta)
+    agreement = cosines(deltas) if direction else None  # D [N, N]
+    return pair_weights(similarity, agreement, threshold, temperature)
+
+
+def similarity_threshold(similarity: Tensor, beta: float) -> float:
+    """τ = mean(S) − β·std(S) over all ordered pairs, i = j included; S is ``[N, N]``."""
+    return float(similarity.mean() - beta * similarity.std(correction=0))
+
+
+def pair_weights(
+    similarity: Tensor, agreement: Tensor | None, threshold: float, temperature: float = 1.0
+) -> Tensor:
+    """weight_i = Σ_j γ_ij / Σ_i Σ_j γ_ij from S and D, ``[N, N]`` each; D = None is D = 1."""
     pair = _soft_step(similarity - threshold, temperature)  # γ [N, N]
-    if direction:
-        pair = pair * _cosines(deltas).clamp_min(0)
+    if agreement is not None:
+        pair = pair * agreement.clamp_min(0)
     votes = pair.sum(dim=1)  # [N]
-    return _shares(votes if votes.any() else torch.ones_like(votes)).float()
+    return shares(votes if votes.any() else torch.ones_like(votes)).float()
 
 
 def _divergence(p: Tensor, q: Tensor, kl: str) -> Tensor:
@@ -177,17 +202,171 @@ def _soft_step(values: Tensor, temperature: float) -> Tensor:
     return torch.sigmoid(values / temperature)
 
 
-def _cosines(vectors: Tensor) -> Tensor:
-    """Return cos(v_i, v_j), ``[N, N]`` float64: 1 on the diagonal, 0 of a zero vector to others."""
-    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # [N, D]
-    # Largest entry 1 first, so that no square overflows or vanishes.
-    scaled = normalize(wide, p=torch.inf, dim=1, eps=torch.finfo(wide.dtype).tiny)
-    gram = (scaled @ scaled.T).double()  # [N, N]
-    lengths = gram.diagonal().sqrt()
-    cosines = gram / torch.outer(lengths, lengths).where(gram != 0, 1.0)
-    return cosines.clamp(-1, 1).fill_diagonal_(1.0)
+@dataclass(frozen=True)
+class FedAlignMoE(Scheme):
+    """FedAlign-MoE; every component can be switched off.
+
+    Attributes:
+        gates: "private" (the paper: each client keeps its own, the server's is for evaluation and
+            export), "consistency" (rows averaged with ω and sent to all) or "average" (by n_i).
+        uniform_weights: 1/N in place of ω.
+        lam, eta, kl, adaptive: of the regulariser; λ = 0 leaves it out.
+        experts: "semantic", or "index" for averaging by n_i.
+        direction: False leaves out the direction consensus D.
+        beta, adaptive_threshold, threshold: τ = mean − β·std, or the fixed one.
+        temperature: of both sigmoids.
+    """
+
+    gates: str = "private"
+    uniform_weights: bool = False
+    lam: float = 0.1
+    eta: float = 0.1
+    kl: str = "pointwise"
+    adaptive: bool = True
+    experts: str = "semantic"
+    direction: bool = True
+    beta: float = 1.0
+    adaptive_threshold: bool = True
+    threshold: float = 0.5
+    temperature: float = 1.0
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> FedAlignMoE:
+        """Take the ``fedalign`` table."""
+        return cls(**config.fedalign.model_dump())
+
+    # -- on the client -------------------------------------------------------------------------
+
+    @property
+    def needs_router_probs(self) -> bool:
+        """Whether there is a regulariser."""
+        return self.lam > 0
+
+    @property
+    def needs_regions(self) -> bool:
+        """Whether experts are compared by what they are used for."""
+        return self.experts == "semantic"
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether clients keep their gates."""
+        return self.gates == "private"
+
+    def keep(self, received: ModelState, changes: ModelState) -> Tensors:
+        """Keep the gates as trained."""
+        return {
+            gate_name(layer, name): received.gates[layer][name] + change
+            for layer, tensors in changes.gates.items()
+            for name, change in tensors.items()
+        }
+
+    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
+        """Take the client's own gates in place of the received ones."""
+        own = ModelState()
+        for key, tensor in kept.items():
+            own.insert(key, tensor)
+        return ModelState(received.dense, received.gates | own.gates, received.experts)
+
+    def extra_loss(self, step: LocalStep) -> Tensor | None:
+        """Return λ times the regulariser, summed over the layers, a scalar."""
+        if self.lam == 0 or REFERENCE not in step.broadcast:
+            return None
+        terms = [
+            gate_regulariser(
+                probs,
+                reference,
+                _mean(probs) * mean_prob,
+                step.top_k,
+                self.eta,
+                self.kl,
+                temperature=self.temperature,
+                adaptive=self.adaptive,
+            )
+            for probs, reference, mean_prob in zip(
+                step.router_probs, step.broadcast[REFERENCE], step.broadcast[MEAN_PROB], strict=True
+            )
+        ]
+        return self.lam * torch.stack(terms).sum()
+
+    # -- on the server -------------------------------------------------------------------------
+
+    def broadcast(self, info: RoundInfo) -> dict[str, Tensor]:
+        """Send the reference p_g and the clients' mean prob, ``[L, E]`` each."""
+        if self.lam == 0:
+            return {}
+        layers = range(len(info.routing[0].prob))
+        mean = torch.stack([info.routing_of("prob", layer).mean(dim=0) for layer in layers])
+        return {REFERENCE: self._reference(info), MEAN_PROB: mean}
+
+    def gate_weights(self, info: RoundInfo, layer: int) -> Tensor:
+        """Return ω ``[N, E]``, a weight a row of the gate; or n_i's weights ``[N]``."""
+        if self.gates == "average":
+            return super().gate_weights(info, layer)
+        return self._omega(info, layer)
+
+    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
+        """Return the semantic weights of the members, or n_i's among them, ``[M]``."""
+        if self.experts == "index":
+            return updates.num_examples / updates.num_examples.sum()
+        similarity = cosines(updates.routing_of("region"))  # S [M, M]
+        agreement = updates.agreement if self.direction else None
+        return pair_weights(similarity, agreement, self._threshold(similarity), self.temperature)
+
+    # -- what a researcher looks at ------------------------------------------------------------
+
+    def diagnose(self, info: RoundInfo) -> dict[str, Any]:
+        """Return ω, its entropy over the clients in nats, p_g, and each client's distance to it.
+
+        The distance is the total variation ½·Σ_e |prob_i(e) − p_g(e)|, 0 to 1.
+        """
+        layers = range(len(info.routing[0].prob))
+        omega = torch.stack([self._omega(info, layer) for layer in layers])  # [L, N, E]
+        prob = torch.stack([info.routing_of("prob", layer) for layer in layers])  # [L, N, E]
+        reference = self._reference(info)  # [L, E]
+        return {
+            "omega": omega,
+            "omega_entropy": torch.special.entr(omega).sum(dim=1),
+            "reference": reference,
+            "reference_distance": (prob - reference.unsqueeze(1)).abs().sum(dim=2) / 2,
+        }
+
+    def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
+        """Return S, D ``[M, M]``, their means over pairs, and τ."""
+        if self.experts == "index":
+            return {}
+        similarity = cosines(updates.routing_of("region"))
+        return {
+            "similarity": similarity,
+            "agreement": updates.agreement,
+            "similarity_mean": mean_of_pairs(similarity),
+            "agreement_mean": mean_of_pairs(updates.agreement),
+            "threshold": self._threshold(similarity),
+        }
+
+    def _omega(self, info: RoundInfo, layer: int) -> Tensor:
+        prob, margin = info.routing_of("prob", layer), info.routing_of("margin", layer)
+        return consistency_weights(prob, margin, uniform=self.uniform_weights)
+
+    def _reference(self, info: RoundInfo) -> Tensor:
+        """Return p_g of every layer, ``[L, E]``."""
+        layers = range(len(info.routing[0].prob))
+        return torch.stack(
+            [
+                routing_reference(
+                    info.routing_of("prob", layer),
+                    info.routing_of("margin", layer),
+                    uniform=self.uniform_weights,
+                )
+                for layer in layers
+            ]
+        )
+
+    def _threshold(self, similarity: Tensor) -> float:
+        if self.adaptive_threshold:
+            return similarity_threshold(similarity, self.beta)
+        return self.threshold
 
 
-def _shares(values: Tensor) -> Tensor:
-    """Divide values ≥ 0 by their sum over dim 0; a zero sum gives zeros."""
-    return normalize(values, p=1.0, dim=0, eps=torch.finfo(torch.float64).tiny)
+def _mean(probs: Tensor) -> Tensor:
+    """Return the batch's mean p(x, e), ``[E]`` without graph; zeros without tokens."""
+    return probs.detach().sum(dim=0) / max(len(probs), 1)

@@ -13,15 +13,14 @@ client's forward pass, frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedmoe_app.config import ConfigError, RunConfig
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.schemes.base import ModelShape, RoundInfo, Scheme
+from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, ModelShape, Scheme
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,17 @@ class FedMoE(Scheme):
                 f"{shape.num_experts} experts a layer; choose 1 to {shape.num_experts}"
             )
 
-    def choose_experts(self, usage: Callable[[int], RoutingStats]) -> Sequence[Collection[int]]:
-        """Choose the C experts with the most tokens in each layer; a tie takes the lower index."""
-        count = usage(self.usage_examples).count  # [L, E]
-        ranked = torch.argsort(count, dim=1, descending=True, stable=True)
-        return [sorted(row[: self.experts_per_client].tolist()) for row in ranked]
+    def budget(self, client: LocalClient) -> int:
+        """Return C, or the node's own ``expert-budget`` where that is smaller."""
+        own = client.expert_budget
+        return self.experts_per_client if own is None else min(own, self.experts_per_client)
 
-    def expert_weights(
-        self, info: RoundInfo, layer: int, expert: int, members: Sequence[int]
-    ) -> Tensor:
+    def choose_experts(self, client: LocalClient) -> Sequence[Collection[int]]:
+        """Choose the C experts with the most tokens in each layer; a tie takes the lower index."""
+        count = client.usage(self.usage_examples).count  # [L, E]
+        ranked = torch.argsort(count, dim=1, descending=True, stable=True)
+        return [sorted(row[: self.budget(client)].tolist()) for row in ranked]
+
+    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
         """Return n_i / Σ_{j∈S_e} n_j, ``[M]``."""
-        examples = info.num_examples[list(members)]
-        return examples / examples.sum()
+        return updates.num_examples / updates.num_examples.sum()

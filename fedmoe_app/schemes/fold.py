@@ -11,19 +11,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
-from fedmoe_app.schemes.base import RoundInfo, Scheme, weighted_sum
+from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors, flatten, unflatten
+from fedmoe_app.schemes.base import ExpertUpdates, RoundInfo, Scheme
+from fedmoe_app.schemes.diagnostics import Diagnostics
+from fedmoe_app.schemes.sums import weighted_sum
 from fedmoe_app.wire.update import ClientUpdate
 
 
 def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
     """Describe a round to the scheme; ``updates`` must be in client order."""
     examples = torch.tensor([float(update.num_examples) for update in updates])  # [N]
-    return RoundInfo(server_round, examples, tuple(update.routing for update in updates))
+    steps = torch.tensor([update.metrics.get("num-steps", 0.0) for update in updates])  # [N]
+    return RoundInfo(server_round, examples, steps, tuple(update.routing for update in updates))
 
 
 def fold(
-    state: ModelState, updates: Sequence[ClientUpdate], scheme: Scheme, info: RoundInfo
+    state: ModelState,
+    updates: Sequence[ClientUpdate],
+    scheme: Scheme,
+    info: RoundInfo,
+    diagnostics: Diagnostics | None = None,
 ) -> ModelState:
     """Return the next global state; ``state`` stays as it is.
 
@@ -32,6 +39,7 @@ def fold(
         updates: the round's valid updates in client order, at least one.
         scheme: the scheme's server half.
         info: see :func:`round_info`.
+        diagnostics: takes what the scheme says of each expert; None leaves it uncomputed.
     """
     dense_weights = scheme.dense_weights(info)  # [N]
     return ModelState(
@@ -41,11 +49,12 @@ def fold(
                 gate,
                 [update.changes.gates[layer] for update in updates],
                 scheme.gate_weights(info, layer),
+                scheme.gate_scale(info, layer),
             )
             for layer, gate in state.gates.items()
         },
         experts={
-            key: _fold_expert(key, values, updates, scheme, info)
+            key: _fold_expert(key, values, updates, scheme, info, diagnostics)
             for key, values in state.experts.items()
         },
     )
@@ -69,10 +78,12 @@ def check_finite(state: ModelState) -> None:
             )
 
 
-def _add(values: Tensors, changes: Sequence[Tensors], weights: Tensor) -> Tensors:
-    """values + Σ_i weights[i]·changes[i], tensor by tensor."""
+def _add(
+    values: Tensors, changes: Sequence[Tensors], weights: Tensor, scale: float = 1.0
+) -> Tensors:
+    """scale·values + Σ_i weights[i]·changes[i], tensor by tensor."""
     return {
-        name: value + weighted_sum(weights, [change[name] for change in changes])
+        name: value * scale + weighted_sum(weights, [change[name] for change in changes])
         for name, value in values.items()
     }
 
@@ -83,22 +94,18 @@ def _fold_expert(
     updates: Sequence[ClientUpdate],
     scheme: Scheme,
     info: RoundInfo,
+    diagnostics: Diagnostics | None,
 ) -> Tensors:
     """Combine one expert over the clients that trained it; without any it stays as it was."""
-    members = [i for i, update in enumerate(updates) if key in update.changes.experts]
+    members = tuple(i for i, update in enumerate(updates) if key in update.changes.experts)
     if not members:
         return values
     deltas = torch.stack(  # [M, P]
-        [_flatten(updates[i].changes.experts[key], values) for i in members]
+        [flatten(updates[i].changes.experts[key], values) for i in members]
     )
-    change = scheme.combine_expert(deltas, info, *key, members)  # [P]
-    parts = change.split([value.numel() for value in values.values()])
-    return {
-        name: value + part.view_as(value)
-        for (name, value), part in zip(values.items(), parts, strict=True)
-    }
-
-
-def _flatten(change: Tensors, like: Tensors) -> Tensor:
-    """Join an expert's tensors into one vector ``[P]``, in the global state's order."""
-    return torch.cat([change[name].reshape(-1) for name in like])
+    of_expert = ExpertUpdates(*key, members, deltas, info)
+    change = scheme.combine_expert(of_expert)  # [P]
+    if diagnostics is not None:
+        diagnostics.add(scheme, of_expert, change)
+    parts = unflatten(change, values)
+    return {name: value + parts[name] for name, value in values.items()}

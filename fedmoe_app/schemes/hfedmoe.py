@@ -19,9 +19,18 @@ Shapes: T tokens, E experts, N clients. Statistics are worked out in float64, re
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from fedmoe_app.budgets import Budget, experts_in
+from fedmoe_app.config import RunConfig
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, RoundInfo, Scheme
+from fedmoe_app.schemes.sums import shares
 
 
 def expert_importance(probs: Tensor, lam: float) -> Tensor:
@@ -83,7 +92,7 @@ def expert_weights(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
     Returns:
         Columns that sum to 1, or to 0 where nobody qualifies.
     """
-    return _shares(_qualifies(usage, tau) * num_examples.double().unsqueeze(1))
+    return shares(_qualifies(usage, tau) * num_examples.double().unsqueeze(1)).float()
 
 
 def gate_weights(usage: Tensor, importance: Tensor, tau: float, normalise: bool = True) -> Tensor:
@@ -99,7 +108,7 @@ def gate_weights(usage: Tensor, importance: Tensor, tau: float, normalise: bool 
     qualifies = _qualifies(usage, tau)
     preference = (qualifies * usage.double() * importance.double()).sum(dim=1)  # [N]
     if normalise:
-        return _shares(preference)
+        return shares(preference).float()
     union = int(qualifies.any(dim=0).sum())
     return (preference / max(union, 1)).float()
 
@@ -118,7 +127,113 @@ def _qualifies(usage: Tensor, tau: float) -> Tensor:
     return usage >= tau
 
 
-def _shares(values: Tensor) -> Tensor:
-    """Divide values ≥ 0 by their sum over the clients (dim 0), float32; a zero sum gives zeros."""
-    tiny = torch.finfo(torch.float64).tiny
-    return normalize(values.double(), p=1.0, dim=0, eps=tiny).float()
+@dataclass(frozen=True)
+class HFedMoE(Scheme):
+    """HFedMoE; every component can be switched off.
+
+    Attributes:
+        selection: "batch" chooses experts anew in every step (the paper), "round" once a round by
+            the routing of ``usage_examples`` local examples, "none" trains all.
+        budgets: C of the clients whose node names none, taken in turn by client number.
+        lam, beta, tau: λ, β and τ above.
+        normalise: False scales the gates by Σα, as printed.
+        usage_weights: False averages experts as FedAvg does.
+        importance_gates: False averages gates by n_i.
+    """
+
+    selection: str = "batch"
+    budgets: tuple[Budget, ...] = (2, 4, 8)
+    usage_examples: int = 256
+    lam: float = 0.5
+    beta: float = 0.1
+    tau: float = 0.05
+    normalise: bool = True
+    usage_weights: bool = True
+    importance_gates: bool = True
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> HFedMoE:
+        """Take the ``hfedmoe`` table."""
+        return cls(**config.hfedmoe.model_dump() | {"budgets": config.hfedmoe.default_budgets})
+
+    # -- on the client -------------------------------------------------------------------------
+
+    def budget(self, client: LocalClient) -> int:
+        """Return C: the node's own ``expert-budget``, else the one of its turn."""
+        if client.expert_budget is not None:
+            return client.expert_budget
+        turn = client.client % len(self.budgets)
+        return experts_in(self.budgets[turn], client.shape.num_experts)
+
+    def choose_experts(self, client: LocalClient) -> Sequence[Collection[int]] | None:
+        """Choose the round's experts by their scores over local examples, for "round"."""
+        if self.selection != "round":
+            return None
+        stats = client.usage(self.usage_examples)
+        scores = self._importance(stats) - self.beta * stats.kl  # [L, E]
+        chosen = [
+            select_experts(score, self.budget(client), count > 0)
+            for score, count in zip(scores, stats.count, strict=True)
+        ]
+        return [mask.nonzero().squeeze(1).tolist() for mask in chosen]
+
+    @property
+    def selects_per_batch(self) -> bool:
+        """Whether experts are chosen in every step."""
+        return self.selection == "batch"
+
+    def select_in_batch(self, probs: Tensor, routed: Tensor, client: LocalClient) -> Tensor:
+        """Return A_i of a batch and layer, ``[E]`` bool (eq. 15)."""
+        scores = information_bottleneck(probs, self.lam, self.beta)
+        return select_experts(scores, self.budget(client), routed)
+
+    # -- on the server -------------------------------------------------------------------------
+
+    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
+        """Return n_i over the members with u_i(e) ≥ τ, ``[M]``."""
+        if not self.usage_weights:
+            return super().expert_weights(updates)
+        usage = updates.routing_of("prob").unsqueeze(1)  # [M, 1]
+        return expert_weights(usage, updates.num_examples, self.tau).squeeze(1)
+
+    def gate_weights(self, info: RoundInfo, layer: int) -> Tensor:
+        """Return α, or n_i's weights, ``[N]``."""
+        if not self.importance_gates:
+            return super().gate_weights(info, layer)
+        usage = info.routing_of("prob", layer)  # [N, E]
+        scores = torch.stack([self._importance(stats)[layer] for stats in info.routing])  # [N, E]
+        return gate_weights(usage, scores, self.tau, self.normalise)
+
+    def gate_scale(self, info: RoundInfo, layer: int) -> float:
+        """Return Σα: the gates themselves are added up, not only their changes.
+
+        It is 1 when α is normalised. Where nobody qualifies the gate stays as it was.
+        """
+        if self.normalise or not self.importance_gates:
+            return 1.0
+        return float(self.gate_weights(info, layer).double().sum()) or 1.0
+
+    def diagnose(self, info: RoundInfo) -> dict[str, Any]:
+        """Return α ``[L, N]`` and r(c) ``[L, N]``."""
+        layers = range(len(info.routing[0].prob))
+        return {
+            "gate_weights": torch.stack([self.gate_weights(info, layer) for layer in layers]),
+            "selection_ratio": self._selection_ratio(info),
+        }
+
+    def _selection_ratio(self, info: RoundInfo) -> Tensor:
+        """Return the share of all experts' importance that was trained, ``[L, N]`` in 0 to 1.
+
+        An expert counts by the share of the client's steps in which it was trained.
+        """
+        ratios = []
+        for stats, steps in zip(info.routing, info.num_steps, strict=True):
+            scores = self._importance(stats).double()  # [L, E]
+            share = (stats.trained / steps.clamp_min(1)).clamp_max(1)
+            total = scores.sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+            ratios.append((scores * share).sum(dim=1) / total)
+        return torch.stack(ratios, dim=1)
+
+    def _importance(self, stats: RoutingStats) -> Tensor:
+        """Return s(e) over all tokens of a histogram, ``[L, E]``."""
+        return self.lam * stats.prob + (1 - self.lam) * stats.peak

@@ -23,7 +23,7 @@ from fedmoe_app.moe.state import ExpertKey, ModelState, expert_name, gate_name
 from fedmoe_app.wire.arrays import finite, from_array, to_array
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
-PROTOCOL = 1  # raised when a server and a client of different versions no longer understand
+PROTOCOL = 2  # raised when a server and a client of different versions no longer understand
 
 # No fine-tuning round moves a weight this far; sums of such values stay finite in float32.
 MAX_CHANGE = 1e4
@@ -48,6 +48,7 @@ class TrainTask:
     label_names: tuple[str, ...] = ()
     data_fingerprint: str = ""
     broadcast: dict[str, Tensor] = field(default_factory=dict)
+    run_key: str = "0" * 32  # names the run in what a client keeps; the same after a resume
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class UpdateSpec:
     experts: dict[ExpertKey, dict[str, tuple[int, ...]]]
     num_layers: int
     num_experts: int
+    region_size: int = 0  # hidden size D if regions are wanted, else 0
 
     @classmethod
-    def of(cls, state: ModelState) -> UpdateSpec:
+    def of(cls, state: ModelState, region_size: int = 0) -> UpdateSpec:
         """Describe what a client may change in this global state."""
         return cls(
             dense={name: tuple(tensor.shape) for name, tensor in state.dense.items()},
@@ -76,6 +78,7 @@ class UpdateSpec:
             },
             num_layers=len(state.gates),
             num_experts=1 + max((expert for _, expert in state.experts), default=-1),
+            region_size=region_size,
         )
 
 
@@ -120,6 +123,7 @@ def encode_task(
     data_fingerprint: str = "",
     broadcast: Mapping[str, Tensor] | None = None,
     config: Mapping[str, Any] | None = None,
+    run_key: str = TrainTask.run_key,
 ) -> RecordDict:
     """Encode what the server sends down; ``arrays`` is an encoded global state.
 
@@ -129,12 +133,14 @@ def encode_task(
         label_names, data_fingerprint: see :class:`TrainTask`.
         broadcast: the scheme's tensors.
         config: further settings for the clients, from Flower's ``train_config``.
+        run_key: see :class:`TrainTask`.
     """
     task: dict[str, Any] = {
         "protocol": PROTOCOL,
         "server-round": server_round,
         "label-names": list(label_names),
         "data-fingerprint": data_fingerprint,
+        "run-key": run_key,
     }
     return RecordDict(
         {
@@ -163,12 +169,16 @@ def decode_task(content: RecordDict) -> TrainTask:
         label_names=tuple(config["label-names"]),
         data_fingerprint=str(config["data-fingerprint"]),
         broadcast=decode_tensors(content.array_records["broadcast"]),
+        run_key=str(config["run-key"]),
     )
 
 
 def encode_update(update: ClientUpdate) -> RecordDict:
     """Encode what a client sends up."""
     routing = {name: getattr(update.routing, name) for name in (*_COUNTS, *_MEANS, "tokens")}
+    if update.routing.region is not None:
+        # [M, D]: of the trained experts only, in order of layer and expert
+        routing["region"] = update.routing.region[update.routing.trained > 0]
     metrics: dict[str, Any] = {
         "protocol": PROTOCOL,
         "client": update.client,
@@ -271,10 +281,11 @@ def _decode_routing(arrays: ArrayRecord, spec: UpdateSpec) -> RoutingStats:
     wanted = {name: (shape, torch.int64) for name in _COUNTS}
     wanted |= {name: (shape, torch.float32) for name in _MEANS}
     wanted["tokens"] = ((spec.num_layers,), torch.int64)
-    if set(arrays) != set(wanted):
+    names = {*wanted, "region"} if spec.region_size else set(wanted)
+    if set(arrays) != names:
         raise InvalidUpdateError(
             f"routing holds {len(arrays)} tensors ({_shown(sorted(arrays))}), "
-            f"expected {sorted(wanted)}"
+            f"expected {sorted(names)}"
         )
     tensors = {
         name: from_array(arrays[name], *wanted[name], key=f"routing.{name}") for name in wanted
@@ -290,7 +301,19 @@ def _decode_routing(arrays: ArrayRecord, spec: UpdateSpec) -> RoutingStats:
             raise InvalidUpdateError(f"routing.{name}: outside 0 to 1")
     if bool(((tensors["trained"] > 0) & (tensors["count"] == 0)).any()):
         raise InvalidUpdateError("routing.trained: an expert was trained that got no token")
-    return RoutingStats(**tensors)
+    return RoutingStats(**tensors, region=_decode_region(arrays, spec, tensors["trained"] > 0))
+
+
+def _decode_region(arrays: ArrayRecord, spec: UpdateSpec, trained: Tensor) -> Tensor | None:
+    """Decode the regions of the trained experts into ``[L, E, D]``, zeros elsewhere."""
+    if not spec.region_size:
+        return None
+    packed = from_array(  # [M, D]
+        arrays["region"], (int(trained.sum()), spec.region_size), torch.float32, "routing.region"
+    )
+    region = torch.zeros(*trained.shape, spec.region_size)  # [L, E, D]
+    region[trained] = finite(packed, "routing.region")
+    return region
 
 
 def _decode_changes(arrays: ArrayRecord, spec: UpdateSpec, routing: RoutingStats) -> ModelState:

@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.local.round import _usage
+from fedmoe_app.data.encoding import Encoded
+from fedmoe_app.local.node import Node
+from fedmoe_app.local.prepared import ClientRows
+from fedmoe_app.local.round import ClientRound
 from fedmoe_app.local.setup import load_setup
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.wire.records import TrainTask
 from tests.conftest import make_config
 
 
@@ -24,7 +30,10 @@ def test_usage_is_counted_on_a_drawn_sample(monkeypatch: pytest.MonkeyPatch) -> 
         return collate(batch, device)
 
     monkeypatch.setattr(setup.task, "collate", watch)
-    usage = _usage(config, setup, rows, seed=3)
+    client_rows = ClientRows(Encoded(rows, 0), Encoded([], 0))
+    usage = ClientRound(
+        config, Node(0, 0, 2, None), TrainTask(1, ModelState()), FedAvg(), setup, client_rows
+    )._usage
     stats = usage(20)
     assert len(seen) == 20
     assert set(seen) == {0, 1}

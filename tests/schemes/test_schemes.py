@@ -12,7 +12,7 @@ from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.fedmoe import FedMoE
 from fedmoe_app.schemes.fedprox import FedProx
 from tests.conftest import make_config
-from tests.toy import toy_stats
+from tests.toy import toy_client, toy_stats
 
 
 class OwnScheme(Scheme):
@@ -31,7 +31,7 @@ def test_every_registered_name_builds_its_scheme() -> None:
 
 
 def test_an_unknown_name_prints_the_choices() -> None:
-    with pytest.raises(ConfigError, match=r'"fedalgin": unknown; choose one of fedavg, fedmoe,'):
+    with pytest.raises(ConfigError, match=r'"fedalgin": unknown; choose one of fedavg, fedprox, fedmoe,'):
         make_scheme(make_config(scheme="fedalgin"))
 
 
@@ -99,7 +99,7 @@ def test_scheme_args_are_refused_for_built_in_schemes_and_unknown_arguments() ->
 
 
 def step(parameter: torch.Tensor, reference: torch.Tensor) -> LocalStep:
-    return LocalStep({"a": parameter}, {"a": reference}, [], {})
+    return LocalStep({"a": parameter}, {"a": reference}, [], {}, top_k=2)
 
 
 def test_the_proximal_term() -> None:
@@ -123,8 +123,11 @@ def test_fedmoe_chooses_the_most_used_experts_and_breaks_ties_by_index() -> None
         asked.append(max_examples)
         return toy_stats([], count=[[5, 9, 7], [4, 4, 4]])
 
-    assert FedMoE(2, usage_examples=10).choose_experts(usage) == [[1, 2], [0, 1]]
+    scheme = FedMoE(2, usage_examples=10)
+    assert scheme.choose_experts(toy_client(usage)) == [[1, 2], [0, 1]]
     assert asked == [10]
+    assert scheme.choose_experts(toy_client(usage, expert_budget=1)) == [[1], [0]]
+    assert scheme.budget(toy_client(usage, expert_budget=3)) == 2
 
 
 @pytest.mark.parametrize("experts", [0, 9])
@@ -134,4 +137,6 @@ def test_fedmoe_refuses_more_experts_than_there_are(experts: int) -> None:
 
 
 def test_fedavg_trains_all_experts() -> None:
-    assert FedAvg().choose_experts(lambda n: toy_stats([])) is None
+    client = toy_client(lambda n: toy_stats([]), expert_budget=1)
+    assert FedAvg().choose_experts(client) is None
+    assert FedAvg().budget(client) is None

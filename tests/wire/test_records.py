@@ -130,7 +130,7 @@ def corrupt(name: str) -> Callable[[RecordDict], None]:
         "client": lambda r: r.metric_records["metrics"].update({"client": -1}),
         "metric": lambda r: r.metric_records["metrics"].update({"train-loss": float("nan")}),
         "loss": lambda r: r.metric_records["metrics"].pop("train-loss"),
-        "protocol": lambda r: r.metric_records["metrics"].update({"protocol": 2}),
+        "protocol": lambda r: r.metric_records["metrics"].update({"protocol": 99}),
         "lie": lie_about_shape,
         "truncated": truncate,
     }

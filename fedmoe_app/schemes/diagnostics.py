@@ -1,0 +1,79 @@
+"""Diagnostics: what a scheme did in a round, in the shape of ``metrics.jsonl``.
+
+Of every expert, under any scheme: ``conflict``, the share of members whose change has a negative
+dot product with the combined one, and ``expert_weights``. A scheme adds its own
+(:meth:`Scheme.diagnose`, :meth:`Scheme.diagnose_expert`).
+
+Shapes: L layers, E experts, N clients of the round, M members that trained an expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fedmoe_app.schemes.base import ExpertUpdates, RoundInfo, Scheme
+
+# Matrices [L, E, N, N] with more entries than this are left out of a round's line.
+MAX_PAIRS = 20_000
+_Expert = tuple[int, int]
+
+
+class Diagnostics:
+    """Collects the numbers of single experts into ``[L][E]`` tables, null where nobody trained."""
+
+    def __init__(self, num_layers: int, num_experts: int) -> None:
+        self._shape = (num_layers, num_experts)
+        self._found: dict[str, dict[_Expert, Any]] = {}
+        self._num_clients = 0
+
+    def add(self, scheme: Scheme, updates: ExpertUpdates, change: Tensor) -> None:
+        """Ask the scheme about an expert that it has just combined."""
+        self._num_clients = len(updates.info.num_examples)
+        found = {
+            "conflict": conflict_share(updates.deltas, change),
+            "expert_weights": scheme.expert_weights(updates),
+            **scheme.diagnose_expert(updates, change),
+        }
+        for name, value in found.items():
+            spread = self._spread(value, updates.members)
+            self._found.setdefault(name, {})[updates.layer, updates.expert] = spread
+
+    def result(self, scheme: Scheme, info: RoundInfo) -> dict[str, Any]:
+        """Return the tables of all experts and what the scheme says of the round."""
+        layers, experts = self._shape
+        pairs = layers * experts * self._num_clients**2
+        tables = {
+            name: [[found.get((layer, e)) for e in range(experts)] for layer in range(layers)]
+            for name, found in self._found.items()
+            if pairs <= MAX_PAIRS or not _is_matrix(found)
+        }
+        return tables | scheme.diagnose(info)
+
+    def _spread(self, value: Any, members: tuple[int, ...]) -> Any:
+        """Lay the members' numbers out over the round's N clients, null for the others."""
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return float(value)
+        if value.dim() == 1:
+            return _lay_out(value.tolist(), members, self._num_clients)
+        rows = [_lay_out(row, members, self._num_clients) for row in value.tolist()]
+        return _lay_out(rows, members, self._num_clients, [None] * self._num_clients)
+
+
+def conflict_share(deltas: Tensor, change: Tensor) -> float:
+    """Return the share of ``deltas`` ``[M, P]`` with ⟨Δ_i, change⟩ < 0."""
+    wide = change.double()
+    return sum(bool(delta.double() @ wide < 0) for delta in deltas) / len(deltas)
+
+
+def _lay_out(values: list[Any], members: tuple[int, ...], size: int, empty: Any = None) -> Any:
+    row = [empty] * size
+    for member, value in zip(members, values, strict=True):
+        row[member] = value
+    return row
+
+
+def _is_matrix(found: dict[_Expert, Any]) -> bool:
+    first = next(iter(found.values()))
+    return isinstance(first, list) and isinstance(first[0], list)

@@ -1,0 +1,257 @@
+"""The sections of the run config: one frozen class per table of ``[tool.flwr.app.config]``.
+
+Defaults and one-line descriptions stand in ``pyproject.toml``, which is their only place: a key
+that is missing from the run config is an error, too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from fedmoe_app.budgets import Budget, parse_budgets
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# The words among the values of data.source; all others name files or hub data sets.
+EMBEDDED = "embedded"
+NODES = "nodes"  # every node brings its own file
+
+
+class Section(BaseModel):
+    """A table of the run config: frozen, kebab-case keys, finite numbers of the right type."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=lambda name: name.replace("_", "-"),
+        protected_namespaces=(),
+    )
+
+
+class DataConfig(Section):
+    """``data.*``: where the text comes from and how it is split over the clients."""
+
+    source: Text
+    test_source: str
+    task: Literal["classification", "causal-lm"]
+    text_field: Text
+    label_field: Text
+    label_names: str
+    instruction_field: Text
+    context_field: str
+    response_field: Text
+    partition: Literal["iid", "dirichlet", "natural"]
+    alpha: Annotated[float, Field(gt=0)]
+    partition_by: str
+    min_partition_size: Annotated[int, Field(ge=0)]
+    local_test_fraction: Annotated[float, Field(ge=0, lt=1)]
+    max_train_examples: Annotated[int, Field(ge=0)]
+    max_test_examples: Annotated[int, Field(ge=0)]
+    max_length: Annotated[int, Field(ge=4)]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names given in the config, in index order; empty when the source tells them."""
+        return tuple(name.strip() for name in self.label_names.split(",") if name.strip())
+
+    @property
+    def partition_column(self) -> str:
+        """Column that the Dirichlet or natural partition goes by."""
+        return self.partition_by or self.label_field
+
+    @model_validator(mode="after")
+    def _partition_needs_a_column(self) -> DataConfig:
+        if self.task == "causal-lm" and self.partition != "iid" and not self.partition_by:
+            raise ValueError(
+                f'partition = "{self.partition}" with task = "causal-lm" needs partition-by: '
+                'name a column, or choose partition = "iid"'
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """``model.*``: what is trained."""
+
+    name: Text
+    head: Literal["auto", "sequence", "label-words"]
+    dtype: Literal["float32", "bfloat16"]
+
+
+class TrainConfig(Section):
+    """``train.*``: the local loop; names as in transformers' ``TrainingArguments``."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    max_steps: Annotated[int, Field(ge=0)]
+    per_device_train_batch_size: Annotated[int, Field(ge=1)]
+    per_device_eval_batch_size: Annotated[int, Field(ge=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    gradient_checkpointing: bool
+    threads: Annotated[int, Field(ge=1)]
+
+
+class FedProxConfig(Section):
+    """``fedprox.*``."""
+
+    proximal_mu: Annotated[float, Field(ge=0)]
+
+
+class FedMoEConfig(Section):
+    """``fedmoe.*``."""
+
+    experts_per_client: Annotated[int, Field(ge=1)]
+    usage_examples: Annotated[int, Field(ge=1)]
+
+
+class HFedMoEConfig(Section):
+    """``hfedmoe.*``."""
+
+    selection: Literal["batch", "round", "none"]
+    budgets: str
+    usage_examples: Annotated[int, Field(ge=1)]
+    lam: Share
+    beta: Annotated[float, Field(ge=0)]
+    tau: Share
+    normalise: bool
+    usage_weights: bool
+    importance_gates: bool
+
+    @field_validator("budgets")
+    @classmethod
+    def _are_budgets(cls, value: str) -> str:
+        parse_budgets(value)
+        return value
+
+    @property
+    def default_budgets(self) -> tuple[Budget, ...]:
+        """The budgets of the clients whose node names none."""
+        return parse_budgets(self.budgets)
+
+
+class FCMoEConfig(Section):
+    """``fcmoe.*``."""
+
+    importance: bool
+    projection: bool
+    retention: Literal["paper", "filtered", "none"]
+    lam: Annotated[float, Field(ge=0)]
+
+
+class FedAlignConfig(Section):
+    """``fedalign.*``."""
+
+    gates: Literal["private", "consistency", "average"]
+    uniform_weights: bool
+    lam: Annotated[float, Field(ge=0)]
+    eta: float
+    kl: Literal["pointwise", "bernoulli"]
+    adaptive: bool
+    experts: Literal["semantic", "index"]
+    direction: bool
+    beta: float
+    adaptive_threshold: bool
+    threshold: Annotated[float, Field(ge=-1, le=1)]
+    temperature: Annotated[float, Field(gt=0)]
+
+
+class PFLMoEConfig(Section):
+    """``pflmoe.*``."""
+
+    joint: bool
+    gate_learning_rate: Annotated[float, Field(gt=0)]
+
+
+class CombineConfig(Section):
+    """``combine.*``: names of schemes."""
+
+    selection: Text
+    loss: Text
+    gates: Text
+    experts: Text
+
+
+class RunConfig(Section):
+    """A whole run. Build it with :func:`parse_run_config`."""
+
+    scheme: Text
+    scheme_args: str
+    num_server_rounds: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    min_clients: Annotated[int, Field(ge=1)]
+    fraction_train: Fraction
+    wait_for_clients: Annotated[float, Field(ge=0)]
+    round_timeout: Annotated[float, Field(gt=0)]
+    evaluate_every: Annotated[int, Field(ge=1)]
+    max_failed_rounds: Annotated[int, Field(ge=1)]
+    keep_client_state: bool
+    diagnostics: bool
+    output_dir: str
+    run_name: str
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    fedprox: FedProxConfig
+    fedmoe: FedMoEConfig
+    pflmoe: PFLMoEConfig
+    hfedmoe: HFedMoEConfig
+    fcmoe: FCMoEConfig
+    fedalign: FedAlignConfig
+    combine: CombineConfig
+
+    @property
+    def scheme_kwargs(self) -> dict[str, Any]:
+        """``scheme-args`` as a dict."""
+        return dict(json.loads(self.scheme_args)) if self.scheme_args else {}
+
+    @field_validator("scheme_args")
+    @classmethod
+    def _is_json_object(cls, value: str) -> str:
+        if value:
+            try:
+                parsed = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"not JSON ({error})") from None
+            if not isinstance(parsed, dict):
+                raise ValueError('must be a JSON object such as {"lam": 0.5}')
+            if not _is_finite(parsed):
+                raise ValueError("numbers must be finite")
+        return value
+
+    @field_validator("output_dir")
+    @classmethod
+    def _is_absolute(cls, value: str) -> str:
+        # The ServerApp does not run in the folder in which `flwr run` was typed.
+        if value and not Path(value).is_absolute():
+            raise ValueError("must be an absolute path, or empty for $FEDMOE_HOME/results")
+        return value
+
+    @field_validator("run_name")
+    @classmethod
+    def _is_one_folder(cls, value: str) -> str:
+        if value and (Path(value).name != value or value in (".", "..")):
+            raise ValueError("must be a plain folder name without slashes")
+        return value
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
