@@ -57,7 +57,7 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
             "count": [update.routing.count.tolist() for update in updates],
             "trained": [update.routing.trained.tolist() for update in updates],
         },
-        "diagnostics": report.diagnostics,
+        "diagnostics": _compact(report.diagnostics),
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
     }
 
@@ -81,10 +81,10 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "local_loss": metrics.get("local-loss"),
         "local_accuracy": metrics.get("local-accuracy"),
         "num_truncated": metrics.get("num-truncated"),
-        "num_steps": metrics.get("num-steps"),
-        "expert_budget": metrics.get("expert-budget"),
+        "num_steps": _whole(metrics.get("num-steps")),
+        "expert_budget": _whole(metrics.get("expert-budget")),
         "selection_ratio": _selection_ratio(report, position),
-        "kept_round": metrics.get("kept-round"),
+        "kept_round": _whole(metrics.get("kept-round")),
         "state_lost": update.client in report.lost_state,
         "bytes_up": report.bytes_up[update.client],
         "bytes_down": report.bytes_down_each,
@@ -96,3 +96,19 @@ def _selection_ratio(report: RoundReport, position: int) -> float | None:
     """Return r(c) of a client, the mean over the layers, if the scheme tells it."""
     ratios = report.diagnostics.get("selection_ratio")  # [L, N]
     return None if ratios is None else float(ratios[:, position].mean())
+
+
+def _whole(value: float | None) -> int | None:
+    """Return a count, which travels as a float among the metrics."""
+    return None if value is None else int(value)
+
+
+def _compact(value: Any) -> Any:
+    """Return tensors as lists, numbers with six digits: matrices make lines long enough."""
+    if isinstance(value, Mapping):
+        return {name: _compact(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_compact(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return _compact(value.tolist()) if hasattr(value, "tolist") else value

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
 from fedmoe_app.report.heatmap import draw_routing
 from fedmoe_app.report.log import ResultsError, read_metrics
 from fedmoe_app.report.table import human_bytes
@@ -30,10 +31,11 @@ FAILED = "failed round"
 
 
 def plot_run(folder: Path) -> list[Path]:
-    """Draw ``accuracy.png``, ``bytes.png`` and ``routing.png`` into the result folder.
+    """Draw ``accuracy.png``, ``bytes.png``, ``routing.png`` and the scheme's diagnostics.
 
-    A picture for which the run has no numbers yet (bytes and routing before round 1) is left
-    out. Returns the paths of those that were drawn.
+    They are written into the result folder. A picture for which the run has no numbers (bytes
+    and routing before round 1, diagnostics that the scheme does not have) is left out. Returns
+    the paths of those that were drawn.
 
     Raises:
         ResultsError: when the folder has no metrics.
@@ -45,6 +47,7 @@ def plot_run(folder: Path) -> list[Path]:
         "accuracy.png": draw_accuracy,
         "bytes.png": draw_bytes,
         "routing.png": draw_routing,
+        **DIAGNOSTIC_DRAWINGS,
     }
     figures = {name: draw(lines) for name, draw in drawings.items()}
     return [_save(figure, folder / name) for name, figure in figures.items() if figure]

@@ -90,7 +90,7 @@ def projection_gain(deltas: Tensor, weights: Tensor) -> float:
         weights: their weights, ``[N]``.
     """
     conflicts = _conflicts(deltas, weights, weighted_sum(weights, deltas))  # [N], <= 0
-    return -float(weights.double() @ conflicts)
+    return abs(float(weights.double() @ conflicts))  # no -0.0
 
 
 def retention(own_delta: Tensor, global_old: Tensor, global_new: Tensor, mode: str) -> Tensor:

@@ -1,0 +1,61 @@
+import numpy as np
+
+from fedmoe_app.report.diagnostics.values import (
+    by_number,
+    client_names,
+    diagnostic,
+    diagnostic_curves,
+    last_diagnostic,
+    mean,
+    to_array,
+)
+from tests.report.diagnostics.lines import Line
+
+NAN = np.nan
+
+
+def line(number: int, **diagnostics: object) -> Line:
+    return {"round": number, "clients": [], "diagnostics": diagnostics}
+
+
+def test_null_becomes_nan_also_in_place_of_a_list() -> None:
+    expected = [[[1.0, NAN], [NAN, NAN]], [[NAN, NAN], [3.0, 4.0]]]
+    np.testing.assert_array_equal(to_array([[[1, None], None], [None, [3, 4]]]), expected)
+    assert to_array([[None, None]]).shape == (1, 2)
+    assert np.isnan(to_array(None))
+
+
+def test_a_round_without_a_number_has_no_diagnostic() -> None:
+    assert diagnostic({"round": 1}, "kappa") is None
+    assert diagnostic({"round": 1, "diagnostics": None}, "kappa") is None
+    assert diagnostic(line(1, kappa=[[None, None]]), "kappa") is None
+    assert diagnostic(line(1, kappa=[]), "kappa") is None
+
+
+def test_the_last_round_with_numbers_is_found() -> None:
+    found = last_diagnostic([line(1, kappa=[[1]]), line(2, kappa=[[2]]), line(3)], "kappa")
+    assert found is not None
+    assert (found.line["round"], found.values.tolist()) == (2, [[2.0]])
+
+
+def test_the_mean_is_over_finite_values() -> None:
+    values = np.array([[1.0, NAN, 3.0], [NAN, NAN, NAN]])
+    np.testing.assert_array_equal(mean(values, axis=1), [2.0, NAN])
+
+
+def test_a_curve_a_layer_leaves_out_rounds_without_numbers() -> None:
+    lines = [line(1, kappa=[[1, 3], [None, None]]), line(2), line(3, kappa=[[5, None], [7, 8]])]
+    assert diagnostic_curves(lines, "kappa") == {
+        "layer 0": [(1, 2.0), (3, 5.0)],
+        "layer 1": [(3, 7.5)],
+    }
+
+
+def test_curves_are_sorted_by_number_not_by_letter() -> None:
+    assert list(by_number({"client 10": [], "client 9": []})) == ["client 9", "client 10"]
+
+
+def test_clients_without_names_are_counted() -> None:
+    clients = [{"client": 4}, {"client": 7}]
+    assert client_names({"clients": clients}, 2) == ["4", "7"]
+    assert client_names({"clients": clients}, 3) == ["0", "1", "2"]
