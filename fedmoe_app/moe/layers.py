@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.structure import (
     UnsupportedModelError,
+    adapters_of,
     count_experts,
     find_logits_index,
     find_router,
@@ -74,19 +75,29 @@ class MoELayer:
     fused: bool
     logits_index: int | None
 
-    def expert(self, e: int) -> Tensors:
-        """Return detached views of expert ``e``'s tensors, keyed by short names.
+    @property
+    def adapters(self) -> tuple[dict[str, nn.Parameter], ...]:
+        """The experts' LoRA parameters by expert, which travel in their place; often empty."""
+        return adapters_of(self.experts_module)
 
-        Names are ``gate_up_proj``, ``down_proj``, ``down_proj_bias`` ... for fused experts and the
-        child's own (``wi.weight``) for listed ones.
+    @property
+    def separate(self) -> bool:
+        """Whether what travels of an expert are parameters of its own, not slices of stacks."""
+        return bool(self.adapters) or not self.fused
+
+    def expert(self, e: int) -> Tensors:
+        """Return detached views of what travels of expert ``e``, keyed by short names.
+
+        Names are ``gate_up_proj``, ``down_proj``, ``down_proj_bias`` ... for fused experts, the
+        child's own (``wi.weight``) for listed ones, ``down_proj.lora_A`` ... for adapters.
 
         Raises:
             IndexError: ``e`` is not in 0..E-1.
         """
         self.check_expert(e)
-        if self.fused:
-            return {name: p.detach()[e] for name, p in self.fused_parameters().items()}
-        return {name: p.detach() for name, p in self.listed_parameters(e).items()}
+        if self.separate:
+            return {name: p.detach() for name, p in self.own_parameters(e).items()}
+        return {name: p.detach()[e] for name, p in self.fused_parameters().items()}
 
     def set_expert(self, e: int, tensors: Mapping[str, Tensor]) -> None:
         """Copy ``tensors`` into expert ``e`` in place; every tensor of the expert must be there.
@@ -98,8 +109,15 @@ class MoELayer:
         _copy(tensors, self.expert(e), f"expert {e} of MoE layer {self.index}")
 
     def gate(self) -> Tensors:
-        """Return detached views of the router's parameters by their names inside the router."""
-        return {name: p.detach() for name, p in self.router.named_parameters()}
+        """Return detached views of the router's parameters by their names inside the router.
+
+        Empty where the router is frozen.
+        """
+        return {name: p.detach() for name, p in self.gate_parameters().items()}
+
+    def gate_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the router's parameters that are trained."""
+        return {name: p for name, p in self.router.named_parameters() if p.requires_grad}
 
     def set_gate(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy ``tensors`` into the router in place; every parameter of it must be there."""
@@ -108,6 +126,10 @@ class MoELayer:
     def fused_parameters(self) -> dict[str, nn.Parameter]:
         """Return the stacked parameters, each ``[E, ...]``; empty for listed experts."""
         return stacked_parameters(self.experts_module) if self.fused else {}
+
+    def own_parameters(self, e: int) -> dict[str, nn.Parameter]:
+        """Return the parameters that travel of a :attr:`separate` expert."""
+        return self.adapters[e] if self.adapters else self.listed_parameters(e)
 
     def listed_parameters(self, e: int) -> dict[str, nn.Parameter]:
         """Return the parameters of listed expert ``e``; empty for fused experts."""
@@ -120,6 +142,8 @@ class MoELayer:
         else:
             for child in listed_experts(self.experts_module):
                 yield from child.parameters()
+        for adapter in self.adapters:
+            yield from adapter.values()
 
     def check_expert(self, e: int) -> None:
         """Raise IndexError unless ``e`` is in 0..E-1."""
@@ -151,17 +175,17 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
 
 
 def read_state(model: PreTrainedModel, layers: Sequence[MoELayer]) -> ModelState:
-    """Clone all parameters, sorted into dense tensors, gates and experts.
+    """Clone what is trained of a model, sorted into dense tensors, gates and experts.
 
-    Tied weights appear once, under the model's first name for them. Buffers are not included.
+    Dense tensors and gates take part where they require a gradient, which in a new model is all of
+    them. Tied weights appear once, under the model's first name for them. Buffers are not included.
     """
-    special = _special_parameters(layers)
     state = ModelState()
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in special:
-            state.dense[name] = parameter.detach().clone()
+    for name, parameter in dense_parameters(model, layers).items():
+        state.dense[name] = parameter.detach().clone()
     for layer in layers:
-        state.gates[layer.index] = _clones(layer.gate())
+        if gate := _clones(layer.gate()):
+            state.gates[layer.index] = gate
         for e in range(layer.num_experts):
             state.experts[layer.index, e] = _clones(layer.expert(e))
     return state
@@ -187,9 +211,11 @@ def write_state(model: PreTrainedModel, layers: Sequence[MoELayer], state: Model
 
 
 def dense_parameters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> dict[str, nn.Parameter]:
-    """Return the parameters that belong to no gate and no expert; tied weights once."""
+    """Return the trained parameters that belong to no gate and no expert; tied weights once."""
     special = _special_parameters(layers)
-    return {name: p for name, p in model.named_parameters() if id(p) not in special}
+    return {
+        name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in special
+    }
 
 
 def _refuse_broken(model: PreTrainedModel) -> None:

@@ -11,12 +11,13 @@ Shapes: ``T`` tokens, ``K`` experts a token uses, ``S = T * K`` token-expert pai
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
@@ -32,29 +33,61 @@ class ExpertSlots:
     are while it is attached.
     """
 
-    def __init__(self, layer: MoELayer, chosen: Iterable[int]) -> None:
-        """Give each chosen expert its own parameters, the others views of the stacked ones."""
-        self.weights: list[dict[str, Tensor]] = [layer.expert(e) for e in range(layer.num_experts)]
-        for e in chosen:
-            self.weights[e] = {
-                name: nn.Parameter(view.clone()) for name, view in layer.expert(e).items()
-            }
+    def __init__(self, weights: Sequence[dict[str, Any]], scaling: float = 1.0) -> None:
+        """Run on ``weights``, one dict of tensors by short name an expert.
+
+        A weight is a tensor, or an object with a method ``linear(x, bias)`` (four bits). Beside
+        ``down_proj`` there may be ``down_proj.lora_A`` and ``down_proj.lora_B``, whose product
+        times ``scaling`` is added to it.
+        """
+        self.weights = list(weights)
+        self.scaling = scaling
 
 
 def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
-    """Put slots on a fused layer; the model must then run the implementation above.
+    """Give each chosen expert of a fused layer its own parameters, the others views.
+
+    The model must then run the implementation above (:func:`use_slots`).
 
     Raises:
         UnsupportedModelError: the family's experts do not go through transformers' interface.
     """
+    weights = [layer.expert(e) for e in range(layer.num_experts)]
+    for e in chosen:
+        weights[e] = {name: nn.Parameter(view.clone()) for name, view in weights[e].items()}
+    return put_slots(layer, ExpertSlots(weights))
+
+
+def put_slots(layer: MoELayer, slots: ExpertSlots) -> ExpertSlots:
+    """Let a fused layer run on ``slots``; raises as :func:`attach_slots`."""
     module = layer.experts_module
     if not hasattr(module, "has_gate") or not hasattr(module, "is_transposed"):
         raise UnsupportedModelError(
             f"{layer.name}: {type(module).__name__} does not use transformers' experts interface, "
             "so its experts cannot be trained one by one"
         )
-    slots = ExpertSlots(layer, chosen)
-    setattr(module, _ATTRIBUTE, slots)
+    module.__dict__[_ATTRIBUTE] = slots
+    return slots
+
+
+def use_slots(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
+    """Switch a model's experts to the implementation above.
+
+    Raises:
+        UnsupportedModelError: transformers could not switch a fused layer.
+    """
+    model.set_experts_implementation(IMPLEMENTATION)
+    for layer in layers:
+        config = getattr(layer.experts_module, "config", None)
+        if layer.fused and getattr(config, "_experts_implementation", "") != IMPLEMENTATION:
+            raise UnsupportedModelError(
+                f"{layer.name}: transformers could not switch its experts implementation"
+            )
+
+
+def slots_of(layer: MoELayer) -> ExpertSlots:
+    """Return the slots that a layer runs on."""
+    slots: ExpertSlots = layer.experts_module.__dict__[_ATTRIBUTE]
     return slots
 
 
@@ -82,7 +115,7 @@ def slots_forward(
     pairs = hidden_states.unsqueeze(1).expand(-1, top_k, -1).reshape(tokens * top_k, -1)
     groups = pairs.index_select(0, order).split(counts)  # E tensors [count, H]
     outputs = [
-        _expert(self, x, weights)
+        _expert(self, x, weights, slots.scaling)
         for x, weights in zip(groups, slots.weights, strict=True)
         if x.shape[0]
     ]
@@ -92,17 +125,28 @@ def slots_forward(
     return (mixed * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
 
 
-def _expert(module: Any, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+def _expert(module: Any, x: Tensor, weights: dict[str, Any], scaling: float) -> Tensor:
     """Run one expert on its tokens ``[count, H]``, as transformers' own implementations do."""
-    up = _linear(module, x, weights, "gate_up_proj" if module.has_gate else "up_proj")
+    up_name = "gate_up_proj" if module.has_gate else "up_proj"
+    up = _linear(module, x, weights, up_name, scaling)
     hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
-    out = _linear(module, hidden, weights, "down_proj")
+    out = _linear(module, hidden, weights, "down_proj", scaling)
     return module.post_expert_norm(out) if module.has_post_expert_norm else out
 
 
-def _linear(module: Any, x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
-    weight = weights[name].T if module.is_transposed else weights[name]  # [out, in]
-    return F.linear(x.to(weight.dtype), weight, weights.get(f"{name}_bias"))
+def _linear(module: Any, x: Tensor, weights: dict[str, Any], name: str, scaling: float) -> Tensor:
+    """x·Wᵀ + b, plus scaling·x·Aᵀ·Bᵀ where the expert has an adapter."""
+    weight, bias = weights[name], weights.get(f"{name}_bias")
+    if isinstance(weight, Tensor):
+        straight = weight.T if module.is_transposed else weight  # [out, in]
+        out = F.linear(x.to(straight.dtype), straight, bias)
+    else:
+        out = weight.linear(x, bias)
+    lora_a = weights.get(f"{name}.lora_A")  # [r, in]
+    if lora_a is None:
+        return out
+    low = F.linear(x.to(lora_a.dtype), lora_a)  # [count, r]
+    return out + (scaling * F.linear(low, weights[f"{name}.lora_B"])).to(out.dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, slots_forward)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,20 @@ def stacked_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
         if p.dim() >= 2 and p.shape[0] == size
     }
     return own if any(p.dim() == 3 for p in own.values()) else {}
+
+
+_ADAPTERS = "_fedmoe_adapters"  # attribute of an experts module
+
+
+def set_adapters(module: nn.Module, adapters: Sequence[dict[str, nn.Parameter]]) -> None:
+    """Note the LoRA parameters of each expert on its module, so that a copy of it has its own."""
+    # Not through nn.Module's __setattr__: the model's state_dict stays as it is.
+    module.__dict__[_ADAPTERS] = tuple(adapters)
+
+
+def adapters_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], ...]:
+    """Return what :func:`set_adapters` noted; empty for a module without adapters."""
+    return module.__dict__.get(_ADAPTERS, ())
 
 
 def is_fused(module: nn.Module) -> bool:

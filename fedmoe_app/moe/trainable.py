@@ -13,7 +13,8 @@ Order of use::
     trainables.merge()                          # only where the local model is used further
     trainables.detach()                         # the plain transformers model again
 
-Dense parameters and gates are always trainable. Shapes: ``L`` MoE layers, ``E`` experts a layer.
+Dense parameters and gates are trained where they require a gradient. Shapes: ``L`` MoE layers,
+``E`` experts a layer.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
-from fedmoe_app.moe.slots import IMPLEMENTATION, attach_slots, detach_slots
+from fedmoe_app.moe.layers import MoELayer, dense_parameters
+from fedmoe_app.moe.slots import attach_slots, detach_slots, use_slots
 from fedmoe_app.moe.state import ModelState, Tensors
 
 _MARK = "_fedmoe_trainables"  # attribute of a model that has trainables attached
@@ -37,7 +38,8 @@ class Trainables:
 
     Write the received values into the model first: they are what changes are measured against.
     Until :meth:`merge` the model's own expert tensors keep the received values where experts are
-    fused; in families with one module per expert (Switch) training moves them directly.
+    fused; adapters, and the experts of families with one module per expert (Switch), are moved
+    directly.
 
     Attributes:
         trained: ``[L, E]`` int64, optimiser steps in which each expert received a gradient.
@@ -64,7 +66,7 @@ class Trainables:
         self._local = ModelState()
         self._merged = False
         self._implementation = model.get_experts_implementation()
-        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        self._flags = [(p, p.requires_grad) for p in _all_parameters(model, self._layers)]
         self.trained = torch.zeros(len(layers), layers[0].num_experts, dtype=torch.int64)  # [L, E]
         setattr(model, _MARK, True)
         try:
@@ -141,16 +143,17 @@ class Trainables:
     def merge(self) -> None:
         """Write the trained experts into the model's own tensors; call :meth:`changes` before."""
         for (index, e), tensors in self._local.experts.items():
-            if self._layers[index].fused:
+            if not self._layers[index].separate:
                 self._layers[index].set_expert(e, tensors)
         self._merged = True
 
     def detach(self) -> None:
         """Give the model back as it was: own experts implementation, ``requires_grad`` flags."""
         self._model.__dict__.pop(_MARK, None)
-        for layer in self._layers:
+        shared = [layer for layer in self._layers if not layer.separate]
+        for layer in shared:
             detach_slots(layer)
-        if any(layer.fused for layer in self._layers):
+        if shared:
             self._model.set_experts_implementation(self._implementation)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
@@ -159,37 +162,33 @@ class Trainables:
 
     def _attach(self) -> ModelState:
         """Set ``requires_grad`` and slots; return the trainable parameters."""
-        for parameter, _ in self._flags:
-            parameter.requires_grad_(parameter.is_floating_point())
         local = ModelState(dense=_trainable(dense_parameters(self._model, self._layers)))
         for layer, chosen in zip(self._layers, self._chosen, strict=True):
-            local.gates[layer.index] = _trainable(dict(layer.router.named_parameters()))
+            if gate := _trainable(layer.gate_parameters()):
+                local.gates[layer.index] = gate
             for parameter in layer.expert_parameters():
                 parameter.requires_grad_(False)
             for e, tensors in _attach_experts(layer, chosen).items():
                 local.experts[layer.index, e] = tensors
-        if any(layer.fused for layer in self._layers):
-            self._switch_implementation()
+        if not all(layer.separate for layer in self._layers):
+            use_slots(self._model, self._layers)
         return local
-
-    def _switch_implementation(self) -> None:
-        self._model.set_experts_implementation(IMPLEMENTATION)
-        for layer in self._layers:
-            config = getattr(layer.experts_module, "config", None)
-            if layer.fused and getattr(config, "_experts_implementation", "") != IMPLEMENTATION:
-                raise UnsupportedModelError(
-                    f"{layer.name}: transformers could not switch its experts implementation"
-                )
 
     def _copy_received(self) -> ModelState:
         """Copy what training overwrites; a fused expert's received values stay in the model."""
         local, layers = self._local, self._layers
         experts = {}
         for (index, e), tensors in local.experts.items():
-            fused = layers[index].fused
-            experts[index, e] = layers[index].expert(e) if fused else _clones(tensors)
+            separate = layers[index].separate
+            experts[index, e] = _clones(tensors) if separate else layers[index].expert(e)
         gates = {index: _clones(tensors) for index, tensors in local.gates.items()}
         return ModelState(dense=_clones(local.dense), gates=gates, experts=experts)
+
+
+def _all_parameters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[nn.Parameter]:
+    """Return the model's parameters and the adapters, which it does not know of, each once."""
+    adapters = [p for layer in layers for adapter in layer.adapters for p in adapter.values()]
+    return list(dict.fromkeys([*model.parameters(), *adapters]))
 
 
 def _check_experts(
@@ -214,10 +213,10 @@ def _check_experts(
 
 def _attach_experts(layer: MoELayer, chosen: Sequence[int]) -> dict[int, Tensors]:
     """Make the chosen experts of one layer trainable; return their parameters."""
-    if layer.fused:
-        slots = attach_slots(layer, chosen)
-        return {e: slots.weights[e] for e in chosen}
-    return {e: _trainable(layer.listed_parameters(e)) for e in chosen}
+    if layer.separate:
+        return {e: _trainable(layer.own_parameters(e)) for e in chosen}
+    slots = attach_slots(layer, chosen)
+    return {e: slots.weights[e] for e in chosen}
 
 
 def _trainable(parameters: Mapping[str, nn.Parameter]) -> Tensors:

@@ -1,0 +1,87 @@
+"""What of a model is trained: everything, the experts, or LoRA on the experts.
+
+A parameter takes part (is trained, sent and averaged) where it requires a gradient, as everywhere
+in PyTorch and PEFT. All else is the frozen base, which every node loads and nobody sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedmoe_app.moe.layers import MoELayer
+from fedmoe_app.moe.lora import add_lora, add_peft_lora
+
+TRAIN_MODES = ("all", "experts", "expert-lora")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What is trained.
+
+    Attributes:
+        train: "all" parameters of the model; full tensors of the "experts"; or "expert-lora".
+        gates: train the routers, too. (These and the next two mean nothing with "all".)
+        head: train the parameters outside the base model: a classification head.
+        attention_lora: LoRA on the linear maps of attention, too.
+        rank, alpha: r and α of all LoRA.
+    """
+
+    train: str = "all"
+    gates: bool = True
+    head: bool = True
+    attention_lora: bool = False
+    rank: int = 8
+    alpha: float = 16.0
+
+
+def adapt(
+    model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation, seed: int
+) -> None:
+    """Freeze what is not trained and add adapters, in place; the seed fixes their values.
+
+    Call it when the model is on its device and its MoE layers are known.
+    """
+    if adaptation.train == "all":
+        return
+    model.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _open_experts(model, layers, adaptation)
+    _cast_adapters(model)
+    if adaptation.gates:
+        for layer in layers:
+            layer.router.requires_grad_(True)
+    if adaptation.head:
+        for parameter in head_parameters(model).values():
+            parameter.requires_grad_(True)
+
+
+def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters outside the base model, such as a classification head."""
+    inside = {id(p) for p in model.base_model.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
+
+
+def _open_experts(
+    model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
+) -> None:
+    rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
+    if adaptation.train == "expert-lora":
+        add_lora(model, layers, rank, alpha, attention=attention)
+        return
+    for layer in layers:
+        for parameter in layer.expert_parameters():
+            parameter.requires_grad_(True)
+    add_peft_lora(model, [], rank, alpha, attention=attention)
+
+
+def _cast_adapters(model: PreTrainedModel) -> None:
+    """Keep adapters in float32: their steps are too small for 16 bits."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
