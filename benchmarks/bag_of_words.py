@@ -15,11 +15,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from benchmarks.baselines import DATA, cells_of
-from benchmarks.cells import SHARED_DATA, print_markdown
+from benchmarks.baselines import DATA, settings_of
+from benchmarks.cells import SHARED_DATA, print_markdown, run_config
 from fedmoe_app.config import parse_run_config
 from fedmoe_app.data.sources import load_text_data
-from fedmoe_app.paths import home
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 30, 256, 0.01
 
@@ -29,7 +28,7 @@ def main() -> None:
     rows = []
     for data in DATA:
         if data == "embedded" or (SHARED_DATA / data).is_dir():
-            config = parse_run_config(cells_of(data, seeds=1)[0].flat(home()))
+            config = parse_run_config(run_config(settings_of(data)))
             source = load_text_data(config.data)
             assert source.test is not None
             score = accuracy(source.train, source.test, len(source.label_names))

@@ -13,30 +13,24 @@ was tuned per scheme.
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.cells import (
-    CENTRALISED,
-    LOCAL_ONLY,
-    SHARED_DATA,
-    Cell,
-    Measured,
-    by_row,
-    mean_and_std,
-    print_markdown,
-    run_cells,
-)
-from fedmoe_app.report.table import human_bytes
+from benchmarks.cells import LOCAL_ONLY, LOCAL_ONLY_ROW, SHARED_DATA, measure, print_markdown
+from fedmoe_app.comparing.options import CENTRALISED, read_schemes
+from fedmoe_app.comparing.plan import NO_PARTITION, Partition
+from fedmoe_app.comparing.summary import Row
+from fedmoe_app.comparing.tables import mean_and_std
+from fedmoe_app.report.table import MISSING, human_bytes
 
 CLIENTS = 10
-SCHEMES = (CENTRALISED, LOCAL_ONLY, "fedavg", "fedprox", "fedmoe")
-PARTITIONS: dict[str, dict[str, Any]] = {
-    "IID": {"data.partition": "iid"},
-    "Dirichlet 0.5": {"data.partition": "dirichlet", "data.alpha": 0.5},
-    "Dirichlet 0.1": {"data.partition": "dirichlet", "data.alpha": 0.1},
-}
+FEDERATED = ("fedavg", "fedprox", "fedmoe")
+COLUMNS = (CENTRALISED, LOCAL_ONLY, *FEDERATED)
+PARTITIONS = (
+    Partition("IID", {"data.partition": "iid"}),
+    Partition("Dirichlet 0.5", {"data.partition": "dirichlet", "data.alpha": 0.5}),
+    Partition("Dirichlet 0.1", {"data.partition": "dirichlet", "data.alpha": 0.1}),
+)
 DATA: dict[str, dict[str, Any]] = {
     "embedded": {"num-server-rounds": 8, "data.max-train-examples": 4800},
     "ag_news": {
@@ -53,33 +47,6 @@ DATA: dict[str, dict[str, Any]] = {
 }
 
 
-def cells_of(data: str, seeds: int) -> list[Cell]:
-    """Return all runs on one data set."""
-    settings = dict(DATA[data])
-    if data != "embedded":
-        folder = SHARED_DATA / data
-        settings |= {
-            "data.source": str(folder / "train.jsonl.gz"),
-            "data.test-source": str(folder / "test.jsonl.gz"),
-        }
-    return [
-        Cell(
-            (data, partition, scheme),
-            seed,
-            scheme,
-            1 if scheme == CENTRALISED else CLIENTS,
-            settings | chosen,
-        )
-        for scheme in SCHEMES
-        for partition, chosen in _partitions(scheme).items()
-        for seed in range(1, seeds + 1)
-    ]
-
-
-def _partitions(scheme: str) -> dict[str, dict[str, Any]]:
-    return {"-": {}} if scheme == CENTRALISED else PARTITIONS
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
@@ -90,37 +57,49 @@ def main() -> None:
         if data != "embedded" and not (SHARED_DATA / data).is_dir():
             print(f"{data}: left out, {data}/train.jsonl.gz is not beside the repository")
             continue
-        print_tables(data, run_cells(cells_of(data, options.seeds), options.workers))
+        print_tables(data, rows_of(data, options.seeds, options.workers))
 
 
-def print_tables(data: str, figures: Sequence[Measured]) -> None:
+def rows_of(data: str, seeds: int, workers: int) -> list[Row]:
+    """Run everything on one data set."""
+    schemes = [*read_schemes(",".join(FEDERATED)), LOCAL_ONLY_ROW]
+    every = range(1, seeds + 1)
+    settings = settings_of(data)
+    return measure(f"baselines-{data}", schemes, PARTITIONS, settings, every, CLIENTS, workers)
+
+
+def settings_of(data: str) -> dict[str, Any]:
+    """Return what differs from the default run config on a data set."""
+    if data == "embedded":
+        return DATA[data]
+    folder = SHARED_DATA / data
+    return DATA[data] | {
+        "data.source": str(folder / "train.jsonl.gz"),
+        "data.test-source": str(folder / "test.jsonl.gz"),
+    }
+
+
+def print_tables(data: str, rows: Sequence[Row]) -> None:
     """Print accuracy by partition and scheme, then bytes up per round likewise."""
-    settings = DATA[data]
-    for name, shown in (("accuracy", mean_and_std), ("bytes_up", _mean_bytes)):
-        rows = by_row(figures, name)
-        print(f"\n{data}, {settings['num-server-rounds']} rounds, {CLIENTS} clients: {name}")
+    shown: dict[str, Callable[[Row], str]] = {
+        "accuracy": lambda row: mean_and_std(row.accuracy),
+        "bytes up a round": lambda row: human_bytes(row.bytes_up) if row.bytes_up else MISSING,
+    }
+    for name, show in shown.items():
+        print(f"\n{data}, {DATA[data]['num-server-rounds']} rounds, {CLIENTS} clients: {name}")
         print_markdown(
-            ("partition", *SCHEMES),
+            ("partition", *COLUMNS),
             [
-                (partition, *(_cell(rows, data, partition, scheme, shown) for scheme in SCHEMES))
+                (partition.name, *(_cell(rows, partition.name, column, show) for column in COLUMNS))
                 for partition in PARTITIONS
             ],
         )
 
 
-def _cell(
-    rows: Mapping[tuple[str, ...], Sequence[float]],
-    data: str,
-    partition: str,
-    scheme: str,
-    shown: Callable[[Sequence[float]], str],
-) -> str:
-    values = rows.get((data, partition, scheme)) or rows.get((data, "-", scheme))
-    return shown(values) if values else ""
-
-
-def _mean_bytes(values: Sequence[float]) -> str:
-    return human_bytes(statistics.fmean(values)) if any(values) else "-"
+def _cell(rows: Sequence[Row], partition: str, scheme: str, show: Callable[[Row], str]) -> str:
+    """Return what is shown of a row; the centralised one stands on every partition."""
+    found = (r for r in rows if r.scheme == scheme and r.partition in (partition, NO_PARTITION))
+    return next((show(row) for row in found), MISSING)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
-from benchmarks.cells import Cell, by_row, mean_and_std, print_markdown, run_cells
+from benchmarks.cells import measure, print_markdown
+from fedmoe_app.comparing.options import read_schemes
+from fedmoe_app.comparing.plan import Partition
+from fedmoe_app.comparing.tables import mean_and_std
 from fedmoe_app.data.cache import build_once
 from fedmoe_app.data.corpus import load_corpus, recipe_key
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
@@ -31,6 +34,7 @@ from fedmoe_app.report.progress import duration
 
 PRESET = "qwen3moe-tiny"
 SEEDS = (1, 2, 3)
+CLIENTS = 10
 STEPS = 600
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
@@ -47,27 +51,18 @@ def main() -> None:
         cache_dir() / f"warm-up-{PRESET}-{recipe_key()}-{STEPS}",
         lambda draft: _warm_up(PRESET, tokenizer, draft),
     )
-    cells = [
-        Cell(
-            (f"{rate:g}", start),
-            seed,
-            "fedavg",
-            10,
-            {
-                "num-server-rounds": 8,
-                "data.max-train-examples": 4800,
-                "train.learning-rate": rate,
-                "model.name": model,
-            },
-        )
+    starts = [
+        Partition(f"{rate:g}, {start}", {"train.learning-rate": rate, "model.name": model})
         for rate in (1e-3, 2e-3)
         for start, model in (("random", PRESET), ("warmed up", str(folder)))
-        for seed in SEEDS
     ]
-    accuracy = by_row(run_cells(cells, workers), "accuracy")
+    settings = {"num-server-rounds": 8, "data.max-train-examples": 4800}
+    rows = measure(
+        "warm-up", read_schemes("fedavg"), starts, settings, SEEDS, CLIENTS, workers, False
+    )
     print_markdown(
-        ("learning rate", "initial weights", "accuracy (mean ± std, 3 seeds)"),
-        [(*row, mean_and_std(values)) for row, values in accuracy.items()],
+        ("learning rate, initial weights", "accuracy (mean ± std, 3 seeds)"),
+        [(row.partition, mean_and_std(row.accuracy)) for row in rows],
     )
 
 

@@ -1,4 +1,4 @@
-"""The ``fedmoe`` command: run the app with Flower, show what a run left behind."""
+"""The ``fedmoe`` command: run the app with Flower, compare schemes, show what a run left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from fedmoe_app.launching import environment
 from fedmoe_app.launching.connections import LaunchError
 from fedmoe_app.launching.overrides import read_overrides
 from fedmoe_app.launching.processes import signals_raise
-from fedmoe_app.launching.runner import RunFailedError, run_on_connection, run_simulated
+from fedmoe_app.launching.runner import (
+    INTERRUPTED,
+    RunFailedError,
+    run_on_connection,
+    run_simulated,
+)
 from fedmoe_app.report.log import ResultsError, read_metrics
 from fedmoe_app.report.table import print_table
 
@@ -31,6 +36,17 @@ app = typer.Typer(
 
 AppDir = Annotated[Path, typer.Argument(help="Folder of the Flower app.")]
 RunDir = Annotated[Path, typer.Argument(help="Result folder of a run.")]
+RunConfigItems = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run-config",
+        "-c",
+        metavar="FILE.toml | 'KEY=VALUE ...'",
+        help="Run config over the app's defaults; repeat it, later ones win.",
+    ),
+]
+Rounds = Annotated[int | None, typer.Option(help="Short for -c 'num-server-rounds=...'.")]
+Online = Annotated[bool, typer.Option("--online", help="Allow downloads from the model hub.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -64,19 +80,9 @@ def run(
     gpus: Annotated[
         float, typer.Option(min=0.0, help="Share of a GPU that a simulated node gets.")
     ] = 0.0,
-    run_config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--run-config",
-            "-c",
-            metavar="FILE.toml | 'KEY=VALUE ...'",
-            help="Run config over the app's defaults; repeat it, later ones win.",
-        ),
-    ] = None,
+    run_config: RunConfigItems = None,
     scheme: Annotated[str | None, typer.Option(help="Short for -c 'scheme=\"...\"'.")] = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="Short for -c 'num-server-rounds=...'.")
-    ] = None,
+    rounds: Rounds = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for results.", show_default="$FEDMOE_HOME/results"),
@@ -84,9 +90,7 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Folder of this run in it.", show_default="SCHEME-TIME")
     ] = None,
-    online: Annotated[
-        bool, typer.Option("--online", help="Allow downloads from the model hub.")
-    ] = False,
+    online: Online = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Flower's and Ray's own lines, too.")
     ] = False,
@@ -109,6 +113,74 @@ def run(
         run_on_connection(app_dir, overrides, connection, verbose)
     else:
         run_simulated(app_dir, overrides, clients or DEFAULT_CLIENTS, gpus, verbose)
+
+
+@app.command()
+def compare(
+    app_dir: AppDir = Path("."),
+    schemes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEME,...",
+            help="Rows: names, package.module:Class, or TOML files whose keys are laid over the "
+            "shared ones. The others are held against the first.",
+            show_default="all built in",
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="N,...", help="Runs of each cell.")] = "1,2,3",
+    alphas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,...",
+            help="Columns: Dirichlet partitions.",
+            show_default="the run config's own partition",
+        ),
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = DEFAULT_CLIENTS,
+    rounds: Rounds = None,
+    run_config: RunConfigItems = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the comparison. Finished runs in it are kept and used again.",
+            show_default="$FEDMOE_HOME/results/compare-HASH",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, one process each.")] = 2,
+    simulation: Annotated[
+        bool, typer.Option("--simulation", help="Each run through `flwr run`, one at a time.")
+    ] = False,
+    no_centralised: Annotated[
+        bool, typer.Option("--no-centralised", help="Leave the centralised reference out.")
+    ] = False,
+    online: Online = False,
+    debug: Debug = False,
+) -> None:
+    """Run schemes over the same partitions and seeds; tables and plots with intervals."""
+    from fedmoe_app.comparing import compare as comparing  # takes seconds to import
+
+    if online:
+        os.environ["HF_HUB_OFFLINE"] = "0"
+    request = comparing.Request(
+        app=app_dir,
+        schemes=comparing.read_schemes(",".join(comparing.SCHEMES) if schemes is None else schemes),
+        seeds=comparing.read_seeds(seeds),
+        alphas=comparing.read_alphas(alphas) if alphas is not None else (),
+        clients=clients,
+        overrides=read_overrides(run_config or []),
+        rounds=rounds,
+        output=output,
+        workers=workers,
+        simulation=simulation,
+        centralised=not no_centralised,
+    )
+    try:
+        complete = comparing.compare(request)
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept: the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Several schemes over the same partitions, seeds and initial weights, with intervals."""

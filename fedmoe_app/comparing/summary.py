@@ -1,0 +1,129 @@
+"""From the cells of a comparison to one row for each scheme and partition."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedmoe_app.comparing.execute import Outcomes
+from fedmoe_app.comparing.figures import Figures, rounds_to
+from fedmoe_app.comparing.options import CENTRALISED
+from fedmoe_app.comparing.plan import NO_PARTITION, Cell, Plan
+from fedmoe_app.comparing.statistics import (
+    Estimate,
+    Reached,
+    estimate,
+    paired_difference,
+    rounds_reached,
+)
+
+SHARES = (0.90, 0.95)  # of the centralised accuracy of the same seed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a cell: figures, or the reason why there are none.
+
+    ``rounds`` holds the rounds to each of :data:`SHARES`; None where the run never came to it,
+    and no entry at all where the seed has no centralised run.
+    """
+
+    cell: Cell
+    figures: Figures | None
+    failure: str | None
+    rounds: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme on one partition, over the seeds.
+
+    ``difference`` is the accuracy minus that of the first scheme, seed by seed; None for the
+    first scheme itself and for the centralised reference.
+    """
+
+    scheme: str
+    partition: str
+    runs: int
+    failed: int
+    accuracy: Estimate | None
+    difference: Estimate | None
+    local_accuracy: Estimate | None
+    local_variance: float | None
+    rounds: tuple[Reached | None, ...]
+    bytes_up: float | None
+    seconds: float | None
+
+
+def results_of(plan: Plan, outcomes: Outcomes) -> list[Result]:
+    """Return one result a cell, in the order of the plan."""
+    central = {
+        cell.seed: outcomes.figures[cell.key].accuracy
+        for cell in plan.cells
+        if cell.scheme == CENTRALISED and cell.key in outcomes.figures
+    }
+    return [_result(cell, outcomes, central.get(cell.seed)) for cell in plan.cells]
+
+
+def summarise(plan: Plan, results: Sequence[Result]) -> list[Row]:
+    """Return the centralised row, if any, then the schemes of each partition in turn."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.cell.partition, result.cell.scheme), []).append(result)
+    first = next(name for name in plan.schemes if name != CENTRALISED)
+    rows = []
+    for partition, scheme in _ordered(groups, plan):
+        reference = groups.get((partition, first), [])
+        is_reference = scheme in (first, CENTRALISED)
+        rows.append(_row(groups[partition, scheme], [] if is_reference else reference))
+    return rows
+
+
+def _ordered(groups: dict[tuple[str, str], list[Result]], plan: Plan) -> list[tuple[str, str]]:
+    columns = [NO_PARTITION, *plan.partitions]
+    return sorted(groups, key=lambda g: (columns.index(g[0]), plan.schemes.index(g[1])))
+
+
+def _result(cell: Cell, outcomes: Outcomes, central: float | None) -> Result:
+    figures = outcomes.figures.get(cell.key)
+    rounds: tuple[int | None, ...] = ()
+    if figures is not None and central is not None:
+        rounds = tuple(rounds_to(figures.curve, share * central) for share in SHARES)
+    return Result(cell, figures, outcomes.failures.get(cell.key), rounds)
+
+
+def _row(group: Sequence[Result], reference: Sequence[Result]) -> Row:
+    done = [result.figures for result in group if result.figures]
+    known = [result.rounds for result in group if result.rounds]
+    accuracy = _by_seed(group)
+    variances = _known(done, lambda figures: figures.local_variance)
+    cell = group[0].cell
+    return Row(
+        scheme=cell.scheme,
+        partition=cell.partition,
+        runs=len(done),
+        failed=len(group) - len(done),
+        accuracy=estimate([accuracy[seed] for seed in sorted(accuracy)]),
+        difference=paired_difference(accuracy, _by_seed(reference)),
+        local_accuracy=estimate(_known(done, lambda figures: figures.local_accuracy)),
+        local_variance=statistics.fmean(variances) if variances else None,
+        rounds=tuple(
+            rounds_reached([rounds[i] for rounds in known]) if known else None
+            for i in range(len(SHARES))
+        ),
+        bytes_up=statistics.fmean(f.bytes_up for f in done) if done else None,
+        seconds=statistics.fmean(f.seconds for f in done) if done else None,
+    )
+
+
+def _by_seed(group: Sequence[Result]) -> dict[int, float]:
+    return {
+        result.cell.seed: result.figures.accuracy
+        for result in group
+        if result.figures and result.figures.accuracy is not None
+    }
+
+
+def _known(done: Sequence[Figures], get: Callable[[Figures], float | None]) -> list[float]:
+    return [value for figures in done if (value := get(figures)) is not None]

@@ -1,0 +1,177 @@
+"""Tables of a comparison for readers: Markdown and the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedmoe_app.comparing.options import CENTRALISED
+from fedmoe_app.comparing.plan import Plan
+from fedmoe_app.comparing.statistics import Estimate, Reached
+from fedmoe_app.comparing.summary import SHARES, Result, Row
+from fedmoe_app.report.progress import duration
+from fedmoe_app.report.table import MISSING, human_bytes
+
+_TARGETS = [f"{100 * share:.0f}" for share in SHARES]
+
+
+def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric: str) -> str:
+    """Return the summary as a Markdown page: what was compared, the table, the failed runs."""
+    seeds = ", ".join(map(str, plan.seeds))
+    text = [
+        f"# Comparison of {', '.join(name for name in plan.schemes if name != CENTRALISED)}",
+        "",
+        f"{plan.clients} clients, {plan.cells[0].rounds} rounds, seeds {seeds}. {legend(metric)}",
+        "",
+        *markdown_table(headers(plan, metric), [shown(row) for row in rows]),
+        *[f"\n{line}" for line in failures(results)],
+    ]
+    return "\n".join(text) + "\n"
+
+
+def legend(metric: str) -> str:
+    """Explain the columns."""
+    return (
+        f"Global {metric}: that of the global model after the last round on the server's test "
+        "set, mean ± sample standard deviation over the seeds, with the 95% Student-t interval "
+        "of the mean; the difference to the first scheme is taken seed by seed. Local accuracy: "
+        "of each client after its local training on its own hold-out, mean and variance over the "
+        "clients, averaged over the seeds. Rounds to a share of the centralised accuracy: mean "
+        "over the seeds that reached it."
+    )
+
+
+def headers(plan: Plan, metric: str) -> list[str]:
+    """Return the column headers."""
+    first = next(name for name in plan.schemes if name != CENTRALISED)
+    return [
+        "scheme", "partition", f"global {metric}", "95% interval", f"minus {first}",
+        "local accuracy", "variance", *(f"rounds to {n}%" for n in _TARGETS),
+        "up a round", "time", "runs",
+    ]  # fmt: skip
+
+
+def shown(row: Row) -> list[str]:
+    """Return a row as text."""
+    failed = f", {row.failed} failed" if row.failed else ""
+    return [
+        row.scheme,
+        row.partition,
+        mean_and_std(row.accuracy),
+        _interval(row.accuracy, "{:.3f}"),
+        _difference(row.difference),
+        f"{row.local_accuracy.mean:.3f}" if row.local_accuracy else MISSING,
+        MISSING if row.local_variance is None else f"{row.local_variance:.4f}",
+        *(_rounds(reached) for reached in row.rounds),
+        human_bytes(row.bytes_up),
+        MISSING if row.seconds is None else duration(row.seconds),
+        f"{row.runs}{failed}",
+    ]
+
+
+def mean_and_std(value: Estimate | None) -> str:
+    """Return ``0.712 ± 0.010`` (sample standard deviation)."""
+    if value is None:
+        return MISSING
+    return f"{value.mean:.3f}" + (" (one seed)" if value.std is None else f" ± {value.std:.3f}")
+
+
+def _interval(value: Estimate | None, form: str) -> str:
+    if value is None or value.interval is None:
+        return MISSING
+    return " to ".join(form.format(end) for end in value.interval)
+
+
+def _difference(value: Estimate | None) -> str:
+    if value is None:
+        return MISSING
+    if value.interval is None:
+        return f"{value.mean:+.3f}"
+    return f"{value.mean:+.3f} ({_interval(value, '{:+.3f}')})"
+
+
+def _rounds(value: Reached | None) -> str:
+    if value is None or value.mean is None:
+        return MISSING
+    part = "" if value.reached == value.of else f" (reached {value.reached} of {value.of})"
+    return f"{value.mean:.1f}{part}"
+
+
+def failures(results: Iterable[Result]) -> list[str]:
+    """Return a line for each run that failed."""
+    return [f"failed: {r.cell.label}: {r.failure}" for r in results if r.failure]
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table with aligned columns."""
+    escaped = [[text.replace("|", "\\|") for text in row] for row in (headers, *rows)]
+    widths = [max(len(row[i]) for row in escaped) for i in range(len(headers))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+        for row in escaped
+    ]
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return [lines[0], rule, *lines[1:]]
+
+
+def print_summary(
+    plan: Plan, rows: Sequence[Row], metric: str, file: IO[str] | None = None
+) -> None:
+    """Print the summary: a table that fits the terminal, or Markdown where there is none."""
+    file = file or sys.stdout
+    if file.isatty():
+        Console(file=file, highlight=False).print(rich_table(plan, rows, metric))
+    else:
+        table = markdown_table(headers(plan, metric), [shown(row) for row in rows])
+        print("\n".join(table), file=file)
+
+
+def rich_table(plan: Plan, rows: Sequence[Row], metric: str) -> Table:
+    """Build the table for a terminal: two lines a row, a section a partition, failures in red.
+
+    The second line of a cell holds the interval, the variance or the number of seeds.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    titles = _stacked_headers(headers(plan, metric))
+    for number, title in enumerate(titles):
+        # On a narrow terminal texts wrap: a figure that is cut would be a wrong one.
+        table.add_column(title, justify="right" if number else "left", overflow="fold")
+    for position, row in enumerate(rows):
+        if position and row.partition != rows[position - 1].partition:
+            table.add_section()
+        table.add_row(*_stacked(row), style="red" if row.failed else None)
+    return table
+
+
+def _stacked_headers(names: Sequence[str]) -> list[str]:
+    scheme, partition, accuracy, interval, minus, local, variance, *rounds, up, time, runs = names
+    return [
+        f"{scheme}\n{partition}",
+        f"{accuracy}\n{interval}",
+        f"{minus}\n{interval}",
+        local.replace(" ", "\n") + f"\n{variance}",
+        *(name.replace(" to ", "\nto ") for name in rounds),
+        up.replace(" a ", "\na "),
+        time,
+        runs,
+    ]
+
+
+def _stacked(row: Row) -> list[str]:
+    text = shown(row)
+    minus, _, ends = text[4].partition(" (")
+    rounds = [value.replace(" (reached ", "\n").rstrip(")") for value in text[7:9]]
+    return [
+        f"{row.scheme}\n{row.partition}",
+        f"{text[2]}\n{text[3]}",
+        f"{minus}\n{ends.rstrip(')')}",
+        f"{text[5]}\n{text[6]}",
+        *rounds,
+        *text[9:11],
+        text[11].replace(", ", "\n"),
+    ]

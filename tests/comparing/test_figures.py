@@ -1,0 +1,53 @@
+from typing import Any
+
+import pytest
+
+from fedmoe_app.comparing.figures import figures_of, rounds_to
+from fedmoe_app.report.log import ResultsError
+from tests.comparing.fakes import lines
+
+
+def test_figures_of_a_run_of_two_rounds() -> None:
+    found = figures_of(lines(0.1, 0.3, 0.6, own=(0.5, 0.7)), 2)
+    assert (found.accuracy, found.loss, found.initial_loss) == (0.6, 0.0, 2.0)
+    assert found.curve == ((0, 0.1), (1, 0.3), (2, 0.6))
+    assert found.local_accuracy == pytest.approx(0.6)
+    assert found.local_variance == pytest.approx(0.01)  # (0.1² + 0.1²) / 2
+    assert (found.bytes_up, found.bytes_up_total) == (20.0, 40)
+    assert found.seconds == pytest.approx(4.5)
+
+
+def test_clients_without_an_accuracy_are_left_out() -> None:
+    found = figures_of(lines(0.1, 0.3, own=(None, 0.7, 0.9)), 1)
+    assert found.local_accuracy == pytest.approx(0.8)
+    alone = figures_of(lines(0.1, 0.3, own=(None, 0.7)), 1)
+    assert (alone.local_accuracy, alone.local_variance) == (0.7, None)
+    none = figures_of(lines(0.1, 0.3, own=(None,)), 1)
+    assert (none.local_accuracy, none.local_variance) == (None, None)
+
+
+def test_a_server_without_a_test_set_has_no_accuracy() -> None:
+    found = figures_of(lines(None, None), 1)
+    assert found.accuracy is None
+    assert found.curve == ()
+
+
+def test_rounds_to_a_target() -> None:
+    curve = ((0, 0.1), (1, 0.5), (2, 0.4), (3, 0.6))
+    assert rounds_to(curve, 0.5) == 1
+    assert rounds_to(curve, 0.55) == 3
+    assert rounds_to(curve, 0.7) is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "not that of round 2"),
+        (lines(0.1, 0.2), "not that of round 2"),
+        ([{"round": 0}, {"round": 2}], "lacks figures"),
+        ([{"round": 0}, {"round": 2, "clients": None}], "lacks figures"),
+    ],
+)
+def test_a_log_that_is_not_complete_is_refused(entries: list[Any], message: str) -> None:
+    with pytest.raises(ResultsError, match=message):
+        figures_of(entries, 2)
