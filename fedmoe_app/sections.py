@@ -90,6 +90,12 @@ class ModelConfig(Section):
     name: Text
     head: Literal["auto", "sequence", "label-words"]
     dtype: Literal["float32", "bfloat16"]
+    train: Literal["all", "experts", "expert-lora"]
+    gates: bool
+    train_head: bool
+    attention_lora: bool
+    lora_rank: Annotated[int, Field(ge=1)]
+    lora_alpha: Annotated[int, Field(ge=1)]
 
 
 class TrainConfig(Section):

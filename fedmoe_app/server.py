@@ -15,6 +15,7 @@ from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
 from fedmoe_app.local.train import one_client
 from fedmoe_app.moe.layers import read_state, write_state
+from fedmoe_app.moe.lora import merge_adapters
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.lines import RoundReport, metrics_line
 from fedmoe_app.report.log import RunFolder, read_metrics
@@ -61,6 +62,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         diagnose=config.diagnostics,
         label_names=data.label_names,
         data_fingerprint=data.fingerprint,
+        base_fingerprint=setup.base_fingerprint,
         on_round=on_round,
     )
     logger.info("results: %s", folder.path)
@@ -113,6 +115,7 @@ def _evaluate_fn(config: RunConfig, setup: Setup, test: Dataset | None) -> Evalu
 def _save(setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
     """Save the final model as a Hugging Face folder, the plots, and print the table."""
     write_state(setup.model, setup.layers, decode_state(arrays))
+    merge_adapters(setup.model, setup.layers)
     setup.model.save_pretrained(folder.path / "model")
     setup.tokenizer.save_pretrained(folder.path / "model")
     from fedmoe_app.report.plots import plot_run

@@ -63,7 +63,8 @@ class MoEStrategy(Strategy):
         limits: numbers of clients and waiting times.
         shape: of the model; the hidden size is checked where clients send regions.
         seed: fixes which clients are drawn in a round.
-        label_names, data_fingerprint: sent to the clients, so that all agree on the data.
+        label_names, data_fingerprint, base_fingerprint: sent to the clients, so that all agree on
+            the data and on the frozen base model.
         run_key: names this run in what clients keep between rounds; hexadecimal.
         forget: let the clients drop what they kept when the run is complete.
         diagnose: work out the scheme's diagnostics of every round.
@@ -79,6 +80,7 @@ class MoEStrategy(Strategy):
         shape: ModelShape | None = None,
         label_names: Sequence[str] = (),
         data_fingerprint: str = "",
+        base_fingerprint: str = "",
         run_key: str = "",
         forget: bool = True,
         diagnose: bool = True,
@@ -92,6 +94,7 @@ class MoEStrategy(Strategy):
         self.region_size = shape.hidden_size if shape and scheme.needs_regions else 0
         self.label_names = tuple(label_names)
         self.data_fingerprint = data_fingerprint
+        self.base_fingerprint = base_fingerprint
         self.on_round = on_round
         self.progress = Progress()
         self.state = ModelState()
@@ -259,6 +262,7 @@ class MoEStrategy(Strategy):
             self.broadcast,
             config,
             self.run_key,
+            self.base_fingerprint,
         )
 
     # -- replies in ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fedmoe_app.config import RunConfig
 from fedmoe_app.local.kept import ClientFiles, Kept
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.prepared import ClientRows, client_rows
-from fedmoe_app.local.setup import Setup, load_setup
+from fedmoe_app.local.setup import Setup, check_base, load_setup
 from fedmoe_app.local.tasks import Row, Score, evaluate
 from fedmoe_app.local.train import LocalRun, TrainResult, client_seed, one_client, train
 from fedmoe_app.moe.layers import write_state
@@ -36,6 +36,7 @@ def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate
     scheme = make_scheme(config)
     with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
         setup = load_setup(config, task.label_names)
+        check_base(setup, task.base_fingerprint)
         scheme.check(setup.shape)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)
@@ -162,6 +163,7 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
     """Score the received model on this node's own test examples; zero items if it has none."""
     with one_client(config.seed, config.train.threads):
         setup = load_setup(config, task.label_names)
+        check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)
         score = _score(config, setup, rows.test)

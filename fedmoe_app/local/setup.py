@@ -16,6 +16,8 @@ from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification, Task
+from fedmoe_app.moe.adapt import Adaptation, adapt
+from fedmoe_app.moe.fingerprint import checkpoint_fingerprint, preset_fingerprint
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, load_model, resolve_head
 from fedmoe_app.schemes.base import ModelShape
@@ -29,6 +31,7 @@ class Setup:
     model: PreTrainedModel
     layers: Sequence[MoELayer]
     task: Task
+    base_fingerprint: str = ""  # of the frozen base; empty where everything is trained
 
     @property
     def shape(self) -> ModelShape:
@@ -69,8 +72,45 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     task = _task(config, tokenizer, model, head, label_names)
+    fingerprint = _base_fingerprint(config, model)
     model.to(device())  # type: ignore[arg-type]
-    return Setup(tokenizer, model, find_moe_layers(model), task)
+    layers = find_moe_layers(model)
+    adapt(model, layers, _adaptation(config, head), config.seed)
+    return Setup(tokenizer, model, layers, task, fingerprint)
+
+
+def check_base(setup: Setup, fingerprint: str) -> None:
+    """Refuse to train on another base model than the server's.
+
+    Raises:
+        ConfigError: naming both fingerprints.
+    """
+    if setup.base_fingerprint != fingerprint:
+        raise ConfigError(
+            f"model.name: this node's base model has fingerprint {setup.base_fingerprint}, the "
+            f"server's {fingerprint}; put the same files (or revision) on both"
+        )
+
+
+def _base_fingerprint(config: RunConfig, model: PreTrainedModel) -> str:
+    if config.model.train == "all":
+        return ""
+    name = config.model.name
+    return preset_fingerprint(model) if name in PRESETS else checkpoint_fingerprint(name)
+
+
+def _adaptation(config: RunConfig, head: str) -> Adaptation:
+    model = config.model
+    # Label words are scored by the output embeddings, which are no new head.
+    train_head = model.train_head and config.data.task == "classification" and head == "sequence"
+    return Adaptation(
+        model.train,
+        model.gates,
+        train_head,
+        model.attention_lora,
+        model.lora_rank,
+        model.lora_alpha,
+    )
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:

@@ -96,7 +96,9 @@ def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) ->
         step = LocalStep(parameters, reference, _router_probs(run), run.broadcast, run.top_k)
         extra = run.scheme.extra_loss(step)
         optimiser.zero_grad(set_to_none=True)
-        (task_loss if extra is None else task_loss + extra).backward()
+        loss = task_loss if extra is None else task_loss + extra
+        if loss.requires_grad:  # not where all but experts is frozen and the batch met none
+            loss.backward()
         run.trainables.count_step()
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)

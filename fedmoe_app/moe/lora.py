@@ -29,7 +29,7 @@ def add_lora(
     model: PreTrainedModel,
     layers: Sequence[MoELayer],
     rank: int,
-    alpha: float,
+    alpha: int,
     *,
     attention: bool = False,
 ) -> None:
@@ -52,7 +52,7 @@ def add_peft_lora(
     model: PreTrainedModel,
     listed: Sequence[MoELayer],
     rank: int,
-    alpha: float,
+    alpha: int,
     *,
     attention: bool = False,
 ) -> None:
@@ -97,7 +97,7 @@ def _expert_linears(model: PreTrainedModel, listed: Sequence[MoELayer]) -> list[
     ]
 
 
-def _adapt_fused(layer: MoELayer, rank: int, alpha: float) -> None:
+def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
     weights = [layer.expert(e) for e in range(layer.num_experts)]
     transposed = bool(getattr(layer.experts_module, "is_transposed", False))
     adapters: list[dict[str, nn.Parameter]] = []
@@ -127,7 +127,7 @@ def _new_pair(
     }
 
 
-def _inject(model: PreTrainedModel, names: Iterable[str], rank: int, alpha: float) -> None:
+def _inject(model: PreTrainedModel, names: Iterable[str], rank: int, alpha: int) -> None:
     """Wrap these linear modules by PEFT; the flags of all other parameters stay as they are."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names), bias="none")

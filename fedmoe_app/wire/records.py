@@ -48,6 +48,7 @@ class TrainTask:
     label_names: tuple[str, ...] = ()
     data_fingerprint: str = ""
     broadcast: dict[str, Tensor] = field(default_factory=dict)
+    base_fingerprint: str = ""  # of the frozen base model
     run_key: str = "0" * 32  # names the run in what a client keeps; the same after a resume
 
 
@@ -76,7 +77,7 @@ class UpdateSpec:
                 key: {expert_name(*key, name): tuple(t.shape) for name, t in tensors.items()}
                 for key, tensors in state.experts.items()
             },
-            num_layers=len(state.gates),
+            num_layers=1 + max((layer for layer, _ in state.experts), default=-1),
             num_experts=1 + max((expert for _, expert in state.experts), default=-1),
             region_size=region_size,
         )
@@ -124,6 +125,7 @@ def encode_task(
     broadcast: Mapping[str, Tensor] | None = None,
     config: Mapping[str, Any] | None = None,
     run_key: str = TrainTask.run_key,
+    base_fingerprint: str = "",
 ) -> RecordDict:
     """Encode what the server sends down; ``arrays`` is an encoded global state.
 
@@ -133,7 +135,7 @@ def encode_task(
         label_names, data_fingerprint: see :class:`TrainTask`.
         broadcast: the scheme's tensors.
         config: further settings for the clients, from Flower's ``train_config``.
-        run_key: see :class:`TrainTask`.
+        run_key, base_fingerprint: see :class:`TrainTask`.
     """
     task: dict[str, Any] = {
         "protocol": PROTOCOL,
@@ -141,6 +143,7 @@ def encode_task(
         "label-names": list(label_names),
         "data-fingerprint": data_fingerprint,
         "run-key": run_key,
+        "base-fingerprint": base_fingerprint,
     }
     return RecordDict(
         {
@@ -170,6 +173,7 @@ def decode_task(content: RecordDict) -> TrainTask:
         data_fingerprint=str(config["data-fingerprint"]),
         broadcast=decode_tensors(content.array_records["broadcast"]),
         run_key=str(config["run-key"]),
+        base_fingerprint=str(config["base-fingerprint"]),
     )
 
 
