@@ -102,14 +102,26 @@ class TrainConfig(Section):
     """``train.*``: the local loop; names as in transformers' ``TrainingArguments``."""
 
     learning_rate: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"]
+    warmup_steps: Annotated[float, Field(ge=0)]
     num_train_epochs: Annotated[float, Field(gt=0)]
     max_steps: Annotated[int, Field(ge=0)]
     per_device_train_batch_size: Annotated[int, Field(ge=1)]
     per_device_eval_batch_size: Annotated[int, Field(ge=1)]
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(ge=0)]
     gradient_checkpointing: bool
     threads: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _constant_has_no_warmup(self) -> TrainConfig:
+        if self.lr_scheduler_type == "constant" and self.warmup_steps > 0:
+            raise ValueError(
+                f'warmup-steps = {self.warmup_steps:g} with lr-scheduler-type = "constant" does '
+                'nothing: choose "constant_with_warmup", "linear" or "cosine"'
+            )
+        return self
 
 
 class FedProxConfig(Section):

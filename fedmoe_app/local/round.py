@@ -13,9 +13,17 @@ from fedmoe_app.config import RunConfig
 from fedmoe_app.local.kept import ClientFiles, Kept
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.prepared import ClientRows, client_rows
+from fedmoe_app.local.schedule import Factor, learning_rate_factor
 from fedmoe_app.local.setup import Setup, check_base, load_setup
 from fedmoe_app.local.tasks import Row, Score, evaluate
-from fedmoe_app.local.train import LocalRun, TrainResult, client_seed, one_client, train
+from fedmoe_app.local.train import (
+    LocalRun,
+    TrainResult,
+    client_seed,
+    num_steps,
+    one_client,
+    train,
+)
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState
@@ -117,8 +125,16 @@ class ClientRound:
             setup.shape.top_k,
         )
         with recorder:
-            result = train(run, self.rows.train, self.config.train, self._seed)
+            result = train(
+                run, self.rows.train, self.config.train, self._seed, self._learning_rate()
+            )
         return result, recorder.stats(trainables.trained)
+
+    def _learning_rate(self) -> Factor:
+        config = self.config.train
+        steps = num_steps(len(self.rows.train), config)
+        rounds = self.config.num_server_rounds
+        return learning_rate_factor(config, self.task.server_round, rounds, steps)
 
     def _metrics(self, result: TrainResult, client: LocalClient, kept: Kept) -> dict[str, float]:
         metrics = {

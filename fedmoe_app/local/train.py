@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.config import TrainConfig
 from fedmoe_app.data.encoding import Row
+from fedmoe_app.local.schedule import Factor, constant
 from fedmoe_app.local.tasks import Task
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.trainable import Trainables
@@ -48,20 +49,34 @@ def one_client(seed: int, threads: int) -> Iterator[None]:
 
 def num_steps(num_examples: int, config: TrainConfig) -> int:
     """Return the optimiser steps of a round: epochs times batches, at most ``max-steps``."""
-    batches = math.ceil(num_examples / config.per_device_train_batch_size)
+    batches = math.ceil(num_examples / _examples_per_step(config))
     steps = max(1, round(config.num_train_epochs * batches))
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
 def train_batches(rows: Sequence[Row], config: TrainConfig, seed: int) -> Iterator[list[Row]]:
-    """Yield the round's batches: a new shuffle each epoch, the last batch of one may be smaller."""
+    """Yield the examples of each optimiser step of a round.
+
+    A new shuffle each epoch; the last step of one may have fewer.
+    """
     generator = torch.Generator().manual_seed(seed)
-    remaining, size = num_steps(len(rows), config), config.per_device_train_batch_size
+    remaining, size = num_steps(len(rows), config), _examples_per_step(config)
     while remaining > 0:
         order = torch.randperm(len(rows), generator=generator).tolist()
         for start in range(0, min(len(rows), remaining * size), size):
             yield [rows[i] for i in order[start : start + size]]
             remaining -= 1
+
+
+def micro_batches(rows: Sequence[Row], config: TrainConfig) -> Iterator[Sequence[Row]]:
+    """Split a step's examples into what runs at once, ``per-device-train-batch-size``."""
+    size = config.per_device_train_batch_size
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _examples_per_step(config: TrainConfig) -> int:
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps
 
 
 @dataclass(frozen=True)
@@ -78,11 +93,20 @@ class LocalRun:
     top_k: int
 
 
-def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) -> TrainResult:
-    """Train the chosen experts, the gates and the dense tensors on a client's examples.
+def train(
+    run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int, factor: Factor = constant
+) -> TrainResult:
+    """Train what is trainable on a client's examples.
 
     A fresh AdamW each round: no momentum of an earlier round moves a tensor that this round's
     data does not reach.
+
+    Args:
+        run: what takes part.
+        rows: encoded examples.
+        config: names as in transformers' ``TrainingArguments``.
+        seed: fixes the order of the examples.
+        factor: on the learning rate, by step of this round.
     """
     parameters = run.trainables.named_parameters()
     reference = {**run.trainables.reference(), **run.received}
@@ -91,20 +115,37 @@ def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) ->
     )
     run.model.train()
     losses: list[float] = []
-    for batch in train_batches(rows, config, seed):
-        task_loss = _task_loss(run, batch)
-        step = LocalStep(parameters, reference, _router_probs(run), run.broadcast, run.top_k)
-        extra = run.scheme.extra_loss(step)
+    for step, batch in enumerate(train_batches(rows, config, seed)):
         optimiser.zero_grad(set_to_none=True)
-        loss = task_loss if extra is None else task_loss + extra
-        if loss.requires_grad:  # not where all but experts is frozen and the batch met none
-            loss.backward()
+        losses.append(_backward(run, batch, config, parameters, reference))
         run.trainables.count_step()
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * factor(step)
         optimiser.step()
-        losses.append(float(task_loss.detach()))
     return TrainResult(sum(losses) / len(losses), len(losses))
+
+
+def _backward(
+    run: LocalRun,
+    rows: Sequence[Row],
+    config: TrainConfig,
+    parameters: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+) -> float:
+    """Add up the gradients of a step's micro-batches; return the step's mean task loss."""
+    total = 0.0
+    for part in micro_batches(rows, config):
+        task_loss = _task_loss(run, part)
+        step = LocalStep(parameters, reference, _router_probs(run), run.broadcast, run.top_k)
+        extra = run.scheme.extra_loss(step)
+        share = len(part) / len(rows)
+        loss = share * (task_loss if extra is None else task_loss + extra)
+        if loss.requires_grad:  # not where all but experts is frozen and the batch met none
+            loss.backward()
+        total += share * float(task_loss.detach())
+    return total
 
 
 def _task_loss(run: LocalRun, rows: Sequence[Row]) -> Tensor:

@@ -5,7 +5,13 @@ from itertools import chain
 import pytest
 import torch
 
-from fedmoe_app.local.train import client_seed, num_steps, one_client, train_batches
+from fedmoe_app.local.train import (
+    client_seed,
+    micro_batches,
+    num_steps,
+    one_client,
+    train_batches,
+)
 from tests.conftest import make_config
 
 ROWS = [{"input_ids": [i], "labels": 0} for i in range(10)]
@@ -36,6 +42,16 @@ def test_an_epoch_holds_every_example_once_in_a_new_order() -> None:
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+
+
+def test_accumulation_takes_several_batches_a_step() -> None:
+    chosen = config(per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    steps = list(train_batches(ROWS, chosen, seed=1))
+    assert num_steps(10, chosen) == len(steps) == 2
+    assert [[len(part) for part in micro_batches(step, chosen)] for step in steps] == [
+        [2, 2, 2],
+        [2, 2],
+    ]
 
 
 def test_batches_depend_on_the_seed_only() -> None:
