@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -76,6 +76,7 @@ class LocalRun:
     broadcast: dict[str, Tensor]
     received: Mapping[str, Tensor]  # global values; local training may start from others
     top_k: int
+    own_step: Callable[[], None] | None = None  # steps what trains on the same loss beside it
 
 
 def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) -> TrainResult:
@@ -101,6 +102,8 @@ def train(run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int) ->
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         optimiser.step()
+        if run.own_step is not None:
+            run.own_step()
         losses.append(float(task_loss.detach()))
     return TrainResult(sum(losses) / len(losses), len(losses))
 
