@@ -1,22 +1,63 @@
-"""The code in the docs runs."""
+"""The code in the docs runs, and what they name exists."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from fedmoe_app.comparing.options import read_schemes
 from fedmoe_app.inprocess import run_in_process
+from fedmoe_app.launching.overrides import read_overrides
+from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
 from fedmoe_app.report.log import read_metrics
-from tests.conftest import REPOSITORY, flat_config
+from fedmoe_app.schemes import COMBINE, SCHEMES, make_scheme
+from tests.conftest import REPOSITORY, flat_config, make_config
+from tests.test_experiments import OF_SCHEMES
 from tests.test_inprocess import SMALL
+
+DOCS = REPOSITORY / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "README.md"]
+# Page of docs/schemes: the table of the run config that it describes.
+TABLES = {
+    "fedavg-and-fedprox": "fedprox",
+    "fedmoe": "fedmoe",
+    "pfl-moe": "pflmoe",
+    "hfedmoe": "hfedmoe",
+    "fc-moe": "fcmoe",
+    "fedalign-moe": "fedalign",
+    "combine": "combine",
+}
+PLOTS = {"accuracy.png", "bytes.png", "routing.png", *DIAGNOSTIC_DRAWINGS}
+FILE_ENDINGS = {"py", "toml", "png", "csv", "json", "jsonl", "md"}
+SECTIONS = sorted({key.split(".")[0] for key in flat_config() if "." in key})
+KEY = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.([a-z][a-z-]*)(?![\w./(-])")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def scheme_page(name: str) -> str:
+    return text_of(DOCS / "schemes" / f"{name}.md")
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+# -- code --------------------------------------------------------------------------------------
 
 
 def test_the_own_scheme_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (REPOSITORY / "docs" / "own-scheme.md").read_text(encoding="utf-8")
-    match = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    match = re.search(r"```python\n(.*?)```", text_of(DOCS / "own-scheme.md"), re.DOTALL)
     assert match is not None
     package = tmp_path / "my_schemes"
     package.mkdir()
@@ -32,3 +73,132 @@ def test_the_own_scheme_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert [line["status"] for line in lines] == ["ok"] * 3
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert "my_schemes.tokens" in sys.modules
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which links reach a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    links = re.findall(r"\]\(([^)\s]+)\)", text_of(page))
+    broken = []
+    for link in (link for link in links if not re.match(r"[a-z]+:", link)):
+        place, _, anchor = link.partition("#")
+        target = page.parent / place if place else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@every_page
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+@every_page
+def test_experiments_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(r"experiments/[\w-]+\.toml", text_of(page)))
+    assert {name for name in named if not (REPOSITORY / name).is_file()} == set()
+
+
+@every_page
+def test_keys_that_are_named_exist(page: Path) -> None:
+    named = {
+        f"{section}.{key}" for section, key in KEY.findall(text_of(page)) if key not in FILE_ENDINGS
+    }
+    assert named - flat_config().keys() == set()
+
+
+def test_a_wrong_name_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A b\n[a](no.md) [b](page.md#a-b) [c](#a-c) [d](https://x.org/no)")
+    assert broken_links(page) == ["no.md", "#a-c"]
+    found = KEY.findall("`fcmoe.lambda`, fedmoe.py, x.data.alpha, data.alpha=0.1, train.jsonl.gz")
+    assert found == [("fcmoe", "lambda"), ("fedmoe", "py"), ("data", "alpha")]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_plots_and_diagnostics_that_are_named_exist(name: str) -> None:
+    page = scheme_page(name)
+    assert set(re.findall(r"[\w-]+\.png", page)) <= PLOTS
+    sources = (REPOSITORY / "fedmoe_app" / "schemes").glob("*.py")
+    code = "".join(source.read_text(encoding="utf-8") for source in sources)
+    for diagnostic in re.findall(r"diagnostics\.(\w+)", page):
+        assert f'"{diagnostic}"' in code
+
+
+# -- the pages of the schemes ------------------------------------------------------------------
+
+
+def documented(name: str) -> dict[str, str]:
+    """The keys of a page's table of parameters, with the defaults that it prints."""
+    _, _, rest = scheme_page(name).partition("## Parameters\n")
+    table, _, _ = rest.partition("\n## ")
+    return dict(re.findall(r"^\| `([\w.-]+)` \| (.+?) \| .+ \|$", table, re.MULTILINE))
+
+
+def same(printed: str, default: bool | float | int | str) -> bool:
+    if isinstance(default, bool):
+        return printed == str(default).lower()
+    return printed == default if isinstance(default, str) else float(printed) == default
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_page_lists_all_parameters_with_their_defaults(name: str) -> None:
+    prefix = f"{TABLES[name]}."
+    defaults = {key: value for key, value in flat_config().items() if key.startswith(prefix)}
+    found = documented(name)
+    assert found.keys() == defaults.keys()
+    assert [key for key, printed in found.items() if not same(printed, defaults[key])] == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_page_has_its_parts(name: str) -> None:
+    page = scheme_page(name)
+    assert "## Paper against ours\n" in page
+    for word in (
+        "**The client",
+        "**The server",
+        "**Travels",
+        "fedmoe run . -c",
+        "## What to look at",
+    ):
+        assert word in page
+
+
+def commands(name: str, program: str) -> list[list[str]]:
+    """The words of a page's command lines that begin with ``program``."""
+    lines = scheme_page(name).replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(program)]
+
+
+@pytest.mark.parametrize("name", ["README", *TABLES])
+def test_the_commands_of_a_page_build_their_schemes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    runs = commands(name, "fedmoe run")
+    assert runs
+    for words in runs:
+        given = [value for option, value in pairwise(words) if option == "-c"]
+        make_scheme(make_config(**read_overrides(given)))
+    for words in commands(name, "fedmoe compare"):
+        for entry in read_schemes(words[words.index("--schemes") + 1]):
+            make_scheme(make_config(**entry.overrides))
+
+
+def test_every_scheme_and_every_page_stands_in_the_overview() -> None:
+    overview = scheme_page("README")
+    rows = re.findall(r"^\| \[`(\w+)`\]\(([\w-]+)\.md\) \|", overview, re.MULTILINE)
+    assert [scheme for scheme, _ in rows] == [*SCHEMES, COMBINE]
+    assert {page for _, page in rows} == TABLES.keys()
+
+
+def test_every_experiment_with_a_scheme_stands_on_a_page() -> None:
+    pages = "".join(scheme_page(name) for name in TABLES)
+    assert [name for name in OF_SCHEMES if f"experiments/{name}.toml" not in pages] == []

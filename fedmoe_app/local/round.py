@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,11 @@ from fedmoe_app.budgets import experts_in
 from fedmoe_app.config import RunConfig
 from fedmoe_app.local.kept import ClientFiles, Kept
 from fedmoe_app.local.node import Node
+from fedmoe_app.local.personal import OwnModel, own_model
 from fedmoe_app.local.prepared import ClientRows, client_rows
 from fedmoe_app.local.schedule import Factor, learning_rate_factor
 from fedmoe_app.local.setup import Setup, check_base, load_setup
-from fedmoe_app.local.tasks import Row, Score, evaluate
+from fedmoe_app.local.tasks import Score, Task, evaluate
 from fedmoe_app.local.train import (
     LocalRun,
     TrainResult,
@@ -39,7 +40,8 @@ def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate
 
     The received model is scored on the client's own test examples before training (``loss``,
     ``accuracy``) and the local one after it (``local-loss``, ``local-accuracy``), so that no second
-    message, and no second start of a client process, is needed.
+    message, and no second start of a client process, is needed. Where the scheme has a personal
+    copy, the local one is the mixture of both.
     """
     scheme = make_scheme(config)
     with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
@@ -66,20 +68,25 @@ class ClientRound:
         """Score, train, score again; keep what the scheme keeps; return what changed."""
         files = ClientFiles(self.task.run_key, self.node.client)
         kept = files.load(self.task.server_round) if self.scheme.keeps_state else Kept()
-        before = self._score()
+        before = self._score(self.setup.task)
         started = self._start(kept)
+        own = own_model(self.setup, self.scheme, kept.tensors)
         client = self._local_client()
         trainables = Trainables(
             self.setup.model, self.setup.layers, self.scheme.choose_experts(client)
         )
-        result, routing = self._train(trainables, client, started)
+        result, routing = self._train(trainables, client, started, own)
         changes = _from_received(trainables.changes(), started, self.task.state)
-        after = self._score()
-        if self.scheme.keeps_state:
-            files.save(self.task.server_round, self.scheme.keep(self.task.state, changes))
+        if own is not None and not own.joint:
+            trainables.detach()
+            del trainables  # the local copy goes before the personal one is trained
+            self._train_own(own)
+        after = self._score(self.setup.task if own is None else own.task)
+        self._keep(files, changes, own)
         metrics = self._metrics(result, client, kept) | {
             **_score_metrics("", before),
             **_score_metrics("local-", after),
+            **self._own_metrics(own),
         }
         return ClientUpdate(
             client=self.node.client,
@@ -104,7 +111,11 @@ class ClientRound:
         return LocalClient(self.node.client, shape, own_budget, self._usage)
 
     def _train(
-        self, trainables: Trainables, client: LocalClient, started: ModelState
+        self,
+        trainables: Trainables,
+        client: LocalClient,
+        started: ModelState,
+        own: OwnModel | None,
     ) -> tuple[TrainResult, RoutingStats]:
         setup, scheme = self.setup, self.scheme
         device = setup.model.device
@@ -114,21 +125,38 @@ class ClientRound:
             keep_probs=scheme.needs_router_probs,
             on_route=_batch_selection(trainables, scheme, client),
         )
-        run = LocalRun(
-            setup.model,
-            trainables,
-            recorder,
-            setup.task,
-            scheme,
-            {name: tensor.to(device) for name, tensor in self.task.broadcast.items()},
-            {key: t.to(device) for key, t in _replaced(self.task.state, started).items()},
-            setup.shape.top_k,
-        )
-        with recorder:
-            result = train(
-                run, self.rows.train, self.config.train, self._seed, self._learning_rate()
+        joint = own if own is not None and own.joint else None
+        factor = self._learning_rate()
+        beside = joint.training(self.config.train, factor) if joint else nullcontext()
+        with recorder, beside as own_step:
+            run = LocalRun(
+                setup.model,
+                trainables,
+                recorder,
+                joint.task if joint else setup.task,
+                scheme,
+                {name: tensor.to(device) for name, tensor in self.task.broadcast.items()},
+                {key: t.to(device) for key, t in _replaced(self.task.state, started).items()},
+                setup.shape.top_k,
+                own_step,
             )
+            result = train(run, self.rows.train, self.config.train, self._seed, factor)
         return result, recorder.stats(trainables.trained)
+
+    def _train_own(self, own: OwnModel) -> None:
+        """Train what is personal beside the received model, which is put back for it."""
+        write_state(self.setup.model, self.setup.layers, self.task.state)
+        factor = self._learning_rate()
+        own.train(self.setup.model, self.rows.train, self.config.train, self._seed, factor)
+
+    def _keep(self, files: ClientFiles, changes: ModelState, own: OwnModel | None) -> None:
+        if not self.scheme.keeps_state:
+            return
+        tensors = self.scheme.keep(self.task.state, changes)
+        if own is None:
+            files.save(self.task.server_round, tensors)
+        elif own.is_finite():  # else the next round starts from what was kept before
+            files.save(self.task.server_round, tensors | own.tensors())
 
     def _learning_rate(self) -> Factor:
         config = self.config.train
@@ -149,6 +177,12 @@ class ClientRound:
             metrics["kept-round"] = kept.server_round
         return metrics
 
+    def _own_metrics(self, own: OwnModel | None) -> dict[str, float]:
+        if own is None:
+            return {}
+        size = self.config.train.per_device_eval_batch_size
+        return own.metrics(self.setup.model, self.rows.train, self.rows.test, size)
+
     @property
     def _seed(self) -> int:
         return client_seed(self.config.seed, self.task.server_round, self.node.client)
@@ -157,8 +191,9 @@ class ClientRound:
         own_file = self.node.data_path is not None
         return 0 if own_file else self.node.num_partitions or 0
 
-    def _score(self) -> Score:
-        return _score(self.config, self.setup, self.rows.test)
+    def _score(self, task: Task) -> Score:
+        size = self.config.train.per_device_eval_batch_size
+        return evaluate(self.setup.model, task, self.rows.test, size)
 
     def _usage(self, max_examples: int) -> RoutingStats:
         """Measure the model's routing on drawn examples; a file's head may be one class only."""
@@ -182,12 +217,9 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)
-        score = _score(config, setup, rows.test)
+        size = config.train.per_device_eval_batch_size
+        score = evaluate(setup.model, setup.task, rows.test, size)
         return ClientScore(node.client, score.loss, score.correct, score.items)
-
-
-def _score(config: RunConfig, setup: Setup, rows: Sequence[Row]) -> Score:
-    return evaluate(setup.model, setup.task, rows, config.train.per_device_eval_batch_size)
 
 
 def _score_metrics(prefix: str, score: Score) -> dict[str, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from fedmoe_app.config import TrainConfig
@@ -91,6 +92,7 @@ class LocalRun:
     broadcast: dict[str, Tensor]
     received: Mapping[str, Tensor]  # global values; local training may start from others
     top_k: int
+    own_step: Callable[[], None] | None = None  # steps what trains on the same loss beside it
 
 
 def train(
@@ -113,17 +115,19 @@ def train(
     optimiser = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
+    schedule = LambdaLR(optimiser, factor)
     run.model.train()
     losses: list[float] = []
-    for step, batch in enumerate(train_batches(rows, config, seed)):
+    for batch in train_batches(rows, config, seed):
         optimiser.zero_grad(set_to_none=True)
         losses.append(_backward(run, batch, config, parameters, reference))
         run.trainables.count_step()
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * factor(step)
         optimiser.step()
+        schedule.step()
+        if run.own_step is not None:
+            run.own_step()
     return TrainResult(sum(losses) / len(losses), len(losses))
 
 

@@ -80,6 +80,8 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "accuracy": metrics.get("accuracy"),
         "local_loss": metrics.get("local-loss"),
         "local_accuracy": metrics.get("local-accuracy"),
+        "personal_accuracy": metrics.get("personal-accuracy"),
+        "mixing_gate": metrics.get("mixing-gate"),
         "num_truncated": metrics.get("num-truncated"),
         "num_steps": _whole(metrics.get("num-steps")),
         "expert_budget": _whole(metrics.get("expert-budget")),

@@ -5,7 +5,13 @@ arXiv:2012.15589. On client i, for input x:
 
     y = g_i(x)·f(x; θ_i) + (1 − g_i(x))·f(x; θ)
 
-θ is the global copy, averaged as in FedAvg; θ_i and the mixing gate g_i never leave the client.
+θ is the global copy, averaged as in FedAvg; θ_i and the mixing gate g_i never leave the client,
+which trains them in every round that it takes part in, on the loss of the mixed output. This file
+is the server's half, the parameters; the client's is in ``fedmoe_app/local/personal.py`` (training)
+and ``fedmoe_app/local/mixture.py`` (the output).
+
+Against the authors' code: there, θ_i is the last layers only and trains on a loss of its own, after
+federated training has ended, and the gate then trains alone on a quarter of the data set aside.
 """
 
 from __future__ import annotations
@@ -18,7 +24,13 @@ from fedmoe_app.schemes.base import Scheme
 
 @dataclass(frozen=True)
 class PFLMoE(Scheme):
-    """FedAvg of the global copies; what is personal is trained by the client's training loop."""
+    """FedAvg of the global copies; what is personal is trained on the client.
+
+    Attributes:
+        joint: the mixed output trains the global copy, too. Otherwise it trains on its own loss,
+            and the global model is bit for bit that of FedAvg.
+        gate_learning_rate: of the mixing gate; θ_i has that of the global copy.
+    """
 
     joint: bool = False
     gate_learning_rate: float = 1e-2
@@ -30,10 +42,10 @@ class PFLMoE(Scheme):
 
     @property
     def keeps_state(self) -> bool:
-        """The personal copy and the mixing gate."""
+        """Whether the node stores anything: the personal copy and the mixing gate."""
         return True
 
     @property
     def personal_copy(self) -> bool:
-        """Each client has one."""
+        """Whether each client has one: yes."""
         return True
