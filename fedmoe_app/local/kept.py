@@ -109,9 +109,10 @@ def _drop_old_runs(current: Path) -> None:
     if current.exists() or not current.parent.is_dir():
         return  # once a run is often enough
     for folder in current.parent.iterdir():
-        newest = max((p.stat().st_mtime for p in folder.rglob("*")), default=oldest + 1)
-        if newest < oldest:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a run that is going on renames and drops files meanwhile
+            newest = max((p.stat().st_mtime for p in folder.rglob("*")), default=oldest + 1)
+            if newest < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -1,0 +1,22 @@
+"""A ``$FEDMOE_HOME`` for tests that look at what clients keep: own files, the usual cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedmoe_app.paths import cache_dir
+
+
+def home_with_cache(folder: Path) -> Path:
+    """Make a home whose ``cache`` is the one in use, so that no corpus has to be built again."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    home = folder / "home"
+    home.mkdir()
+    (home / "cache").symlink_to(cache_dir(), target_is_directory=True)
+    return home
+
+
+def kept_files(home: Path) -> list[str]:
+    """Return what lies there of clients, as ``client-0/round-1.safetensors``, without the run."""
+    files = (home / "clients").glob("*/*/*")
+    return sorted(f"{path.parent.name}/{path.name}" for path in files)
