@@ -1,17 +1,29 @@
-"""A toy global state of three numbers an expert, for schemes, wire and strategy."""
+"""A toy global state of three numbers an expert, and toy texts, for the whole suite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.base import LocalClient, ModelShape
+from fedmoe_app.moe.state import ExpertKey, ModelState, flatten
+from fedmoe_app.schemes.base import LocalClient, ModelShape, Scheme
+from fedmoe_app.schemes.diagnostics import Diagnostics
+from fedmoe_app.schemes.fold import fold, round_info
 from fedmoe_app.wire.update import ClientUpdate
 
 NUM_LAYERS, NUM_EXPERTS = 2, 3
+TOPICS = {
+    "sea": "the boat sails over the waves to the harbour",
+    "kitchen": "boil the rice and add salt and butter",
+    "music": "the choir sings a song in a minor key",
+    "garden": "plant the roses and water the lawn",
+}
 
 
 def toy_state() -> ModelState:
@@ -66,6 +78,56 @@ def toy_update(
     return ClientUpdate(client, num_examples, changes, toy_stats(trained), metrics)
 
 
+def own_update(
+    client: int,
+    num_examples: int,
+    experts: Mapping[ExpertKey, Sequence[float]],
+    *,
+    gate: float = 0.0,
+    steps: float = 1.0,
+    **stats: torch.Tensor,
+) -> ClientUpdate:
+    """An update with three numbers an expert; ``gate`` for the other tensors; own statistics."""
+    update = toy_update(client, num_examples, gate, list(experts))
+    for key, (first, second, third) in experts.items():
+        change = {"up": torch.tensor([first, second]), "down": torch.tensor([third])}
+        update.changes.experts[key] = change
+    metrics = update.metrics | {"num-steps": steps}
+    return replace(update, routing=replace(update.routing, **stats), metrics=metrics)
+
+
+def both_layers(row: Sequence[Any]) -> torch.Tensor:
+    """The same statistics in both layers, ``[L, E]`` (``[L, E, D]`` of a list of vectors)."""
+    return torch.tensor([row, row])
+
+
+def fold_toy(
+    scheme: Scheme, updates: Sequence[ClientUpdate], state: ModelState | None = None
+) -> ModelState:
+    """Fold updates, in the order given, into the toy state or another."""
+    return fold(state or toy_state(), updates, scheme, round_info(1, updates))
+
+
+def diagnose_toy(scheme: Scheme, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
+    """Return what a fold into the toy state says of itself."""
+    diagnostics, info = Diagnostics(NUM_LAYERS, NUM_EXPERTS), round_info(1, updates)
+    fold(toy_state(), updates, scheme, info, diagnostics)
+    return diagnostics.result(scheme, info)
+
+
+def numbers(state: ModelState, key: ExpertKey) -> list[float]:
+    """The three numbers of an expert."""
+    return flatten(state.experts[key], toy_state().experts[key]).tolist()
+
+
+def assert_same(left: ModelState, right: ModelState, tolerance: float = 0.0) -> None:
+    """The same tensors by the same names; bit for bit, or within a tolerance."""
+    mine, other = dict(left.named()), dict(right.named())
+    assert mine.keys() == other.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
 def toy_client(
     usage: Callable[[int], RoutingStats] = lambda max_examples: toy_stats([]),
     client: int = 0,
@@ -73,3 +135,14 @@ def toy_client(
 ) -> LocalClient:
     """A client of the toy model, top-2, whose data are routed as ``usage`` says."""
     return LocalClient(client, ModelShape(NUM_LAYERS, NUM_EXPERTS, 2, 4), expert_budget, usage)
+
+
+def write_topics(path: Path, number: int) -> Path:
+    """Write ``number`` texts a topic, easy to tell apart."""
+    rows = [
+        {"text": f"{number * i} {' '.join(words.split()[i % 3 :])} {i}", "label": label}
+        for label, words in TOPICS.items()
+        for i in range(number)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
