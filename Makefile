@@ -43,7 +43,7 @@ lint: install ## Check style and types
 	$(BIN)/mypy
 
 bench: install ## Run the benchmarks, one after the other (hours)
-	@for name in bag_of_words baselines warm_up dolly; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in bag_of_words baselines schemes warm_up dolly; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean: ## Remove the environment and everything that tools left here
 	-test -x $(BIN)/fedmoe && FLWR_HOME=$(CURDIR)/.flwr $(BIN)/fedmoe stop

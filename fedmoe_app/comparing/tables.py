@@ -28,7 +28,7 @@ def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric:
         "",
         f"{plan.clients} clients, {plan.cells[0].rounds} rounds, seeds {seeds}. {legend(metric)}",
         "",
-        *markdown_table(headers(plan, metric), [shown(row) for row in rows]),
+        *markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows]),
         *[f"\n{line}" for line in failures(results)],
     ]
     return "\n".join(text) + "\n"
@@ -46,9 +46,13 @@ def legend(metric: str) -> str:
     )
 
 
-def headers(plan: Plan, metric: str) -> list[str]:
-    """Return the column headers."""
-    first = next(name for name in plan.schemes if name != CENTRALISED)
+def first_scheme(plan: Plan) -> str:
+    """Return the scheme that the others are held against."""
+    return next(name for name in plan.schemes if name != CENTRALISED)
+
+
+def headers(first: str, metric: str) -> list[str]:
+    """Return the column headers; ``first`` is what the others are held against."""
     return [
         "scheme", "partition", f"global {metric}", "95% interval", f"minus {first}",
         "local accuracy", "variance", *(f"rounds to {n}%" for n in _TARGETS),
@@ -127,7 +131,7 @@ def print_summary(
     if file.isatty():
         Console(file=file, highlight=False).print(rich_table(plan, rows, metric))
     else:
-        table = markdown_table(headers(plan, metric), [shown(row) for row in rows])
+        table = markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows])
         print("\n".join(table), file=file)
 
 
@@ -137,7 +141,7 @@ def rich_table(plan: Plan, rows: Sequence[Row], metric: str) -> Table:
     The second line of a cell holds the interval, the variance or the number of seeds.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    titles = _stacked_headers(headers(plan, metric))
+    titles = _stacked_headers(headers(first_scheme(plan), metric))
     for number, title in enumerate(titles):
         # On a narrow terminal texts wrap: a figure that is cut would be a wrong one.
         table.add_column(title, justify="right" if number else "left", overflow="fold")

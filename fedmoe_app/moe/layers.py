@@ -187,7 +187,8 @@ def read_state(model: PreTrainedModel, layers: Sequence[MoELayer]) -> ModelState
         if gate := _clones(layer.gate()):
             state.gates[layer.index] = gate
         for e in range(layer.num_experts):
-            state.experts[layer.index, e] = _clones(layer.expert(e))
+            if expert := _clones(layer.expert(e)):  # nothing of an expert that is not held
+                state.experts[layer.index, e] = expert
     return state
 
 

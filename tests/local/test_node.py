@@ -42,3 +42,22 @@ def test_neither_is_refused_with_both_ways_out(node_config: dict[str, int]) -> N
         ConfigError, match=r"partition-id=0 num-partitions=3.*partition-id=0 data-path="
     ):
         Node.from_config(node_config, node_id=1)
+
+
+PARTITION: dict[str, Any] = {"partition-id": 0, "num-partitions": 2}
+
+
+@pytest.mark.parametrize("budget", [1, 4, 0.5, 1.0, None])
+def test_an_expert_budget_is_a_number_or_a_share(budget: float | None) -> None:
+    own = {} if budget is None else {"expert-budget": budget}
+    node = Node.from_config(PARTITION | own, node_id=1)
+    assert node.expert_budget == budget
+    assert type(node.expert_budget) is type(budget)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, "2", True])
+def test_any_other_expert_budget_is_named(budget: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        Node.from_config(PARTITION | {"expert-budget": budget}, node_id=1)
+    start = f"node config expert-budget = {budget!r}: {budget!r} is no expert budget: "
+    assert str(error.value).startswith(start)

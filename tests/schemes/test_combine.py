@@ -1,0 +1,189 @@
+"""A combination does what its parts do, each in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedmoe_app.config import ConfigError
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.schemes import make_scheme
+from fedmoe_app.schemes.base import LocalStep, ModelShape
+from fedmoe_app.schemes.combine import Combination
+from fedmoe_app.schemes.fcmoe import FCMoE
+from fedmoe_app.schemes.fedalign import FedAlignMoE
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.schemes.fedmoe import FedMoE
+from fedmoe_app.schemes.fedprox import FedProx
+from fedmoe_app.schemes.fold import round_info
+from fedmoe_app.schemes.hfedmoe import HFedMoE
+from tests.conftest import make_config
+from tests.toy import (
+    assert_same,
+    both_layers,
+    diagnose_toy,
+    fold_toy,
+    numbers,
+    own_update,
+    toy_client,
+    toy_state,
+    toy_stats,
+)
+
+TRAINED = {(0, 0): [3.0, 4.0, 0.0], (1, 2): [1.0, 0.0, 0.0]}
+UPDATES = [
+    own_update(
+        0,
+        1,
+        TRAINED,
+        gate=2.0,
+        count=both_layers([2, 1, 1]),
+        prob=both_layers([0.7, 0.2, 0.1]),
+        margin=both_layers([0.5, 0.1, 0.0]),
+    ),
+    own_update(
+        1,
+        3,
+        {(0, 0): [-1.0, 0.0, 0.0]},
+        gate=-1.0,
+        count=both_layers([10, 1, 1]),
+        prob=both_layers([0.2, 0.7, 0.1]),
+        margin=both_layers([0.1, 0.3, 0.0]),
+    ),
+]
+MIXED = Combination(
+    selection=HFedMoE(budgets=(1,)),
+    loss=FedProx(0.5),
+    gates=FedAlignMoE(gates="consistency"),
+    experts=FCMoE(retention="none"),
+)
+
+
+def test_the_parts_are_asked_for_what_is_theirs() -> None:
+    state = fold_toy(MIXED, UPDATES)
+    experts = fold_toy(FCMoE(retention="none"), UPDATES)
+    gates = fold_toy(FedAlignMoE(gates="consistency", experts="index"), UPDATES)
+    dense = fold_toy(FedAvg(), UPDATES)
+    assert_same(state, ModelState(dense.dense, gates.gates, experts.experts))
+    assert numbers(state, (0, 0)) == pytest.approx([2.1, 3.2, 1.0])  # test_fcmoe_scheme.py
+
+
+def test_the_selection_chooses() -> None:
+    client = toy_client()
+    assert MIXED.selects_per_batch
+    assert MIXED.budget(client) == 1
+    probs = torch.tensor([[0.2, 0.7, 0.1]])
+    routed = torch.ones(3, dtype=torch.bool)
+    assert MIXED.select_in_batch(probs, routed, client).tolist() == [False, True, False]
+    usage = toy_client(lambda n: toy_stats([], count=[[5, 9, 7], [4, 4, 4]]))
+    assert Combination(selection=FedMoE(2)).choose_experts(usage) == [[1, 2], [0, 1]]
+
+
+def test_the_loss_adds() -> None:
+    step = LocalStep({"a": torch.tensor([3.0])}, {"a": torch.tensor([1.0])}, [], {}, 2)
+    loss = MIXED.extra_loss(step)
+    assert loss is not None and loss.item() == 1.0  # 0.5/2·(3 − 1)²
+    assert not MIXED.needs_router_probs
+    assert MIXED.broadcast(round_info(1, UPDATES)) == {}
+    align = Combination(loss=FedAlignMoE())
+    assert align.needs_router_probs
+    assert set(align.broadcast(round_info(1, UPDATES))) == {"reference", "mean-prob"}
+
+
+def test_only_experts_ask_for_regions() -> None:
+    assert Combination(experts=FedAlignMoE()).needs_regions
+    assert not Combination(loss=FedAlignMoE(), gates=FedAlignMoE()).needs_regions
+
+
+def test_the_printed_gates_of_hfedmoe_keep_their_scale() -> None:
+    printed = HFedMoE(normalise=False, tau=0.2, lam=1.0)
+    combined = fold_toy(Combination(gates=printed), UPDATES).gates[0]["weight"]
+    assert torch.equal(combined, fold_toy(printed, UPDATES).gates[0]["weight"])
+    # S_0 = {0, 1}, S_1 = {0, 1}: α = (0.49 + 0.04)/2 twice; 0.265·3 + 0.265·0
+    torch.testing.assert_close(combined, torch.full((3, 2), 0.795))
+
+
+def test_every_part_checks_itself() -> None:
+    for part in ("selection", "loss", "gates", "experts"):
+        with pytest.raises(ConfigError, match="experts-per-client = 9"):
+            Combination(**{part: FedMoE(9)}).check(ModelShape(2, 8, 2))
+
+
+def test_four_times_fedavg_is_fedavg_bit_for_bit() -> None:
+    assert_same(fold_toy(Combination(), UPDATES), fold_toy(FedAvg(), UPDATES))
+    configured = make_scheme(make_config(scheme="combine"))
+    assert_same(fold_toy(configured, UPDATES), fold_toy(FedAvg(), UPDATES))
+    assert not configured.keeps_state
+    assert configured.choose_experts(toy_client()) is None
+
+
+def test_what_gates_and_experts_keep_stays_apart() -> None:
+    gates, experts = FedAlignMoE(gates="private"), FCMoE(retention="filtered")
+    both = Combination(selection=HFedMoE(), gates=gates, experts=experts)
+    received = toy_state()
+    kept = both.keep(received, UPDATES[1].changes)
+    assert set(kept) == {
+        "gates/layers.0.gate.weight",
+        "gates/layers.1.gate.weight",
+        *(
+            f"experts/{when}.layers.0.experts.0.{t}"
+            for when in ("change", "start")
+            for t in ("up", "down")
+        ),
+    }
+    new = fold_toy(both, UPDATES)
+    started = both.start(new, kept)
+    changes = UPDATES[1].changes
+    assert started.dense is new.dense
+    own_gates = gates.start(new, gates.keep(received, changes)).gates
+    own_experts = experts.start(new, experts.keep(received, changes)).experts
+    assert_same(started, ModelState(new.dense, own_gates, own_experts))
+    assert started.gates[0]["weight"].eq(0.0).all()  # its own: 1 − 1
+    assert numbers(started, (0, 0)) == pytest.approx([2.0, 3.0, 1.0])  # as FC-MoE alone
+
+
+def test_one_part_alone_keeps_its_own() -> None:
+    changes = UPDATES[0].changes
+    gates = Combination(gates=FedAlignMoE())
+    assert all(name.startswith("gates/") for name in gates.keep(toy_state(), changes))
+    experts = Combination(experts=FCMoE())
+    assert experts.keeps_state
+    assert all(name.startswith("experts/") for name in experts.keep(toy_state(), changes))
+    started = experts.start(toy_state(), experts.keep(toy_state(), changes))
+    assert started.gates[0]["weight"].eq(1.0).all()
+
+
+def test_diagnostics_of_all_parts() -> None:
+    found = diagnose_toy(MIXED, UPDATES)
+    assert {"selection_ratio", "omega", "kappa", "conflict", "expert_weights"} <= set(found)
+    assert found["kappa"][0][0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("part", ["selection", "loss", "gates", "experts"])
+@pytest.mark.parametrize("name", ["fedalgin", "pflmoe", "combine", "my.package:Scheme"])
+def test_an_unknown_part_prints_the_choices(part: str, name: str) -> None:
+    overrides: dict[str, Any] = {"scheme": "combine", f"combine.{part}": name}
+    with pytest.raises(ConfigError) as error:
+        make_scheme(make_config(**overrides))
+    choices = "fedavg, fedprox, fedmoe, hfedmoe, fcmoe, fedalign"
+    assert str(error.value) == f'combine.{part} = "{name}": choose one of {choices}'
+
+
+def test_parts_have_the_parameters_of_their_own_tables() -> None:
+    overrides: dict[str, Any] = {
+        "scheme": "combine",
+        "combine.selection": "hfedmoe",
+        "hfedmoe.budgets": "1, 0.5",
+        "combine.gates": "fedalign",
+        "fedalign.gates": "consistency",
+        "combine.experts": "fcmoe",
+        "fcmoe.lam": 0.25,
+    }
+    scheme = make_scheme(make_config(**overrides))
+    assert isinstance(scheme, Combination)
+    assert scheme.selection == HFedMoE(budgets=(1, 0.5))
+    assert scheme.gates == FedAlignMoE(gates="consistency")
+    assert scheme.experts == FCMoE(lam=0.25)
+    assert scheme.loss == FedAvg()
