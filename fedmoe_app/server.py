@@ -14,7 +14,9 @@ from fedmoe_app.config import RunConfig, flatten_run_config
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
 from fedmoe_app.local.train import one_client
+from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
+from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.lora import merge_adapters
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.lines import RoundReport, metrics_line
@@ -90,7 +92,7 @@ def _run(
     finally:
         # A run that fails late keeps the model of its last good round.
         if strategy.result.train_metrics_clientapp:
-            _save(setup, strategy.result.arrays, folder)
+            _save(config, setup, strategy.result.arrays, folder)
     logger.info("results: %s", folder.path)
 
 
@@ -112,9 +114,11 @@ def _evaluate_fn(config: RunConfig, setup: Setup, test: Dataset | None) -> Evalu
     return evaluate_global
 
 
-def _save(setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
-    """Save the final model as a Hugging Face folder, the plots, and print the table."""
+def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
+    """Save the final model, and its adapter if there is one; plot, and print the table."""
     write_state(setup.model, setup.layers, decode_state(arrays))
+    if config.model.train == "expert-lora":
+        _save_adapter(config, setup, folder)
     merge_adapters(setup.model, setup.layers)
     setup.model.save_pretrained(folder.path / "model")
     setup.tokenizer.save_pretrained(folder.path / "model")
@@ -122,6 +126,15 @@ def _save(setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
 
     plot_run(folder.path)
     print_table(read_metrics(folder.path))
+
+
+def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
+    """Save the adapter for PEFT, which merging destroys; where that fails there is none."""
+    base = "" if config.model.name in PRESETS else config.model.name
+    try:
+        export_adapter(setup.model, setup.layers, folder.path / "adapter", base)
+    except Exception as error:  # whatever PEFT does: the model must not be lost with its adapter
+        logger.warning("no adapter folder: %s: %s", type(error).__name__, error)
 
 
 def _result_folder(config: RunConfig) -> RunFolder:

@@ -68,6 +68,12 @@ def load_tokenizer(model_name: str, presets: Collection[str]) -> PreTrainedToken
             f"choose a preset ({', '.join(presets)}), a folder that save_pretrained wrote "
             "(model and tokenizer), or the name of a hub model"
         ) from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        # For a folder with a config alone transformers makes up an empty tokenizer.
+        raise TokenizerError(
+            f'model.name = "{model_name}": no tokenizer files; save the tokenizer into the same '
+            "folder as the model"
+        )
     return _with_padding(tokenizer, model_name)
 
 

@@ -17,6 +17,7 @@ from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification, Task
 from fedmoe_app.moe.adapt import Adaptation, adapt
+from fedmoe_app.moe.checkpoint import check_checkpoint
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint, preset_fingerprint
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, load_model, resolve_head
@@ -35,10 +36,13 @@ class Setup:
 
     @property
     def shape(self) -> ModelShape:
-        """L layers of E experts, K used by a token, hidden size D."""
+        """L layers of E experts, K used by a token, hidden size D; whether gates are trained."""
         first = self.layers[0]
         hidden_size = self.model.config.get_text_config().hidden_size
-        return ModelShape(len(self.layers), first.num_experts, first.top_k, hidden_size)
+        gates_trained = any(layer.gate_parameters() for layer in self.layers)
+        return ModelShape(
+            len(self.layers), first.num_experts, first.top_k, hidden_size, gates_trained
+        )
 
 
 def device() -> torch.device:
@@ -54,8 +58,9 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
         label_names: class names in index order; empty for causal-lm.
     """
     name = config.model.name
+    head = resolve_head(name, config.model.head)  # first: it says best if there is no such model
+    check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
-    head = resolve_head(name, config.model.head)
     model = load_model(
         name,
         task=config.data.task,

@@ -1,15 +1,15 @@
 """Fingerprint of a frozen base model: do two machines hold the same one?
 
-A hash over names, shapes and types of all tensors and over a sample of their bytes. Of a checkpoint
-it reads a few kilobytes from the safetensors files, whatever their size and however they are
-sharded; a preset, which has no files, is hashed from memory.
+A hash over the model's config, over names, shapes and types of all tensors, and over a sample of
+their bytes. Of a checkpoint it reads a few kilobytes from the safetensors files, whatever their
+size and however they are sharded; a preset, which has no files, is hashed from memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,49 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from fedmoe_app.config import ConfigError
+from fedmoe_app.moe.checkpoint import safetensors_files
 
 SAMPLED_TENSORS = 64  # spread evenly over the sorted names
 SAMPLED_VALUES = 256  # from the first row or rows of each
+
+
+# Keys of a config that do not change what the model computes from its weights.
+_NO_MATTER = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
 
 
 def preset_fingerprint(model: PreTrainedModel) -> str:
     """Hash a model in memory."""
     tensors = dict(model.named_parameters())
     shapes = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
-    return _hash(shapes, ((name, tensors[name].detach()) for name in _sample(shapes)))
+    sample = ((name, tensors[name].detach()) for name in _sample(shapes))
+    return _hash(model.config.to_dict(), shapes, sample)
 
 
 def checkpoint_fingerprint(name: str) -> str:
-    """Hash the safetensors files of a local folder or a hub model in the cache.
+    """Hash config and safetensors files of a local folder or a hub model in the cache.
 
     Raises:
-        ConfigError: if it has none, or one that the index names is missing.
+        ConfigError: if it has none, or one that is missing or cut off.
     """
-    files = _files(_folder(name))
+    folder = _folder(name)
     where: dict[str, Path] = {}
     shapes: dict[str, Any] = {}
-    for path in files:
+    for path in safetensors_files(name, folder):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
                 part = file.get_slice(key)
                 where[key], shapes[key] = path, [part.get_dtype(), part.get_shape()]
-    return _hash(shapes, ((key, _head(where[key], key)) for key in _sample(shapes)))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return _hash(config, shapes, ((key, _head(where[key], key)) for key in _sample(shapes)))
 
 
 def _folder(name: str) -> Path:
@@ -56,23 +72,6 @@ def _folder(name: str) -> Path:
     if config is None:
         raise ConfigError(f'model.name = "{name}": not in the cache of the model hub')
     return Path(config).parent
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ConfigError(f"model.name: {folder.name} holds no .safetensors files")
-        return files
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
-        raise ConfigError(
-            f"model.name: {folder.name} lacks {len(missing)} of its {len(names)} shards, such as "
-            f"{missing[0]}; copy or download the model again"
-        )
-    return sorted(folder / name for name in names)
 
 
 def _head(path: Path, key: str) -> Tensor:
@@ -89,8 +88,12 @@ def _sample(shapes: dict[str, Any]) -> list[str]:
     return names[::step]
 
 
-def _hash(shapes: dict[str, Any], sample: Iterator[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode())
+def _hash(
+    config: Mapping[str, Any], shapes: dict[str, Any], sample: Iterator[tuple[str, Tensor]]
+) -> str:
+    kept = {key: value for key, value in config.items() if key not in _NO_MATTER}
+    header = json.dumps([kept, shapes], sort_keys=True, default=str)
+    digest = hashlib.sha256(header.encode())
     for name, tensor in sample:
         values = tensor.reshape(-1)[:SAMPLED_VALUES].cpu()
         digest.update(name.encode())

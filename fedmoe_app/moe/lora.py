@@ -24,6 +24,8 @@ from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
 from fedmoe_app.moe.slots import ExpertSlots, detach_slots, put_slots, slots_of, use_slots
 from fedmoe_app.moe.structure import listed_experts, set_adapters
 
+_BEFORE = "_fedmoe_experts_implementation"  # attribute of a model: what it ran before its slots
+
 
 def add_lora(
     model: PreTrainedModel,
@@ -44,6 +46,7 @@ def add_lora(
     for layer in fused:
         _adapt_fused(layer, rank, alpha)
     if fused:
+        model.__dict__[_BEFORE] = model.get_experts_implementation()
         use_slots(model, fused)
     add_peft_lora(model, listed, rank, alpha, attention=attention)
 
@@ -152,6 +155,9 @@ def merge_adapters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
         if isinstance(module, LoraLayer):
             module.merge()
             model.set_submodule(name, module.get_base_layer())
+    if (before := model.__dict__.pop(_BEFORE, None)) is not None:
+        model.set_experts_implementation(before)
+    model.__dict__.pop("peft_config", None)  # else PEFT takes the model for an adapted one
 
 
 def _merge_fused(layer: MoELayer) -> None:

@@ -11,7 +11,7 @@ Each part runs with the parameters of its own table in the run config. Dense ten
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -40,8 +40,11 @@ class Combination(Scheme):
 
     def check(self, shape: ModelShape) -> None:
         """Let every part check itself."""
-        for part in (self.selection, self.loss, self.gates, self.experts):
-            part.check(shape)
+        self.gates.check(shape)
+        # The other parts' own ways with gates are not used, be the gates frozen or not.
+        others = replace(shape, gates_trained=True)
+        for part in (self.selection, self.loss, self.experts):
+            part.check(others)
 
     # -- selection -----------------------------------------------------------------------------
 

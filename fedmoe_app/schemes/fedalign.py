@@ -42,9 +42,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.config import RunConfig
+from fedmoe_app.config import ConfigError, RunConfig
 from fedmoe_app.moe.state import ModelState, Tensors, gate_name
-from fedmoe_app.schemes.base import ExpertUpdates, LocalStep, RoundInfo, Scheme
+from fedmoe_app.schemes.base import ExpertUpdates, LocalStep, ModelShape, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import cosines, mean_of_pairs, shares
 
 REFERENCE, MEAN_PROB = "reference", "mean-prob"  # broadcast, [L, E] each
@@ -234,6 +234,15 @@ class FedAlignMoE(Scheme):
     def from_config(cls, config: RunConfig) -> FedAlignMoE:
         """Take the ``fedalign`` table."""
         return cls(**config.fedalign.model_dump())
+
+    def check(self, shape: ModelShape) -> None:
+        """Refuse to align gates that are not trained."""
+        if self.gates != "average" and self.lam > 0 and not shape.gates_trained:
+            raise ConfigError(
+                f'fedalign.gates = "{self.gates}" with fedalign.lam = {self.lam:g}: the model\'s '
+                "gates are frozen (model.gates = false), so that there is nothing to align or to "
+                'keep; choose model.gates = true, or fedalign.gates = "average"'
+            )
 
     # -- on the client -------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from transformers import Qwen3MoeConfig
 
 from fedmoe_app.data import tokenizer as module
 from fedmoe_app.data.corpus import Corpus, recipe_key
@@ -90,3 +91,10 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_model_names_the_presets() -> None:
     with pytest.raises(TokenizerError, match=r'model.name = "no/such".*a-tiny, b-tiny.*folder'):
         load_tokenizer("no/such", ["a-tiny", "b-tiny"])
+
+
+def test_a_folder_without_tokenizer_files_is_refused(tmp_path: Path) -> None:
+    """transformers would make up a tokenizer that knows no word."""
+    Qwen3MoeConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="no tokenizer files; save the tokenizer"):
+        load_tokenizer(str(tmp_path), ["some-tiny"])

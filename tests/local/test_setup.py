@@ -34,3 +34,14 @@ def test_gradient_checkpointing_gives_the_same_gradients_without_a_warning(prese
         torch.equal(grad, with_it[name]) for name, grad in without.items() if grad is not None
     )
     assert sum(grad is not None for grad in without.values()) > 10
+
+
+@pytest.mark.parametrize(
+    ("train", "gates", "trained"),
+    [("all", False, True), ("experts", True, True), ("experts", False, False)],
+)
+def test_the_shape_tells_whether_gates_are_trained(train: str, gates: bool, trained: bool) -> None:
+    config = make_config(**{"model.train": train, "model.gates": gates})
+    shape = load_setup(config, ("x", "y")).shape
+    assert (shape.num_layers, shape.num_experts, shape.top_k) == (2, 8, 2)
+    assert shape.gates_trained == trained

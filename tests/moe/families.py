@@ -85,7 +85,9 @@ def build(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         values["d_model"] = values.pop("hidden_size")
     config = getattr(transformers, f"{family}Config")(**values)
     head = "ForConditionalGeneration" if switch else "ForCausalLM"
-    model = getattr(transformers, f"{family}{head}")(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # vectors (GptOss' sinks and biases) keep their first values
+        model = getattr(transformers, f"{family}{head}")(config)
     scatter(model, seed)
     return model.eval()
 
