@@ -84,12 +84,26 @@ class DataConfig(Section):
         return self
 
 
+def check_quantization(quantization: str, train: str) -> None:
+    """Refuse a quantised model that is not trained by adapters on its experts.
+
+    Raises:
+        ValueError: naming both keys and the way out.
+    """
+    if quantization != "none" and train != "expert-lora":
+        raise ValueError(
+            f'quantization = "{quantization}" with train = "{train}": quantised weights cannot be '
+            'trained; choose train = "expert-lora", or quantization = "none"'
+        )
+
+
 class ModelConfig(Section):
     """``model.*``: what is trained."""
 
     name: Text
     head: Literal["auto", "sequence", "label-words"]
     dtype: Literal["float32", "bfloat16"]
+    quantization: Literal["none", "nf4", "int8"]
 
 
 class TrainConfig(Section):
