@@ -23,6 +23,7 @@ from bitsandbytes import matmul_4bit
 from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor, nn
 
+from fedmoe_app.moe.streaming import ExpertList
 from fedmoe_app.moe.structure import stacked_parameters
 
 KINDS = ("nf4", "int8")
@@ -161,7 +162,8 @@ class PackedStack(nn.Module):
         return sum(buffer.nbytes for buffer in self.buffers())
 
 
-def pack(stacked: Tensor, kind: str, transposed: bool) -> PackedStack:
+@torch.no_grad()
+def pack(stacked: Tensor | ExpertList, kind: str, transposed: bool) -> PackedStack:
     """Quantise a fused parameter ``[E, out, in]`` (``[E, in, out]`` if transposed) by experts.
 
     Beside the result, no more than one expert is in memory twice.
@@ -173,7 +175,7 @@ def pack(stacked: Tensor, kind: str, transposed: bool) -> PackedStack:
         raise ValueError(f'"{kind}": unknown quantisation; choose one of {", ".join(KINDS)}')
     quantise = _nf4 if kind == "nf4" else _int8
     parts: tuple[Tensor, Tensor] | None = None  # values and scales, each of first size E
-    for e, matrix in enumerate(stacked.detach()):
+    for e, matrix in enumerate(stacked):
         one = quantise((matrix.T if transposed else matrix).contiguous())
         if parts is None:
             experts = stacked.shape[0]
@@ -200,7 +202,7 @@ def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return values, scales
 
 
-def placeholder(stacked: Tensor, transposed: bool) -> nn.Parameter:
+def placeholder(stacked: Tensor | ExpertList, transposed: bool) -> nn.Parameter:
     """Return the empty parameter ``[E, out, 0]`` that takes the place of a packed one."""
     shape = (stacked.shape[0], stacked.shape[2] if transposed else stacked.shape[1], 0)
     empty = torch.empty(shape, dtype=stacked.dtype, device=stacked.device)

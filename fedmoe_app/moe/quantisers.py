@@ -21,9 +21,10 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
-from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.packed import Int8Linear, PackedStack, pack, placeholder, put_packed
+from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
+from fedmoe_app.moe.packed import BLOCK, Int8Linear, PackedStack, pack, placeholder, put_packed
 from fedmoe_app.moe.slots import check_slots_possible, use_slots
+from fedmoe_app.moe.streaming import ExpertList, put_off_stacking
 
 LINEARS = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 
@@ -81,9 +82,11 @@ class _WithExperts:
         self, model: PreTrainedModel, device_map: Any = None, **kwargs: Any
     ) -> None:
         layers = find_moe_layers(model)
+        block = BLOCK if self.kind == "nf4" else 1
+        _check_blocks(layers, block)
         self.fused = _fused_parameters(model, layers)
         config: Any = self.quantization_config  # type: ignore[attr-defined]
-        config.llm_int8_skip_modules = _left_alone(model, layers)
+        config.llm_int8_skip_modules = _left_alone(model, layers, block)
         model._keep_in_fp32_modules = set()  # Switch's wo, which would stay in 32 bits
         super()._process_model_before_weight_loading(  # type: ignore[misc]
             model, device_map=device_map, **kwargs
@@ -98,16 +101,32 @@ class _WithExperts:
         own: bool = super().param_needs_quantization(model, param_name, **kwargs)  # type: ignore[misc]
         return own
 
+    def update_weight_conversions(self, weight_conversions: Any, model: PreTrainedModel) -> Any:
+        conversions = super().update_weight_conversions(weight_conversions, model)  # type: ignore[misc]
+        return [put_off_stacking(conversion, list(self.fused)) for conversion in conversions]
+
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantise(self, super().get_quantize_ops())  # type: ignore[misc]
 
-    def pack_parameter(self, name: str, stacked: Tensor) -> nn.Parameter:
-        """Pack a fused parameter, keep the result and return the placeholder."""
-        transposed = bool(getattr(self.fused[name], "is_transposed", False))
+    def pack_parameter(self, name: str, stacked: Tensor | ExpertList) -> nn.Parameter:
+        """Pack a fused parameter, keep the result and return the placeholder.
+
+        Raises:
+            ValueError: the checkpoint lacks experts, or they have other sizes.
+        """
+        module = self.fused[name]
+        wanted = module.get_parameter(name.rpartition(".")[2]).shape
+        if tuple(stacked.shape) != tuple(wanted):  # transformers does not look at quantised ones
+            raise ValueError(f"{name}: {tuple(stacked.shape)}, expected {tuple(wanted)}")
+        transposed = bool(getattr(module, "is_transposed", False))
         self._packed[name] = pack(stacked, self.kind, transposed)
         return placeholder(stacked, transposed)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> PreTrainedModel:
+        if absent := sorted(set(self.fused) - set(self._packed)):
+            raise ValueError(
+                f"the checkpoint lacks {', '.join(absent)}; download it again, all shards"
+            )
         for name, stack in self._packed.items():
             put_packed(self.fused[name], name.rpartition(".")[2], stack)
         fused = [layer for layer in find_moe_layers(model) if layer.fused]
@@ -157,6 +176,20 @@ class _Quantise(ConversionOps):
         return done
 
 
+def _check_blocks(layers: Sequence[MoELayer], block: int) -> None:
+    """Refuse experts whose rows do not fill blocks: bitsandbytes' CPU kernels are wrong on them."""
+    for layer in layers:
+        transposed = bool(getattr(layer.experts_module, "is_transposed", False))
+        matrices = [p for p in layer.expert_parameters() if p.dim() == (3 if layer.fused else 2)]
+        for matrix in matrices:
+            inputs = matrix.shape[-2 if transposed else -1]
+            if inputs % block:
+                raise UnsupportedModelError(
+                    f"{layer.name}: its experts have maps of {inputs} inputs; NF4 needs a multiple "
+                    f'of {block}, choose model.quantization = "int8" or "none"'
+                )
+
+
 def _fused_parameters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> dict[str, nn.Module]:
     """Return the experts module of every stack of matrices by the parameter's full name."""
     names = {id(module): name for name, module in model.named_modules()}
@@ -170,17 +203,18 @@ def _fused_parameters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> dic
     return found
 
 
-def _left_alone(model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[str]:
-    """Return the modules that stay: routers, gates of shared experts, head, output embeddings."""
+def _left_alone(model: PreTrainedModel, layers: Sequence[MoELayer], block: int) -> list[str]:
+    """Return the linear maps that stay: gates, heads, and those that do not fill blocks."""
     inside = {id(module) for module in model.base_model.modules()}
     output = model.get_output_embeddings()
-    linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    kept = [
-        name
-        for name, module in linears
-        if module.out_features == 1 or module is output or id(module) not in inside
-    ]
-    return kept + [layer.router_name for layer in layers]
+    kept = [layer.router_name for layer in layers]
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        gate_or_odd = module.out_features == 1 or module.in_features % block
+        if gate_or_odd or module is output or id(module) not in inside:
+            kept.append(name)
+    return kept
 
 
 def _prepare_training(module: Any) -> None:

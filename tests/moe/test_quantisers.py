@@ -1,0 +1,142 @@
+"""Loading a checkpoint quantised: the same model, one layer in full at a time, clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedmoe_app.moe import quantisers
+from fedmoe_app.moe.adapt import Adaptation, adapt
+from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app.moe.loading import load_model
+from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.packed import KINDS
+from fedmoe_app.moe.quantise import is_quantised, quantise
+from fedmoe_app.moe.quantisers import quantization_config
+
+from .families import FUSED, NAMES, VOCAB
+from .four_bit_families import build
+from .test_adapt import logits_of
+
+TOKENS: dict[str, Any] = dict(vocab_size=VOCAB, pad_token_id=0, eos_token_id=2, bos_token_id=1)
+
+
+def load(folder: Path, model: PreTrainedModel, kind: str = "nf4") -> PreTrainedModel:
+    loaded: PreTrainedModel = type(model).from_pretrained(
+        folder,
+        dtype=torch.float32,
+        quantization_config=quantization_config(kind, torch.float32),
+        device_map={"": "cpu"},
+    )
+    return loaded
+
+
+@pytest.mark.parametrize("original", [True, False], ids=["per-expert", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", NAMES)
+def test_loading_equals_quantising_in_memory(
+    family: str, kind: str, original: bool, tmp_path: Path
+) -> None:
+    model = build(family)
+    model.save_pretrained(tmp_path, max_shard_size="20KB", save_original_format=original)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = load(tmp_path, model, kind)
+    assert is_quantised(loaded)
+    quantise(model, kind)
+    for (name, one), (other_name, other) in zip(values(loaded), values(model), strict=True):
+        assert name == other_name
+        assert torch.equal(one, other), name
+    assert torch.allclose(logits_of(loaded), logits_of(model), atol=1e-5)
+
+
+def values(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_one_parameter_at_a_time_is_in_full(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(family)
+    model.save_pretrained(tmp_path)
+    in_full: list[int] = []
+    before = quantisers._WithExperts.pack_parameter
+
+    def watch(self: Any, name: str, stacked: Any) -> nn.Parameter:
+        stacks = [m.get_parameter(n.rpartition(".")[2]) for n, m in self.fused.items()]
+        in_full.append(sum(p.nbytes for p in stacks if p.device.type != "meta"))
+        return before(self, name, stacked)
+
+    monkeypatch.setattr(quantisers._WithExperts, "pack_parameter", watch)
+    load(tmp_path, model)
+    layers = find_moe_layers(model)
+    assert in_full == [0] * 2 * len(layers)
+
+
+@pytest.mark.parametrize("family", ["Olmoe", "GptOss", "SwitchTransformers"])
+def test_a_loaded_model_merges_to_the_format_it_came_in(family: str, tmp_path: Path) -> None:
+    model = build(family)
+    model.save_pretrained(tmp_path / "base")
+    loaded = load(tmp_path / "base", model)
+    layers = find_moe_layers(loaded)
+    adapt(loaded, layers, Adaptation("expert-lora", head=False, rank=2, alpha=4), seed=1)
+    wanted = logits_of(loaded)
+    merge_adapters(loaded, layers)
+    loaded.save_pretrained(tmp_path / "merged")
+    files = [tmp_path / name / "model.safetensors" for name in ("base", "merged")]
+    assert load_file(files[0]).keys() == load_file(files[1]).keys()
+    again = type(model).from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits_of(again), wanted, atol=1e-4)
+
+
+def test_incomplete_checkpoints_are_refused(tmp_path: Path) -> None:
+    model = build("Olmoe")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    for lost in ("layers.1.mlp.experts.3.", "layers.1.mlp.experts.2.up_proj"):
+        kept = {name: t for name, t in tensors.items() if lost not in name}
+        save_file(kept, file, metadata={"format": "pt"})
+        with pytest.raises(RuntimeError, match="conversion"):
+            load(tmp_path, model)
+    kept = {name: t for name, t in tensors.items() if "layers.1.mlp.experts" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks model\.layers\.1\.mlp\.experts\.down_proj"):
+        load(tmp_path, model)
+
+
+@pytest.mark.parametrize("name", ["qwen3moe-tiny", "olmoe-tiny", "switch-tiny"])
+def test_presets_are_quantised_when_they_are_built(name: str) -> None:
+    options: dict[str, Any] = dict(task="causal-lm", seed=3, **TOKENS)
+    plain = load_model(name, **options)
+    model = load_model(name, quantization="nf4", **options)
+    quantise(plain, "nf4")
+    ids = torch.tensor([[5, 6, 7]])
+    inputs = {"input_ids": ids, "labels": ids}
+    assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+
+
+def test_a_classification_head_stays_and_is_trained() -> None:
+    model = load_model(
+        "qwen3moe-tiny", task="classification", num_labels=3, quantization="nf4", **TOKENS
+    )
+    adapt(model, find_moe_layers(model), Adaptation("expert-lora"), seed=0)
+    head = model.get_submodule("score")
+    assert type(head) is nn.Linear
+    assert head.weight.requires_grad
+
+
+def test_bad_choices_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'model.quantization = "fp4": unknown; choose one of'):
+        load_model("olmoe-tiny", task="causal-lm", quantization="fp4", **TOKENS)
+    model = build("GptOss")
+    model.config.quantization_config = {"quant_method": "gptq"}
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"quantised already \(gptq\)"):
+        load_model(str(tmp_path), task="causal-lm", max_length=32, quantization="nf4", **TOKENS)
