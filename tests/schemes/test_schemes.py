@@ -31,9 +31,7 @@ def test_every_registered_name_builds_its_scheme() -> None:
 
 
 def test_an_unknown_name_prints_the_choices() -> None:
-    with pytest.raises(
-        ConfigError, match=r'"fedalgin": unknown; choose one of fedavg, fedprox, fedmoe,'
-    ):
+    with pytest.raises(ConfigError, match=r'"fedalgin": unknown; choose one of fedavg, fedprox, fedmoe,'):
         make_scheme(make_config(scheme="fedalgin"))
 
 
