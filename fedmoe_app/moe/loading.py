@@ -147,7 +147,7 @@ def load_model(
     config = _config(name, vocab_size, max_length, special)
     _check_fits(name, config, vocab_size, max_length)
     if quantization != "none":
-        _check_not_quantised(name, config)
+        _accept_for_quantising(name, config)
     auto = _auto_class(config, task, head)
     if auto is AutoModelForSequenceClassification:
         num_labels = _at_least_two(len(label_names) or num_labels)
@@ -183,14 +183,18 @@ def _build(
     return loaded
 
 
-def _check_not_quantised(name: str, config: PreTrainedConfig) -> None:
+def _accept_for_quantising(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a checkpoint that is quantised already, but for MXFP4 (gpt-oss), which is read."""
     saved = getattr(config, "quantization_config", None)
-    if saved:
-        method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
+    if not saved:
+        return
+    method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
+    if method != "mxfp4":
         raise ValueError(
             f'model.name = "{name}": the checkpoint is quantised already ({method}); choose one in '
             '16 bits, or model.quantization = "none"'
         )
+    del config.quantization_config
 
 
 def resolve_head(name_or_config: str | PreTrainedConfig, head: str) -> Head:

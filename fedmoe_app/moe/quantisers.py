@@ -24,7 +24,12 @@ from transformers.utils.quantization_config import QuantizationMethod
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.packed import BLOCK, Int8Linear, PackedStack, pack, placeholder, put_packed
 from fedmoe_app.moe.slots import check_slots_possible, use_slots
-from fedmoe_app.moe.streaming import ExpertList, put_off_stacking
+from fedmoe_app.moe.streaming import (
+    ExpertList,
+    mxfp4_conversions,
+    put_off_stacking,
+    saved_in_full,
+)
 
 LINEARS = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 
@@ -103,7 +108,8 @@ class _WithExperts:
 
     def update_weight_conversions(self, weight_conversions: Any, model: PreTrainedModel) -> Any:
         conversions = super().update_weight_conversions(weight_conversions, model)  # type: ignore[misc]
-        return [put_off_stacking(conversion, list(self.fused)) for conversion in conversions]
+        conversions = [put_off_stacking(conversion, list(self.fused)) for conversion in conversions]
+        return conversions + mxfp4_conversions(self)
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantise(self, super().get_quantize_ops())  # type: ignore[misc]
@@ -135,6 +141,8 @@ class _WithExperts:
         for module in model.modules():
             if isinstance(module, LINEARS):
                 _prepare_training(module)
+        if used := getattr(model, "_weight_conversions", None):
+            model._weight_conversions = saved_in_full(used)
         # transformers then refuses to cast the model to another type.
         model.quantization_method = QuantizationMethod.BITS_AND_BYTES
         self.fused, self._packed = {}, {}

@@ -19,6 +19,7 @@ from transformers.core_model_loading import (
     MergeModulelist,
     WeightConverter,
 )
+from transformers.integrations.mxfp4 import Mxfp4Dequantize
 
 
 class ExpertList:
@@ -82,6 +83,36 @@ class _JoinLists(Concatenate):
         lists = [input_dict.pop(source)[0] for source in source_patterns if source in input_dict]
         parts = [part for experts in lists for part in experts.parts]
         return {self.get_target_pattern(target_patterns): [ExpertList(parts)]}
+
+
+class _FromMXFP4(Mxfp4Dequantize):
+    """transformers' reading of the format that gpt-oss is published in."""
+
+    def convert(self, input_dict: dict[str, Any], *_: Any, **kwargs: Any) -> dict[str, Any]:
+        """Undo the cast to the model's type that all tensors to be quantised get: it is exact."""
+        parts: Any = {
+            name: [t.to(torch.uint8) for t in tensors] for name, tensors in input_dict.items()
+        }
+        input_dict.clear()
+        done: dict[str, Any] = super().convert(parts, **kwargs)
+        return done
+
+
+def mxfp4_conversions(quantizer: Any) -> list[WeightConverter]:
+    """Return how stacks of experts are read that a checkpoint has in MXFP4."""
+    return [
+        WeightConverter([f"{name}_blocks", f"{name}_scales"], name, [_FromMXFP4(quantizer)])
+        for name in ("gate_up_proj", "down_proj")
+    ]
+
+
+def saved_in_full(conversions: Sequence[Any]) -> list[Any]:
+    """Return the conversions without those from MXFP4, which saving would use in reverse."""
+    return [
+        conversion
+        for conversion in conversions
+        if not any(isinstance(step, _FromMXFP4) for step in getattr(conversion, "operations", ()))
+    ]
 
 
 def put_off_stacking(conversion: Any, packed: Sequence[str]) -> Any:

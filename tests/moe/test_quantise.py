@@ -174,6 +174,23 @@ def test_evaluating_before_training_changes_no_gradient(family: str) -> None:
         assert torch.allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["Olmoe", "SwitchTransformers"])
+def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model, layers = adapted(family)
+        if checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)()
+        with Trainables(model.train(), layers) as trainables:
+            model(**batch(model)).loss.backward()
+            parameters = trainables.named_parameters()
+            gradients.append([p.grad for p in parameters.values() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_switch_casts_nothing_to_bytes() -> None:
     model = quantised("SwitchTransformers")
     outputs = [m for n, m in model.named_modules() if n.endswith(".wo")]

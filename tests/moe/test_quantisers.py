@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Mxfp4Config, PreTrainedModel
 
 from fedmoe_app.moe import quantisers
 from fedmoe_app.moe.adapt import Adaptation, adapt
@@ -133,6 +134,43 @@ def test_a_classification_head_stays_and_is_trained() -> None:
     head = model.get_submodule("score")
     assert type(head) is nn.Linear
     assert head.weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpt_oss_is_read_from_mxfp4_and_saved_in_full(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    save_in_mxfp4(build("GptOss"), folder)
+    model = load_model(str(folder), task="causal-lm", max_length=32, quantization=kind, **TOKENS)
+    full = type(model).from_pretrained(
+        folder, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
+    )
+    quantise(full, kind)
+    assert torch.equal(logits_of(model), logits_of(full))
+    layers = find_moe_layers(model)
+    adapt(model, layers, Adaptation("expert-lora", head=False, rank=2, alpha=4), seed=1)
+    merge_adapters(model, layers)
+    model.save_pretrained(tmp_path / "merged")
+    again = type(model).from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits_of(again), logits_of(full), atol=1e-4)
+
+
+def save_in_mxfp4(model: PreTrainedModel, folder: Path) -> None:
+    """Save GptOss with random experts as it is published: blocks of 32 values of four bits."""
+    generator = torch.Generator().manual_seed(0)
+
+    def bytes_of(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator, dtype=torch.uint8)
+
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = bytes_of(0, 256, experts, outputs, inputs // 32, 16)
+        tensors[f"{name}_scales"] = bytes_of(122, 126, experts, outputs, inputs // 32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": []}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_bad_choices_are_refused(tmp_path: Path) -> None:
