@@ -37,7 +37,7 @@ class Adaptation:
     head: bool = True
     attention_lora: bool = False
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
 
 
 def adapt(

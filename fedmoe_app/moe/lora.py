@@ -31,7 +31,7 @@ def add_lora(
     model: PreTrainedModel,
     layers: Sequence[MoELayer],
     rank: int,
-    alpha: float,
+    alpha: int,
     *,
     attention: bool = False,
 ) -> None:
@@ -54,7 +54,7 @@ def add_peft_lora(
     model: PreTrainedModel,
     listed: Sequence[MoELayer],
     rank: int,
-    alpha: float,
+    alpha: int,
     *,
     attention: bool = False,
 ) -> None:
@@ -99,7 +99,7 @@ def _expert_linears(model: PreTrainedModel, listed: Sequence[MoELayer]) -> list[
     ]
 
 
-def _adapt_fused(layer: MoELayer, rank: int, alpha: float) -> None:
+def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
     packed = packed_weights(layer.experts_module)
     weights = packed or [layer.expert(e) for e in range(layer.num_experts)]
     # A packed weight is [out, in] in every family.
@@ -131,7 +131,7 @@ def _new_pair(
     }
 
 
-def _inject(model: PreTrainedModel, names: Iterable[str], rank: int, alpha: float) -> None:
+def _inject(model: PreTrainedModel, names: Iterable[str], rank: int, alpha: int) -> None:
     """Wrap these linear modules by PEFT; the flags of all other parameters stay as they are."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names), bias="none")
