@@ -84,6 +84,19 @@ class DataConfig(Section):
         return self
 
 
+def check_quantization(quantization: str, train: str) -> None:
+    """Refuse a quantised model that is not trained by adapters on its experts.
+
+    Raises:
+        ValueError: naming both keys and the way out.
+    """
+    if quantization != "none" and train != "expert-lora":
+        raise ValueError(
+            f'quantization = "{quantization}" with train = "{train}": quantised weights cannot be '
+            'trained; choose train = "expert-lora", or quantization = "none"'
+        )
+
+
 class ModelConfig(Section):
     """``model.*``: what is trained."""
 
@@ -96,6 +109,12 @@ class ModelConfig(Section):
     attention_lora: bool
     lora_rank: Annotated[int, Field(ge=1)]
     lora_alpha: Annotated[int, Field(ge=1)]
+    quantization: Literal["none", "nf4", "int8"]
+
+    @model_validator(mode="after")
+    def _quantization_fits(self) -> ModelConfig:
+        check_quantization(self.quantization, self.train)
+        return self
 
 
 class TrainConfig(Section):

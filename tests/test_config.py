@@ -3,6 +3,7 @@
 import pytest
 
 from fedmoe_app.config import ConfigError, flatten_run_config, parse_run_config
+from fedmoe_app.sections import check_quantization
 from tests.conftest import flat_config, make_config
 
 INF, NAN = float("inf"), float("nan")
@@ -77,3 +78,11 @@ def test_labels_are_split_at_commas() -> None:
 
 def test_integers_are_taken_for_numbers() -> None:
     assert make_config(**{"train.learning-rate": 1}).train.learning_rate == 1.0
+
+
+@pytest.mark.parametrize("train", ["all", "experts"])
+def test_quantised_weights_cannot_be_trained(train: str) -> None:
+    check_quantization("none", train)
+    check_quantization("nf4", "expert-lora")
+    with pytest.raises(ValueError, match=f'"nf4" with train = "{train}": .* choose train'):
+        check_quantization("nf4", train)

@@ -73,6 +73,8 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
         seed=config.seed,
         dtype=config.model.dtype,
         max_length=config.data.max_length,
+        quantization=config.model.quantization,
+        device=str(device()),
     )
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)

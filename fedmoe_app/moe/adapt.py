@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer
 from fedmoe_app.moe.lora import add_lora, add_peft_lora
+from fedmoe_app.moe.quantise import is_quantised
 
 TRAIN_MODES = ("all", "experts", "expert-lora")
 
@@ -45,7 +46,16 @@ def adapt(
     """Freeze what is not trained and add adapters, in place; the seed fixes their values.
 
     Call it when the model is on its device and its MoE layers are known.
+
+    Raises:
+        ValueError: the model is quantised, so that only adapters on its experts can be trained.
+        UnsupportedModelError: the family's experts cannot be adapted one by one.
     """
+    if is_quantised(model) and adaptation.train != "expert-lora":
+        raise ValueError(
+            f'model.train = "{adaptation.train}": the model is quantised, so its weights cannot be '
+            'trained; choose "expert-lora", or model.quantization = "none"'
+        )
     if adaptation.train == "all":
         return
     model.requires_grad_(False)

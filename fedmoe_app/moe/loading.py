@@ -26,6 +26,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from fedmoe_app.moe.packed import KINDS
+from fedmoe_app.moe.quantise import quantise
+from fedmoe_app.moe.quantisers import quantization_config
+
 Head = Literal["sequence", "label-words"]
 TASKS = ("classification", "causal-lm")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -106,6 +110,8 @@ def load_model(
     seed: int = 0,
     dtype: str = "float32",
     max_length: int = 512,
+    quantization: str = "none",
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """Return the model of a run in eval mode, without a key-value cache.
 
@@ -121,33 +127,74 @@ def load_model(
         seed: fixes a preset's weights, and those of a new classification head.
         dtype: ``float32`` or ``bfloat16``.
         max_length: longest text in tokens.
+        quantization: ``none``, ``nf4`` or ``int8``; experts are quantised, too, each tensor as soon
+            as it is read (see :mod:`fedmoe_app.moe.quantise`).
+        device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
+            models are built on the CPU.
 
     Raises:
         ModelNotFoundError: the name leads to no model.
-        ValueError: an unknown task, head or dtype; a head that the family lacks; a saved head of
-            other classes; a vocabulary or context of the loaded model that is too small.
+        ValueError: an unknown task, head, dtype or quantisation; a head that the family lacks; a
+            saved head of other classes; a vocabulary or context of the loaded model that is too
+            small; a checkpoint that is quantised already.
     """
     _choose("data.task", task, TASKS)
     _choose("model.dtype", dtype, tuple(DTYPES))
+    _choose("model.quantization", quantization, ("none", *KINDS))
     special: dict[str, Any] = {"pad_token_id": pad_token_id}
     special |= {} if eos_token_id is None else {"eos_token_id": eos_token_id}
     special |= {} if bos_token_id is None else {"bos_token_id": bos_token_id}
     config = _config(name, vocab_size, max_length, special)
     _check_fits(name, config, vocab_size, max_length)
+    if quantization != "none":
+        _accept_for_quantising(name, config)
     auto = _auto_class(config, task, head)
     if auto is AutoModelForSequenceClassification:
         num_labels = _at_least_two(len(label_names) or num_labels)
         _check_saved_head(name, config, num_labels, label_names)
         config.num_labels = num_labels
     with _seeded(seed):
-        if name in PRESETS:
-            model = auto.from_config(config).to(DTYPES[dtype])
-        else:
-            model = auto.from_pretrained(name, config=config, dtype=DTYPES[dtype])
+        model = _build(auto, name, config, DTYPES[dtype], quantization, device)
     if label_names:
         model.config.id2label = dict(enumerate(label_names))
         model.config.label2id = {label: index for index, label in enumerate(label_names)}
     return model.eval()
+
+
+def _build(
+    auto: Any,
+    name: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    quantization: str,
+    device: str,
+) -> PreTrainedModel:
+    """Build a preset or load a checkpoint, quantised or not."""
+    if name in PRESETS:
+        model: PreTrainedModel = auto.from_config(config).to(dtype)
+        if quantization != "none":
+            quantise(model, quantization)
+        return model
+    options: dict[str, Any] = {}
+    if quantization != "none":
+        options["quantization_config"] = quantization_config(quantization, dtype)
+        options["device_map"] = {"": device}
+    loaded: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
+    return loaded
+
+
+def _accept_for_quantising(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a checkpoint that is quantised already, but for MXFP4 (gpt-oss), which is read."""
+    saved = getattr(config, "quantization_config", None)
+    if not saved:
+        return
+    method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
+    if method != "mxfp4":
+        raise ValueError(
+            f'model.name = "{name}": the checkpoint is quantised already ({method}); choose one in '
+            '16 bits, or model.quantization = "none"'
+        )
+    del config.quantization_config
 
 
 def resolve_head(name_or_config: str | PreTrainedConfig, head: str) -> Head:

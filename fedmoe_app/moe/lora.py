@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
+from fedmoe_app.moe.packed import packed_weights
+from fedmoe_app.moe.quantise import dequantise, is_quantised
 from fedmoe_app.moe.slots import ExpertSlots, detach_slots, put_slots, slots_of, use_slots
 from fedmoe_app.moe.structure import listed_experts, set_adapters
 
@@ -101,13 +103,15 @@ def _expert_linears(model: PreTrainedModel, listed: Sequence[MoELayer]) -> list[
 
 
 def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
-    weights = [layer.expert(e) for e in range(layer.num_experts)]
-    transposed = bool(getattr(layer.experts_module, "is_transposed", False))
+    packed = packed_weights(layer.experts_module)
+    weights = packed or [layer.expert(e) for e in range(layer.num_experts)]
+    # A packed weight is [out, in] in every family.
+    transposed = packed is None and bool(getattr(layer.experts_module, "is_transposed", False))
     adapters: list[dict[str, nn.Parameter]] = []
     for tensors in weights:
         adapter: dict[str, nn.Parameter] = {}
         for name, weight in tensors.items():
-            if weight.dim() == 2:  # biases stay as they are
+            if len(weight.shape) == 2:  # biases stay as they are
                 shape = weight.shape[::-1] if transposed else weight.shape
                 adapter |= _new_pair(name, (shape[0], shape[1]), rank, weight.device)
         adapters.append(adapter)
@@ -146,7 +150,12 @@ def product(a: Tensor, b: Tensor, scaling: float) -> Tensor:
 
 @torch.no_grad()
 def merge_adapters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
-    """Add every adapter to the weights that it adapts and remove it: a plain model again."""
+    """Add every adapter to the weights that it adapts and remove it: a plain model again.
+
+    A quantised model is in its own 16 or 32 bits afterwards and can be saved.
+    """
+    if is_quantised(model):
+        dequantise(model)
     for layer in layers:
         if layer.fused and layer.adapters:
             _merge_fused(layer)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
+from fedmoe_app.moe.packed import packed_weights
 
 IMPLEMENTATION = "fedmoe_slots"
 _ATTRIBUTE = "_fedmoe_slots"
@@ -52,6 +53,11 @@ def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
     Raises:
         UnsupportedModelError: the family's experts do not go through transformers' interface.
     """
+    if packed_weights(layer.experts_module):
+        raise UnsupportedModelError(
+            f"{layer.name}: its experts are quantised and cannot be trained themselves; add "
+            'adapters (model.train = "expert-lora")'
+        )
     weights = [layer.expert(e) for e in range(layer.num_experts)]
     for e in chosen:
         weights[e] = {name: nn.Parameter(view.clone()) for name, view in weights[e].items()}
@@ -60,14 +66,19 @@ def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
 
 def put_slots(layer: MoELayer, slots: ExpertSlots) -> ExpertSlots:
     """Let a fused layer run on ``slots``; raises as :func:`attach_slots`."""
+    check_slots_possible(layer)
+    layer.experts_module.__dict__[_ATTRIBUTE] = slots
+    return slots
+
+
+def check_slots_possible(layer: MoELayer) -> None:
+    """Raise UnsupportedModelError unless a fused layer's experts can be run one by one."""
     module = layer.experts_module
     if not hasattr(module, "has_gate") or not hasattr(module, "is_transposed"):
         raise UnsupportedModelError(
             f"{layer.name}: {type(module).__name__} does not use transformers' experts interface, "
             "so its experts cannot be trained one by one"
         )
-    module.__dict__[_ATTRIBUTE] = slots
-    return slots
 
 
 def use_slots(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
@@ -106,6 +117,8 @@ def slots_forward(
     of concurrent additions.
     """
     slots: ExpertSlots | None = getattr(self, _ATTRIBUTE, None)
+    if slots is None and (packed := packed_weights(self)):  # quantised, without adapters
+        slots = ExpertSlots(packed)
     if slots is None:  # a module that shares its config with one that has slots
         eager = inspect.unwrap(type(self).forward)
         return eager(self, hidden_states, top_k_index, top_k_weights)
