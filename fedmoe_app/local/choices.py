@@ -74,7 +74,7 @@ class MultipleChoice(CausalLM):
         """
         sequences = [(row, index) for row in rows for index in range(len(row["options"]))]
         flat: list[float] = []
-        for start in range(0, len(sequences), len(rows)):
+        for start in range(0, len(sequences), max(1, len(rows))):
             flat += self._sums(model, sequences[start : start + len(rows)])
         rest = iter(flat)
         return [[next(rest) for _ in row["options"]] for row in rows]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,11 +32,12 @@ def generate(
         max_new_tokens: at most so many are generated.
     """
     ids, mask = _pad_left(prompts, tokenizer.pad_token_id)  # [B, S]
-    out = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=_greedy(model, tokenizer, max_new_tokens),
-    )
+    with _only(model, _greedy(model, tokenizer, max_new_tokens)) as settings:
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=settings,
+        )
     encoder_decoder = model.config.is_encoder_decoder
     new = out if encoder_decoder else out[:, ids.shape[1] :]  # [B, T]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
@@ -66,17 +68,26 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tenso
     return torch.tensor(ids), torch.tensor(mask)
 
 
+@contextmanager
+def _only(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[GenerationConfig]:
+    """Keep a checkpoint's own settings (sampling, penalties) out: they would fill up the gaps."""
+    before = model.generation_config
+    model.generation_config = settings
+    try:
+        yield settings
+    finally:
+        model.generation_config = before
+
+
 def _greedy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> GenerationConfig:
-    """Greedy settings; a checkpoint's own ones (sampling, penalties) do not count."""
+    """Return plain greedy search."""
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends) or None,

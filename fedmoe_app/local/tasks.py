@@ -69,7 +69,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share of items whose most likely class or token is right."""
+        """Share of items whose most likely class, token or option, or whose answer, is right."""
         return self.correct / self.items
 
 
