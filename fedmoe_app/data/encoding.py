@@ -138,9 +138,10 @@ def encode_multiple_choice(
     start, end = _special_tokens(tokenizer)
     num_eos = 0 if tokenizer.eos_token_id is None else 1
     prompts = _token_ids(tokenizer, dataset["prompt"])
-    all_options = _options(dataset, prompts, tokenizer, encoder_decoder)
+    all_options = _options(dataset, tokenizer, encoder_decoder)
     rows, num_cut = [], 0
-    for prompt, options, example in zip(prompts, all_options, dataset, strict=True):
+    examples = zip(prompts, all_options, dataset["options"][:], dataset["answer"][:], strict=True)
+    for prompt, options, texts, answer in examples:
         longest = max(len(option) for option in options)
         if encoder_decoder:
             head, room = prompt[: max_length - len(start) - len(end)], max_length - num_eos
@@ -150,35 +151,35 @@ def encode_multiple_choice(
             head = _last(prompt, max(room - longest, room // 4))
             ids, room = start + head, room - len(head)
         cut = [option[:room] for option in options]
-        texts = example["options"]
-        rows.append(Row(input_ids=ids, labels=example["answer"], options=cut, texts=texts))
+        rows.append(Row(input_ids=ids, labels=answer, options=cut, texts=texts))
         num_cut += len(head) < len(prompt) or longest > room
     return Encoded(rows, num_cut)
 
 
 def _options(
-    dataset: Dataset,
-    prompts: Sequence[list[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    encoder_decoder: bool,
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool
 ) -> list[list[list[int]]]:
     """Return the token ids of every question's options."""
-    counts = [len(texts) for texts in dataset["options"]]
-    alone = iter(_token_ids(tokenizer, [text for texts in dataset["options"] for text in texts]))
+    all_texts = dataset["options"][:]
+    alone = iter(_token_ids(tokenizer, [text for texts in all_texts for text in texts]))
     if encoder_decoder:
-        return [[next(alone) for _ in range(count)] for count in counts]
-    pairs = zip(dataset["prompt"], dataset["options"], strict=True)
-    wholes = iter(_token_ids(tokenizer, [f"{p} {text}" for p, texts in pairs for text in texts]))
+        return [[next(alone) for _ in texts] for texts in all_texts]
+    # The prompt's last line is context enough to part the tokens, and much shorter.
+    lines = [prompt.rpartition("\n")[2] for prompt in dataset["prompt"]]
+    pairs = zip(lines, all_texts, strict=True)
+    wholes = iter(
+        _token_ids(tokenizer, [f"{line} {text}" for line, texts in pairs for text in texts])
+    )
     return [
-        [_continuation(prompt, next(wholes), next(alone)) for _ in range(count)]
-        for prompt, count in zip(prompts, counts, strict=True)
+        [_continuation(line, next(wholes), next(alone)) for _ in texts]
+        for line, texts in zip(_token_ids(tokenizer, lines), all_texts, strict=True)
     ]
 
 
-def _continuation(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
-    """Return what follows the prompt; the text by itself if the tokens do not part there."""
-    parts = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
-    return whole[len(prompt) :] if parts else alone
+def _continuation(line: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """Return what follows the line; the option by itself if the tokens do not part there."""
+    parts = whole[: len(line)] == line and len(whole) > len(line)
+    return whole[len(line) :] if parts else alone
 
 
 def _last(ids: list[int], room: int) -> list[int]:
