@@ -29,6 +29,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 EMBEDDED = "embedded"
 NODES = "nodes"  # every node brings its own file
 
+# What each task can be scored by; the first is what "auto" means.
+METRICS = {
+    "classification": ("accuracy",),
+    "causal-lm": ("token-accuracy", "exact-match"),
+    "multiple-choice": ("accuracy", "acc-norm"),
+}
+
 
 class Section(BaseModel):
     """A table of the run config: frozen, kebab-case keys, finite numbers of the right type."""
@@ -48,13 +55,17 @@ class DataConfig(Section):
 
     source: Text
     test_source: str
-    task: Literal["classification", "causal-lm"]
+    task: Literal["classification", "causal-lm", "multiple-choice"]
+    metric: Literal["auto", "accuracy", "acc-norm", "token-accuracy", "exact-match"]
     text_field: Text
     label_field: Text
     label_names: str
     instruction_field: Text
     context_field: str
     response_field: Text
+    question_field: str
+    options_field: str
+    answer_field: str
     partition: Literal["iid", "dirichlet", "natural"]
     alpha: Annotated[float, Field(gt=0)]
     partition_by: str
@@ -63,6 +74,8 @@ class DataConfig(Section):
     max_train_examples: Annotated[int, Field(ge=0)]
     max_test_examples: Annotated[int, Field(ge=0)]
     max_length: Annotated[int, Field(ge=4)]
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    num_samples: Annotated[int, Field(ge=0)]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -76,10 +89,20 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _partition_needs_a_column(self) -> DataConfig:
-        if self.task == "causal-lm" and self.partition != "iid" and not self.partition_by:
+        if self.task != "classification" and self.partition != "iid" and not self.partition_by:
             raise ValueError(
-                f'partition = "{self.partition}" with task = "causal-lm" needs partition-by: '
+                f'partition = "{self.partition}" with task = "{self.task}" needs partition-by: '
                 'name a column, or choose partition = "iid"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metric_fits_the_task(self) -> DataConfig:
+        choices = ("auto", *METRICS[self.task])
+        if self.metric not in choices:
+            raise ValueError(
+                f'metric = "{self.metric}" with task = "{self.task}": choose one of '
+                f"{', '.join(choices)}"
             )
         return self
 

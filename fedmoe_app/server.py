@@ -87,7 +87,7 @@ def _run(
             encode_state(read_state(setup.model, setup.layers)),
             config.num_server_rounds,
             config.round_timeout,
-            evaluate_fn=_evaluate_fn(config, setup, test),
+            evaluate_fn=_evaluate_fn(config, setup, test, folder),
         )
     finally:
         # A run that fails late keeps the model of its last good round.
@@ -96,8 +96,13 @@ def _run(
     logger.info("results: %s", folder.path)
 
 
-def _evaluate_fn(config: RunConfig, setup: Setup, test: Dataset | None) -> EvaluateFn | None:
-    """Return the function that scores a global state on the server's test set, if it has one."""
+def _evaluate_fn(
+    config: RunConfig, setup: Setup, test: Dataset | None, folder: RunFolder
+) -> EvaluateFn | None:
+    """Return the function that scores a global state on the server's test set, if it has one.
+
+    It also writes the samples of this state to the result folder.
+    """
     if test is None or len(test) == 0:
         return None
     rows = setup.task.encode(test)
@@ -107,6 +112,8 @@ def _evaluate_fn(config: RunConfig, setup: Setup, test: Dataset | None) -> Evalu
         with one_client(config.seed, config.train.threads):
             write_state(setup.model, setup.layers, decode_state(arrays))
             score = evaluate(setup.model, setup.task, rows, config.train.per_device_eval_batch_size)
+            samples = setup.task.samples(setup.model, rows[: config.data.num_samples])
+        folder.append_samples(server_round, samples)
         return MetricRecord(
             {"loss": score.mean_loss, "accuracy": score.accuracy, "items": score.items}
         )

@@ -33,6 +33,13 @@ def test_a_config_is_frozen() -> None:
         ({"run-name": "a/b"}, r'run-name = "a/b": must be a plain folder name'),
         ({"scheme-args": "{lam"}, r"scheme-args = .*not JSON"),
         ({"data.task": "causal-lm"}, r"needs partition-by: name a column"),
+        ({"data.task": "multiple-choice"}, r'task = "multiple-choice" needs partition-by'),
+        ({"data.task": "cloze"}, r"'classification', 'causal-lm' or 'multiple-choice'"),
+        (
+            {"data.metric": "exact-match"},
+            r'metric = "exact-match" with task = "classification": choose one of auto, accuracy',
+        ),
+        ({"data.max-new-tokens": 0}, r"data\.max-new-tokens = 0"),
         ({"scheme.foo": 1}, r"scheme\.foo: unknown key; scheme is a value, not a table"),
         ({"data.alpha.x": 3}, r"data\.alpha\.x: unknown key; data\.alpha is a value, not a table"),
         ({"data.x.y": 3}, r"data\.x: unknown key; choose one of source"),

@@ -7,7 +7,7 @@ Text longer than the context is cut; how many rows were cut is returned, to be r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from datasets import Dataset
@@ -18,10 +18,19 @@ IGNORED_LABEL = -100  # what PyTorch's cross-entropy leaves out
 
 
 class Row(TypedDict):
-    """One encoded example; ``labels`` is a class index or one token id per position."""
+    """One encoded example; ``labels`` is a class index or one token id per position.
+
+    A row of exact match has also ``prompt`` (token ids to answer) and ``reference`` (the right
+    answer as text). One of multiple choice has the prompt in ``input_ids``, the right option's
+    index in ``labels``, ``options`` (token ids of each) and ``texts`` (the same as text).
+    """
 
     input_ids: list[int]
     labels: int | list[int]
+    prompt: NotRequired[list[int]]
+    reference: NotRequired[str]
+    options: NotRequired[list[list[int]]]
+    texts: NotRequired[list[str]]
 
 
 class Encoded(list[Row]):
@@ -89,6 +98,92 @@ def encode_causal_lm(
         rows.append(Row(input_ids=ids, labels=labels))
         num_cut += cut
     return Encoded(rows, num_cut)
+
+
+def encode_prompts(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    encoder_decoder: bool = False,
+) -> list[list[int]]:
+    """Encode the column ``prompt`` alone, for a model that is to answer it.
+
+    A decoder-only model's prompt begins with the beginning token, where there is one, and loses
+    its left when it is too long; an encoder-decoder model's has its special tokens and loses its
+    end, as in :func:`encode_causal_lm`.
+    """
+    start, end = _special_tokens(tokenizer)
+    prompts = _token_ids(tokenizer, dataset["prompt"])
+    if encoder_decoder:
+        room = max_length - len(start) - len(end)
+        return [start + prompt[:room] + end for prompt in prompts]
+    return [start + _last(prompt, max_length - len(start)) for prompt in prompts]
+
+
+def encode_multiple_choice(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    encoder_decoder: bool = False,
+) -> Encoded:
+    """Encode the columns ``prompt``, ``options`` and ``answer``.
+
+    In a decoder-only model an option is tokenised as the continuation of its prompt, after a
+    space. One token of the context is left for the end of sequence. All options of a question
+    follow the same prompt tokens, so that they are compared fairly: what the longest option leaves
+    of the context is the prompt's, which loses its left; only when the prompt would keep less than
+    a quarter of the room, options lose their ends. An encoder-decoder model's prompt and options
+    are each cut at their end to ``max_length``.
+    """
+    start, end = _special_tokens(tokenizer)
+    num_eos = 0 if tokenizer.eos_token_id is None else 1
+    prompts = _token_ids(tokenizer, dataset["prompt"])
+    all_options = _options(dataset, tokenizer, encoder_decoder)
+    rows, num_cut = [], 0
+    examples = zip(prompts, all_options, dataset["options"][:], dataset["answer"][:], strict=True)
+    for prompt, options, texts, answer in examples:
+        longest = max(len(option) for option in options)
+        if encoder_decoder:
+            head, room = prompt[: max_length - len(start) - len(end)], max_length - num_eos
+            ids = start + head + end
+        else:
+            room = max_length - len(start) - num_eos
+            head = _last(prompt, max(room - longest, room // 4))
+            ids, room = start + head, room - len(head)
+        cut = [option[:room] for option in options]
+        rows.append(Row(input_ids=ids, labels=answer, options=cut, texts=texts))
+        num_cut += len(head) < len(prompt) or longest > room
+    return Encoded(rows, num_cut)
+
+
+def _options(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool
+) -> list[list[list[int]]]:
+    """Return the token ids of every question's options."""
+    all_texts = dataset["options"][:]
+    alone = iter(_token_ids(tokenizer, [text for texts in all_texts for text in texts]))
+    if encoder_decoder:
+        return [[next(alone) for _ in texts] for texts in all_texts]
+    # The prompt's last line is context enough to part the tokens, and much shorter.
+    lines = [prompt.rpartition("\n")[2] for prompt in dataset["prompt"]]
+    pairs = zip(lines, all_texts, strict=True)
+    wholes = iter(
+        _token_ids(tokenizer, [f"{line} {text}" for line, texts in pairs for text in texts])
+    )
+    return [
+        [_continuation(line, next(wholes), next(alone)) for _ in texts]
+        for line, texts in zip(_token_ids(tokenizer, lines), all_texts, strict=True)
+    ]
+
+
+def _continuation(line: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """Return what follows the line; the option by itself if the tokens do not part there."""
+    parts = whole[: len(line)] == line and len(whole) > len(line)
+    return whole[len(line) :] if parts else alone
+
+
+def _last(ids: list[int], room: int) -> list[int]:
+    return ids[max(0, len(ids) - room) :]
 
 
 def _fit(prompt: list[int], response: list[int], room: int) -> tuple[list[int], list[int]]:

@@ -14,6 +14,9 @@ from fedmoe_app.config import NODES, ConfigError, RunConfig
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.local.choices import MultipleChoice
+from fedmoe_app.local.exact_match import ExactMatch
+from fedmoe_app.local.generation import check_generation_fits
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification, Task
 from fedmoe_app.moe.adapt import Adaptation, adapt
@@ -55,10 +58,12 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
 
     Args:
         config: the run config.
-        label_names: class names in index order; empty for causal-lm.
+        label_names: class names in index order; only for classification.
     """
     name = config.model.name
-    head = resolve_head(name, config.model.head)  # first: it says best if there is no such model
+    classifies = config.data.task == "classification"
+    # First of all, for every task: it says best if there is no such model.
+    head = resolve_head(name, config.model.head if classifies else "label-words")
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     model = load_model(
@@ -133,9 +138,15 @@ def _task(
     head: str,
     label_names: Sequence[str],
 ) -> Task:
-    length = config.data.max_length
-    if config.data.task == "causal-lm":
-        return CausalLM(tokenizer, length, model.config.is_encoder_decoder)
+    data, encoder_decoder = config.data, model.config.is_encoder_decoder
+    length, new_tokens = data.max_length, data.max_new_tokens
+    if data.task == "multiple-choice":
+        return MultipleChoice(tokenizer, length, encoder_decoder, data.metric == "acc-norm")
+    if data.metric == "exact-match":
+        check_generation_fits(model, config.model.name, length, new_tokens)
+        return ExactMatch(tokenizer, length, encoder_decoder, new_tokens)
+    if data.task == "causal-lm":
+        return CausalLM(tokenizer, length, encoder_decoder, new_tokens)
     if head == "label-words":
         return LabelWords(tokenizer, length, label_names)
     return SequenceClassification(tokenizer, length)

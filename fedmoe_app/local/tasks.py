@@ -28,6 +28,9 @@ from fedmoe_app.data.encoding import (
     encode_classification,
 )
 from fedmoe_app.data.tokenizer import label_token
+from fedmoe_app.local.generation import generate
+
+Sample = dict[str, str]  # prompt, expected, and what the model made of it
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share of items whose most likely class or token is right."""
+        """Share of items whose most likely class, token or option, or whose answer, is right."""
         return self.correct / self.items
 
 
@@ -104,6 +107,14 @@ class Task(ABC):
         logits, labels = self.predict(model, batch)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         return Score(float(loss), int((logits.argmax(-1) == labels).sum()), len(labels))
+
+    def score_rows(self, model: PreTrainedModel, rows: Sequence[Row]) -> Score:
+        """Return the metric of one batch of rows; subclasses may need more than one forward."""
+        return self.score(model, self.collate(rows, model.device))
+
+    def samples(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[Sample]:
+        """Return what a model in eval mode answers to rows, as text; a task may have no samples."""
+        return []
 
 
 class SequenceClassification(Task):
@@ -165,10 +176,15 @@ class CausalLM(Task):
     metric = "token accuracy"
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int, encoder_decoder: bool
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        encoder_decoder: bool,
+        max_new_tokens: int = 64,
     ) -> None:
         super().__init__(tokenizer, max_length)
         self.encoder_decoder = encoder_decoder
+        self.max_new_tokens = max_new_tokens
 
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise ``prompt`` and ``response``; ``labels`` is -100 outside the response."""
@@ -194,6 +210,38 @@ class CausalLM(Task):
             return batch
         mask = (batch.labels != IGNORED_LABEL).long()
         return Batch(batch.input_ids, batch.attention_mask, batch.labels, decoder_mask=mask)
+
+    def answer(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[str]:
+        """Generate the response to each row's prompt, greedily."""
+        if not rows:
+            return []
+        prompts = [self._prompt(row) for row in rows]
+        return generate(model, self.tokenizer, prompts, self.max_new_tokens)
+
+    def samples(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[Sample]:
+        """Return ``prompt``, ``expected`` and ``generated`` of each row, as in the context."""
+        return [
+            {
+                "prompt": self._text(self._prompt(row)),
+                "expected": self._expected(row),
+                "generated": generated,
+            }
+            for row, generated in zip(rows, self.answer(model, rows), strict=True)
+        ]
+
+    def _prompt(self, row: Row) -> list[int]:
+        labels = row["labels"]
+        if self.encoder_decoder or isinstance(labels, int):
+            return row["input_ids"]
+        return [i for i, label in zip(row["input_ids"], labels, strict=True) if label < 0]
+
+    def _expected(self, row: Row) -> str:
+        labels = row["labels"]
+        assert isinstance(labels, list)
+        return self._text([label for label in labels if label != IGNORED_LABEL])
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def label_token_ids(tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> list[int]:
@@ -222,6 +270,5 @@ def evaluate(model: PreTrainedModel, task: Task, rows: Sequence[Row], batch_size
     model.eval()
     total = Score()
     for start in range(0, len(rows), batch_size):
-        batch = task.collate(rows[start : start + batch_size], model.device)
-        total += task.score(model, batch)
+        total += task.score_rows(model, rows[start : start + batch_size])
     return total

@@ -40,8 +40,8 @@ _NO_MATTER = {
 
 
 def preset_fingerprint(model: PreTrainedModel) -> str:
-    """Hash a model in memory."""
-    tensors = dict(model.named_parameters())
+    """Hash a model in memory; the values of quantised experts are buffers."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
     sample = ((name, tensors[name].detach()) for name in _sample(shapes))
     return _hash(model.config.to_dict(), shapes, sample)

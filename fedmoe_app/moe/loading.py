@@ -24,14 +24,18 @@ from transformers import (
     Qwen3MoeConfig,
     SwitchTransformersConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 
 from fedmoe_app.moe.packed import KINDS
 from fedmoe_app.moe.quantise import quantise
 from fedmoe_app.moe.quantisers import quantization_config
 
 Head = Literal["sequence", "label-words"]
-TASKS = ("classification", "causal-lm")
+TASKS = ("classification", "causal-lm", "multiple-choice")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/model
@@ -117,7 +121,7 @@ def load_model(
 
     Args:
         name: a key of :data:`PRESETS`, a local folder or a hub name.
-        task: ``classification`` or ``causal-lm``.
+        task: one of :data:`TASKS`; all but classification need a language-modelling head.
         head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
         num_labels: classes of a sequence-classification head; not needed with ``label_names``.
         label_names: class names in index order, kept in the model's config. A saved
@@ -283,7 +287,24 @@ def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
     if task == "classification" and resolve_head(config, head) == "sequence":
         return AutoModelForSequenceClassification
     encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    mapping = MODEL_FOR_CAUSAL_LM_MAPPING
+    if encoder_decoder:
+        mapping = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
+        raise ValueError(_no_language_model(config, task))
     return AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+
+
+def _no_language_model(config: PreTrainedConfig, task: str) -> str:
+    head, way_out = "", "another model.name"
+    if task == "classification":
+        head = ' with model.head = "label-words"'
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        way_out += ', or data.task = "classification" with model.head = "sequence"'
+    return (
+        f'data.task = "{task}"{head}: {config.model_type} has no language-modelling class in '
+        f"transformers; choose {way_out}"
+    )
 
 
 def _at_least_two(num_labels: int) -> int:

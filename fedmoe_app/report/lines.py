@@ -37,7 +37,7 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
 
     Args:
         report: what happened.
-        metric: what ``accuracy`` means for the task: ``accuracy`` or ``token accuracy``.
+        metric: what ``accuracy`` means for the task (:attr:`fedmoe_app.local.tasks.Task.metric`).
     """
     evaluation = dict(report.evaluation or {})
     updates = report.updates

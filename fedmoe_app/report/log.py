@@ -1,4 +1,4 @@
-"""The result folder of a run: ``config.toml`` and ``metrics.jsonl``.
+"""The result folder of a run: ``config.toml``, ``metrics.jsonl`` and ``samples.jsonl``.
 
 ``metrics.jsonl`` holds one JSON object a line, one line a round; round 0 is the initial model.
 Everything about time stands under the key ``seconds``, so that two runs can be compared with
@@ -11,13 +11,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
 
 
@@ -53,15 +54,13 @@ class RunFolder:
 
         Numbers that JSON lacks (infinity, nan) become null; arrays and tensors become lists.
         """
-        data = (_dumps(line) + "\n").encode()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        descriptor = os.open(self.path / METRICS_FILE, flags, 0o644)
-        try:
-            # One write call, so that a reader never sees half a line.
-            os.write(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _append(self.path / METRICS_FILE, [line])
+
+    def append_samples(self, server_round: int, samples: Sequence[Mapping[str, str]]) -> None:
+        """Add the samples of one evaluation to ``samples.jsonl``; nothing if there are none."""
+        if samples:
+            lines = [{"round": server_round, **sample} for sample in samples]
+            _append(self.path / SAMPLES_FILE, lines)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -108,6 +107,17 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             table = table.setdefault(name, {})
         table[leaf] = value
     return nested
+
+
+def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    data = "".join(_dumps(line) + "\n" for line in lines).encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        # One write call, so that a reader never sees half a line.
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _parse(text: str, file: Path, number: int) -> dict[str, Any]:

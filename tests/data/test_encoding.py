@@ -5,7 +5,14 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from fedmoe_app.data.encoding import IGNORED_LABEL, collate, encode_causal_lm, encode_classification
+from fedmoe_app.data.encoding import (
+    IGNORED_LABEL,
+    collate,
+    encode_causal_lm,
+    encode_classification,
+    encode_multiple_choice,
+    encode_prompts,
+)
 from fedmoe_app.data.tokenizer import train_tokenizer
 
 BOS, EOS, PAD = 1, 2, 0
@@ -99,3 +106,62 @@ def test_collate_causal_lm_pads_labels_by_themselves() -> None:
     batch = collate(rows, pad_token_id=7)
     assert batch["input_ids"].tolist() == [[5, 6], [8, 7]]
     assert batch["labels"].tolist() == [[9, 9, 2], [2, IGNORED_LABEL, IGNORED_LABEL]]
+
+
+def choice(prompt: str, *options: str, answer: int = 0) -> Dataset:
+    return Dataset.from_dict({"prompt": [prompt], "options": [list(options)], "answer": [answer]})
+
+
+def test_options_follow_the_same_prompt_after_a_space(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = choice("abc:", "de", "f", "gh", answer=1)
+    encoded = encode_multiple_choice(dataset, tokenizer, max_length=9)
+    assert encoded == [
+        {
+            "input_ids": [BOS, *ids(tokenizer, "abc:")],
+            "labels": 1,
+            "options": [ids(tokenizer, text) for text in (" de", " f", " gh")],
+            "texts": ["de", "f", "gh"],
+        }
+    ]
+    assert encoded.num_cut == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept_prompt", "kept_options"),
+    [
+        # 9 tokens, less the first and the end of sequence: 7 for prompt and longest option.
+        ("abcdefgh", "efgh", [" q", " rs"]),  # the prompt loses its left
+        ("abcdefgh", "h", [" q", " rstuv"]),  # but a quarter of the room is its own
+        ("abcdefgh", "h", [" q", " rstuvwxyz"]),  # then options lose their ends
+        ("", "", [" q", " rstuvwxyz"]),
+    ],
+)
+def test_questions_that_are_too_long(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, kept_prompt: str, kept_options: list[str]
+) -> None:
+    dataset = choice(prompt, *(option[1:] for option in kept_options))
+    encoded = encode_multiple_choice(dataset, tokenizer, max_length=9)
+    room = 7 - len(kept_prompt)
+    assert encoded[0]["input_ids"] == [BOS, *ids(tokenizer, kept_prompt)]
+    assert encoded[0]["options"] == [ids(tokenizer, text[:room]) for text in kept_options]
+    assert encoded.num_cut == 1
+
+
+def test_encoder_decoder_options_stand_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = choice("abcdef", "de", "fghijk")
+    encoded = encode_multiple_choice(dataset, tokenizer, max_length=5, encoder_decoder=True)
+    assert encoded[0]["input_ids"] == [BOS, *ids(tokenizer, "abc"), EOS]
+    assert encoded[0]["options"] == [ids(tokenizer, "de"), ids(tokenizer, "fghi")]
+    assert encoded.num_cut == 1
+
+
+def test_prompts_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = Dataset.from_dict({"prompt": ["abc", "abcdef"]})
+    assert encode_prompts(dataset, tokenizer, 5) == [
+        [BOS, *ids(tokenizer, "abc")],
+        [BOS, *ids(tokenizer, "cdef")],
+    ]
+    assert encode_prompts(dataset, tokenizer, 5, encoder_decoder=True) == [
+        [BOS, *ids(tokenizer, "abc"), EOS],
+        [BOS, *ids(tokenizer, "abc"), EOS],
+    ]

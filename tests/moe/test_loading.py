@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import (
     OlmoeForCausalLM,
     PreTrainedModel,
@@ -31,6 +32,8 @@ TOKENS: dict[str, Any] = dict(
         ("qwen3moe-tiny", "classification", Qwen3MoeForSequenceClassification, 8, 2),
         ("qwen3moe-tiny", "causal-lm", Qwen3MoeForCausalLM, 8, 2),
         ("qwen3moe-small", "causal-lm", Qwen3MoeForCausalLM, 8, 2),
+        ("olmoe-tiny", "multiple-choice", OlmoeForCausalLM, 8, 2),
+        ("switch-tiny", "multiple-choice", SwitchModel, 16, 1),
         ("olmoe-tiny", "classification", OlmoeForCausalLM, 8, 2),
         ("switch-tiny", "classification", SwitchModel, 16, 1),
     ],
@@ -183,3 +186,21 @@ def test_a_loaded_model_must_fit_tokenizer_and_texts(tmp_path: Path) -> None:
         load_model(str(tmp_path), task="causal-lm", **TOKENS)
     with pytest.raises(ValueError, match=r"data.max-length = 65: .* takes at most 64 tokens"):
         load_model(str(tmp_path), task="causal-lm", vocab_size=61, pad_token_id=0, max_length=65)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "message"),
+    [
+        ("Qwen3VLMoeConfig", "multiple-choice", 'task = "multiple-choice": qwen3_vl_moe has no la'),
+        ("Qwen3VLMoeConfig", "causal-lm", 'task = "causal-lm": qwen3_vl_moe has no language-mod'),
+        ("Qwen3VLMoeConfig", "classification", 'with model.head = "label-words": qwen3_vl_moe ha'),
+        ("DistilBertConfig", "causal-lm", 'choose another model.name, or data.task = "classifica'),
+    ],
+)
+def test_a_family_without_a_head_for_the_task(
+    tmp_path: Path, kind: str, task: str, message: str
+) -> None:
+    getattr(transformers, kind)().save_pretrained(tmp_path)
+    options: dict[str, Any] = dict(vocab_size=61, pad_token_id=0, max_length=16)
+    with pytest.raises(ValueError, match=message):
+        load_model(str(tmp_path), task=task, num_labels=2, **options)

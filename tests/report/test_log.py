@@ -1,3 +1,4 @@
+import json
 import tomllib
 from pathlib import Path
 
@@ -6,7 +7,14 @@ import pytest
 import torch
 
 from fedmoe_app.config import default_run_config
-from fedmoe_app.report.log import ResultsError, RunFolder, nest, read_metrics, write_atomic
+from fedmoe_app.report.log import (
+    SAMPLES_FILE,
+    ResultsError,
+    RunFolder,
+    nest,
+    read_metrics,
+    write_atomic,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -101,3 +109,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_samples_have_their_round_and_none_make_no_file(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.append_samples(0, [])
+    assert not (folder.path / SAMPLES_FILE).exists()
+    folder.append_samples(0, [{"prompt": "a", "expected": "b", "generated": "ä\nc"}])
+    folder.append_samples(2, [{"prompt": "a", "expected": "b", "chosen": "b"}])
+    lines = (folder.path / SAMPLES_FILE).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"round": 0, "prompt": "a", "expected": "b", "generated": "ä\nc"},
+        {"round": 2, "prompt": "a", "expected": "b", "chosen": "b"},
+    ]
