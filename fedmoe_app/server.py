@@ -93,6 +93,7 @@ def _run(
         # A run that fails late keeps the model of its last good round.
         if strategy.result.train_metrics_clientapp:
             _save(config, setup, strategy.result.arrays, folder)
+    strategy.end_run(grid)
     logger.info("results: %s", folder.path)
 
 

@@ -91,7 +91,8 @@ class MoEStrategy(Strategy):
         self.run_key = run_key or secrets.token_hex(16)
         self.forget = forget
         self.diagnose = diagnose
-        self.region_size = shape.hidden_size if shape and scheme.needs_regions else 0
+        self.shape = shape or ModelShape(0, 1, 1)
+        self.region_size = self.shape.hidden_size if scheme.needs_regions else 0
         self.label_names = tuple(label_names)
         self.data_fingerprint = data_fingerprint
         self.base_fingerprint = base_fingerprint
@@ -108,6 +109,8 @@ class MoEStrategy(Strategy):
     def summary(self) -> None:
         """Log the scheme and the limits."""
         self.progress.say(f"scheme: {self.scheme}")
+        if advice := self.scheme.advice(self.shape):
+            self.progress.say(f"warning: {advice}")
         share = self.limits.fraction_train
         asked = "all connected clients" if share == 1 else f"{share:.0%} of the connected clients"
         self.progress.say(f"each round: {asked}, at least {self.limits.min_clients}")
@@ -148,17 +151,23 @@ class MoEStrategy(Strategy):
                 raise RunFailedError(self._why_failed(failed_in_a_row))
         if not self.result.train_metrics_clientapp:
             raise RunFailedError(self._why_failed(failed_in_a_row))
-        self._end_run(grid)
         return self.result
 
-    def _end_run(self, grid: Grid) -> None:
-        """Let the nodes drop what they kept; a node that is gone drops it after some weeks."""
+    def end_run(self, grid: Grid) -> None:
+        """Let the nodes drop what they kept; call it when a complete run's model is saved.
+
+        A node that does not hear it drops its files after some weeks.
+        """
         if not (self.forget and self.scheme.keeps_state):
             return
         content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
-        messages = [Message(content, node, "query.forget") for node in sorted(grid.get_node_ids())]
-        for _ in exchange(grid, messages, FORGET_SECONDS):
-            pass
+        try:
+            nodes = sorted(grid.get_node_ids())
+            messages = [Message(content, node, "query.forget") for node in nodes]
+            for _ in exchange(grid, messages, FORGET_SECONDS):
+                pass
+        except Exception as error:  # the run is complete, whatever happens to the nodes' files
+            self.progress.say(f"the nodes were not told to drop what they kept: {error}")
 
     def _report_initial_model(self, evaluate_fn: EvaluateFn | None) -> None:
         started = time.monotonic()
@@ -332,11 +341,13 @@ class MoEStrategy(Strategy):
         """Tell which clients should have kept something of an earlier round and have not."""
         for update in updates:
             expected = self._last_replies.get(update.client, 0)
-            if self.scheme.keeps_state and update.metrics.get("kept-round", 0) < expected:
+            found = int(update.metrics.get("kept-round", 0))
+            if self.scheme.keeps_state and found < expected:
                 self.report.lost_state.append(update.client)
+                start = f"what it kept of round {found}" if found else "the global model"
                 self.progress.say(
                     f"client {update.client}: what it kept of round {expected} is lost; "
-                    "it started from the global model"
+                    f"it started from {start}"
                 )
             self._last_replies[update.client] = server_round
 

@@ -63,7 +63,7 @@ def compare(request: Request) -> bool:
     """Run what is not kept yet, write tables and plots, print the summary.
 
     Returns:
-        whether every run came to its end.
+        whether every run came to its end with a final accuracy.
 
     Raises:
         ConfigError: for anything wrong that can be known before a run is started.

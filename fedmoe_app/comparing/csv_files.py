@@ -13,14 +13,15 @@ _TARGETS = [f"{100 * share:.0f}" for share in SHARES]
 _CELL_COLUMNS = (
     "scheme", "partition", "seed", "status", "accuracy", "loss", "initial_loss",
     "local_accuracy_mean", "local_accuracy_variance", *(f"rounds_to_{n}" for n in _TARGETS),
-    "bytes_up_per_round", "bytes_up_total", "seconds", "cell", "failure",
+    "bytes_up_per_round", "bytes_up_total", "seconds", "failed_rounds", "missing_replies",
+    "cell", "failure",
 )  # fmt: skip
 _ROW_COLUMNS = (
     "scheme", "partition", "runs", "failed", "accuracy_mean", "accuracy_std", "accuracy_low",
-    "accuracy_high", "difference_mean", "difference_low", "difference_high", "difference_seeds",
-    "local_accuracy_mean", "local_accuracy_variance",
+    "accuracy_high", "accuracy_seeds", "difference_mean", "difference_low", "difference_high",
+    "difference_seeds", "local_accuracy_mean", "local_accuracy_variance",
     *(name for n in _TARGETS for name in (f"rounds_to_{n}", f"reached_{n}", f"reached_{n}_of")),
-    "bytes_up_per_round", "seconds",
+    "bytes_up_per_round", "seconds", "failed_rounds", "missing_replies",
 )  # fmt: skip
 
 
@@ -44,14 +45,16 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _cell_values(result: Result) -> Sequence[object]:
     cell, found = result.cell, result.figures
-    name = (cell.scheme, cell.partition, cell.seed, "ok" if found else "failed")
+    status = "ok" if result.finished else "failed"
+    name = (cell.scheme, cell.partition, cell.seed, status)
     if found is None:
         return (*name, *[None] * (len(_CELL_COLUMNS) - 6), cell.key, result.failure)
     rounds = result.rounds or [None] * len(SHARES)
     return (
         *name, found.accuracy, found.loss, found.initial_loss, found.local_accuracy,
         found.local_variance, *rounds, found.bytes_up, found.bytes_up_total,
-        round(found.seconds, 3), cell.key, None,
+        round(found.seconds, 3), found.failed_rounds, found.missing_replies,
+        cell.key, result.failure,
     )  # fmt: skip
 
 
@@ -60,10 +63,12 @@ def _row_values(row: Row) -> Sequence[object]:
     return (
         row.scheme, row.partition, row.runs, row.failed,
         accuracy and accuracy.mean, accuracy and accuracy.std, *_ends(accuracy),
+        accuracy and accuracy.n,
         difference and difference.mean, *_ends(difference), difference and difference.n,
         row.local_accuracy and row.local_accuracy.mean, row.local_variance,
         *(value for reached in row.rounds for value in _reached_values(reached)),
         row.bytes_up, row.seconds and round(row.seconds, 3),
+        row.failed_rounds, row.missing_replies,
     )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
-from fedmoe_app.comparing.figures import Figures
-from fedmoe_app.comparing.folder import ComparisonFolder
+from fedmoe_app.comparing.figures import Figures, losses
+from fedmoe_app.comparing.folder import LOG_FILE, ComparisonFolder
 from fedmoe_app.comparing.plan import Cell
 from fedmoe_app.comparing.run_cell import Run, in_process, run_cell
 from fedmoe_app.launching.environment import default_environment
@@ -30,10 +31,19 @@ Ended = Callable[[Cell, BaseException | None], None]
 
 @dataclass
 class Outcomes:
-    """The figures of the finished cells and the reasons of the failed ones, by key."""
+    """The figures of the finished cells and the reasons of the failed ones, by key.
+
+    A run without a final accuracy has both.
+    """
 
     figures: dict[str, Figures] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+    def add(self, cell: Cell, figures: Figures) -> None:
+        """Note the figures of a run that came to its end."""
+        self.figures[cell.key] = figures
+        if figures.failure:
+            self.failures[cell.key] = figures.failure
 
 
 def run_cells(
@@ -82,8 +92,12 @@ def _not_kept(
             _say(f"{cell.label}: kept, but cannot be read, so it is run again: {error}")
             folder.drop(cell)
             figures = None
+        if figures and figures.failure:
+            _say(f"{cell.label}: kept, but it failed, so it is run again: {figures.failure}")
+            folder.drop(cell)
+            figures = None
         if figures:
-            outcomes.figures[cell.key] = figures
+            outcomes.add(cell, figures)
         else:
             todo[cell.key] = cell
     return todo
@@ -105,13 +119,18 @@ class _Progress:
             figures = self._folder.kept(cell)
             if figures is None:
                 raise ResultsError("the run left nothing behind")
-            self._outcomes.figures[cell.key] = figures
-            self._line(cell, describe(figures))
+            self._outcomes.add(cell, figures)
+            if figures.failure:
+                self._failed(cell, figures.failure, self._folder.cell_path(cell) / LOG_FILE)
+            else:
+                self._line(cell, describe(figures))
         except Exception as reason:  # whatever ended the cell: the others go on
             self._outcomes.failures[cell.key] = _one_line(reason)
-            log = self._folder.failed_log(cell)
-            where = f" (output: {log})" if log.is_file() else ""
-            self._line(cell, f"FAILED: {_one_line(reason)}{where}")
+            self._failed(cell, _one_line(reason), self._folder.failed_log(cell))
+
+    def _failed(self, cell: Cell, reason: str, log: Path) -> None:
+        where = f" (output: {log})" if log.is_file() else ""
+        self._line(cell, f"FAILED: {reason}{where}")
 
     def _line(self, cell: Cell, text: str) -> None:
         waiting = self._count - self._done
@@ -129,7 +148,8 @@ def describe(figures: Figures) -> str:
     )
     shown = [f"{name} {value:.3f}" for name, value in numbers if value is not None]
     shown.append(f"{human_bytes(figures.bytes_up)} up a round")
-    return ", ".join([*shown, duration(figures.seconds)])
+    lost = losses(figures.failed_rounds, figures.missing_replies)
+    return ", ".join([*shown, duration(figures.seconds), *lost])
 
 
 def _run_here(todo: dict[str, Cell], one: Callable[[Cell], None], ended: Ended) -> None:

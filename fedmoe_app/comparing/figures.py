@@ -10,6 +10,7 @@ from typing import Any
 from fedmoe_app.report.log import ResultsError
 
 Curve = tuple[tuple[int, float], ...]
+ROUND = "round"  # who a failed round notes as its own failure
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Figures:
         bytes_up: mean over the rounds, all clients together.
         bytes_up_total: sum over the rounds.
         seconds: sum over the rounds, the evaluation of the initial model included.
+        failed_rounds: rounds that left the global model as it was.
+        missing_replies: replies that were asked for and could not be used, sum over the rounds.
+        failure: why the run counts as failed: it has no accuracy after the last round.
     """
 
     metric: str
@@ -40,6 +44,9 @@ class Figures:
     bytes_up: float
     bytes_up_total: int
     seconds: float
+    failed_rounds: int = 0
+    missing_replies: int = 0
+    failure: str | None = None
 
 
 def figures_of(lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
@@ -76,7 +83,36 @@ def _figures(lines: Sequence[dict[str, Any]]) -> Figures:
         bytes_up=statistics.fmean(trained),
         bytes_up_total=sum(trained),
         seconds=sum(float(line["seconds"].get("round", 0.0)) for line in lines),
+        failed_rounds=sum(line.get("status", "ok") != "ok" for line in lines),
+        missing_replies=sum(len(_by_clients(line)) for line in lines),
+        failure=_why_failed(lines) if last["accuracy"] is None else None,
     )
+
+
+def _by_clients(line: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the failures of clients; a failed round notes itself among them."""
+    return [failure for failure in line.get("failures") or () if failure["who"] != ROUND]
+
+
+def _why_failed(lines: Sequence[dict[str, Any]]) -> str:
+    """Name the last round with a failure, its reason and that of one of its clients."""
+    found = "no accuracy after the last round"
+    line = next((line for line in reversed(lines) if line.get("failures")), None)
+    if line is None:
+        return found
+    clients = _by_clients(line)
+    reasons = [failure["reason"] for failure in line["failures"] if failure["who"] == ROUND]
+    reasons += [f"{failure['who']}: {failure['reason']}" for failure in clients[:1]]
+    if len(clients) > 1:
+        reasons.append(f"and {len(clients) - 1} more")
+    return " ".join(f"{found}; round {line['round']}: {'; '.join(reasons)}".split())
+
+
+def losses(failed_rounds: int, missing_replies: int) -> list[str]:
+    """Return ``1 round failed`` and ``2 replies missing``, each only where it is not zero."""
+    rounds = f"{failed_rounds} round{'s' * (failed_rounds != 1)} failed"
+    replies = f"{missing_replies} repl{'y' if missing_replies == 1 else 'ies'} missing"
+    return [rounds] * bool(failed_rounds) + [replies] * bool(missing_replies)
 
 
 def rounds_to(curve: Curve, target: float) -> int | None:

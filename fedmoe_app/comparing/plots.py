@@ -120,7 +120,7 @@ def _of(results: Sequence[Result], scheme: str, partition: str | None) -> list[R
     return [
         result
         for result in results
-        if result.figures
+        if result.finished
         and result.cell.scheme == scheme
         and partition in (None, result.cell.partition)
     ]

@@ -23,8 +23,9 @@ SHARES = (0.90, 0.95)  # of the centralised accuracy of the same seed
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a cell: figures, or the reason why there are none.
+    """What became of a cell: figures, or the reason of its failure.
 
+    A run that came to its end without a final accuracy has both, and counts as failed.
     ``rounds`` holds the rounds to each of :data:`SHARES`; None where the run never came to it,
     and no entry at all where the seed has no centralised run.
     """
@@ -34,13 +35,19 @@ class Result:
     failure: str | None
     rounds: tuple[int | None, ...]
 
+    @property
+    def finished(self) -> Figures | None:
+        """The figures of a run that did not fail."""
+        return None if self.failure else self.figures
+
 
 @dataclass(frozen=True)
 class Row:
     """One scheme on one partition, over the seeds.
 
     ``difference`` is the accuracy minus that of the first scheme, seed by seed; None for the
-    first scheme itself and for the centralised reference.
+    first scheme itself and for the centralised reference. All but ``failed`` is of the ``runs``
+    that did not fail; ``failed_rounds`` and ``missing_replies`` are sums over them.
     """
 
     scheme: str
@@ -54,6 +61,13 @@ class Row:
     rounds: tuple[Reached | None, ...]
     bytes_up: float | None
     seconds: float | None
+    failed_rounds: int
+    missing_replies: int
+
+    @property
+    def seeds(self) -> int:
+        """The seeds asked for."""
+        return self.runs + self.failed
 
 
 def results_of(plan: Plan, outcomes: Outcomes) -> list[Result]:
@@ -88,13 +102,14 @@ def _ordered(groups: dict[tuple[str, str], list[Result]], plan: Plan) -> list[tu
 def _result(cell: Cell, outcomes: Outcomes, central: float | None) -> Result:
     figures = outcomes.figures.get(cell.key)
     rounds: tuple[int | None, ...] = ()
-    if figures is not None and central is not None:
+    failure = outcomes.failures.get(cell.key)
+    if figures is not None and central is not None and not failure:
         rounds = tuple(rounds_to(figures.curve, share * central) for share in SHARES)
-    return Result(cell, figures, outcomes.failures.get(cell.key), rounds)
+    return Result(cell, figures, failure, rounds)
 
 
 def _row(group: Sequence[Result], reference: Sequence[Result]) -> Row:
-    done = [result.figures for result in group if result.figures]
+    done = [result.finished for result in group if result.finished]
     known = [result.rounds for result in group if result.rounds]
     accuracy = _by_seed(group)
     variances = _known(done, lambda figures: figures.local_variance)
@@ -114,14 +129,16 @@ def _row(group: Sequence[Result], reference: Sequence[Result]) -> Row:
         ),
         bytes_up=statistics.fmean(f.bytes_up for f in done) if done else None,
         seconds=statistics.fmean(f.seconds for f in done) if done else None,
+        failed_rounds=sum(f.failed_rounds for f in done),
+        missing_replies=sum(f.missing_replies for f in done),
     )
 
 
 def _by_seed(group: Sequence[Result]) -> dict[int, float]:
     return {
-        result.cell.seed: result.figures.accuracy
+        result.cell.seed: result.finished.accuracy
         for result in group
-        if result.figures and result.figures.accuracy is not None
+        if result.finished and result.finished.accuracy is not None
     }
 
 

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedmoe_app.comparing.figures import losses
 from fedmoe_app.comparing.options import CENTRALISED
 from fedmoe_app.comparing.plan import Plan
 from fedmoe_app.comparing.statistics import Estimate, Reached
@@ -42,7 +43,9 @@ def legend(metric: str) -> str:
         "of the mean; the difference to the first scheme is taken seed by seed. Local accuracy: "
         "of each client after its local training on its own hold-out, mean and variance over the "
         "clients, averaged over the seeds. Rounds to a share of the centralised accuracy: mean "
-        "over the seeds that reached it."
+        "over the seeds that reached it. Runs: those that the means are over; a run without an "
+        "accuracy after the last round has failed; replies missing: asked for and not usable, "
+        "over all rounds and runs."
     )
 
 
@@ -62,27 +65,43 @@ def headers(first: str, metric: str) -> list[str]:
 
 def shown(row: Row) -> list[str]:
     """Return a row as text."""
-    failed = f", {row.failed} failed" if row.failed else ""
     return [
         row.scheme,
         row.partition,
-        mean_and_std(row.accuracy),
+        mean_and_std(row.accuracy, row.seeds),
         _interval(row.accuracy, "{:.3f}"),
-        _difference(row.difference),
+        _difference(row.difference, row.seeds),
         f"{row.local_accuracy.mean:.3f}" if row.local_accuracy else MISSING,
         MISSING if row.local_variance is None else f"{row.local_variance:.4f}",
         *(_rounds(reached) for reached in row.rounds),
         human_bytes(row.bytes_up),
         MISSING if row.seconds is None else duration(row.seconds),
-        f"{row.runs}{failed}",
+        _runs(row),
     ]
 
 
-def mean_and_std(value: Estimate | None) -> str:
-    """Return ``0.712 ± 0.010`` (sample standard deviation)."""
+def _runs(row: Row) -> str:
+    """Return ``2, 1 failed, 3 replies missing``."""
+    failed = [f"{row.failed} failed"] * bool(row.failed)
+    return ", ".join([str(row.runs), *failed, *losses(row.failed_rounds, row.missing_replies)])
+
+
+def mean_and_std(value: Estimate | None, seeds: int | None = None) -> str:
+    """Return ``0.712 ± 0.010`` (sample standard deviation).
+
+    Args:
+        value: the mean.
+        seeds: how many seeds it should be over; where it is over fewer, that is said.
+    """
     if value is None:
         return MISSING
-    return f"{value.mean:.3f}" + (" (one seed)" if value.std is None else f" ± {value.std:.3f}")
+    part = _part(value, seeds) or ("one seed" if value.std is None else "")
+    std = "" if value.std is None else f" ± {value.std:.3f}"
+    return f"{value.mean:.3f}{std}" + (f" ({part})" if part else "")
+
+
+def _part(value: Estimate, seeds: int | None) -> str:
+    return "" if seeds is None or value.n == seeds else f"{value.n} of {seeds} seeds"
 
 
 def _interval(value: Estimate | None, form: str) -> str:
@@ -91,12 +110,12 @@ def _interval(value: Estimate | None, form: str) -> str:
     return " to ".join(form.format(end) for end in value.interval)
 
 
-def _difference(value: Estimate | None) -> str:
+def _difference(value: Estimate | None, seeds: int) -> str:
     if value is None:
         return MISSING
-    if value.interval is None:
-        return f"{value.mean:+.3f}"
-    return f"{value.mean:+.3f} ({_interval(value, '{:+.3f}')})"
+    interval = "" if value.interval is None else _interval(value, "{:+.3f}")
+    about = ", ".join(filter(None, (interval, _part(value, seeds))))
+    return f"{value.mean:+.3f}" + (f" ({about})" if about else "")
 
 
 def _rounds(value: Reached | None) -> str:
@@ -136,9 +155,9 @@ def print_summary(
 
 
 def rich_table(plan: Plan, rows: Sequence[Row], metric: str) -> Table:
-    """Build the table for a terminal: two lines a row, a section a partition, failures in red.
+    """Build the table for a terminal: a section a partition, rows with failures in red.
 
-    The second line of a cell holds the interval, the variance or the number of seeds.
+    The lines under the first hold interval, variance, number of seeds and what went wrong.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     titles = _stacked_headers(headers(first_scheme(plan), metric))
@@ -168,11 +187,11 @@ def _stacked_headers(names: Sequence[str]) -> list[str]:
 
 def _stacked(row: Row) -> list[str]:
     text = shown(row)
-    minus, _, ends = text[4].partition(" (")
+    minus, _, ends = text[4].replace(", ", "\n").partition(" (")
     rounds = [value.replace(" (reached ", "\n").rstrip(")") for value in text[7:9]]
     return [
         f"{row.scheme}\n{row.partition}",
-        f"{text[2]}\n{text[3]}",
+        text[2].replace(" (", "\n(") + f"\n{text[3]}",
         f"{minus}\n{ends.rstrip(')')}",
         f"{text[5]}\n{text[6]}",
         *rounds,

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from fedmoe_app.config import TrainConfig
+from fedmoe_app.config import ConfigError, TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.local.mixture import MixingGate, Mixture
 from fedmoe_app.local.schedule import Factor, constant
 from fedmoe_app.local.setup import Setup
-from fedmoe_app.local.tasks import evaluate
+from fedmoe_app.local.tasks import Task, evaluate
 from fedmoe_app.local.train import micro_batches, train_batches
 from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
 from fedmoe_app.moe.state import ModelState, Tensors
@@ -158,6 +158,7 @@ def own_model(setup: Setup, scheme: Scheme, kept: Mapping[str, Tensor]) -> OwnMo
 
     Raises:
         TypeError: a user's scheme has ``personal_copy`` but none of PFL-MoE's parameters.
+        ConfigError: the task is scored by more than one forward (options, generation).
     """
     if not scheme.personal_copy:
         return None
@@ -165,6 +166,11 @@ def own_model(setup: Setup, scheme: Scheme, kept: Mapping[str, Tensor]) -> OwnMo
         raise TypeError(
             f"{type(scheme).__name__}.personal_copy = True: only for subclasses of PFLMoE, which "
             "says how the copy is trained; derive the scheme from it"
+        )
+    if type(setup.task).score_rows is not Task.score_rows:
+        raise ConfigError(
+            f'scheme = "pflmoe" with data.metric = "{setup.task.metric}": the mixture is scored by '
+            'its logits; choose data.metric = "auto" with classification or causal-lm'
         )
     return OwnModel(setup, scheme, kept)
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.budgets import experts_in
-from fedmoe_app.config import RunConfig
-from fedmoe_app.local.kept import ClientFiles, Kept
+from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.local.keeping import Keeping
 from fedmoe_app.local.node import Node
-from fedmoe_app.local.personal import OwnModel, own_model
+from fedmoe_app.local.personal import OwnModel
 from fedmoe_app.local.prepared import ClientRows, client_rows
 from fedmoe_app.local.schedule import Factor, learning_rate_factor
 from fedmoe_app.local.setup import Setup, check_base, load_setup
@@ -66,11 +66,9 @@ class ClientRound:
 
     def run(self) -> ClientUpdate:
         """Score, train, score again; keep what the scheme keeps; return what changed."""
-        files = ClientFiles(self.task.run_key, self.node.client)
-        kept = files.load(self.task.server_round) if self.scheme.keeps_state else Kept()
+        keeping = Keeping(self.scheme, self.task, self.node.client)
         before = self._score(self.setup.task)
-        started = self._start(kept)
-        own = own_model(self.setup, self.scheme, kept.tensors)
+        started, own = keeping.start(self.setup)
         client = self._local_client()
         trainables = Trainables(
             self.setup.model, self.setup.layers, self.scheme.choose_experts(client)
@@ -82,8 +80,9 @@ class ClientRound:
             del trainables  # the local copy goes before the personal one is trained
             self._train_own(own)
         after = self._score(self.setup.task if own is None else own.task)
-        self._keep(files, changes, own)
-        metrics = self._metrics(result, client, kept) | {
+        keeping.store(changes, own)
+        metrics = self._metrics(result, client) | {
+            **keeping.metrics(),
             **_score_metrics("", before),
             **_score_metrics("local-", after),
             **self._own_metrics(own),
@@ -97,16 +96,13 @@ class ClientRound:
             metrics=metrics,
         )
 
-    def _start(self, kept: Kept) -> ModelState:
-        """Write the values that training starts from into the model; return them."""
-        if not kept.tensors:
-            return self.task.state
-        started = self.scheme.start(self.task.state, kept.tensors)
-        write_state(self.setup.model, self.setup.layers, started)
-        return started
-
     def _local_client(self) -> LocalClient:
         shape, budget = self.setup.shape, self.node.expert_budget
+        if self.node.partition_id is None and self.scheme.needs_client_number(budget is not None):
+            raise ConfigError(
+                "node config: this scheme tells clients apart by their number from start to start; "
+                "give each SuperNode a partition-id of its own, beside its data-path"
+            )
         own_budget = None if budget is None else experts_in(budget, shape.num_experts)
         return LocalClient(self.node.client, shape, own_budget, self._usage)
 
@@ -149,22 +145,13 @@ class ClientRound:
         factor = self._learning_rate()
         own.train(self.setup.model, self.rows.train, self.config.train, self._seed, factor)
 
-    def _keep(self, files: ClientFiles, changes: ModelState, own: OwnModel | None) -> None:
-        if not self.scheme.keeps_state:
-            return
-        tensors = self.scheme.keep(self.task.state, changes)
-        if own is None:
-            files.save(self.task.server_round, tensors)
-        elif own.is_finite():  # else the next round starts from what was kept before
-            files.save(self.task.server_round, tensors | own.tensors())
-
     def _learning_rate(self) -> Factor:
         config = self.config.train
         steps = num_steps(len(self.rows.train), config)
         rounds = self.config.num_server_rounds
         return learning_rate_factor(config, self.task.server_round, rounds, steps)
 
-    def _metrics(self, result: TrainResult, client: LocalClient, kept: Kept) -> dict[str, float]:
+    def _metrics(self, result: TrainResult, client: LocalClient) -> dict[str, float]:
         metrics = {
             "train-loss": result.loss,
             "num-steps": result.num_steps,
@@ -173,8 +160,6 @@ class ClientRound:
         budget = self.scheme.budget(client)
         if budget is not None:
             metrics["expert-budget"] = budget
-        if self.scheme.keeps_state:
-            metrics["kept-round"] = kept.server_round
         return metrics
 
     def _own_metrics(self, own: OwnModel | None) -> dict[str, float]:

@@ -121,7 +121,7 @@ def train(
     for batch in train_batches(rows, config, seed):
         optimiser.zero_grad(set_to_none=True)
         losses.append(_backward(run, batch, config, parameters, reference))
-        run.trainables.count_step()
+        run.trainables.count_step(run.recorder.take_routed())
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         optimiser.step()

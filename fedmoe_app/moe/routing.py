@@ -117,6 +117,7 @@ class RoutingRecorder:
     def reset(self) -> None:
         """Forget everything that was recorded."""
         self._sums = [_Sums(layer.num_experts) for layer in self._layers]
+        self._counted = torch.stack([sums.count for sums in self._sums])  # [L, E], at take_routed
         self._last: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     @property
@@ -130,6 +131,13 @@ class RoutingRecorder:
         if len(self._last) < len(self._layers):
             raise RuntimeError("no router probabilities: needs keep_probs=True and a forward")
         return [_probabilities(layer, *self._last[layer.index]) for layer in self._layers]
+
+    def take_routed(self) -> Tensor:
+        """Return which experts got a real token since the last call, ``[L, E]`` bool."""
+        counts = torch.stack([sums.count.cpu() for sums in self._sums])
+        routed = counts > self._counted
+        self._counted = counts
+        return routed
 
     def stats(self, trained: Tensor | None = None) -> RoutingStats:
         """Return the histogram of all forwards since the start or the last :meth:`reset`.

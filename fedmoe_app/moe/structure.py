@@ -105,7 +105,9 @@ def _is_router(module: nn.Module, num_experts: int) -> bool:
 
 def find_top_k(model: PreTrainedModel, router: nn.Module, block: nn.Module) -> int:
     """Return K; a family that states it nowhere (Switch) routes each token to one expert."""
-    sources = [(router, "top_k"), (block, "top_k"), (model.config, "num_experts_per_tok")]
+    text = model.config.get_text_config()
+    sources: list[tuple[Any, str]] = [(router, "top_k"), (block, "top_k")]
+    sources += [(text, "num_experts_per_tok"), (text, "top_k_experts")]
     found = (getattr(owner, name, None) for owner, name in sources)
     return next((k for k in found if isinstance(k, int)), 1)
 

@@ -107,15 +107,21 @@ class Trainables:
             for parameter in self._local.experts.get((layer, e), {}).values():
                 parameter.requires_grad_(wanted)
 
-    def count_step(self) -> None:
+    def count_step(self, routed: Tensor | None = None) -> None:
         """Count the experts that this step trains; call it between ``backward`` and ``step``.
 
         An expert that only padding reached has a gradient of exact zeros. It counts as not
-        reached: the gradient is dropped, so that the optimiser leaves the expert alone.
+        reached: the gradient is dropped, so that the optimiser leaves the expert alone. So does
+        one that no token reached, whatever a regulariser on its weights says.
+
+        Args:
+            routed: whether a real token of the step went to e, ``[L, E]`` bool; None if not known.
         """
         for (layer, e), tensors in self._local.experts.items():
+            reached = routed is None or bool(routed[layer, e])
             grads = [p.grad for p in tensors.values() if p.grad is not None]
-            if any(bool(grad.any()) for grad in reversed(grads)):  # the smaller tensors first
+            # The smaller tensors first.
+            if reached and any(bool(grad.any()) for grad in reversed(grads)):
                 self.trained[layer, e] += 1
             else:
                 for parameter in tensors.values():
@@ -230,4 +236,5 @@ def _clones(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def _difference(local: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensors:
-    return {name: local[name].detach().float() - received[name].float() for name in local}
+    # On the CPU, where the received state is and from where it is sent.
+    return {name: (local[name].detach().float() - received[name].float()).cpu() for name in local}

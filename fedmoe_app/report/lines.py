@@ -88,6 +88,7 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "selection_ratio": _selection_ratio(report, position),
         "kept_round": _whole(metrics.get("kept-round")),
         "state_lost": update.client in report.lost_state,
+        "state_stored": _flag(metrics.get("state-stored")),
         "bytes_up": report.bytes_up[update.client],
         "bytes_down": report.bytes_down_each,
         "experts_sent": len(update.changes.experts),
@@ -103,6 +104,10 @@ def _selection_ratio(report: RoundReport, position: int) -> float | None:
 def _whole(value: float | None) -> int | None:
     """Return a count, which travels as a float among the metrics."""
     return None if value is None else int(value)
+
+
+def _flag(value: float | None) -> bool | None:
+    return None if value is None else bool(value)
 
 
 def _compact(value: Any) -> Any:

@@ -123,6 +123,10 @@ class Scheme:
             fedmoe_app.config.ConfigError: naming the value and the allowed range.
         """
 
+    def advice(self, shape: ModelShape) -> str:
+        """Return what the server should say of this scheme on this model before the run, or ""."""
+        return ""
+
     # -- on the client: what is trained --------------------------------------------------------
 
     def budget(self, client: LocalClient) -> int | None:
@@ -170,6 +174,14 @@ class Scheme:
     def keeps_state(self) -> bool:
         """Whether :meth:`keep` returns anything, so that the node has to store it."""
         return False
+
+    def needs_client_number(self, has_budget: bool) -> bool:
+        """Whether clients must have numbers that outlive their process (``partition-id``).
+
+        Args:
+            has_budget: whether the node names an ``expert-budget`` of its own.
+        """
+        return self.keeps_state
 
     @property
     def personal_copy(self) -> bool:

@@ -27,6 +27,9 @@ from fedmoe_app.schemes.base import (
 )
 
 _GATES, _EXPERTS = "gates/", "experts/"  # prefixes of what is kept for either part
+# Diagnostics of a round that belong to one part of the schemes that come with fedmoe.
+_OF_SELECTION = ("selection_ratio",)
+_OF_LOSS = ("reference", "reference_distance")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,16 @@ class Combination(Scheme):
         for part in (self.selection, self.loss, self.experts):
             part.check(others)
 
+    def advice(self, shape: ModelShape) -> str:
+        """What the parts say, each once."""
+        parts = (self.selection, self.loss, self.gates, self.experts)
+        return "; ".join(dict.fromkeys(filter(None, (part.advice(shape) for part in parts))))
+
     # -- selection -----------------------------------------------------------------------------
+
+    def needs_client_number(self, has_budget: bool) -> bool:
+        """As the selection has it, or as anything is kept."""
+        return self.keeps_state or self.selection.needs_client_number(has_budget)
 
     def budget(self, client: LocalClient) -> int | None:
         """As the selection has it."""
@@ -130,9 +142,18 @@ class Combination(Scheme):
     # -- what a researcher looks at ------------------------------------------------------------
 
     def diagnose(self, info: RoundInfo) -> dict[str, Any]:
-        """All parts' numbers of the round."""
-        parts = (self.selection, self.gates, self.experts)
-        return {name: value for part in parts for name, value in part.diagnose(info).items()}
+        """Take from each part the numbers of what it does here; the gates' part gives the rest."""
+        own = {"selection": _OF_SELECTION, "loss": _OF_LOSS}
+        found: dict[str, Any] = {}
+        for part, names in own.items():
+            numbers = getattr(self, part).diagnose(info)
+            found |= {name: value for name, value in numbers.items() if name in names}
+        others = self.gates.diagnose(info)
+        return found | {
+            name: value
+            for name, value in others.items()
+            if name not in _OF_SELECTION and name not in _OF_LOSS
+        }
 
     def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
         """As the experts have it."""

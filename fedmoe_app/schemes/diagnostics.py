@@ -9,11 +9,14 @@ Shapes: L layers, E experts, N clients of the round, M members that trained an e
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import Tensor
 
 from fedmoe_app.schemes.base import ExpertUpdates, RoundInfo, Scheme
+
+logger = logging.getLogger("fedmoe")
 
 # Matrices [L, E, N, N] with more entries than this are left out of a round's line.
 MAX_PAIRS = 20_000
@@ -29,16 +32,23 @@ class Diagnostics:
         self._num_clients = 0
 
     def add(self, scheme: Scheme, updates: ExpertUpdates, change: Tensor) -> None:
-        """Ask the scheme about an expert that it has just combined."""
+        """Ask the scheme about an expert that it has just combined.
+
+        A fault in a scheme's diagnostics costs these numbers, not the round.
+        """
         self._num_clients = len(updates.info.num_examples)
-        found = {
-            "conflict": conflict_share(updates.deltas, change),
-            "expert_weights": scheme.expert_weights(updates),
-            **scheme.diagnose_expert(updates, change),
-        }
-        for name, value in found.items():
-            spread = self._spread(value, updates.members)
-            self._found.setdefault(name, {})[updates.layer, updates.expert] = spread
+        try:
+            found = {
+                "conflict": conflict_share(updates.deltas, change),
+                "expert_weights": scheme.expert_weights(updates),
+                **scheme.diagnose_expert(updates, change),
+            }
+            spread = {name: self._spread(value, updates.members) for name, value in found.items()}
+        except Exception as error:  # whatever a user's scheme does
+            logger.warning("diagnostics of expert %s: %r", (updates.layer, updates.expert), error)
+            return
+        for name, value in spread.items():
+            self._found.setdefault(name, {})[updates.layer, updates.expert] = value
 
     def result(self, scheme: Scheme, info: RoundInfo) -> dict[str, Any]:
         """Return the tables of all experts and what the scheme says of the round."""
@@ -49,7 +59,11 @@ class Diagnostics:
             for name, found in self._found.items()
             if pairs <= MAX_PAIRS or not _is_matrix(found)
         }
-        return tables | scheme.diagnose(info)
+        try:
+            return tables | scheme.diagnose(info)
+        except Exception as error:  # as in add()
+            logger.warning("diagnostics of round %d: %r", info.server_round, error)
+            return tables
 
     def _spread(self, value: Any, members: tuple[int, ...]) -> Any:
         """Lay the members' numbers out over the round's N clients, null for the others."""

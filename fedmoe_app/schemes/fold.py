@@ -50,6 +50,7 @@ def fold(
                 [update.changes.gates[layer] for update in updates],
                 scheme.gate_weights(info, layer),
                 scheme.gate_scale(info, layer),
+                without_rows=dense_weights,
             )
             for layer, gate in state.gates.items()
         },
@@ -79,13 +80,23 @@ def check_finite(state: ModelState) -> None:
 
 
 def _add(
-    values: Tensors, changes: Sequence[Tensors], weights: Tensor, scale: float = 1.0
+    values: Tensors,
+    changes: Sequence[Tensors],
+    weights: Tensor,
+    scale: float = 1.0,
+    without_rows: Tensor | None = None,
 ) -> Tensors:
-    """scale·values + Σ_i weights[i]·changes[i], tensor by tensor."""
-    return {
-        name: value * scale + weighted_sum(weights, [change[name] for change in changes])
-        for name, value in values.items()
-    }
+    """scale·values + Σ_i weights[i]·changes[i], tensor by tensor.
+
+    Weights ``[N, E]`` are for rows: a gate's tensor without a row an expert takes ``without_rows``.
+    """
+    result = {}
+    for name, value in values.items():
+        fits = weights.dim() == 1 or (value.dim() > 0 and len(value) == weights.shape[1])
+        chosen = weights if fits or without_rows is None else without_rows
+        total = weighted_sum(chosen, [change[name] for change in changes])
+        result[name] = value * scale + total
+    return result
 
 
 def _fold_expert(

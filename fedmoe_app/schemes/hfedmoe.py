@@ -29,7 +29,7 @@ from torch import Tensor
 from fedmoe_app.budgets import Budget, experts_in
 from fedmoe_app.config import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, RoundInfo, Scheme
+from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, ModelShape, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import shares
 
 
@@ -156,7 +156,21 @@ class HFedMoE(Scheme):
         """Take the ``hfedmoe`` table."""
         return cls(**config.hfedmoe.model_dump() | {"budgets": config.hfedmoe.default_budgets})
 
+    def advice(self, shape: ModelShape) -> str:
+        """Warn where τ leaves hardly any expert that qualifies: the mean usage is 1/E."""
+        if self.tau < 1 / shape.num_experts or not (self.usage_weights or self.importance_gates):
+            return ""
+        return (
+            f"hfedmoe.tau = {self.tau:g}: the mean probability of an expert is 1/E = "
+            f"{1 / shape.num_experts:g}, so that most experts qualify nowhere and stay as they "
+            "are; choose a smaller one"
+        )
+
     # -- on the client -------------------------------------------------------------------------
+
+    def needs_client_number(self, has_budget: bool) -> bool:
+        """Whether the budget goes by turn."""
+        return self.selection != "none" and not has_budget
 
     def budget(self, client: LocalClient) -> int:
         """Return C: the node's own ``expert-budget``, else the one of its turn."""

@@ -17,7 +17,7 @@ from fedmoe_app.comparing.run_cell import RESULTS
 from fedmoe_app.report.log import RunFolder
 
 # What a fake run does instead of writing metrics, by the seed of its cell.
-RAISES, DIES, INTERRUPTS, TEARS = 90, 91, 92, 93
+RAISES, DIES, INTERRUPTS, TEARS, LOSES, REJECTS = 90, 91, 92, 93, 94, 95
 
 
 def line(number: int, accuracy: float | None, own: Sequence[float | None] = ()) -> dict[str, Any]:
@@ -40,6 +40,20 @@ def lines(*accuracies: float | None, own: Sequence[float | None] = (0.5, 0.7)) -
     return [line(i, value, own if i else ()) for i, value in enumerate(accuracies)]
 
 
+def rejecting(entries: list[Any], **reasons: str) -> list[Any]:
+    """The lines of a run that rejected these clients in every round."""
+    failures = [{"who": who, "reason": why} for who, why in reasons.items()]
+    return [entry | {"failures": failures if entry["round"] else []} for entry in entries]
+
+
+def last_failed(entries: list[Any]) -> list[Any]:
+    """The lines of a run whose last round failed: no evaluation, and no client's figures."""
+    last = entries[-1]
+    failures = [*last.get("failures", []), {"who": "round", "reason": "1 usable\nreply of 2"}]
+    lost = {"status": "failed", "accuracy": None, "loss": None, "clients": []}
+    return [*entries[:-1], last | lost | {"failures": failures}]
+
+
 def fake_run(cell: Cell, draft: Path) -> Path:
     """Write metrics, a config, a plot and a model; each call is counted beside the draft."""
     with (draft.parents[1] / "calls.txt").open("a") as calls:
@@ -56,7 +70,10 @@ def fake_run(cell: Cell, draft: Path) -> Path:
     folder.write_config(cell.flat | {"output-dir": str(draft)})
     (folder.path / "model").mkdir()
     (folder.path / "accuracy.png").touch()
-    for entry in lines(*[0.1 * i for i in range(cell.rounds if cell.seed == TEARS else 3)]):
+    entries = lines(*[0.1 * i for i in range(cell.rounds if cell.seed == TEARS else 3)])
+    if cell.seed == REJECTS:
+        entries = rejecting(entries, c1="NaN")
+    for entry in last_failed(entries) if cell.seed == LOSES else entries:
         folder.append(entry)
     return folder.path
 
@@ -84,11 +101,22 @@ def plan_and_outcomes(
         if isinstance(result, str):
             outcomes.failures[cells[-1].key] = result
         else:
-            outcomes.figures[cells[-1].key] = figures(result)
+            outcomes.add(cells[-1], figures(result))
     schemes = tuple(dict.fromkeys(key[0] for key in runs))
     partitions = tuple(dict.fromkeys(key[1] for key in runs if key[1] != NO_PARTITION))
     seeds = tuple(dict.fromkeys(key[2] for key in runs))
     return Plan(schemes, partitions, seeds, 2, tuple(cells)), outcomes
+
+
+def broken() -> tuple[Plan, Outcomes]:
+    """FedAvg with three seeds that reject clients; the last round of the second fails."""
+    runs: dict[tuple[str, str, int], list[Any] | str] = {
+        ("fedavg", "iid", 1): rejecting(lines(0.1, 0.5, 0.6), c1="NaN"),
+        ("fedavg", "iid", 2): last_failed(rejecting(lines(0.1, 0.5, 0.6), c1="NaN")),
+        ("fedavg", "iid", 3): lines(0.1, 0.5, 0.8),
+    }
+    runs["fedavg", "iid", 3][1]["failures"] = [{"who": "c2", "reason": "late"}]  # type: ignore[index]
+    return plan_and_outcomes(runs)
 
 
 def figures(entries: list[Any]) -> Figures:

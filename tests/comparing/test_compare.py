@@ -12,7 +12,7 @@ from fedmoe_app import cli
 from fedmoe_app.comparing import compare as comparing
 from fedmoe_app.launching import runner
 from fedmoe_app.report.log import RunFolder
-from tests.comparing.fakes import calls, fake_run, line
+from tests.comparing.fakes import LOSES, REJECTS, calls, fake_run, line
 from tests.conftest import REPOSITORY
 
 SMALL = (
@@ -97,6 +97,21 @@ def test_a_failed_run_is_exit_code_one_and_stands_in_the_tables(
     assert lines[-2] == reason
     assert reason in (tmp_path / "out" / "comparison.md").read_text()
     assert [row["status"] for row in table(tmp_path / "out" / "comparison.csv")] == ["ok", "failed"]
+
+
+def test_a_run_whose_last_round_failed_is_exit_code_one(
+    compare: Call, faked: None, tmp_path: Path
+) -> None:
+    code, lines, _ = compare(
+        *("--schemes", "fedavg", "--seeds", f"1,{LOSES},{REJECTS}", "--rounds", "2"),
+        "--no-centralised",
+    )
+    assert code == 1
+    assert lines[-2].startswith(f"failed: fedavg, dirichlet 0.5, seed {LOSES}: no accuracy after")
+    assert any(line.endswith("| 2, 1 failed, 2 replies missing |") for line in lines)
+    rows = table(tmp_path / "out" / "comparison.csv")
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert [row["missing_replies"] for row in rows] == ["0", "0", "2"]
 
 
 def test_all_schemes_that_are_built_in_by_default(compare: Call, faked: None) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from fedmoe_app.comparing.csv_files import cells_csv, summary_csv
 from fedmoe_app.comparing.summary import results_of, summarise
-from tests.comparing.fakes import example
+from tests.comparing.fakes import broken, example
 
 
 def test_cells_csv() -> None:
@@ -27,6 +27,8 @@ def test_cells_csv() -> None:
         "bytes_up_per_round": "20.0",
         "bytes_up_total": "40",
         "seconds": "4.5",
+        "failed_rounds": "0",
+        "missing_replies": "0",
         "cell": plan.cells[3].key,
         "failure": "",
     }
@@ -46,7 +48,21 @@ def test_summary_csv() -> None:
         "0",
     )
     assert float(row["accuracy_mean"]) == pytest.approx(0.785)
+    assert (row["accuracy_seeds"], row["failed_rounds"], row["missing_replies"]) == ("2", "0", "0")
     assert float(row["difference_mean"]) == pytest.approx(0.135)
     assert (row["rounds_to_90"], row["reached_90"], row["reached_90_of"]) == ("1.0", "1", "2")
     first = list(csv.DictReader(io.StringIO(text)))[1]
     assert (first["difference_mean"], first["rounds_to_90"], first["reached_90"]) == ("", "", "0")
+
+
+def test_a_broken_run_is_not_ok() -> None:
+    plan, outcomes = broken()
+    results = results_of(plan, outcomes)
+    first, second, _ = csv.DictReader(io.StringIO(cells_csv(results)))
+    assert (first["status"], first["failed_rounds"], first["missing_replies"]) == ("ok", "0", "2")
+    assert (second["status"], second["accuracy"], second["initial_loss"]) == ("failed", "", "2.0")
+    assert (second["failed_rounds"], second["missing_replies"]) == ("1", "2")
+    assert second["failure"].endswith("round 2: 1 usable reply of 2; c1: NaN")
+    (row,) = csv.DictReader(io.StringIO(summary_csv(summarise(plan, results))))
+    assert (row["runs"], row["failed"], row["accuracy_seeds"]) == ("2", "1", "2")
+    assert (row["failed_rounds"], row["missing_replies"]) == ("0", "3")

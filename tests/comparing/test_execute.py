@@ -6,7 +6,18 @@ import pytest
 from fedmoe_app.comparing.execute import Outcomes, run_cells
 from fedmoe_app.comparing.folder import ComparisonFolder
 from fedmoe_app.comparing.plan import Cell
-from tests.comparing.fakes import DIES, INTERRUPTS, RAISES, TEARS, calls, cell, example, fake_run
+from tests.comparing.fakes import (
+    DIES,
+    INTERRUPTS,
+    LOSES,
+    RAISES,
+    REJECTS,
+    TEARS,
+    calls,
+    cell,
+    example,
+    fake_run,
+)
 
 
 def run(path: Path, *cells: Cell, workers: int = 0) -> Outcomes:
@@ -58,6 +69,36 @@ def test_a_kept_cell_that_cannot_be_read_is_run_again(
 def test_a_run_that_stops_early_has_failed(tmp_path: Path) -> None:
     outcomes = run(tmp_path, cell(seed=TEARS))
     assert "not that of round 2" in outcomes.failures[cell(seed=TEARS).key]
+
+
+def test_a_rejected_client_stands_in_the_line_of_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = run(tmp_path, cell(seed=REJECTS))
+    assert (
+        capfd.readouterr()
+        .out.splitlines()[-1]
+        .endswith(", 20 B up a round, 4 s, 2 replies missing")
+    )
+    assert outcomes.failures == {}
+    # The cell file knows nothing of it: kept runs of before are counted from their metrics.
+    assert run(tmp_path, cell(seed=REJECTS)).figures == outcomes.figures
+    assert len(calls(tmp_path)) == 1
+
+
+def test_a_run_without_a_final_accuracy_has_failed_and_is_run_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lost = cell(seed=LOSES)
+    outcomes = run(tmp_path, lost)
+    reason = "no accuracy after the last round; round 2: 1 usable reply of 2"
+    assert outcomes.failures == {lost.key: reason}
+    assert outcomes.figures[lost.key].failed_rounds == 1
+    log = tmp_path / "cells" / lost.key / "run.log"
+    assert capfd.readouterr().out.endswith(f"seed 94: FAILED: {reason} (output: {log})\n")
+    assert run(tmp_path, lost).failures == outcomes.failures
+    assert "kept, but it failed, so it is run again: no accuracy" in capfd.readouterr().out
+    assert len(calls(tmp_path)) == 2
 
 
 def test_failures_and_dead_processes_stop_no_other_cell(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from fedmoe_app.comparing.plots import draw_curves, draw_final, plot_comparison
 from fedmoe_app.comparing.summary import results_of
-from tests.comparing.fakes import example, lines, plan_and_outcomes
+from tests.comparing.fakes import broken, example, lines, plan_and_outcomes
 
 
 def test_a_panel_a_partition_and_a_line_a_scheme() -> None:
@@ -25,6 +25,12 @@ def test_the_final_plot_has_a_row_of_panels_a_partition() -> None:
     assert len(figure.axes) == 4
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["fedavg", "fedprox"]
+
+
+def test_a_run_without_a_final_accuracy_is_in_no_curve() -> None:
+    plan, outcomes = broken()
+    drawn = draw_curves(plan, results_of(plan, outcomes), "accuracy").axes[0].lines[0]
+    assert list(drawn.get_ydata()) == pytest.approx([0.1, 0.5, 0.7])
 
 
 def test_ten_schemes_differ_in_colour_or_marker() -> None:

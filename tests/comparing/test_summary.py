@@ -1,7 +1,7 @@
 import pytest
 
 from fedmoe_app.comparing.summary import Row, results_of, summarise
-from tests.comparing.fakes import example, lines, plan_and_outcomes
+from tests.comparing.fakes import broken, example, last_failed, lines, plan_and_outcomes
 
 
 def rows() -> dict[tuple[str, str], Row]:
@@ -69,3 +69,22 @@ def test_a_row_whose_runs_all_failed_is_still_there() -> None:
     plan, outcomes = plan_and_outcomes({("fedavg", "iid", 1): "ValueError: no"})
     (row,) = summarise(plan, results_of(plan, outcomes))
     assert (row.runs, row.failed, row.accuracy, row.seconds) == (0, 1, None, None)
+
+
+def test_a_run_without_a_final_accuracy_is_left_out_of_the_means() -> None:
+    plan, outcomes = broken()
+    (row,) = summarise(plan, results_of(plan, outcomes))
+    assert (row.runs, row.failed, row.seeds) == (2, 1, 3)
+    assert row.accuracy is not None
+    assert (row.accuracy.n, row.accuracy.mean) == (2, pytest.approx(0.7))
+    assert (row.failed_rounds, row.missing_replies) == (0, 3)  # of the two that are in the mean
+
+
+def test_a_centralised_run_that_failed_is_no_reference() -> None:
+    plan, outcomes = plan_and_outcomes(
+        {
+            ("centralised", "-", 1): last_failed(lines(0.1, 0.4, 0.8)),
+            ("fedavg", "iid", 1): lines(0.1, 0.5, 0.6),
+        }
+    )
+    assert summarise(plan, results_of(plan, outcomes))[1].rounds == (None, None)

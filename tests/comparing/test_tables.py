@@ -9,7 +9,7 @@ from fedmoe_app.comparing.tables import (
     print_summary,
     rich_table,
 )
-from tests.comparing.fakes import example
+from tests.comparing.fakes import broken, example
 
 
 def test_markdown_names_what_was_compared_and_what_failed() -> None:
@@ -33,9 +33,26 @@ def test_markdown_names_what_was_compared_and_what_failed() -> None:
         "4 s",
         "2",
     ]
-    assert "0.400 (one seed)" in text
+    assert "0.400 (1 of 2 seeds)" in text
+    assert "+0.100 (1 of 2 seeds)" in text
     assert "1, 1 failed" in text
     assert "failed: fedprox, dirichlet 0.1, seed 2: ValueError: a | b" in text
+
+
+def test_what_went_wrong_stands_beside_the_runs() -> None:
+    plan, outcomes = broken()
+    results = results_of(plan, outcomes)
+    text = markdown(plan, summarise(plan, results), results, "accuracy")
+    assert "0.700 ± 0.141 (2 of 3 seeds)" in text
+    assert "| 2, 1 failed, 3 replies missing |" in text
+    assert (
+        "failed: fedavg, iid, seed 2: no accuracy after the last round; round 2: 1 usable" in text
+    )
+    console = Console(file=io.StringIO(), width=110)
+    console.print(rich_table(plan, summarise(plan, results), "accuracy"))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "3 replies" in printed
+    assert "2 of 3 seeds" in printed
 
 
 def test_markdown_table_escapes_bars() -> None:

@@ -19,6 +19,10 @@ from fedmoe_app.report.diagnostics.values import (
 )
 
 CONFLICT = "conflicting updates"
+MEANING = (
+    "share of members whose change has a negative dot product\n"
+    "with the combined change, which contains their own"
+)
 KAPPA = "κ (gain in step length)"
 CURVES_HEIGHT = 3.6
 
@@ -26,7 +30,8 @@ CURVES_HEIGHT = 3.6
 def draw_conflict(lines: Sequence[Line]) -> Figure | None:
     """Draw the share of conflicting updates, and κ where the scheme has it; None without.
 
-    An update of an expert conflicts when its dot product with the combined update is negative.
+    A member is a client that trained the expert. Its change conflicts when the dot product with
+    the combined change is negative; the combined change contains the member's own.
     Above: the mean over experts per round, a line a layer. Below: the last round that has
     numbers, layers against experts.
     """
@@ -66,7 +71,8 @@ def _draw_column(
     draw_curves(axes, diagnostic_curves(rounds, key), "layers")
     start_at_zero(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(percent))
-    finish_curves(axes, rounds, f"{scale.label}, mean over experts", scale.label)
+    meaning = f"\n{MEANING}" if key == "conflict" else ""
+    finish_curves(axes, rounds, f"{scale.label}, mean over experts{meaning}", scale.label)
     _draw_last(below, found, scale)
 
 

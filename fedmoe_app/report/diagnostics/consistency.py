@@ -15,13 +15,11 @@ from fedmoe_app.report.diagnostics.values import (
     Found,
     Line,
     Points,
-    add_point,
-    by_number,
+    client_curves,
     client_names,
     diagnostic,
     last_diagnostic,
     layer_curves,
-    mean,
 )
 
 CURVES_HEIGHT = 3.9
@@ -66,19 +64,6 @@ def relative_entropy_curves(lines: Iterable[Line]) -> dict[str, Points]:
     return layer_curves(rounds)
 
 
-def distance_curves(lines: Iterable[Line]) -> dict[str, Points]:
-    """Return each client's distance to the reference per round, mean over layers."""
-    curves: dict[str, Points] = {}
-    for line in lines:
-        distance = diagnostic(line, "reference_distance")  # [L, N]
-        if distance is None:
-            continue
-        names = client_names(line, distance.shape[1])
-        for name, value in zip(names, mean(distance, axis=0), strict=True):
-            add_point(curves, f"client {name}", line["round"], value)
-    return by_number(curves)
-
-
 def _draw_omega(part: SubFigure, omega: Found) -> None:
     num_clients = omega.values.shape[1]
     top = top_of(omega.values, min(1.0, 2 / num_clients))
@@ -94,7 +79,8 @@ def _draw_rounds(part: SubFigure, lines: Sequence[Line]) -> None:
         ("entropy of ω, mean over experts", "entropy / log N  (1: equal weights)", "layers",
          relative_entropy_curves(lines)),
         ("distance of each client's routing to the reference",
-         "total variation, mean over layers", "clients", distance_curves(lines)),
+         "total variation, mean over layers", "clients",
+         client_curves(lines, "reference_distance")),
     ]  # fmt: skip
     present = [each for each in drawn if each[-1]]
     if not present:

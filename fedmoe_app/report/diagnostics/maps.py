@@ -80,12 +80,9 @@ def draw_map(axes: Axes, values: np.ndarray, rows: Sequence[str], scale: Scale) 
 def draw_scale(
     figure: FigureBase, image: AxesImage, panels: Axes | Iterable[Axes], scale: Scale
 ) -> None:
-    """Draw the colour bar of the panels; an arrow where values lie above its end."""
+    """Draw the colour bar of the panels; an arrow where values lie beyond its ends."""
     axes = [panels] if isinstance(panels, Axes) else list(panels)
-    highest = max((_highest(each) for each in axes), default=0.0)
-    extend = (
-        "max" if scale.norm.vmax is not None and highest > scale.norm.vmax + ROUNDING else "neither"
-    )
+    extend = _beyond(axes, scale.norm)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, aspect=30, pad=0.02, extend=extend)
     bar.set_label(scale.label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -149,9 +146,18 @@ def thinning(count: int, most: int) -> int:
     return next((step for step in (1, 2, 4, 5, 10, 20, 50) if count <= step * most), 100)
 
 
-def _highest(axes: Axes) -> float:
-    values = [np.asarray(image.get_array(), dtype=float) for image in axes.images]
-    return max((float(np.nanmax(each, initial=-np.inf)) for each in values), default=-np.inf)
+def _beyond(panels: Iterable[Axes], norm: Normalize) -> str:
+    """Return at which ends of the scale values are left out, in matplotlib's words."""
+    if norm.vmin is None or norm.vmax is None:
+        return "neither"
+    images = [image for axes in panels for image in axes.images]
+    values = [np.asarray(image.get_array(), dtype=float).ravel() for image in images]
+    shown = np.concatenate([*values, [norm.vmin, norm.vmax]])
+    below = bool(np.nanmin(shown) < norm.vmin - ROUNDING)
+    above = bool(np.nanmax(shown) > norm.vmax + ROUNDING)
+    return {(True, False): "min", (False, True): "max", (True, True): "both"}.get(
+        (below, above), "neither"
+    )
 
 
 def _write_numbers(axes: Axes, image: AxesImage, values: np.ndarray, scale: Scale) -> None:

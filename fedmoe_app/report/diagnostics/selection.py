@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from fedmoe_app.report.diagnostics.curves import draw_curves, finish_curves, start_at_zero
+from fedmoe_app.report.diagnostics.curves import (
+    draw_curves,
+    finish_curves,
+    follow_data,
+    start_at_zero,
+)
 from fedmoe_app.report.diagnostics.maps import Scale, draw_layers, layers_size, percent
 from fedmoe_app.report.diagnostics.values import (
     Found,
@@ -17,35 +23,46 @@ from fedmoe_app.report.diagnostics.values import (
     Points,
     add_point,
     by_number,
+    client_curves,
     client_names,
     to_array,
 )
 
 CURVES_HEIGHT = 3.9
-CURVES_WIDTH = 7.5
+CURVES_WIDTH, BOTH_WIDTH = 7.5, 10.5
+# The axis of α spans at least so much above and below their middle.
+LEAST_SPREAD = 0.05
+
+_Panel = tuple[Callable[[Axes, Sequence[Line]], None], dict[str, Points]]
 
 
 def draw_selection(lines: Sequence[Line]) -> Figure | None:
-    """Draw how often each client trained each expert, and r(c) per round where there is one.
+    """Draw how often each client trained each expert, r(c) and α per round, where there are such.
 
     Above: the share of the client's optimiser steps in the last round in which the expert was
-    trained, a panel a layer. Below: r(c), the share of the batch's expert importance that the
-    chosen experts hold. None when no client had a budget or a choice.
+    trained, a panel a layer; left out when no client had a budget or a choice. Below: r(c), the
+    share of the batch's expert importance that the chosen experts hold, and α, the weight of the
+    client's gate. None when there is nothing of all this.
     """
     rounds = [line for line in lines if line["round"] != 0]
-    if not any(_chooses(client) for line in rounds for client in line["clients"]):
+    chosen = any(_chooses(client) for line in rounds for client in line["clients"])
+    trained = _last_trained(rounds) if chosen else None
+    panels: list[_Panel] = [
+        (_finish_ratio, ratio_curves(rounds)),
+        (_finish_gates, client_curves(rounds, "gate_weights")),
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    if trained is None and not panels:
         return None
-    trained, curves = _last_trained(rounds), ratio_curves(rounds)
-    if trained is None and not curves:
-        return None
-    width, height = (CURVES_WIDTH, 0.0) if trained is None else _size(trained.values)
-    heights = ([height] if trained else []) + ([CURVES_HEIGHT] if curves else [])
-    figure = Figure(figsize=(max(width, CURVES_WIDTH), sum(heights)), layout="constrained")
+    least = BOTH_WIDTH if len(panels) > 1 else CURVES_WIDTH
+    width, height = (least, 0.0) if trained is None else _size(trained.values)
+    heights = ([height] if trained else []) + ([CURVES_HEIGHT] if panels else [])
+    figure = Figure(figsize=(max(width, least), sum(heights)), layout="constrained")
     parts = list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat)
     if trained is not None:
         _draw_trained(parts[0], trained)
-    if curves:
-        _draw_ratio(parts[-1], rounds, curves)
+    if panels:
+        _draw_rounds(parts[-1], rounds, panels)
     return figure
 
 
@@ -108,10 +125,25 @@ def _draw_trained(part: SubFigure, found: Found) -> None:
     part.suptitle(f"experts trained in round {found.line['round']}{remark}", fontsize=11)
 
 
-def _draw_ratio(part: SubFigure, lines: Sequence[Line], curves: dict[str, Points]) -> None:
-    axes = part.subplots()
-    draw_curves(axes, curves, "clients")
+def _draw_rounds(part: SubFigure, lines: Sequence[Line], panels: Sequence[_Panel]) -> None:
+    # A client has one colour in both panels.
+    names = list(
+        by_number({name: points for _, curves in panels for name, points in curves.items()})
+    )
+    drawn = part.subplots(1, len(panels), squeeze=False)
+    for axes, (finish, curves) in zip(drawn.flat, panels, strict=True):
+        draw_curves(axes, curves, "clients", names)
+        finish(axes, lines)
+
+
+def _finish_ratio(axes: Axes, lines: Sequence[Line]) -> None:
     start_at_zero(axes, 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(percent))
     title = "r(c), importance held by the chosen experts"
     finish_curves(axes, lines, title, "r(c), share of importance")
+
+
+def _finish_gates(axes: Axes, lines: Sequence[Line]) -> None:
+    follow_data(axes, LEAST_SPREAD)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    finish_curves(axes, lines, "α, weight of each client's gate", "α, mean over layers")

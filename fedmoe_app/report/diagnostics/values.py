@@ -86,6 +86,19 @@ def diagnostic_curves(lines: Iterable[Line], key: str) -> dict[str, Points]:
     return layer_curves((number, values) for number, values in found if values is not None)
 
 
+def client_curves(lines: Iterable[Line], key: str) -> dict[str, Points]:
+    """Return the mean over layers of a diagnostic ``[L, N]`` per round, a curve a client."""
+    curves: dict[str, Points] = {}
+    for line in lines:
+        values = diagnostic(line, key)  # [L, N]
+        if values is None:
+            continue
+        names = client_names(line, values.shape[1])
+        for name, value in zip(names, mean(values, axis=0), strict=True):
+            add_point(curves, f"client {name}", line["round"], value)
+    return by_number(curves)
+
+
 def add_point(curves: dict[str, Points], name: str, number: int, value: float | None) -> None:
     """Add a point to the curve ``name``; a value that is None or nan adds none."""
     if value is not None and np.isfinite(value):

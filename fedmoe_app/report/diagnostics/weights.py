@@ -17,6 +17,9 @@ from fedmoe_app.report.diagnostics.maps import (
 )
 from fedmoe_app.report.diagnostics.values import Line, client_names, last_diagnostic
 
+# The scale reaches at least so far from 1: rounding must not look like structure.
+LEAST_SPREAD = 0.05
+
 
 def draw_weights(lines: Sequence[Line]) -> Figure | None:
     """Draw the expert weights of the last round that has them; None when there is none.
@@ -31,10 +34,9 @@ def draw_weights(lines: Sequence[Line]) -> Figure | None:
     size = layers_size(num_layers, num_clients, num_experts)
     figure = Figure(figsize=(max(size[0], 6.0), size[1]), layout="constrained")
     scale = Scale(
-        TwoSlopeNorm(vcenter=1, vmin=0, vmax=top_of(ratios, 2)),
+        weight_norm(ratios),
         "weight / equal weight",
         DIVERGING,
-        number="{:.1f}",
         ticks=lambda value, _: f"{value:g}×",
     )
     remark = draw_layers(figure, ratios, client_names(found.line, num_clients), scale)
@@ -42,6 +44,12 @@ def draw_weights(lines: Sequence[Line]) -> Figure | None:
         remark += "; hatched: not trained"
     figure.suptitle(f"expert weights in round {found.line['round']}{remark}", fontsize=11)
     return figure
+
+
+def weight_norm(ratios: np.ndarray) -> TwoSlopeNorm:
+    """Return a scale around 1 to the farthest ratio, as far below as above, but not below 0."""
+    spread = top_of(np.abs(ratios - 1), LEAST_SPREAD)
+    return TwoSlopeNorm(vcenter=1, vmin=max(0.0, 1 - spread), vmax=1 + spread)
 
 
 def relative_weights(weights: np.ndarray) -> np.ndarray:

@@ -116,9 +116,16 @@ def _gates(prob: np.ndarray) -> Line:
     return {
         "omega": nulls(omega),
         "omega_entropy": nulls(-(omega * np.log(omega)).sum(axis=1)),
+        "gate_weights": nulls(_alpha(prob)),
         "reference": nulls(reference),
         "reference_distance": nulls(np.abs(prob - reference[:, None]).sum(axis=2) / 2),
     }
+
+
+def _alpha(prob: np.ndarray) -> np.ndarray:
+    """HFedMoE's α ``[L, N]``: more for a client with a narrow taste."""
+    preference = (prob**2).sum(axis=2)
+    return preference / preference.sum(axis=1, keepdims=True)
 
 
 def _pairs(
