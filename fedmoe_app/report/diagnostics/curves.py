@@ -135,4 +135,4 @@ def _explain(axes: Axes) -> None:
     below = ScaledTranslation(0, -36 / POINTS_PER_INCH, figure.dpi_scale_trans)
     axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns,
                 bbox_transform=axes.transAxes + below, borderaxespad=0, frameon=False,
-                handlelength=3.5, fontsize=8)  # fmt: skip
+                handlelength=3.2, fontsize=8)  # fmt: skip

@@ -25,7 +25,7 @@ MATRICES = {"S": "similarity", "D": "agreement"}
 MAX_LAYERS, MAX_EXPERTS = 2, 4
 MAX_NUMBERS, MAX_LABELS = 36, 10
 MAP_SIZE = 2.65
-# The scale reaches at least so far from 0; one that would pass the second shows all cosines.
+# The scale reaches at least so far from 0; from the second on it shows all cosines.
 LEAST_SPREAD, WIDE = 0.05, 0.5
 
 
@@ -103,7 +103,7 @@ def pair_scale(name: str, matrices: np.ndarray) -> Scale:
     """
     different = ~np.eye(matrices.shape[-1], dtype=bool)
     top = float(np.nanmax(np.abs(matrices[..., different]), initial=LEAST_SPREAD))
-    top = 1.0 if top > WIDE else top
+    top = 1.0 if top >= WIDE else top
     return Scale(
         Normalize(-top, top),
         f"{name}, cosine (i = j: 1)",

@@ -30,12 +30,24 @@ def test_without_kappa_there_is_one_column() -> None:
     figure = draw_conflict([start(), line(1, conflict=[[0.5, 0.0], [0.0, 1.0]])])
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [
-        "conflicting updates, mean over experts",
+        "conflicting updates, mean over experts\n"
+        "share of members whose change has a negative dot product\n"
+        "with the combined change, which contains their own",
         "conflicting updates in round 1",
     ]
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == [
         "50", "0", "0", "100",
     ]  # fmt: skip
+
+
+def test_layers_without_conflict_do_not_hide_each_other() -> None:
+    figure = draw_conflict([line(number, conflict=[[0.0], [0.0]]) for number in (1, 2)])
+    assert figure is not None
+    first, second = next(axes.lines for axes in figure.axes if axes.lines)
+    assert first.get_xydata().tolist() == second.get_xydata().tolist()
+    # What is drawn first is larger, and the dashes of the second let it show through.
+    assert first.get_markersize() > second.get_markersize()
+    assert (first.get_linestyle(), second.get_linestyle()) == ("-", "--")
 
 
 def test_small_gains_are_written_with_decimals() -> None:

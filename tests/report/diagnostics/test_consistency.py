@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fedmoe_app.report.diagnostics.consistency import (
-    distance_curves,
     draw_consistency,
     relative_entropy_curves,
 )
@@ -27,18 +26,6 @@ def test_entropy_stands_in_relation_to_equal_weights() -> None:
 
 def test_one_client_has_no_relative_entropy() -> None:
     assert relative_entropy_curves([line(1, [0], omega=[[[1.0]]], omega_entropy=[[0.0]])]) == {}
-
-
-def test_distances_follow_the_client_where_rounds_have_others() -> None:
-    lines = [
-        line(1, [2, 10], reference_distance=[[0.1, 0.2], [0.3, 0.4]]),
-        failed(2),
-        line(3, [10], reference_distance=[[0.5], [0.7]]),
-    ]
-    curves = distance_curves(lines)
-    assert list(curves) == ["client 2", "client 10"]
-    assert curves["client 2"] == [(1, pytest.approx(0.2))]
-    assert curves["client 10"] == [(1, pytest.approx(0.3)), (3, pytest.approx(0.6))]
 
 
 def test_weights_above_and_rounds_below() -> None:

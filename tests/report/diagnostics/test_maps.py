@@ -54,8 +54,8 @@ def test_large_maps_have_no_numbers_and_fewer_labels() -> None:
     assert axes.get_xticks()[:3].tolist() == [0, 4, 8]
 
 
-def test_the_colour_bar_says_when_values_lie_above_it() -> None:
-    for value, extend in ((1.0, "neither"), (1.0 + 1e-9, "neither"), (1.1, "max")):
+def test_the_colour_bar_says_when_values_lie_beyond_it() -> None:
+    for value, extend in ((1.0, "neither"), (1.0 + 1e-9, "neither"), (1.1, "max"), (-0.1, "min")):
         figure = Figure()
         axes = figure.subplots()
         image = draw_map(axes, np.array([[value]]), ["0"], SCALE)

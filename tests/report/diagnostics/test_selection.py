@@ -53,6 +53,32 @@ def test_a_ratio_alone_is_drawn_without_panels() -> None:
     ]
 
 
+def test_gate_weights_stand_beside_the_ratios_in_the_same_colours() -> None:
+    clients = [client(2, None), client(7, None, selection_ratio=0.5)]
+    lines = [
+        line(1, clients, []) | {"diagnostics": {"gate_weights": [[0.25, 0.75], [0.75, 0.25]]}},
+        line(2, clients[:1], []) | {"diagnostics": {"gate_weights": [[0.125], [0.375]]}},
+    ]
+    figure = draw_selection(lines)
+    assert figure is not None
+    ratios, gates = figure.axes
+    assert gates.get_title() == "α, weight of each client's gate"
+    assert gates.get_ylabel() == "α, mean over layers"
+    points = {str(each.get_label()): each.get_xydata().tolist() for each in gates.lines}
+    assert points == {"client 2": [[1, 0.5], [2, 0.25]], "client 7": [[1, 0.5]]}
+    assert ratios.lines[0].get_label() == "client 7"
+    assert ratios.lines[0].get_color() == gates.lines[1].get_color()
+
+
+def test_gate_weights_of_a_scheme_without_selection_are_drawn_alone() -> None:
+    diagnostics = {"diagnostics": {"gate_weights": [[0.5, 0.5]]}}
+    figure = draw_selection(
+        [line(1, [client(0, 4), client(1, 4)], [[[4, 0]], [[4, 0]]]) | diagnostics]
+    )
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["α, weight of each client's gate"]
+
+
 def test_nobody_chose_no_picture() -> None:
     clients = [client(0, 4, expert_budget=None, selection_ratio=None)]
     assert draw_selection([start(), line(1, clients, [[[4, 0]]])]) is None

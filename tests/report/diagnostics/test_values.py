@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 
 from fedmoe_app.report.diagnostics.values import (
     by_number,
+    client_curves,
     client_names,
     diagnostic,
     diagnostic_curves,
@@ -49,6 +51,19 @@ def test_a_curve_a_layer_leaves_out_rounds_without_numbers() -> None:
         "layer 0": [(1, 2.0), (3, 5.0)],
         "layer 1": [(3, 7.5)],
     }
+
+
+def test_a_curve_a_client_follows_it_where_rounds_have_others() -> None:
+    first, second = [{"client": 10}, {"client": 2}], [{"client": 10}]
+    lines = [
+        line(1, alpha=[[0.2, 0.1], [0.4, 0.3]]) | {"clients": first},
+        line(2),
+        line(3, alpha=[[0.5], [0.7]]) | {"clients": second},
+    ]
+    curves = client_curves(lines, "alpha")
+    assert list(curves) == ["client 2", "client 10"]
+    assert curves["client 2"] == [(1, pytest.approx(0.2))]
+    assert curves["client 10"] == [(1, pytest.approx(0.3)), (3, pytest.approx(0.6))]
 
 
 def test_curves_are_sorted_by_number_not_by_letter() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedmoe_app.report.diagnostics.weights import draw_weights, relative_weights
+from fedmoe_app.report.diagnostics.weights import draw_weights, relative_weights, weight_norm
 from tests.report.diagnostics.lines import Line, failed, plain, run, start
 
 NAN = np.nan
@@ -26,8 +26,28 @@ def test_the_last_weights_are_drawn_around_one() -> None:
     image = figure.axes[0].images[0]
     shown = np.ma.filled(image.get_array(), -1).tolist()
     assert shown == [[1, -1], [1, -1], [-1, -1]]
-    # Equal weight is the middle of the colours, 0 and twice as much their ends.
-    assert [float(image.norm(value)) for value in (0, 1, 2)] == pytest.approx([0, 0.5, 1])
+    # Equal weight is the middle of the colours, 5 % less and more their ends.
+    assert [float(image.norm(value)) for value in (0.95, 1, 1.05)] == pytest.approx([0, 0.5, 1])
+
+
+@pytest.mark.parametrize(
+    ("ratios", "ends"),
+    [
+        ([1.001, 0.999, NAN], (0.95, 1.05)),  # rounding does not look like structure
+        ([0.9, 1.04], (0.9, 1.1)),
+        ([0.25, 4.0], (0.0, 4.0)),
+    ],
+)
+def test_the_scale_follows_the_weights(ratios: list[float], ends: tuple[float, float]) -> None:
+    norm = weight_norm(np.array(ratios))
+    assert (norm.vmin, norm.vcenter, norm.vmax) == pytest.approx((ends[0], 1, ends[1]))
+
+
+def test_weights_have_two_decimals() -> None:
+    # Of three clients, as FedAlign-MoE gives them.
+    figure = draw_weights([line(1, [[[0.318, 0.335, 0.347]]])])
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.95", "1.01", "1.04"]
 
 
 def test_many_layers_are_cut_down_with_a_word() -> None:
