@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fedmoe_app.config import RunConfig
 from fedmoe_app.local.node import Node
-from fedmoe_app.local.personal import own_model
+from fedmoe_app.local.personal import OwnModel, own_model
 from fedmoe_app.local.round import train_client
 from fedmoe_app.local.setup import load_setup
 from fedmoe_app.moe.layers import read_state
@@ -220,13 +221,25 @@ def test_a_client_without_test_examples_tells_the_gate_only(files: Path, home: P
     assert not {"local-loss", "local-accuracy", "personal-accuracy"} & metrics.keys()
 
 
-def test_a_copy_that_diverged_leaves_what_was_kept_before(files: Path, home: Path) -> None:
+def test_a_copy_that_diverged_leaves_what_was_kept_before(
+    files: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = client(files, home)
     ours.train(1)
-    kept = ours.kept(1)
-    save_file(kept | {"mixing-gate.bias": torch.tensor(torch.nan)}, ours.file(1))
-    assert ours.train(2).metrics["mixing-gate"] != ours.train(2).metrics["mixing-gate"]  # NaN
+    monkeypatch.setattr(OwnModel, "is_finite", lambda own: False)
+    assert ours.train(2).metrics["state-stored"] == 0
+    assert ours.file(1).exists()
     assert not ours.file(2).exists()
+
+
+def test_a_kept_copy_that_is_not_finite_counts_as_lost(files: Path, home: Path) -> None:
+    ours = client(files, home)
+    ours.train(1)
+    save_file(ours.kept(1) | {"mixing-gate.bias": torch.tensor(torch.nan)}, ours.file(1))
+    metrics = ours.train(2).metrics
+    assert metrics["kept-round"] == 0
+    assert math.isfinite(metrics["mixing-gate"])
+    assert ours.file(2).exists()
 
 
 def test_the_model_is_given_back_plain_and_training_leaves_no_gradient(home: Path) -> None:

@@ -221,3 +221,18 @@ def test_a_model_that_shares_the_config_is_not_disturbed(family: str) -> None:
         logits = other(**batch(other)).logits
         with Trainables(model, find_moe_layers(model)):
             assert torch.allclose(other(**batch(other)).logits, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Qwen3Moe", "SwitchTransformers"])
+def test_a_gradient_without_a_token_does_not_count(family: str) -> None:
+    """A regulariser on the weights reaches experts that no token did."""
+    model = build(family)
+    layers = find_moe_layers(model)
+    routed = torch.ones(len(layers), EXPERTS, dtype=torch.bool)
+    routed[0, 1] = False
+    with Trainables(model, layers) as trainables:
+        sum(p.square().sum() for p in trainables.named_parameters().values()).backward()
+        trainables.count_step(routed)
+        assert torch.equal(trainables.trained, routed.long())
+        for key, parameter in trainables.named_parameters().items():
+            assert (parameter.grad is None) == key.startswith("layers.0.experts.1."), key

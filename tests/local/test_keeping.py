@@ -1,0 +1,105 @@
+"""Whatever is wrong with what a client keeps costs it its memory, never the round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedmoe_app.local.keeping import Keeping, is_acceptable
+from fedmoe_app.local.kept import ClientFiles
+from fedmoe_app.local.setup import Setup, load_setup
+from fedmoe_app.moe.layers import read_state
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.schemes.fcmoe import FCMoE
+from fedmoe_app.schemes.fedalign import FedAlignMoE
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
+from tests.conftest import make_config
+from tests.homes import home_with_cache, kept_files
+
+
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    monkeypatch.setenv("FEDMOE_HOME", str(home_with_cache(tmp_path)))
+    return load_setup(make_config(), ["a", "b"])
+
+
+def task_of(setup: Setup, server_round: int) -> TrainTask:
+    return TrainTask(server_round, read_state(setup.model, setup.layers))
+
+
+def changes_of(setup: Setup, value: float) -> ModelState:
+    changes = read_state(setup.model, setup.layers)
+    for _, tensor in changes.named():
+        tensor.fill_(0.01)
+    next(iter(changes.gates[1].values()))[0, 0] = value
+    return changes
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -2 * MAX_CHANGE])
+def test_what_the_server_would_refuse_is_not_kept(
+    setup: Setup, tmp_path: Path, value: float
+) -> None:
+    for server_round, found in ((1, 0.5), (2, value)):
+        keeping = Keeping(FedAlignMoE(), task_of(setup, server_round), client=3)
+        keeping.store(changes_of(setup, found), None)
+        assert keeping.metrics()["state-stored"] == (server_round == 1)
+    assert kept_files(tmp_path / "home") == ["client-3/round-1.safetensors"]
+    assert not is_acceptable(changes_of(setup, value))
+    assert is_acceptable(changes_of(setup, MAX_CHANGE))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"layers.0.gate.weight": torch.zeros(2, 2)},  # of another model
+        {"layers.0.gate.strange": torch.zeros(8, 64)},
+        {"layers.0.gate.weight": torch.full((8, 64), torch.nan)},
+    ],
+    ids=["shape", "name", "nan"],
+)
+def test_a_file_that_does_not_fit_counts_as_lost(
+    setup: Setup, wrong: dict[str, torch.Tensor]
+) -> None:
+    task = task_of(setup, 2)
+    ClientFiles(task.run_key, 3).save(1, wrong)
+    keeping = Keeping(FedAlignMoE(), task, client=3)
+    started, own = keeping.start(setup)
+    assert own is None
+    assert started is task.state
+    assert keeping.metrics()["kept-round"] == 0
+    for key, tensor in read_state(setup.model, setup.layers).named():
+        assert torch.equal(tensor, dict(task.state.named())[key]), key
+
+
+def test_a_change_of_an_unknown_expert_counts_as_lost(setup: Setup) -> None:
+    task = task_of(setup, 2)
+    name = "layers.0.experts.99.down_proj"
+    kept = {f"change.{name}": torch.ones(2, 2), f"start.{name}": torch.ones(2, 2)}
+    ClientFiles(task.run_key, 3).save(1, kept)
+    keeping = Keeping(FCMoE(), task, client=3)
+    assert keeping.start(setup)[0] is task.state
+    assert keeping.kept.server_round == 0
+
+
+def test_a_full_disk_costs_the_memory_not_the_round(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ClientFiles, "save", full)
+    keeping = Keeping(FedAlignMoE(), task_of(setup, 1), client=3)
+    with caplog.at_level("WARNING", logger="fedmoe"):
+        keeping.store(changes_of(setup, 0.5), None)
+    assert keeping.metrics()["state-stored"] == 0
+    assert "make room there, or set FEDMOE_HOME" in caplog.text
+
+
+def test_a_scheme_that_keeps_nothing_writes_and_says_nothing(setup: Setup, tmp_path: Path) -> None:
+    keeping = Keeping(FedAvg(), task_of(setup, 1), client=3)
+    keeping.store(changes_of(setup, 0.5), None)
+    assert keeping.metrics() == {}
+    assert kept_files(tmp_path / "home") == []
