@@ -59,7 +59,15 @@ COMBINATIONS: dict[str, Combination] = {
     "combine-hfedmoe-fedalign": Combination(HFedMoE(), FedAlignMoE(), FedAlignMoE(), FedAlignMoE()),
 }
 # These are about data and models; their scheme is the default.
-OTHERS = ("instructions", "nodes-own-data", "own-text", "strongly-unequal", "switch-top1")
+OTHERS = (
+    "arc",
+    "gsm8k",
+    "instructions",
+    "nodes-own-data",
+    "own-text",
+    "strongly-unequal",
+    "switch-top1",
+)
 OF_SCHEMES = (*WHOLE, *ABLATIONS, *COMBINATIONS)
 
 

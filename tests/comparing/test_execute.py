@@ -1,4 +1,6 @@
 import multiprocessing
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,15 @@ def test_failures_and_dead_processes_stop_no_other_cell(tmp_path: Path) -> None:
     assert "its process died" in outcomes.failures[cell(seed=DIES).key]
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Test runners that spread tests over processes ignore SIGINT in these."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interruption_keeps_finished_cells_and_ends_the_processes(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, cell(seed=1), cell(seed=INTERRUPTS), workers=1)
