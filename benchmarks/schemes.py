@@ -39,11 +39,9 @@ ABLATIONS = (
     "fcmoe",
     "fcmoe-no-importance",
     "fcmoe-no-projection",
-    "fcmoe-no-retention",
     "fedalign",
     "fedalign-consistency-gates",
     "fedalign-average-gates",
-    "fedalign-index-experts",
     "hfedmoe",
     "hfedmoe-no-selection",
 )
