@@ -17,8 +17,6 @@ from fedmoe_app.moe.layers import MoELayer
 from fedmoe_app.moe.lora import add_lora, add_peft_lora
 from fedmoe_app.moe.quantise import is_quantised
 
-TRAIN_MODES = ("all", "experts", "expert-lora")
-
 
 @dataclass(frozen=True)
 class Adaptation:

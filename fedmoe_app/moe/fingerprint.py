@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
@@ -40,10 +40,15 @@ _NO_MATTER = {
 
 
 def preset_fingerprint(model: PreTrainedModel) -> str:
-    """Hash a model in memory; the values of quantised experts are buffers."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    """Hash a model in memory.
+
+    Quantised weights count by name and shape only: their bytes may differ between CPU and GPU, and
+    the other weights, of the same seed, tell them apart.
+    """
+    tensors = dict(model.named_parameters())
     shapes = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
-    sample = ((name, tensors[name].detach()) for name in _sample(shapes))
+    plain = {name: shapes[name] for name, t in tensors.items() if type(t) is nn.Parameter}
+    sample = ((name, tensors[name].detach()) for name in _sample(plain))
     return _hash(model.config.to_dict(), shapes, sample)
 
 

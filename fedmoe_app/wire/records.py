@@ -29,6 +29,7 @@ PROTOCOL = 2  # raised when a server and a client of different versions no longe
 MAX_CHANGE = 1e4
 # A client's weight is its number of examples: one that claims more would be alone in the mean.
 _MAX_COUNT = {"num-examples": 10**8}
+_MAX_TOKENS = 10**12  # of a layer in a round: FC-MoE weighs a client by its tokens
 _MAX_COUNT |= dict.fromkeys(("client", "num-partitions", "items", "correct"), 2**63 - 1)
 
 _COUNTS = ("count", "trained")  # int64 [L, E]
@@ -303,9 +304,25 @@ def _decode_routing(arrays: ArrayRecord, spec: UpdateSpec) -> RoutingStats:
         # Sums of probabilities may round a little past 1.
         if bool((tensors[name] < 0).any()) or bool((tensors[name] > 1.001).any()):
             raise InvalidUpdateError(f"routing.{name}: outside 0 to 1")
+    _check_tokens(tensors)
     if bool(((tensors["trained"] > 0) & (tensors["count"] == 0)).any()):
         raise InvalidUpdateError("routing.trained: an expert was trained that got no token")
     return RoutingStats(**tensors, region=_decode_region(arrays, spec, tensors["trained"] > 0))
+
+
+def _check_tokens(routing: Mapping[str, Tensor]) -> None:
+    """Refuse a histogram that no set of tokens can have: schemes weigh clients by it."""
+    tokens = routing["tokens"]  # [L]
+    if bool((tokens > _MAX_TOKENS).any()):
+        raise InvalidUpdateError(
+            f"routing.tokens = {int(tokens.max())}: more than the {_MAX_TOKENS} allowed"
+        )
+    if bool((routing["count"] > tokens.unsqueeze(1)).any()):
+        raise InvalidUpdateError("routing.count: an expert got more tokens than there were")
+    # Means of probabilities that sum to 1 for every token; 0 in a layer that saw none.
+    total = routing["prob"].double().sum(dim=1)  # [L]
+    if bool(((total - (tokens > 0).double()).abs() > 0.01).any()):
+        raise InvalidUpdateError("routing.prob: a layer's probabilities do not sum to 1")
 
 
 def _decode_region(arrays: ArrayRecord, spec: UpdateSpec, trained: Tensor) -> Tensor | None:
