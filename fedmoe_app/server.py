@@ -22,8 +22,9 @@ from fedmoe_app.paths import results_dir
 from fedmoe_app.report.lines import RoundReport, metrics_line
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
+from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
-from fedmoe_app.strategy import EvaluateFn, Limits, MoEStrategy
+from fedmoe_app.strategy import MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 
 logger = logging.getLogger("fedmoe")

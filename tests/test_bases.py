@@ -17,7 +17,7 @@ from fedmoe_app.local.node import Node
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
 from fedmoe_app.moe.loading import ModelNotFoundError
 from fedmoe_app.report.log import read_metrics
-from fedmoe_app.strategy import RunFailedError
+from fedmoe_app.rounds import RunFailedError
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientUpdate
 from tests.bases import save_base

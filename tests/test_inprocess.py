@@ -18,7 +18,7 @@ from fedmoe_app.config import ConfigError
 from fedmoe_app.exchange import NotEnoughClientsError
 from fedmoe_app.inprocess import run_in_process
 from fedmoe_app.report.log import ResultsError, RunFolder, read_metrics
-from fedmoe_app.strategy import RunFailedError
+from fedmoe_app.rounds import RunFailedError
 from tests.conftest import flat_config
 
 SMALL = {

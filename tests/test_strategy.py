@@ -15,9 +15,10 @@ from fedmoe_app.inprocess import InProcessGrid, task_identity
 from fedmoe_app.replies import decode_scores
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.roster import Roster
+from fedmoe_app.rounds import Limits, RunFailedError
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import Limits, MoEStrategy, RunFailedError
+from fedmoe_app.strategy import MoEStrategy
 from fedmoe_app.wire.records import (
     decode_state,
     decode_task,

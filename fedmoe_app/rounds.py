@@ -1,0 +1,190 @@
+"""The loop over rounds: ask, collect, fold, evaluate, report; the strategy fills in the steps.
+
+Flower's own loop waits for ever for missing nodes, polls slowly and lets a round in which all
+clients failed pass as one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedmoe_app.exchange import exchange
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.report.lines import RoundReport
+from fedmoe_app.report.progress import Progress
+from fedmoe_app.roster import Roster
+from fedmoe_app.wire.records import decode_state, record_bytes
+
+MAX_REASON = 1000  # characters of a failure's reason that are kept
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class RunFailedError(RuntimeError):
+    """Too many rounds in a row brought no usable update."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many clients a round needs, how long to wait for them, how often to evaluate."""
+
+    min_clients: int = 2
+    fraction_train: float = 1.0
+    wait_for_clients: float = 120.0
+    max_failed_rounds: int = 2
+    evaluate_every: int = 1
+
+
+class RoundLoop(Strategy):
+    """Runs the rounds of a strategy, which says what is sent and how replies are folded.
+
+    Args:
+        limits: numbers of clients and waiting times.
+        seed: fixes which clients are drawn in a round.
+        on_round: called with the report of every round, 0 (the initial model) included.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        seed: int = 0,
+        on_round: Callable[[RoundReport], None] = lambda report: None,
+    ) -> None:
+        self.limits = limits
+        self.on_round = on_round
+        self.progress = Progress()
+        self.state = ModelState()
+        self.roster = Roster(seed)
+        self.report = RoundReport(0)
+        self.result = Result()  # of the run so far, also when it fails
+        self._unevaluated = False  # the global state changed since the last evaluation
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run the rounds and return the last good arrays with the metrics of every round.
+
+        Raises:
+            NotEnoughClientsError: if too few nodes are connected at the start of a round.
+            RunFailedError: if ``max_failed_rounds`` rounds in a row failed, or all rounds did.
+        """
+        self.result = Result()
+        self.result.arrays = initial_arrays
+        self.state = decode_state(initial_arrays)
+        self.progress.start(num_rounds)
+        self._report_initial_model(evaluate_fn)
+        failed_in_a_row = 0
+        for server_round in range(1, num_rounds + 1):
+            started = time.monotonic()
+            self._train_round(grid, server_round, timeout, train_config)
+            is_due = server_round % self.limits.evaluate_every == 0 or server_round == num_rounds
+            if self._unevaluated and is_due:
+                self._evaluate_round(grid, timeout, evaluate_config, evaluate_fn)
+            self._finish_round(started)
+            failed_in_a_row = 0 if self.report.folded else failed_in_a_row + 1
+            if failed_in_a_row >= self.limits.max_failed_rounds:
+                raise RunFailedError(self._why_failed(failed_in_a_row))
+        if not self.result.train_metrics_clientapp:
+            raise RunFailedError(self._why_failed(failed_in_a_row))
+        return self.result
+
+    def _report_initial_model(self, evaluate_fn: EvaluateFn | None) -> None:
+        started = time.monotonic()
+        self.report = RoundReport(0, folded=True)
+        if evaluate_fn is not None:
+            self._note_evaluation(evaluate_fn(0, self.result.arrays))
+        self._finish_round(started)
+
+    def _train_round(
+        self, grid: Grid, server_round: int, timeout: float, config: ConfigRecord | None
+    ) -> None:
+        """Ask, collect and fold; a failed round leaves the arrays as they were."""
+        started = time.monotonic()
+        messages = list(
+            self.configure_train(server_round, self.result.arrays, config or ConfigRecord(), grid)
+        )
+        replies = self._collect(grid, messages, timeout)
+        arrays, metrics = self.aggregate_train(server_round, replies)
+        if arrays is not None and metrics is not None:
+            self.result.arrays = arrays
+            self.result.train_metrics_clientapp[server_round] = metrics
+            self._unevaluated = True
+        self.report.seconds["train"] = time.monotonic() - started
+
+    def _evaluate_round(
+        self,
+        grid: Grid,
+        timeout: float,
+        config: ConfigRecord | None,
+        evaluate_fn: EvaluateFn | None,
+    ) -> None:
+        """Score the global model on the server's test set, else on the clients' own."""
+        started, server_round = time.monotonic(), self.report.server_round
+        arrays = self.result.arrays
+        if evaluate_fn is not None:
+            evaluation = evaluate_fn(server_round, arrays)
+        else:
+            messages = self.configure_evaluate(server_round, arrays, config or ConfigRecord(), grid)
+            replies = self._collect(grid, list(messages), timeout, " (evaluation)")
+            evaluation = self.aggregate_evaluate(server_round, replies)
+        self._note_evaluation(evaluation)
+        self.report.seconds["evaluate"] = time.monotonic() - started
+
+    def _note_evaluation(self, evaluation: MetricRecord | None) -> None:
+        self.report.evaluation = evaluation
+        self._unevaluated = False
+        if evaluation is not None:
+            self.result.evaluate_metrics_serverapp[self.report.server_round] = evaluation
+
+    def _finish_round(self, started: float) -> None:
+        self.report.seconds["round"] = time.monotonic() - started
+        self.progress.round_done(self.report)
+        self.on_round(self.report)
+
+    def _why_failed(self, rounds: int) -> str:
+        by_reason: dict[str, list[str]] = {}
+        for who, why in self.report.failures.items():
+            by_reason.setdefault(why, []).append(who)
+        reasons = "; ".join(f"{', '.join(who)}: {why}" for why, who in by_reason.items())
+        return (
+            f"{rounds} round(s) in a row failed (max-failed-rounds = "
+            f"{self.limits.max_failed_rounds}, min-clients = {self.limits.min_clients}); "
+            f"the last one: {reasons or 'no reasons given'}"
+        )
+
+    def _collect(
+        self, grid: Grid, messages: list[Message], timeout: float, phase: str = ""
+    ) -> list[Message]:
+        """Pull the replies as they arrive, note failures, and return those with content."""
+        good: list[Message] = []
+        for reply in exchange(grid, messages, timeout):
+            if reply.failure is not None:
+                who, why = self.roster.who_and_why(reply.node_id, reply.failure)
+                self._fail(who + phase, why)
+            elif reply.message is not None:
+                content = reply.message.content
+                self.roster.learn(reply.node_id, content)
+                if not phase:
+                    metrics = dict(content.metric_records.get("metrics") or {})
+                    self.progress.reply(self.roster.name(reply.node_id), metrics)
+                self.report.bytes_up_total += record_bytes(content)
+                good.append(reply.message)
+        return good
+
+    def _fail(self, who: str, reason: str) -> None:
+        reason = reason[:MAX_REASON]
+        self.report.failures[who] = reason
+        self.progress.failure(who, reason)
