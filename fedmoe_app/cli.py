@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fedmoe_app.commands.register import register
 from fedmoe_app.config import ConfigError
 from fedmoe_app.launching import environment
 from fedmoe_app.launching.connections import LaunchError
@@ -29,7 +30,6 @@ DEFAULT_CLIENTS = 8
 app = typer.Typer(
     name="fedmoe",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Federated fine-tuning of Mixture-of-Experts language models.",
 )
@@ -61,6 +61,14 @@ def main() -> None:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stdout.flush()
+        ours = isinstance(error, ValueError)  # wrong data or models explain themselves
+        hint = "" if ours else f" ({type(error).__name__}; --debug shows where)"
+        print(f"error: {error}{hint}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()
@@ -213,6 +221,9 @@ def hook(
 ) -> None:
     """Write the run environment into this virtual environment (`make install` does)."""
     print(environment.install_hook(flwr_home, clients))
+
+
+register(app)
 
 
 def _flwr_home() -> Path:

@@ -87,7 +87,7 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
     fingerprint = _base_fingerprint(config, model)
     model.to(device())  # type: ignore[arg-type]
     layers = find_moe_layers(model)
-    adapt(model, layers, _adaptation(config, head), config.seed)
+    adapt(model, layers, adaptation(config, head), config.seed)
     return Setup(tokenizer, model, layers, task, fingerprint)
 
 
@@ -111,7 +111,8 @@ def _base_fingerprint(config: RunConfig, model: PreTrainedModel) -> str:
     return preset_fingerprint(model) if name in PRESETS else checkpoint_fingerprint(name)
 
 
-def _adaptation(config: RunConfig, head: str) -> Adaptation:
+def adaptation(config: RunConfig, head: str) -> Adaptation:
+    """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
     model = config.model
     # Label words are scored by the output embeddings, which are no new head.
     train_head = model.train_head and config.data.task == "classification" and head == "sequence"

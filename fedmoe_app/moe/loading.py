@@ -324,3 +324,28 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def empty_model(
+    name: str,
+    *,
+    task: str,
+    head: str = "auto",
+    num_labels: int = 2,
+    vocab_size: int = 1,
+    dtype: str = "float32",
+) -> PreTrainedModel:
+    """Return the model of a run without values, on torch's meta device: only its config is read.
+
+    Args:
+        name, task, head, dtype: as of :func:`load_model`.
+        num_labels: classes of a sequence-classification head.
+        vocab_size: tokens of a preset; other models say it in their config.
+    """
+    config = _config(name, vocab_size, max_length=8, special={"pad_token_id": 0})
+    auto = _auto_class(config, task, head)
+    if auto is AutoModelForSequenceClassification:
+        config.num_labels = num_labels
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config, dtype=DTYPES[dtype])
+    return model

@@ -1,0 +1,131 @@
+"""``fedmoe partition``: how a data set would be split over clients, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedmoe_app.config import NODES, ConfigError, RunConfig
+from fedmoe_app.data.partitions import partition_labels, partition_sizes
+from fedmoe_app.data.sources import load_text_data
+
+MAX_COLUMNS = 8  # values that get a column in the table; the plot shows all
+_DOTS_PER_INCH = 130
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples by client and value.
+
+    Attributes:
+        values: labels, or values of the partition column, by total count, largest first; empty
+            where the data has neither.
+        counts: examples of each client of each value, ``[N, V]`` int64.
+        sizes: examples of each client, ``[N]``.
+    """
+
+    values: tuple[str, ...]
+    counts: np.ndarray
+    sizes: tuple[int, ...]
+
+    @property
+    def divergence(self) -> np.ndarray:
+        """Total variation distance of each client's mix from the overall one, ``[N]`` in 0..1."""
+        if not self.values:
+            return np.zeros(len(self.sizes))
+        shares = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        overall = self.counts.sum(axis=0) / self.counts.sum()
+        return np.abs(shares - overall).sum(axis=1) / 2
+
+
+def split_of(config: RunConfig, num_clients: int) -> Split:
+    """Split the run's training data as the clients would.
+
+    Raises:
+        ConfigError: every node brings its own data.
+        PartitionError, DataError: the data cannot be read or split in this way.
+    """
+    if config.data.source == NODES:
+        raise ConfigError(
+            'data.source = "nodes": every node brings its own data, so there is nothing to split'
+        )
+    data = load_text_data(config.data, with_test=False)
+    by_client = partition_labels(data.train, config.data, num_clients, config.seed)
+    sizes = partition_sizes(data.train, config.data, num_clients, config.seed)
+    totals: dict[str | int, int] = {}
+    for counts in by_client:
+        for value, count in counts.items():
+            totals[value] = totals.get(value, 0) + count
+    values = sorted(totals, key=lambda value: (-totals[value], str(value)))
+    table = np.array(  # [N, V]
+        [[counts.get(value, 0) for value in values] for counts in by_client], dtype=np.int64
+    ).reshape(num_clients, len(values))
+    names = tuple(_name(value, data.label_names) for value in values)
+    return Split(names, table, tuple(sizes))
+
+
+def print_split(split: Split, console: Console) -> None:
+    """Print a row a client: its examples, how unusual they are, and its commonest values."""
+    shown = split.values[:MAX_COLUMNS]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("client", "examples", "distance"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for value in shown:
+        table.add_column(value, justify="right", max_width=12, overflow="ellipsis", no_wrap=True)
+    rest = len(split.values) - len(shown)
+    if rest:
+        table.add_column(f"{rest} more", justify="right", no_wrap=True)
+    for client, size in enumerate(split.sizes):
+        counts = split.counts[client]
+        cells = [str(count) for count in counts[: len(shown)]]
+        cells += [str(counts[len(shown) :].sum())] if rest else []
+        table.add_row(str(client), str(size), f"{split.divergence[client]:.2f}", *cells)
+    console.print(table)
+    console.print(
+        f"{sum(split.sizes)} examples, {len(split.sizes)} clients of {min(split.sizes)} to "
+        f"{max(split.sizes)}; mean distance from the overall mix {split.divergence.mean():.2f} "
+        "(0 the same, 1 nothing in common)"
+    )
+
+
+def plot_split(split: Split, title: str, path: Path) -> Path:
+    """Draw the examples by client and value as a heat map; returns ``path``."""
+    num_clients, num_values = split.counts.shape
+    figure = Figure(
+        figsize=(2.5 + 0.35 * max(num_values, 6), 1.8 + 0.3 * num_clients), layout="constrained"
+    )
+    axes = figure.subplots()
+    image = axes.imshow(split.counts, cmap="cividis", aspect="auto")
+    axes.set_yticks(range(num_clients), [f"{i}  ({n})" for i, n in enumerate(split.sizes)])
+    axes.set_xticks(range(num_values), _shortened(split.values), rotation=60, ha="right")
+    axes.set_ylabel("client (examples)")
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label="examples")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=path.suffix.lstrip(".") or "png")
+    temporary.replace(path)
+    return path
+
+
+def describe_setting(config: RunConfig) -> str:
+    """Return how the run config splits, for a title."""
+    data = config.data
+    by = "" if data.partition == "iid" else f" by {data.partition_column}"
+    alpha = f", α = {data.alpha:g}" if data.partition == "dirichlet" else ""
+    return f"{Path(data.source).name}: {data.partition}{by}{alpha}, seed {config.seed}"
+
+
+def _name(value: str | int, label_names: Sequence[str]) -> str:
+    return label_names[value] if isinstance(value, int) and label_names else str(value)
+
+
+def _shortened(values: Sequence[str], limit: int = 24) -> list[str]:
+    return [value if len(value) <= limit else f"{value[: limit - 1]}…" for value in values]

@@ -1,0 +1,141 @@
+"""Put the commands that look and explain on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedmoe_app.launching.overrides import app_defaults, check, read_overrides, with_absolute_paths
+from fedmoe_app.report.table import LOG_WIDTH
+
+App = Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")]
+RunConfigItems = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run-config",
+        "-c",
+        metavar="FILE.toml | 'KEY=VALUE ...'",
+        help="Run config over the app's defaults; repeat it, later ones win.",
+    ),
+]
+Online = Annotated[bool, typer.Option("--online", help="Allow downloads from the model hub.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to a command line."""
+    example = "Example: "
+    app.command(epilog=f"{example}fedmoe inspect qwen3moe-tiny -c 'model.train=\"expert-lora\"'")(
+        inspect
+    )
+    app.command(epilog=f"{example}fedmoe partition --clients 10 -c 'data.alpha=0.1'")(partition)
+    app.command(epilog=f"{example}fedmoe export RUN --format peft --output my-adapter")(export)
+    app.command(epilog=f"{example}fedmoe doctor")(doctor)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A preset, a local folder or a hub name.")],
+    app_dir: App = Path("."),
+    run_config: RunConfigItems = None,
+    online: Online = False,
+    debug: Debug = False,
+) -> None:
+    """Show a model's MoE layers and sizes, and what a run would train and send of it.
+
+    Only the model's config is read, not its weights.
+    """
+    from fedmoe_app.commands.inspect import inspect_model, print_outline
+
+    _allow_downloads(online)
+    flat = app_defaults(app_dir) | read_overrides(run_config or []) | {"model.name": model}
+    config = check(with_absolute_paths(flat, Path.cwd()), None)
+    print_outline(config, inspect_model(config), _console())
+
+
+def partition(
+    clients: Annotated[int, typer.Option(min=1, help="Clients to split over.")] = 8,
+    app_dir: App = Path("."),
+    run_config: RunConfigItems = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture (.png, .svg or .pdf).",
+            show_default="$FEDMOE_HOME/results/partition.png",
+        ),
+    ] = None,
+    online: Online = False,
+    debug: Debug = False,
+) -> None:
+    """Show how the data would be split over clients: table and picture by client and label."""
+    from fedmoe_app.commands.partition import describe_setting, plot_split, print_split, split_of
+    from fedmoe_app.paths import results_dir
+
+    _allow_downloads(online)
+    path = picture_path(output or results_dir() / "partition.png")
+    flat = app_defaults(app_dir) | read_overrides(run_config or [])
+    config = check(with_absolute_paths(flat, Path.cwd()), None)
+    split = split_of(config, clients)
+    print(describe_setting(config))
+    print_split(split, _console())
+    print(f"picture: {plot_split(split, describe_setting(config), path)}")
+
+
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="Result folder of a run.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format", help="hf: the whole model, adapters merged; peft: the adapter alone."
+        ),
+    ] = "hf",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="New folder.", show_default="RUN-hf or RUN-peft in this folder"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Copy a run's model to a folder that plain transformers or PEFT loads."""
+    from fedmoe_app.commands.export import export as export_run
+    from fedmoe_app.commands.export import read_format
+
+    chosen = read_format(kind)
+    target = output or Path(f"{run_dir.absolute().name}-{chosen}")
+    print(export_run(run_dir, chosen, target.absolute()))
+
+
+def doctor(debug: Debug = False) -> None:
+    """Say what works on this machine, what does not, and how to mend it."""
+    from fedmoe_app.commands.doctor import FAILURE, examine, print_findings
+
+    findings = examine()
+    print_findings(findings, _console())
+    if any(finding.state == FAILURE for finding in findings):
+        raise typer.Exit(1)
+
+
+def picture_path(path: Path) -> Path:
+    """Refuse a picture of a kind that cannot be drawn.
+
+    Raises:
+        ConfigError: naming the kinds.
+    """
+    from fedmoe_app.config import ConfigError
+
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--output {path}: give it one of the endings .png, .svg, .pdf")
+    return path.expanduser().absolute()
+
+
+def _allow_downloads(online: bool) -> None:
+    import os
+
+    if online:
+        os.environ["HF_HUB_OFFLINE"] = "0"
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=LOG_WIDTH, highlight=False)
