@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint bench clean
+.PHONY: help install demo test slow lint docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -42,10 +42,15 @@ lint: install ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install ## Build the docs site into site/; warnings are errors
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site: $(CURDIR)/site/index.html"
+
 bench: install ## Run the benchmarks, one after the other (hours)
 	@for name in bag_of_words baselines schemes warm_up dolly; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean: ## Remove the environment and everything that tools left here
 	-test -x $(BIN)/fedmoe && FLWR_HOME=$(CURDIR)/.flwr $(BIN)/fedmoe stop
-	rm -rf $(VENV) .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info *.fab
+	rm -rf $(VENV) site .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info *.fab
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
