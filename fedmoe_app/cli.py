@@ -13,6 +13,7 @@ import typer
 from fedmoe_app.commands.register import register
 from fedmoe_app.config import ConfigError
 from fedmoe_app.launching import environment
+from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.connections import LaunchError
 from fedmoe_app.launching.overrides import read_overrides
 from fedmoe_app.launching.processes import signals_raise
@@ -118,9 +119,9 @@ def run(
     overrides = read_overrides(run_config or [])
     overrides |= {key: value for key, value in given.items() if value is not None}
     if connection:
-        run_on_connection(app_dir, overrides, connection, verbose)
+        run_on_connection(app_folder(app_dir), overrides, connection, verbose)
     else:
-        run_simulated(app_dir, overrides, clients or DEFAULT_CLIENTS, gpus, verbose)
+        run_simulated(app_folder(app_dir), overrides, clients or DEFAULT_CLIENTS, gpus, verbose)
 
 
 @app.command()
@@ -170,7 +171,7 @@ def compare(
     if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
     request = comparing.Request(
-        app=app_dir,
+        app=app_folder(app_dir),
         schemes=comparing.read_schemes(",".join(comparing.SCHEMES) if schemes is None else schemes),
         seeds=comparing.read_seeds(seeds),
         alphas=comparing.read_alphas(alphas) if alphas is not None else (),

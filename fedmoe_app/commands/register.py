@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.overrides import app_defaults, check, read_overrides, with_absolute_paths
 from fedmoe_app.report.table import LOG_WIDTH
 
@@ -50,7 +51,9 @@ def inspect(
     from fedmoe_app.commands.inspect import inspect_model, print_outline
 
     _allow_downloads(online)
-    flat = app_defaults(app_dir) | read_overrides(run_config or []) | {"model.name": model}
+    flat = (
+        app_defaults(app_folder(app_dir)) | read_overrides(run_config or []) | {"model.name": model}
+    )
     config = check(with_absolute_paths(flat, Path.cwd()), None)
     print_outline(config, inspect_model(config), _console())
 
@@ -75,7 +78,7 @@ def partition(
 
     _allow_downloads(online)
     path = picture_path(output or results_dir() / "partition.png")
-    flat = app_defaults(app_dir) | read_overrides(run_config or [])
+    flat = app_defaults(app_folder(app_dir)) | read_overrides(run_config or [])
     config = check(with_absolute_paths(flat, Path.cwd()), None)
     split = split_of(config, clients)
     print(describe_setting(config))
