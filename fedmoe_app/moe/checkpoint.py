@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
 
 from fedmoe_app.config import ConfigError
 
@@ -29,6 +30,20 @@ def check_checkpoint(name: str) -> None:
     stored = any((folder / file).is_file() for file in (_INDEX, _SINGLE))
     if stored or not any((folder / file).is_file() for file in _PICKLES):
         safetensors_files(name, folder)
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Return the folder of a local model, or the one of a hub model in the cache.
+
+    Raises:
+        ConfigError: the hub model is not in the cache.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    config = cached_file(name, "config.json")
+    if config is None:
+        raise ConfigError(f'model.name = "{name}": not in the cache of the model hub')
+    return Path(config).parent
 
 
 def safetensors_files(name: str, folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -41,6 +41,19 @@ def set_adapters(module: nn.Module, adapters: Sequence[dict[str, nn.Parameter]])
 def adapters_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], ...]:
     """Return what :func:`set_adapters` noted; empty for a module without adapters."""
     return module.__dict__.get(_ADAPTERS, ())
+
+
+_HELD = "_fedmoe_held"  # attribute of an experts module
+
+
+def set_held(module: nn.Module, experts: Iterable[int]) -> None:
+    """Note that only these experts of a module are in memory."""
+    module.__dict__[_HELD] = frozenset(experts)
+
+
+def held_of(module: nn.Module) -> frozenset[int] | None:
+    """Return what :func:`set_held` noted; None for a module with all its experts."""
+    return module.__dict__.get(_HELD)
 
 
 def is_fused(module: nn.Module) -> bool:
