@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmoe_app.budgets import experts_in
 from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.local.choosing import choose, holding_of
 from fedmoe_app.local.keeping import Keeping
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.personal import OwnModel
@@ -28,9 +29,11 @@ from fedmoe_app.local.train import (
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.moe.streamed import all_experts
 from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import LocalClient, Scheme
+from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientScore, ClientUpdate
 
@@ -45,12 +48,24 @@ def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate
     """
     scheme = make_scheme(config)
     with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
-        setup = load_setup(config, task.label_names)
-        check_base(setup, task.base_fingerprint)
-        scheme.check(setup.shape)
-        rows = client_rows(config, node, task, setup)
-        write_state(setup.model, setup.layers, task.state)
-        return ClientRound(config, node, task, scheme, setup, rows).run()
+        return prepare_round(config, node, task, scheme).run()
+
+
+def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
+    """Choose the experts that this node holds in its first round, by the state without experts."""
+    scheme = make_scheme(config)
+    with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
+        return prepare_round(config, node, task, scheme).choose()
+
+
+def prepare_round(config: RunConfig, node: Node, task: TrainTask, scheme: Scheme) -> ClientRound:
+    """Load model and data, and write the received values into the model."""
+    setup = load_setup(config, task.label_names, holding_of(config, task))
+    check_base(setup, task.base_fingerprint)
+    scheme.check(setup.shape)
+    rows = client_rows(config, node, task, setup)
+    write_state(setup.model, setup.layers, task.state)
+    return ClientRound(config, node, task, scheme, setup, rows)
 
 
 @dataclass(frozen=True)
@@ -70,9 +85,11 @@ class ClientRound:
         before = self._score(self.setup.task)
         started, own = keeping.start(self.setup)
         client = self._local_client()
-        trainables = Trainables(
-            self.setup.model, self.setup.layers, self.scheme.choose_experts(client)
-        )
+        holding = holding_of(self.config, self.task)
+        # The next round's experts are chosen by the received values, like those of this one.
+        choice = None if holding is None else choose(self.scheme, client)
+        experts = holding.subsets if holding else self.scheme.choose_experts(client)
+        trainables = Trainables(self.setup.model, self.setup.layers, experts)
         result, routing = self._train(trainables, client, started, own)
         changes = _from_received(trainables.changes(), started, self.task.state)
         if own is not None and not own.joint:
@@ -94,7 +111,12 @@ class ClientRound:
             changes=changes,
             routing=routing,
             metrics=metrics,
+            choice=choice,
         )
+
+    def choose(self) -> Choice:
+        """Choose the experts to hold, by the model as it is."""
+        return choose(self.scheme, self._local_client())
 
     def _local_client(self) -> LocalClient:
         shape, budget = self.setup.shape, self.node.expert_budget
@@ -185,7 +207,7 @@ class ClientRound:
         rows, setup = self.rows.train, self.setup
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed))
         drawn = [rows[i] for i in sorted(order[:max_examples].tolist())]
-        with RoutingRecorder(setup.layers) as recorder:
+        with all_experts(setup.model, setup.layers), RoutingRecorder(setup.layers) as recorder:
             setup.model.eval()
             size = self.config.train.per_device_eval_batch_size
             for start in range(0, len(drawn), size):
@@ -198,7 +220,7 @@ class ClientRound:
 def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientScore:
     """Score the received model on this node's own test examples; zero items if it has none."""
     with one_client(config.seed, config.train.threads):
-        setup = load_setup(config, task.label_names)
+        setup = load_setup(config, task.label_names, holding_of(config, task))
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)

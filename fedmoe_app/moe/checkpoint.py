@@ -46,6 +46,22 @@ def checkpoint_folder(name: str) -> Path:
     return Path(config).parent
 
 
+def check_not_quantised(name: str) -> None:
+    """Refuse a checkpoint that is quantised already, whose experts cannot be read one by one.
+
+    Raises:
+        ConfigError: naming the method.
+    """
+    path = checkpoint_folder(name) / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    if saved:
+        raise ConfigError(
+            f'model.name = "{name}": the checkpoint is quantised already '
+            f'({saved.get("quant_method")}); with model.experts-in-memory = "chosen" choose one '
+            "in 16 or 32 bits"
+        )
+
+
 def safetensors_files(name: str, folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint in ``folder``, sorted by name.
 

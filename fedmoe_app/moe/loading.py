@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from fedmoe_app.moe.checkpoint import check_not_quantised
 from fedmoe_app.moe.held import Holding, load_with_experts
 from fedmoe_app.moe.packed import KINDS
 from fedmoe_app.moe.quantise import quantise
@@ -153,6 +154,8 @@ def load_model(
     special |= {} if bos_token_id is None else {"bos_token_id": bos_token_id}
     config = _config(name, vocab_size, max_length, special)
     _check_fits(name, config, vocab_size, max_length)
+    if holding is not None:
+        check_not_quantised(name)
     if quantization != "none":
         _accept_for_quantising(name, config)
     auto = _auto_class(config, task, head)
