@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.config import ConfigError
 from fedmoe_app.inprocess import run_in_process
 from fedmoe_app.report.log import read_metrics
 from tests.bases import save_base

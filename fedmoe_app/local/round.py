@@ -12,6 +12,7 @@ from fedmoe_app.budgets import experts_in
 from fedmoe_app.config import ConfigError, RunConfig
 from fedmoe_app.local.choosing import choose, holding_of
 from fedmoe_app.local.keeping import Keeping
+from fedmoe_app.local.memory import estimate, largest_budget
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.personal import OwnModel
 from fedmoe_app.local.prepared import ClientRows, client_rows
@@ -120,13 +121,26 @@ class ClientRound:
 
     def _local_client(self) -> LocalClient:
         shape, budget = self.setup.shape, self.node.expert_budget
-        if self.node.partition_id is None and self.scheme.needs_client_number(budget is not None):
+        has_budget = budget is not None or self.node.memory_budget is not None
+        if self.node.partition_id is None and self.scheme.needs_client_number(has_budget):
             raise ConfigError(
                 "node config: this scheme tells clients apart by their number from start to start; "
                 "give each SuperNode a partition-id of its own, beside its data-path"
             )
         own_budget = None if budget is None else experts_in(budget, shape.num_experts)
-        return LocalClient(self.node.client, shape, own_budget, self._usage)
+        return LocalClient(self.node.client, shape, self._fitting(own_budget), self._usage)
+
+    def _fitting(self, own_budget: int | None) -> int | None:
+        """Return the budget that fits the node's memory, too; refuse a model that does not."""
+        if self.node.memory_budget is None:
+            return own_budget
+        shape, need = self.setup.shape, estimate(self.setup, self.config)
+        chosen = self.config.model.experts_in_memory == "chosen"
+        least = shape.top_k if chosen else shape.num_experts
+        fitting = largest_budget(need, self.node.memory_budget, least, shape.num_experts)
+        if not chosen:  # the model is there as a whole, whatever is trained
+            return own_budget
+        return fitting if own_budget is None else min(own_budget, fitting)
 
     def _train(
         self,
@@ -182,6 +196,8 @@ class ClientRound:
         budget = self.scheme.budget(client)
         if budget is not None:
             metrics["expert-budget"] = budget
+        if self.config.model.experts_in_memory == "chosen":
+            metrics["experts-held"] = len(self.task.state.experts)
         return metrics
 
     def _own_metrics(self, own: OwnModel | None) -> dict[str, float]:

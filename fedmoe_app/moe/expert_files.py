@@ -92,6 +92,12 @@ class ExpertFiles:
         found = self._sources[layer] if self._fused[layer] else self._listed[layer][expert]
         return tuple(found)
 
+    def shapes(self, layer: int) -> list[tuple[int, ...]]:
+        """Return the shapes of one expert's tensors in a layer."""
+        if self._fused[layer]:
+            return [source.shape for source in self._sources[layer].values()]
+        return [tuple(self._slices[key].get_shape()) for key in self._listed[layer][0].values()]
+
     def read(self, layer: int, expert: int, name: str) -> Tensor:
         """Read one tensor of an expert, in the type of the file; it may be a view of the file.
 

@@ -180,6 +180,7 @@ def _take_out_listed(layer: MoELayer, held: Sequence[int]) -> Callable[[], None]
 
     def put_back() -> None:
         device = next(layer.router.parameters()).device
+        set_held(module, held)
         for name, child in out.items():
             _without_values(child, device)
             module._modules[name] = child
@@ -218,11 +219,11 @@ def _hold(
     device: str,
 ) -> None:
     """Read the held experts of a fused layer; note those of any layer as what travels."""
-    set_held(layer.experts_module, experts)
     if not layer.fused:
         own = [layer.listed_parameters(e) if e in experts else {} for e in range(layer.num_experts)]
         set_adapters(layer.experts_module, own)
         return
+    set_held(layer.experts_module, experts)
     transposed = bool(getattr(layer.experts_module, "is_transposed", False))
     weights: list[dict[str, Any]] = [{} for _ in range(layer.num_experts)]
     for e in experts:

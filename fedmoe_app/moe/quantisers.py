@@ -139,7 +139,7 @@ class _WithExperts:
             )
         for name, stack in self._packed.items():
             put_packed(self.fused[name], name.rpartition(".")[2], stack)
-        fused = [layer for layer in find_moe_layers(model) if layer.fused]
+        fused = [layer for layer in find_moe_layers(model) if layer.fused] if self.fused else []
         if fused:
             use_slots(model, fused)
         for module in model.modules():

@@ -69,7 +69,9 @@ def is_listed(module: nn.Module, name: str) -> bool:
     named = "expert" in name.rpartition(".")[2]
     if len(children) < 2 or not (named or getattr(module, "num_experts", 0) == len(children)):
         return False
-    shapes = [[(n, p.shape) for n, p in child.named_parameters()] for child in children]
+    # Experts that are not held are not quantised with the others.
+    held = [children[e] for e in sorted(held_of(module) or range(len(children)))]
+    shapes = [[(n, p.shape) for n, p in child.named_parameters()] for child in held]
     return bool(shapes[0]) and all(shape == shapes[0] for shape in shapes)
 
 

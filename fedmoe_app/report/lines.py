@@ -86,6 +86,7 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "num_truncated": metrics.get("num-truncated"),
         "num_steps": _whole(metrics.get("num-steps")),
         "expert_budget": _whole(metrics.get("expert-budget")),
+        "experts_held": _whole(metrics.get("experts-held")),
         "selection_ratio": _selection_ratio(report, position),
         "kept_round": _whole(metrics.get("kept-round")),
         "state_lost": update.client in report.lost_state,
