@@ -69,6 +69,25 @@ def describe(message: Message, context: Context) -> Message:
     return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)
 
 
+@app.query("choose")
+def choose(message: Message, context: Context) -> Message:
+    """Choose the experts that this node will hold in its first round."""
+    from fedmoe_app.config import parse_run_config
+    from fedmoe_app.local.node import Node
+    from fedmoe_app.local.round import choose_for_client
+    from fedmoe_app.wire.choice import RECORD, encode_choice
+    from fedmoe_app.wire.records import decode_task
+
+    config = parse_run_config(context.run_config)
+    node = Node.from_config(context.node_config, context.node_id)
+    with name_errors(node.client):
+        choice = choose_for_client(config, node, decode_task(message.content))
+    content = RecordDict(
+        {RECORD: encode_choice(choice), "metrics": MetricRecord({"client": node.client})}
+    )
+    return Message(content, reply_to=message)
+
+
 @app.query("forget")
 def forget(message: Message, context: Context) -> Message:
     """Drop what this client kept between the rounds of a run."""

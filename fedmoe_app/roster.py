@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -32,6 +33,14 @@ class Roster:
             self._clients[node_id] = decode_client(content)
         except InvalidUpdateError:
             return  # the reply is rejected with the reason where it is decoded
+
+    def client(self, node_id: int) -> int | None:
+        """Return a node's client number, None if it is not known yet."""
+        return self._clients.get(node_id)
+
+    def by_client(self, values: Mapping[int, int]) -> dict[int, int]:
+        """Return values by node as values by client, without those of nodes of no known client."""
+        return {c: value for n, value in values.items() if (c := self.client(n)) is not None}
 
     def name(self, node_id: int) -> str:
         """Return ``client 3`` where the number is known, else ``node 8123``."""

@@ -133,6 +133,7 @@ class ModelConfig(Section):
     lora_rank: Annotated[int, Field(ge=1)]
     lora_alpha: Annotated[int, Field(ge=1)]
     quantization: Literal["none", "nf4", "int8"]
+    experts_in_memory: Literal["all", "chosen"]
 
     @model_validator(mode="after")
     def _quantization_fits(self) -> ModelConfig:

@@ -11,6 +11,8 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.holding import Holding
+from fedmoe_app.local.choosing import check_holds_chosen
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
 from fedmoe_app.local.train import one_client
@@ -41,8 +43,10 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     """
     scheme = make_scheme(config)
     data = server_data(config)
+    check_holds_chosen(config, scheme)
     setup = load_setup(config, data.label_names)
     scheme.check(setup.shape)
+    chosen = config.model.experts_in_memory == "chosen"
     folder = _result_folder(config)
     folder.write_config(flatten_run_config(config))
     metric = setup.task.metric
@@ -67,6 +71,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
         on_round=on_round,
+        holding=Holding(setup.shape, config.round_timeout) if chosen else None,
     )
     logger.info("results: %s", folder.path)
     _run(grid, config, strategy, setup, data.test, folder)

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedmoe_app.exchange import exchange, wait_for_nodes
+from fedmoe_app.holding import Holding, held_arrays
 from fedmoe_app.replies import decode_scores, decode_updates
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.roster import sample_size
@@ -46,6 +47,7 @@ class MoEStrategy(RoundLoop):
         forget: let the clients drop what they kept when the run is complete.
         diagnose: work out the scheme's diagnostics of every round.
         on_round: called with the report of every round, 0 (the initial model) included.
+        holding: which experts each node holds; None where all nodes hold all.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class MoEStrategy(RoundLoop):
         forget: bool = True,
         diagnose: bool = True,
         on_round: Callable[[RoundReport], None] = lambda report: None,
+        holding: Holding | None = None,
     ) -> None:
         super().__init__(limits, seed=seed, on_round=on_round)
         self.scheme = scheme
         self.run_key = run_key or secrets.token_hex(16)
         self.forget = forget
+        self.holding = holding
         self.diagnose = diagnose
         self.shape = shape or ModelShape(0, 1, 1)
         self.region_size = self.shape.hidden_size if scheme.needs_regions else 0
@@ -110,25 +114,61 @@ class MoEStrategy(RoundLoop):
         nodes = wait_for_nodes(grid, self.limits.min_clients, self.limits.wait_for_clients)
         size = sample_size(len(nodes), self.limits.fraction_train, self.limits.min_clients)
         nodes = self.roster.draw(grid, nodes, server_round, size)
-        content = self._content(server_round, arrays, config)
-        size_down = record_bytes(content)
-        self.report = RoundReport(
-            server_round,
-            num_asked=len(nodes),
-            bytes_down_each=size_down,
-            bytes_down=size_down * len(nodes),
+        self.report = RoundReport(server_round, num_asked=len(nodes))
+        if (holding := self.holding) is not None:
+            question = self._content(server_round, held_arrays(arrays, None), config)
+            nodes = self._ask_to_choose(grid, holding, nodes, question)
+        messages = self._messages(
+            nodes, MessageType.TRAIN, self._content(server_round, arrays, config)
         )
+        self.report.bytes_down_by_node = {m.metadata.dst_node_id: size for m, size in messages}
+        self.report.bytes_down += sum(size for _, size in messages)
         self.progress.round_started(server_round, len(nodes))
-        return [Message(content, node, MessageType.TRAIN) for node in nodes]
+        return [message for message, _ in messages]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask all connected nodes to score the global model on their own test examples."""
-        content = self._content(server_round, arrays, config)
         nodes = sorted(grid.get_node_ids())
-        self.report.bytes_down += record_bytes(content) * len(nodes)
-        return [Message(content, node, MessageType.EVALUATE) for node in nodes]
+        if (holding := self.holding) is not None:
+            # A node that has not trained yet would score a model without experts.
+            nodes = [node for node in nodes if holding.choice(self.roster, node)]
+        messages = self._messages(
+            nodes, MessageType.EVALUATE, self._content(server_round, arrays, config)
+        )
+        self.report.bytes_down += sum(size for _, size in messages)
+        return [message for message, _ in messages]
+
+    def _ask_to_choose(
+        self,
+        grid: Grid,
+        holding: Holding,
+        nodes: Sequence[int],
+        content: RecordDict,
+    ) -> list[int]:
+        """Ask the nodes that have not told which experts they hold; return those that have."""
+        unknown = [node for node in nodes if holding.choice(self.roster, node) is None]
+        self.report.bytes_down += record_bytes(content) * len(unknown)
+        for reply, why in holding.ask(grid, unknown, content, self.roster):
+            if reply.message is not None and reply.message.has_content():
+                self.report.bytes_up_total += record_bytes(reply.message.content)
+            if why is not None:
+                self._fail(*self.roster.who_and_why(reply.node_id, why))
+        return [node for node in nodes if holding.choice(self.roster, node) is not None]
+
+    def _messages(
+        self, nodes: Sequence[int], kind: str, content: RecordDict
+    ) -> list[tuple[Message, int]]:
+        """Return one message a node, with what it holds of the state, and its bytes."""
+        if self.holding is None:
+            size = record_bytes(content)
+            return [(Message(content, node, kind), size) for node in nodes]
+        contents = [self.holding.content_for(self.roster, node, content) for node in nodes]
+        return [
+            (Message(own, node, kind), record_bytes(own))
+            for node, own in zip(nodes, contents, strict=True)
+        ]
 
     def _content(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         return encode_task(
@@ -152,12 +192,15 @@ class MoEStrategy(RoundLoop):
         Returns None, None, and leaves the global state as it was, if fewer than ``min_clients``
         replies can be used.
         """
-        spec = UpdateSpec.of(self.state, self.region_size)
+        top_k = 0 if self.holding is None else self.shape.top_k
+        spec = UpdateSpec.of(self.state, self.region_size, top_k)
         decoded = decode_updates(replies, spec, self.roster)
         for who, why in decoded.rejected.items():
             self._fail(who, why)
         updates = decoded.updates
         self._note_lost_state(server_round, updates)
+        if self.holding is not None:
+            self.holding.note(updates)
         if len(updates) < self.limits.min_clients:
             self._fail(
                 "round",
@@ -179,6 +222,7 @@ class MoEStrategy(RoundLoop):
         self.broadcast = self.scheme.broadcast(info)
         self.report.updates, self.report.folded = updates, True
         self.report.bytes_up = decoded.bytes_up
+        self.report.bytes_down_to = self.roster.by_client(self.report.bytes_down_by_node)
         return encode_state(state), _mean_metrics(updates)
 
     def _note_lost_state(self, server_round: int, updates: Sequence[ClientUpdate]) -> None:

@@ -186,7 +186,7 @@ def test_bytes_are_those_of_all_messages_evaluation_included() -> None:
     run = Run(good, [0, 1])
     report = run.reports[1]
     down = record_bytes(encode_task(encode_state(toy_state()), 1))
-    assert report.bytes_down_each == down
+    assert report.bytes_down_to == {0: down, 1: down}
     # Two messages to train, two to evaluate the folded state, which is as large.
     assert report.bytes_down == 4 * down
     scores = sum(record_bytes(encode_score(ClientScore(c, 2.0 * c, c, 4))) for c in (0, 1))

@@ -22,6 +22,7 @@ class Node:
         data_path: the node's own file, instead of a partition.
         expert_budget: experts a layer that the node can train, as a number or a share; None if the
             node config does not say.
+        memory_budget: GiB that the node may use in a round; None if the node config does not say.
     """
 
     client: int
@@ -29,10 +30,11 @@ class Node:
     num_partitions: int | None
     data_path: str | None
     expert_budget: Budget | None = None
+    memory_budget: float | None = None
 
     @classmethod
     def from_config(cls, node_config: Mapping[str, Any], node_id: int) -> Node:
-        """Read ``partition-id``, ``num-partitions``, ``data-path`` and ``expert-budget``.
+        """Read the keys of the node config; their names are the attributes' with hyphens.
 
         Raises:
             ConfigError: if the node has neither a data path nor a whole partition, a number
@@ -53,6 +55,7 @@ class Node:
             num_partitions=num_partitions,
             data_path=None if data_path is None else str(data_path),
             expert_budget=_budget(node_config),
+            memory_budget=_memory(node_config),
         )
 
 
@@ -62,6 +65,19 @@ def _budget(node_config: Mapping[str, Any]) -> Budget | None:
         return None if value is None else check_budget(value)
     except ValueError as error:
         raise ConfigError(f"node config expert-budget = {value!r}: {error}") from None
+
+
+def _memory(node_config: Mapping[str, Any]) -> float | None:
+    value = node_config.get("memory-budget")
+    if value is None:
+        return None
+    # bool is a kind of int.
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ConfigError(
+            f"node config memory-budget = {value!r}: must be a number of GiB above 0, such as 12 "
+            "or 7.5"
+        )
+    return float(value)
 
 
 def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | None) -> int | None:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fedmoe_app.budgets import experts_in
 from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.local.choosing import choose, holding_of
 from fedmoe_app.local.keeping import Keeping
+from fedmoe_app.local.memory import estimate, largest_budget
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.personal import OwnModel
 from fedmoe_app.local.prepared import ClientRows, client_rows
@@ -28,9 +30,11 @@ from fedmoe_app.local.train import (
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.moe.streamed import all_experts
 from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import LocalClient, Scheme
+from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientScore, ClientUpdate
 
@@ -45,12 +49,24 @@ def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate
     """
     scheme = make_scheme(config)
     with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
-        setup = load_setup(config, task.label_names)
-        check_base(setup, task.base_fingerprint)
-        scheme.check(setup.shape)
-        rows = client_rows(config, node, task, setup)
-        write_state(setup.model, setup.layers, task.state)
-        return ClientRound(config, node, task, scheme, setup, rows).run()
+        return prepare_round(config, node, task, scheme).run()
+
+
+def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
+    """Choose the experts that this node holds in its first round, by the state without experts."""
+    scheme = make_scheme(config)
+    with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
+        return prepare_round(config, node, task, scheme).choose()
+
+
+def prepare_round(config: RunConfig, node: Node, task: TrainTask, scheme: Scheme) -> ClientRound:
+    """Load model and data, and write the received values into the model."""
+    setup = load_setup(config, task.label_names, holding_of(config, task))
+    check_base(setup, task.base_fingerprint)
+    scheme.check(setup.shape)
+    rows = client_rows(config, node, task, setup)
+    write_state(setup.model, setup.layers, task.state)
+    return ClientRound(config, node, task, scheme, setup, rows)
 
 
 @dataclass(frozen=True)
@@ -70,9 +86,11 @@ class ClientRound:
         before = self._score(self.setup.task)
         started, own = keeping.start(self.setup)
         client = self._local_client()
-        trainables = Trainables(
-            self.setup.model, self.setup.layers, self.scheme.choose_experts(client)
-        )
+        holding = holding_of(self.config, self.task)
+        # The next round's experts are chosen by the received values, like those of this one.
+        choice = None if holding is None else choose(self.scheme, client)
+        experts = holding.subsets if holding else self.scheme.choose_experts(client)
+        trainables = Trainables(self.setup.model, self.setup.layers, experts)
         result, routing = self._train(trainables, client, started, own)
         changes = _from_received(trainables.changes(), started, self.task.state)
         if own is not None and not own.joint:
@@ -94,17 +112,35 @@ class ClientRound:
             changes=changes,
             routing=routing,
             metrics=metrics,
+            choice=choice,
         )
+
+    def choose(self) -> Choice:
+        """Choose the experts to hold, by the model as it is."""
+        return choose(self.scheme, self._local_client())
 
     def _local_client(self) -> LocalClient:
         shape, budget = self.setup.shape, self.node.expert_budget
-        if self.node.partition_id is None and self.scheme.needs_client_number(budget is not None):
+        has_budget = budget is not None or self.node.memory_budget is not None
+        if self.node.partition_id is None and self.scheme.needs_client_number(has_budget):
             raise ConfigError(
                 "node config: this scheme tells clients apart by their number from start to start; "
                 "give each SuperNode a partition-id of its own, beside its data-path"
             )
         own_budget = None if budget is None else experts_in(budget, shape.num_experts)
-        return LocalClient(self.node.client, shape, own_budget, self._usage)
+        return LocalClient(self.node.client, shape, self._fitting(own_budget), self._usage)
+
+    def _fitting(self, own_budget: int | None) -> int | None:
+        """Return the budget that fits the node's memory, too; refuse a model that does not."""
+        if self.node.memory_budget is None:
+            return own_budget
+        shape, need = self.setup.shape, estimate(self.setup, self.config)
+        chosen = self.config.model.experts_in_memory == "chosen"
+        least = shape.top_k if chosen else shape.num_experts
+        fitting = largest_budget(need, self.node.memory_budget, least, shape.num_experts)
+        if not chosen:  # the model is there as a whole, whatever is trained
+            return own_budget
+        return fitting if own_budget is None else min(own_budget, fitting)
 
     def _train(
         self,
@@ -160,6 +196,8 @@ class ClientRound:
         budget = self.scheme.budget(client)
         if budget is not None:
             metrics["expert-budget"] = budget
+        if self.config.model.experts_in_memory == "chosen":
+            metrics["experts-held"] = len(self.task.state.experts)
         return metrics
 
     def _own_metrics(self, own: OwnModel | None) -> dict[str, float]:
@@ -185,7 +223,7 @@ class ClientRound:
         rows, setup = self.rows.train, self.setup
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed))
         drawn = [rows[i] for i in sorted(order[:max_examples].tolist())]
-        with RoutingRecorder(setup.layers) as recorder:
+        with all_experts(setup.model, setup.layers), RoutingRecorder(setup.layers) as recorder:
             setup.model.eval()
             size = self.config.train.per_device_eval_batch_size
             for start in range(0, len(drawn), size):
@@ -198,7 +236,7 @@ class ClientRound:
 def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientScore:
     """Score the received model on this node's own test examples; zero items if it has none."""
     with one_client(config.seed, config.train.threads):
-        setup = load_setup(config, task.label_names)
+        setup = load_setup(config, task.label_names, holding_of(config, task))
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)

@@ -22,6 +22,7 @@ from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification,
 from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.checkpoint import check_checkpoint
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint, preset_fingerprint
+from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, load_model, resolve_head
 from fedmoe_app.schemes.base import ModelShape
@@ -53,12 +54,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
+def load_setup(
+    config: RunConfig, label_names: Sequence[str], holding: Holding | None = None
+) -> Setup:
     """Build the tokenizer, the initial model and the task; the same everywhere for one config.
 
     Args:
         config: the run config.
         label_names: class names in index order; only for classification.
+        holding: the experts to hold in memory; None means all.
     """
     name = config.model.name
     classifies = config.data.task == "classification"
@@ -80,6 +84,7 @@ def load_setup(config: RunConfig, label_names: Sequence[str]) -> Setup:
         max_length=config.data.max_length,
         quantization=config.model.quantization,
         device=str(device()),
+        holding=holding,
     )
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)

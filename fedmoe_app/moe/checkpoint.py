@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
 
 from fedmoe_app.config import ConfigError
 
@@ -29,6 +30,36 @@ def check_checkpoint(name: str) -> None:
     stored = any((folder / file).is_file() for file in (_INDEX, _SINGLE))
     if stored or not any((folder / file).is_file() for file in _PICKLES):
         safetensors_files(name, folder)
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Return the folder of a local model, or the one of a hub model in the cache.
+
+    Raises:
+        ConfigError: the hub model is not in the cache.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    config = cached_file(name, "config.json")
+    if config is None:
+        raise ConfigError(f'model.name = "{name}": not in the cache of the model hub')
+    return Path(config).parent
+
+
+def check_not_quantised(name: str) -> None:
+    """Refuse a checkpoint that is quantised already, whose experts cannot be read one by one.
+
+    Raises:
+        ConfigError: naming the method.
+    """
+    path = checkpoint_folder(name) / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    if saved:
+        raise ConfigError(
+            f'model.name = "{name}": the checkpoint is quantised already '
+            f'({saved.get("quant_method")}); with model.experts-in-memory = "chosen" choose one '
+            "in 16 or 32 bits"
+        )
 
 
 def safetensors_files(name: str, folder: Path) -> list[Path]:

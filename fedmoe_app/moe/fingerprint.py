@@ -17,10 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.moe.checkpoint import safetensors_files
+from fedmoe_app.moe.checkpoint import checkpoint_folder, safetensors_files
 
 SAMPLED_TENSORS = 64  # spread evenly over the sorted names
 SAMPLED_VALUES = 256  # from the first row or rows of each
@@ -58,7 +56,7 @@ def checkpoint_fingerprint(name: str) -> str:
     Raises:
         ConfigError: if it has none, or one that is missing or cut off.
     """
-    folder = _folder(name)
+    folder = checkpoint_folder(name)
     where: dict[str, Path] = {}
     shapes: dict[str, Any] = {}
     for path in safetensors_files(name, folder):
@@ -68,15 +66,6 @@ def checkpoint_fingerprint(name: str) -> str:
                 where[key], shapes[key] = path, [part.get_dtype(), part.get_shape()]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return _hash(config, shapes, ((key, _head(where[key], key)) for key in _sample(shapes)))
-
-
-def _folder(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    config = cached_file(name, "config.json")
-    if config is None:
-        raise ConfigError(f'model.name = "{name}": not in the cache of the model hub')
-    return Path(config).parent
 
 
 def _head(path: Path, key: str) -> Tensor:

@@ -30,6 +30,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from fedmoe_app.moe.checkpoint import check_not_quantised
+from fedmoe_app.moe.held import Holding, load_with_experts
 from fedmoe_app.moe.packed import KINDS
 from fedmoe_app.moe.quantise import quantise
 from fedmoe_app.moe.quantisers import quantization_config
@@ -116,6 +118,7 @@ def load_model(
     max_length: int = 512,
     quantization: str = "none",
     device: str = "cpu",
+    holding: Holding | None = None,
 ) -> PreTrainedModel:
     """Return the model of a run in eval mode, without a key-value cache.
 
@@ -135,6 +138,7 @@ def load_model(
             as it is read (see :mod:`fedmoe_app.moe.quantise`).
         device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
             models are built on the CPU.
+        holding: the experts to hold in memory, which are read to ``device``; None means all.
 
     Raises:
         ModelNotFoundError: the name leads to no model.
@@ -150,6 +154,8 @@ def load_model(
     special |= {} if bos_token_id is None else {"bos_token_id": bos_token_id}
     config = _config(name, vocab_size, max_length, special)
     _check_fits(name, config, vocab_size, max_length)
+    if holding is not None:
+        check_not_quantised(name)
     if quantization != "none":
         _accept_for_quantising(name, config)
     auto = _auto_class(config, task, head)
@@ -158,7 +164,7 @@ def load_model(
         _check_saved_head(name, config, num_labels, label_names)
         config.num_labels = num_labels
     with _seeded(seed):
-        model = _build(auto, name, config, DTYPES[dtype], quantization, device)
+        model = _build(auto, name, config, DTYPES[dtype], quantization, device, holding)
     if label_names:
         model.config.id2label = dict(enumerate(label_names))
         model.config.label2id = {label: index for index, label in enumerate(label_names)}
@@ -172,8 +178,11 @@ def _build(
     dtype: torch.dtype,
     quantization: str,
     device: str,
+    holding: Holding | None = None,
 ) -> PreTrainedModel:
-    """Build a preset or load a checkpoint, quantised or not."""
+    """Build a preset or load a checkpoint, quantised or not, with all experts or some."""
+    if holding is not None:
+        return load_with_experts(auto, name, config, dtype, holding.subsets, quantization, device)
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
         if quantization != "none":

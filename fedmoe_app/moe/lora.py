@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -24,7 +25,7 @@ from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
 from fedmoe_app.moe.packed import packed_weights
 from fedmoe_app.moe.quantise import dequantise, is_quantised
 from fedmoe_app.moe.slots import ExpertSlots, detach_slots, put_slots, slots_of, use_slots
-from fedmoe_app.moe.structure import listed_experts, set_adapters
+from fedmoe_app.moe.structure import held_of, listed_experts, set_adapters
 
 _BEFORE = "_fedmoe_experts_implementation"  # attribute of a model: what it ran before its slots
 
@@ -96,28 +97,44 @@ def _expert_linears(model: PreTrainedModel, listed: Sequence[MoELayer]) -> list[
     return [
         names[id(module)]
         for layer in listed
-        for expert in listed_experts(layer.experts_module)
+        for e, expert in enumerate(listed_experts(layer.experts_module))
         for module in expert.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and _is_held(layer, e)
     ]
 
 
+def _is_held(layer: MoELayer, e: int) -> bool:
+    held = held_of(layer.experts_module)
+    return held is None or e in held
+
+
 def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
-    packed = packed_weights(layer.experts_module)
-    weights = packed or [layer.expert(e) for e in range(layer.num_experts)]
-    # A packed weight is [out, in] in every family.
-    transposed = packed is None and bool(getattr(layer.experts_module, "is_transposed", False))
+    weights = _frozen_weights(layer)
+    turned = bool(getattr(layer.experts_module, "is_transposed", False))
     adapters: list[dict[str, nn.Parameter]] = []
     for tensors in weights:
         adapter: dict[str, nn.Parameter] = {}
         for name, weight in tensors.items():
             if len(weight.shape) == 2:  # biases stay as they are
+                # A packed weight is [out, in] in every family.
+                transposed = turned and isinstance(weight, Tensor)
                 shape = weight.shape[::-1] if transposed else weight.shape
                 adapter |= _new_pair(name, (shape[0], shape[1]), rank, weight.device)
         adapters.append(adapter)
     set_adapters(layer.experts_module, adapters)
     joined = [{**tensors, **adapter} for tensors, adapter in zip(weights, adapters, strict=True)]
     put_slots(layer, ExpertSlots(joined, alpha / rank))
+
+
+def _frozen_weights(layer: MoELayer) -> list[dict[str, Any]]:
+    """Return what each expert runs on, by short name; nothing for one that is not held."""
+    if held_of(layer.experts_module) is not None:
+        return [
+            {name: w.detach() if isinstance(w, Tensor) else w for name, w in weights.items()}
+            for weights in slots_of(layer).weights
+        ]
+    packed = packed_weights(layer.experts_module)
+    return packed or [layer.expert(e) for e in range(layer.num_experts)]
 
 
 def _new_pair(

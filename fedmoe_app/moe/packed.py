@@ -190,6 +190,14 @@ def pack(stacked: Tensor | ExpertList, kind: str, transposed: bool) -> PackedSta
     return PackedStack(*parts, kind, transposed, stacked.shape[1 if transposed else 2])
 
 
+@torch.no_grad()
+def pack_matrix(matrix: Tensor, kind: str) -> NF4Weight | Int8Weight:
+    """Quantise one expert's weight ``[out, in]``, as :func:`pack` does with each of a stack."""
+    values, scales = (_nf4 if kind == "nf4" else _int8)(matrix.contiguous())
+    shape = (matrix.shape[0], matrix.shape[1])
+    return (NF4Weight if kind == "nf4" else Int8Weight)(values, scales, shape, matrix.dtype)
+
+
 def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     values, state = bnb.quantize_4bit(
         weight, blocksize=BLOCK, quant_type="nf4", compress_statistics=False

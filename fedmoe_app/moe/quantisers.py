@@ -32,6 +32,8 @@ from fedmoe_app.moe.streaming import (
 )
 
 LINEARS = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+# Attribute of a quantization config: called with the model before its values are read.
+BEFORE_LOADING = "before_loading"
 
 
 @register_quantization_config("fedmoe_nf4")
@@ -89,8 +91,10 @@ class _WithExperts:
         layers = find_moe_layers(model)
         block = BLOCK if self.kind == "nf4" else 1
         _check_blocks(layers, block)
-        self.fused = _fused_parameters(model, layers)
         config: Any = self.quantization_config  # type: ignore[attr-defined]
+        if (before_loading := getattr(config, BEFORE_LOADING, None)) is not None:
+            before_loading(model)
+        self.fused = _fused_parameters(model, layers)
         config.llm_int8_skip_modules = _left_alone(model, layers, block)
         model._keep_in_fp32_modules = set()  # Switch's wo, which would stay in 32 bits
         super()._process_model_before_weight_loading(  # type: ignore[misc]
@@ -135,7 +139,7 @@ class _WithExperts:
             )
         for name, stack in self._packed.items():
             put_packed(self.fused[name], name.rpartition(".")[2], stack)
-        fused = [layer for layer in find_moe_layers(model) if layer.fused]
+        fused = [layer for layer in find_moe_layers(model) if layer.fused] if self.fused else []
         if fused:
             use_slots(model, fused)
         for module in model.modules():
@@ -206,7 +210,7 @@ def _fused_parameters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> dic
         if layer.fused:
             check_slots_possible(layer)
         for short, parameter in layer.fused_parameters().items():
-            if parameter.dim() == 3:  # biases stay
+            if parameter.dim() == 3 and parameter.numel():  # biases stay; empty: not loaded here
                 found[f"{names[id(layer.experts_module)]}.{short}"] = layer.experts_module
     return found
 

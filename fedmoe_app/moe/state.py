@@ -30,6 +30,12 @@ def expert_name(layer: int, expert: int, tensor: str) -> str:
     return f"layers.{layer}.experts.{expert}.{tensor}"
 
 
+def expert_of(key: str) -> ExpertKey | None:
+    """Return which expert a key belongs to; None for gates and dense tensors."""
+    match = _EXPERT.fullmatch(key)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def gate_name(layer: int, tensor: str) -> str:
     """Return the key of one tensor of one gate."""
     return f"layers.{layer}.gate.{tensor}"

@@ -36,19 +36,24 @@ def restrict_router(layer: MoELayer, allowed: Collection[int]) -> None:
     Raises:
         SubsetError: fewer experts than a token uses, or one that the layer does not have.
     """
-    for e in allowed:
-        layer.check_expert(e)
-    if len(set(allowed)) < layer.top_k:
-        raise SubsetError(
-            f"experts {sorted(set(allowed))} of MoE layer {layer.index}: a token uses "
-            f"{layer.top_k}; choose at least so many"
-        )
+    check_subset(layer, allowed)
     refused = torch.ones(layer.num_experts, dtype=torch.bool)  # [E]
     refused[list(allowed)] = False
     router: Any = layer.router
     router.__dict__[_REFUSED] = refused
     # Bound to the module, so that a deep copy of the model masks by its own router.
     router.__dict__["forward"] = types.MethodType(_masked_forward, router)
+
+
+def check_subset(layer: MoELayer, subset: Collection[int]) -> None:
+    """Raise SubsetError or IndexError, as :func:`restrict_router`."""
+    for e in subset:
+        layer.check_expert(e)
+    if len(set(subset)) < layer.top_k:
+        raise SubsetError(
+            f"experts {sorted(set(subset))} of MoE layer {layer.index}: a token uses "
+            f"{layer.top_k}; choose at least so many"
+        )
 
 
 def release_router(layer: MoELayer) -> None:

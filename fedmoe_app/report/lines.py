@@ -22,7 +22,8 @@ class RoundReport:
     failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
     bytes_up: dict[int, int] = field(default_factory=dict)  # of the training replies, by client
     bytes_up_total: int = 0  # of all replies, evaluation included
-    bytes_down_each: int = 0  # of the message that asks a client to train
+    bytes_down_by_node: dict[int, int] = field(default_factory=dict)  # of what asks it to train
+    bytes_down_to: dict[int, int] = field(default_factory=dict)  # the same by client
     bytes_down: int = 0  # of all messages
     num_asked: int = 0
     folded: bool = False
@@ -85,12 +86,13 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "num_truncated": metrics.get("num-truncated"),
         "num_steps": _whole(metrics.get("num-steps")),
         "expert_budget": _whole(metrics.get("expert-budget")),
+        "experts_held": _whole(metrics.get("experts-held")),
         "selection_ratio": _selection_ratio(report, position),
         "kept_round": _whole(metrics.get("kept-round")),
         "state_lost": update.client in report.lost_state,
         "state_stored": _flag(metrics.get("state-stored")),
         "bytes_up": report.bytes_up[update.client],
-        "bytes_down": report.bytes_down_each,
+        "bytes_down": report.bytes_down_to.get(update.client, 0),
         "experts_sent": len(update.changes.experts),
     }
 

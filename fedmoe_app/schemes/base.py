@@ -138,6 +138,11 @@ class Scheme:
         return None
 
     @property
+    def chooses_per_round(self) -> bool:
+        """Whether :meth:`choose_experts` chooses, so that a node can hold the chosen ones only."""
+        return False
+
+    @property
     def selects_per_batch(self) -> bool:
         """Whether :meth:`select_in_batch` narrows the choice in every training step."""
         return False

@@ -69,6 +69,11 @@ class Combination(Scheme):
         return self.selection.choose_experts(client)
 
     @property
+    def chooses_per_round(self) -> bool:
+        """As the selection has it."""
+        return self.selection.chooses_per_round
+
+    @property
     def selects_per_batch(self) -> bool:
         """As the selection has it."""
         return self.selection.selects_per_batch

@@ -54,6 +54,11 @@ class FedMoE(Scheme):
         ranked = torch.argsort(count, dim=1, descending=True, stable=True)
         return [sorted(row[: self.budget(client)].tolist()) for row in ranked]
 
+    @property
+    def chooses_per_round(self) -> bool:
+        """Always."""
+        return True
+
     def expert_weights(self, updates: ExpertUpdates) -> Tensor:
         """Return n_i / Σ_{j∈S_e} n_j, ``[M]``."""
         return updates.num_examples / updates.num_examples.sum()

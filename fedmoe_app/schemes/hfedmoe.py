@@ -192,6 +192,11 @@ class HFedMoE(Scheme):
         return [mask.nonzero().squeeze(1).tolist() for mask in chosen]
 
     @property
+    def chooses_per_round(self) -> bool:
+        """Whether experts are chosen once a round."""
+        return self.selection == "round"
+
+    @property
     def selects_per_batch(self) -> bool:
         """Whether experts are chosen in every step."""
         return self.selection == "batch"

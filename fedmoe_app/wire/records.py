@@ -21,6 +21,7 @@ from torch import Tensor
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ExpertKey, ModelState, expert_name, gate_name
 from fedmoe_app.wire.arrays import finite, from_array, to_array
+from fedmoe_app.wire.choice import RECORD, decode_choice, encode_choice
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
 PROTOCOL = 2  # raised when a server and a client of different versions no longer understand
@@ -63,9 +64,10 @@ class UpdateSpec:
     num_layers: int
     num_experts: int
     region_size: int = 0  # hidden size D if regions are wanted, else 0
+    top_k: int = 0  # K if nodes choose the experts that they hold, else 0
 
     @classmethod
-    def of(cls, state: ModelState, region_size: int = 0) -> UpdateSpec:
+    def of(cls, state: ModelState, region_size: int = 0, top_k: int = 0) -> UpdateSpec:
         """Describe what a client may change in this global state."""
         return cls(
             dense={name: tuple(tensor.shape) for name, tensor in state.dense.items()},
@@ -81,6 +83,7 @@ class UpdateSpec:
             num_layers=1 + max((layer for layer, _ in state.experts), default=-1),
             num_experts=1 + max((expert for _, expert in state.experts), default=-1),
             region_size=region_size,
+            top_k=top_k,
         )
 
 
@@ -191,13 +194,16 @@ def encode_update(update: ClientUpdate) -> RecordDict:
         "num-partitions": update.num_partitions,
         **{name: float(value) for name, value in update.metrics.items()},
     }
-    return RecordDict(
+    content = RecordDict(
         {
             "arrays": encode_state(update.changes),
             "routing": encode_tensors(routing),
             "metrics": MetricRecord(metrics),
         }
     )
+    if update.choice is not None:
+        content[RECORD] = encode_choice(update.choice)
+    return content
 
 
 def decode_update(content: RecordDict, spec: UpdateSpec) -> ClientUpdate:
@@ -220,8 +226,10 @@ def decode_update(content: RecordDict, spec: UpdateSpec) -> ClientUpdate:
         raise InvalidUpdateError("metric train-loss is missing")
     routing = _decode_routing(content.array_records["routing"], spec)
     changes = _decode_changes(content.array_records["arrays"], spec, routing)
+    shape = (spec.num_layers, spec.num_experts)
+    choice = decode_choice(content, shape, spec.top_k) if spec.top_k else None
     return ClientUpdate(
-        client, num_examples, changes, routing, _finite_metrics(metrics), num_partitions
+        client, num_examples, changes, routing, _finite_metrics(metrics), num_partitions, choice
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
+
+if TYPE_CHECKING:
+    from fedmoe_app.wire.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class ClientUpdate:
         changes: local − received, float32; experts only where ``routing.trained`` > 0.
         routing: the routing histogram of the round, ``[L, E]``.
         metrics: finite numbers by name; a metric that does not exist is absent.
+        choice: which experts the node holds in its next round; None where nodes hold all.
     """
 
     client: int
@@ -27,6 +32,7 @@ class ClientUpdate:
     routing: RoutingStats
     metrics: dict[str, float] = field(default_factory=dict)
     num_partitions: int = 0
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -61,3 +61,14 @@ def test_any_other_expert_budget_is_named(budget: Any) -> None:
         Node.from_config(PARTITION | {"expert-budget": budget}, node_id=1)
     start = f"node config expert-budget = {budget!r}: {budget!r} is no expert budget: "
     assert str(error.value).startswith(start)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, "12", True, float("inf"), float("nan")])
+def test_a_memory_budget_that_is_none(value: object) -> None:
+    with pytest.raises(ConfigError, match="memory-budget = .*must be a number of GiB above 0"):
+        Node.from_config({"partition-id": 0, "num-partitions": 2, "memory-budget": value}, 7)
+
+
+def test_a_memory_budget_may_be_whole() -> None:
+    node = Node.from_config({"partition-id": 0, "num-partitions": 2, "memory-budget": 12}, 7)
+    assert node.memory_budget == 12.0

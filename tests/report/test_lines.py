@@ -13,7 +13,7 @@ def report() -> RoundReport:
         failures={"client 4": "out of memory", "client 1": "partition is empty"},
         bytes_up={0: 100, 2: 150},
         bytes_up_total=270,
-        bytes_down_each=200,
+        bytes_down_to={0: 200, 2: 200},
         bytes_down=800,
         num_asked=4,
         folded=True,

@@ -185,6 +185,34 @@ def test_dense_tensors_go_by_examples() -> None:
     assert head.tolist() == pytest.approx([1 + 2 / 4 - 3 / 4] * 2)
 
 
+def test_weights_of_nodes_that_hold_some_experts() -> None:
+    """Masked routers: client 0 holds experts 0 and 1, client 1 all; top-2, uniform routing."""
+    thirds, halves = [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0]
+    holds_two = own_update(
+        0,
+        1,
+        {(0, 0): [1.0] * 3, (0, 1): [1.0] * 3},
+        gate=2.0,
+        prob=both_layers(halves),
+        peak=both_layers(halves),
+    )
+    holds_all = own_update(
+        1,
+        3,
+        {(0, e): [-1.0] * 3 for e in range(3)},
+        gate=-1.0,
+        prob=both_layers(thirds),
+        peak=both_layers(thirds),
+    )
+    for tau in (0.0, 0.05):  # with τ = 0, too: only who trained an expert weighs in its mean
+        state = fold_toy(HFedMoE(tau=tau), [holds_two, holds_all])
+        assert numbers(state, (0, 0)) == pytest.approx([1 + 1 / 4 - 3 / 4] * 3)
+        assert numbers(state, (0, 2)) == pytest.approx([0.0] * 3)  # client 1 alone
+        # Σ u·s = 2·0.25 against 3/9: α = 0.6 and 0.4, the larger where fewer experts are held.
+        gate = state.gates[0]["weight"]
+        torch.testing.assert_close(gate, torch.full((3, 2), 1 + 0.6 * 2 - 0.4 * 1))
+
+
 def test_one_client_gives_its_own_update() -> None:
     state = fold_toy(HFedMoE(tau=0.05), UPDATES[:1])
     assert [numbers(state, (0, e)) for e in range(3)] == [[2.0] * 3, [3.0] * 3, [4.0] * 3]

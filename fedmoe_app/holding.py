@@ -1,0 +1,96 @@
+"""Which experts each node holds, and what of the global state it is sent.
+
+A node with a budget gets dense tensors, gates and the experts that it chose itself. Before its
+first round it is asked (``query.choose``, with dense tensors and gates only); afterwards every
+training reply brings the choice for the next round. The server's book is the only one: a node that
+is not in it, or has a new node id, is asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedmoe_app.exchange import Reply, exchange
+from fedmoe_app.moe.state import expert_of
+from fedmoe_app.roster import Roster
+from fedmoe_app.schemes.base import ModelShape
+from fedmoe_app.wire.choice import Choice, decode_choice
+from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
+
+QUERY = "query.choose"
+
+
+def held_arrays(arrays: ArrayRecord, held: Tensor | None) -> ArrayRecord:
+    """Return what a node is sent of an encoded state: all but the experts that it does not hold.
+
+    Args:
+        arrays: of the whole state, by the keys of :mod:`fedmoe_app.moe.state`.
+        held: ``[L, E]`` bool; None for no expert at all.
+    """
+    kept = {}
+    for key, array in arrays.items():
+        expert = expert_of(key)
+        if expert is None or (held is not None and bool(held[expert])):
+            kept[key] = array
+    return ArrayRecord(kept)
+
+
+@dataclass
+class Holding:
+    """The book of choices by client number.
+
+    Attributes:
+        shape: of the model.
+        timeout: seconds that nodes have to choose.
+    """
+
+    shape: ModelShape
+    timeout: float
+    choices: dict[int, Choice] = field(default_factory=dict)
+
+    def choice(self, roster: Roster, node: int) -> Choice | None:
+        """Return a node's choice, None if it has to be asked."""
+        client = roster.client(node)
+        return None if client is None else self.choices.get(client)
+
+    def content_for(self, roster: Roster, node: int, content: RecordDict) -> RecordDict:
+        """Return a message's content with only the experts that a node holds."""
+        choice = self.choice(roster, node)
+        held = None if choice is None else choice.held
+        own = RecordDict(dict(content))
+        own["arrays"] = held_arrays(content.array_records["arrays"], held)
+        return own
+
+    def ask(
+        self, grid: Grid, nodes: Sequence[int], content: RecordDict, roster: Roster
+    ) -> Iterator[tuple[Reply, str | None]]:
+        """Ask nodes to choose; yield each reply with the reason why it cannot be used, or None."""
+        messages = [Message(content, node, QUERY) for node in nodes]
+        for reply in exchange(grid, messages, self.timeout):
+            if reply.failure is not None or reply.message is None:
+                yield reply, reply.failure
+                continue
+            roster.learn(reply.node_id, reply.message.content)
+            yield reply, self._learn(reply.node_id, reply.message.content, roster)
+
+    def note(self, updates: Sequence[ClientUpdate]) -> None:
+        """Enter what training replies brought."""
+        for update in updates:
+            if update.choice is not None:
+                self.choices[update.client] = update.choice
+
+    def _learn(self, node: int, content: RecordDict, roster: Roster) -> str | None:
+        client = roster.client(node)
+        if client is None:
+            return "choice rejected: it does not tell the client's number"
+        size = (self.shape.num_layers, self.shape.num_experts)
+        try:
+            self.choices[client] = decode_choice(content, size, self.shape.top_k)
+        except InvalidUpdateError as error:
+            return f"choice rejected: {error}"
+        return None

@@ -1,0 +1,67 @@
+"""Which experts a node will hold, as it tells the server, and what the server checks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from fedmoe_app.wire.arrays import from_array, to_array
+from fedmoe_app.wire.update import InvalidUpdateError
+
+RECORD = "choice"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The experts that a node holds in its next round.
+
+    Attributes:
+        held: ``[L, E]`` bool, at least top-k and at most ``budget`` true a layer.
+        budget: experts a layer that the node can hold.
+    """
+
+    held: Tensor
+    budget: int
+
+    def subsets(self) -> list[list[int]]:
+        """Return the held experts by layer."""
+        return [row.nonzero().flatten().tolist() for row in self.held]
+
+
+def encode_choice(choice: Choice) -> ArrayRecord:
+    """Encode a choice for a reply."""
+    held = to_array(choice.held.to(torch.uint8))
+    return ArrayRecord({"held": held, "budget": to_array(torch.tensor(choice.budget))})
+
+
+def decode_choice(content: RecordDict, shape: tuple[int, int], top_k: int) -> Choice:
+    """Decode and validate the choice in a reply.
+
+    Args:
+        content: of the reply.
+        shape: L layers, E experts.
+        top_k: experts a token uses, which every layer must have.
+
+    Raises:
+        InvalidUpdateError: it is missing, of another shape, or has too few or too many experts.
+    """
+    record = content.array_records.get(RECORD)
+    if record is None or set(record) != {"held", "budget"}:
+        raise InvalidUpdateError("choice: which experts the node will hold is missing")
+    held = from_array(record["held"], shape, torch.uint8, "choice.held")
+    budget = int(from_array(record["budget"], (), torch.int64, "choice.budget"))
+    if bool((held > 1).any()):
+        raise InvalidUpdateError(f"choice.held: {int(held.max())} is neither 0 nor 1")
+    if not top_k <= budget <= shape[1]:
+        raise InvalidUpdateError(f"choice.budget = {budget}: must be {top_k} to {shape[1]} experts")
+    counts = held.sum(dim=1)  # [L]
+    for layer, count in enumerate(counts.tolist()):
+        if not top_k <= count <= budget:
+            raise InvalidUpdateError(
+                f"choice.held: {count} experts of MoE layer {layer}; a token uses {top_k}, the "
+                f"node's budget is {budget}"
+            )
+    return Choice(held.bool(), budget)

@@ -1,0 +1,63 @@
+"""Which experts a node holds: the scheme's choice, filled up to top-k."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedmoe_app.config import ConfigError
+from fedmoe_app.local.choosing import choose, fill_up
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.fedmoe import FedMoE
+from fedmoe_app.schemes.hfedmoe import HFedMoE
+from tests.toy import both_layers, toy_client, toy_stats
+
+
+def usage(max_examples: int) -> RoutingStats:
+    """All tokens go to expert 2; expert 0 comes next by probability."""
+    prob = both_layers([0.3, 0.1, 0.6])
+    return replace(toy_stats([], count=[[0, 0, 9]] * 2), prob=prob, peak=prob)
+
+
+def test_layers_with_too_few_experts_take_the_likeliest() -> None:
+    held = torch.tensor([[False, False, True, False], [True, False, True, False]])
+    prob = torch.tensor([[0.2, 0.4, 0.3, 0.1], [0.7, 0.1, 0.1, 0.1]])
+    assert fill_up(held, prob, 2).tolist() == [
+        [False, True, True, False],
+        [True, False, True, False],
+    ]
+    assert fill_up(held, prob, 3)[1].tolist() == [True, True, True, False]  # a tie: the lower
+    assert held.sum() == 3  # what was given stays
+
+
+def test_a_choice_of_routed_experts_only_is_filled_up() -> None:
+    scheme = HFedMoE(selection="round", budgets=(3,))
+    assert scheme.choose_experts(toy_client(usage)) == [[2], [2]]
+    choice = choose(scheme, toy_client(usage))
+    assert choice.subsets() == [[0, 2], [0, 2]]
+    assert choice.budget == 3
+
+
+def test_fedmoe_and_the_node_bound_the_choice() -> None:
+    choice = choose(FedMoE(experts_per_client=3), toy_client(usage, expert_budget=2))
+    assert choice.budget == 2
+    assert [len(subset) for subset in choice.subsets()] == [2, 2]
+
+
+def test_a_scheme_without_a_choice_holds_all() -> None:
+    choice = choose(Scheme(), toy_client())
+    assert bool(choice.held.all())
+    assert choice.budget == 3
+
+
+def test_a_budget_below_top_k_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"a budget of 1 experts a layer: a token uses 2"):
+        choose(FedMoE(), toy_client(usage, expert_budget=1))
+
+
+def test_which_schemes_choose_once_a_round() -> None:
+    schemes = (FedMoE(), HFedMoE(selection="round"), HFedMoE(), HFedMoE(selection="none"), Scheme())
+    assert [s.chooses_per_round for s in schemes] == [True, True, False, False, False]

@@ -1,0 +1,45 @@
+"""The book of which experts each node holds, and what of the state it is sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from flwr.app import MetricRecord, RecordDict
+
+from fedmoe_app.holding import Holding, held_arrays
+from fedmoe_app.roster import Roster
+from fedmoe_app.schemes.base import ModelShape
+from fedmoe_app.wire.choice import Choice
+from fedmoe_app.wire.records import decode_state, encode_state
+from tests.toy import toy_state, toy_update
+
+HELD = torch.tensor([[True, False, True], [False, True, True]])
+
+
+def test_a_node_is_sent_dense_tensors_gates_and_its_experts() -> None:
+    arrays = encode_state(toy_state())
+    state = decode_state(held_arrays(arrays, HELD))
+    assert set(state.experts) == {(0, 0), (0, 2), (1, 1), (1, 2)}
+    assert (state.dense.keys(), state.gates.keys()) == ({"head.weight"}, {0, 1})
+    assert decode_state(held_arrays(arrays, None)).experts == {}
+    assert len(arrays) == len(encode_state(toy_state()))  # the whole state stays whole
+
+
+def test_replies_bring_the_choice_of_the_next_round() -> None:
+    holding, roster = Holding(ModelShape(2, 3, 2), timeout=1.0), Roster(0)
+    assert holding.choice(roster, 77) is None
+    roster.learn(77, RecordDict({"metrics": MetricRecord({"client": 5})}))
+    assert holding.choice(roster, 77) is None
+    update = toy_update(5, 10, 0.5, [(0, 0)])
+    holding.note([replace(update, choice=Choice(HELD, 2))])
+    choice = holding.choice(roster, 77)
+    assert choice is not None
+    assert torch.equal(choice.held, HELD)
+    holding.note([update])  # says nothing: what is known stays
+    assert holding.choice(roster, 77) is choice
+    assert holding.choice(roster, 78) is None
+    content = RecordDict({"arrays": encode_state(toy_state())})
+    own = holding.content_for(roster, 77, content)
+    assert len(decode_state(own.array_records["arrays"]).experts) == 4
+    assert len(decode_state(content.array_records["arrays"]).experts) == 6

@@ -1,0 +1,44 @@
+"""What a node tells of the experts that it will hold, and what the server refuses of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, RecordDict
+
+from fedmoe_app.wire.arrays import to_array
+from fedmoe_app.wire.choice import RECORD, Choice, decode_choice, encode_choice
+from fedmoe_app.wire.update import InvalidUpdateError
+
+HELD = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]], dtype=torch.bool)
+
+
+def sent(held: torch.Tensor, budget: int = 3) -> RecordDict:
+    arrays = {"held": to_array(held), "budget": to_array(torch.tensor(budget))}
+    return RecordDict({RECORD: ArrayRecord(arrays)})
+
+
+def test_a_choice_comes_back() -> None:
+    content = RecordDict({RECORD: encode_choice(Choice(HELD, 3))})
+    choice = decode_choice(content, (2, 4), top_k=2)
+    assert torch.equal(choice.held, HELD)
+    assert choice.budget == 3
+    assert choice.subsets() == [[0, 1], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (RecordDict(), "is missing"),
+        (sent(HELD[:1].to(torch.uint8)), r"not a .npy array of uint8 \[2, 4\]"),
+        (sent(HELD.to(torch.int64)), r"not a .npy array of uint8"),
+        (sent(HELD.to(torch.uint8) * 2), "2 is neither 0 nor 1"),
+        (sent(HELD.to(torch.uint8), budget=2), "3 experts of MoE layer 1; a token uses 2"),
+        (sent(HELD.to(torch.uint8), budget=1), "choice.budget = 1: must be 2 to 4"),
+        (sent(HELD.to(torch.uint8), budget=5), "choice.budget = 5: must be 2 to 4"),
+        (sent(torch.zeros(2, 4, dtype=torch.uint8)), "0 experts of MoE layer 0"),
+    ],
+)
+def test_a_choice_that_cannot_be_used_is_refused(content: RecordDict, reason: str) -> None:
+    with pytest.raises(InvalidUpdateError, match=reason):
+        decode_choice(content, (2, 4), top_k=2)
