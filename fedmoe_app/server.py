@@ -41,7 +41,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     """
     scheme = make_scheme(config)
     data = server_data(config)
-    setup = load_setup(config, data.label_names)
+    setup = load_setup(config, data.label_names, config.server_device)
     scheme.check(setup.shape)
     folder = _result_folder(config)
     folder.write_config(flatten_run_config(config))
