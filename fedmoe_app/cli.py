@@ -89,6 +89,14 @@ def run(
     gpus: Annotated[
         float, typer.Option(min=0.0, help="Share of a GPU that a simulated node gets.")
     ] = 0.0,
+    cpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="CPUs that a simulated node gets; more of them, fewer nodes at once.",
+            show_default="train.threads",
+        ),
+    ] = None,
     run_config: RunConfigItems = None,
     scheme: Annotated[str | None, typer.Option(help="Short for -c 'scheme=\"...\"'.")] = None,
     rounds: Rounds = None,
@@ -106,8 +114,10 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Fine-tune federatedly: `flwr run` with checks before and a table after it."""
-    if connection and (clients or gpus):
-        raise ConfigError("--clients and --gpus are for simulated nodes; leave out CONNECTION")
+    if connection and (clients or gpus or cpus):
+        raise ConfigError(
+            "--clients, --gpus and --cpus are for simulated nodes; leave out CONNECTION"
+        )
     if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
     given: dict[str, str | int | None] = {
@@ -121,7 +131,9 @@ def run(
     if connection:
         run_on_connection(app_folder(app_dir), overrides, connection, verbose)
     else:
-        run_simulated(app_folder(app_dir), overrides, clients or DEFAULT_CLIENTS, gpus, verbose)
+        run_simulated(
+            app_folder(app_dir), overrides, clients or DEFAULT_CLIENTS, gpus, verbose, cpus
+        )
 
 
 @app.command()

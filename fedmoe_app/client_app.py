@@ -20,10 +20,18 @@ app = ClientApp()
 
 @contextmanager
 def name_errors(client: int) -> Iterator[None]:
-    """Put the client's number before the message of any error; the server may not know it yet."""
+    """Put the client's number before the message of any error; the server may not know it yet.
+
+    An error of too little memory gets a message that helps, and holds no tensor any more.
+    """
     try:
         yield
     except Exception as error:
+        from fedmoe_app.local.out_of_memory import explain, release
+
+        if shortage := explain(error):
+            release(error)
+            raise RuntimeError(f"client {client}: {shortage}") from None
         message = " ".join(str(error).split())
         if not isinstance(error, ValueError):  # this app's own errors are, and explain themselves
             message = f"{type(error).__name__}: {message}"
@@ -41,8 +49,8 @@ def train(message: Message, context: Context) -> Message:
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
-        update = train_client(config, node, decode_task(message.content))
-    return Message(encode_update(update), reply_to=message)
+        content = encode_update(train_client(config, node, decode_task(message.content)))
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()

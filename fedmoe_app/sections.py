@@ -262,6 +262,7 @@ class RunConfig(Section):
     max_failed_rounds: Annotated[int, Field(ge=1)]
     keep_client_state: bool
     diagnostics: bool
+    server_device: Literal["auto", "cpu"]
     output_dir: str
     run_name: str
     data: DataConfig

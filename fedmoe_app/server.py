@@ -44,7 +44,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     scheme = make_scheme(config)
     data = server_data(config)
     check_holds_chosen(config, scheme)
-    setup = load_setup(config, data.label_names)
+    setup = load_setup(config, data.label_names, on=config.server_device)
     scheme.check(setup.shape)
     chosen = config.model.experts_in_memory == "chosen"
     folder = _result_folder(config)

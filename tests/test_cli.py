@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -237,3 +238,13 @@ def test_screen_keeps_the_last_result_line(capsys: pytest.CaptureFixture[str]) -
         screen(line)
     assert screen.results == "/a"
     assert capsys.readouterr().out == "results: /a\nbytes up  bytes down\n"
+
+
+def test_cpus_and_gpus_of_a_simulated_node(fedmoe: Callable[..., Any], simulated: Call) -> None:
+    cpus = os.cpu_count() or 1
+    code, _, error = fedmoe("run", ".", "--clients", "2", "--cpus", str(cpus))
+    assert (code, error) == (0, "")
+    assert simulated.simulation == flower.Simulation(2, cpus, 0.0)
+    code, _, error = fedmoe("run", ".", "--cpus", str(cpus + 1))
+    assert code == 2
+    assert f"--cpus {cpus + 1}: this machine has {cpus} CPUs" in error

@@ -22,6 +22,7 @@ from fedmoe_app.launching.overrides import (
     with_output_dir,
     with_run_name,
 )
+from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.paths import home
 from fedmoe_app.report.log import METRICS_FILE, read_metrics
 from fedmoe_app.report.table import print_table
@@ -63,17 +64,34 @@ class Screen:
         print(line, flush=True)
 
 
-def run_simulated(app: Path, given: Flat, num_clients: int, gpus: float, verbose: bool) -> None:
-    """Run on ``num_clients`` simulated nodes of this machine.
+def run_simulated(
+    app: Path,
+    given: Flat,
+    num_clients: int,
+    gpus: float,
+    verbose: bool,
+    cpus: int | None = None,
+) -> None:
+    """Run on ``num_clients`` simulated nodes of this machine, as many at once as fit on it.
+
+    Args:
+        app: folder of the Flower app.
+        given: run config over the app's defaults.
+        num_clients: simulated nodes.
+        gpus: share of a GPU, or whole GPUs, that a node gets.
+        verbose: show Flower's and Ray's own lines, too.
+        cpus: CPUs that a node gets; None for ``train.threads``.
 
     Raises:
-        ConfigError: for a wrong run config, before anything is started.
+        ConfigError: for a wrong run config, or more than this machine has, before anything is
+            started.
         LaunchError: when Flower cannot be started.
         RunFailedError: when the run did not complete.
     """
     flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
-    nodes = flower.Simulation(num_clients, config.train.threads, gpus)
+    share = check_cpus(cpus, config.train.threads), check_gpus(gpus)
+    nodes = flower.Simulation(num_clients, *share)
     print(f"starting {num_clients} simulated nodes ...", flush=True)
     _execute(
         lambda output: flower.run_simulation(app, flatten_run_config(config), nodes, output),

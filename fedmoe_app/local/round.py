@@ -14,6 +14,7 @@ from fedmoe_app.local.choosing import choose, holding_of
 from fedmoe_app.local.keeping import Keeping
 from fedmoe_app.local.memory import estimate, largest_budget
 from fedmoe_app.local.node import Node
+from fedmoe_app.local.out_of_memory import LOADING, SCORING, TRAINING, doing, round_note
 from fedmoe_app.local.personal import OwnModel
 from fedmoe_app.local.prepared import ClientRows, client_rows
 from fedmoe_app.local.schedule import Factor, learning_rate_factor
@@ -48,20 +49,23 @@ def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate
     copy, the local one is the mixture of both.
     """
     scheme = make_scheme(config)
-    with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
+    seed = client_seed(config.seed, task.server_round, node.client)
+    with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
         return prepare_round(config, node, task, scheme).run()
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
     """Choose the experts that this node holds in its first round, by the state without experts."""
     scheme = make_scheme(config)
-    with one_client(client_seed(config.seed, task.server_round, node.client), config.train.threads):
+    seed = client_seed(config.seed, task.server_round, node.client)
+    with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
         return prepare_round(config, node, task, scheme).choose()
 
 
 def prepare_round(config: RunConfig, node: Node, task: TrainTask, scheme: Scheme) -> ClientRound:
     """Load model and data, and write the received values into the model."""
-    setup = load_setup(config, task.label_names, holding_of(config, task))
+    with doing(LOADING):
+        setup = load_setup(config, task.label_names, holding_of(config, task))
     check_base(setup, task.base_fingerprint)
     scheme.check(setup.shape)
     rows = client_rows(config, node, task, setup)
@@ -160,7 +164,7 @@ class ClientRound:
         joint = own if own is not None and own.joint else None
         factor = self._learning_rate()
         beside = joint.training(self.config.train, factor) if joint else nullcontext()
-        with recorder, beside as own_step:
+        with doing(TRAINING), recorder, beside as own_step:
             run = LocalRun(
                 setup.model,
                 trainables,
@@ -179,7 +183,8 @@ class ClientRound:
         """Train what is personal beside the received model, which is put back for it."""
         write_state(self.setup.model, self.setup.layers, self.task.state)
         factor = self._learning_rate()
-        own.train(self.setup.model, self.rows.train, self.config.train, self._seed, factor)
+        with doing(TRAINING):
+            own.train(self.setup.model, self.rows.train, self.config.train, self._seed, factor)
 
     def _learning_rate(self) -> Factor:
         config = self.config.train
@@ -216,7 +221,8 @@ class ClientRound:
 
     def _score(self, task: Task) -> Score:
         size = self.config.train.per_device_eval_batch_size
-        return evaluate(self.setup.model, task, self.rows.test, size)
+        with doing(SCORING):
+            return evaluate(self.setup.model, task, self.rows.test, size)
 
     def _usage(self, max_examples: int) -> RoutingStats:
         """Measure the model's routing on drawn examples; a file's head may be one class only."""
@@ -235,13 +241,15 @@ class ClientRound:
 
 def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientScore:
     """Score the received model on this node's own test examples; zero items if it has none."""
-    with one_client(config.seed, config.train.threads):
-        setup = load_setup(config, task.label_names, holding_of(config, task))
+    with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
+        with doing(LOADING):
+            setup = load_setup(config, task.label_names, holding_of(config, task))
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)
         size = config.train.per_device_eval_batch_size
-        score = evaluate(setup.model, setup.task, rows.test, size)
+        with doing(SCORING):
+            score = evaluate(setup.model, setup.task, rows.test, size)
         return ClientScore(node.client, score.loss, score.correct, score.items)
 
 

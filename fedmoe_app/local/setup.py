@@ -49,13 +49,17 @@ class Setup:
         )
 
 
-def device() -> torch.device:
-    """Return the first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(choice: str = "auto") -> torch.device:
+    """Return the first GPU that this process may see, else the CPU; "cpu" is always the CPU."""
+    gpu = choice == "auto" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def load_setup(
-    config: RunConfig, label_names: Sequence[str], holding: Holding | None = None
+    config: RunConfig,
+    label_names: Sequence[str],
+    holding: Holding | None = None,
+    on: str = "auto",
 ) -> Setup:
     """Build the tokenizer, the initial model and the task; the same everywhere for one config.
 
@@ -63,6 +67,7 @@ def load_setup(
         config: the run config.
         label_names: class names in index order; only for classification.
         holding: the experts to hold in memory; None means all.
+        on: see :func:`device`.
     """
     name = config.model.name
     classifies = config.data.task == "classification"
@@ -83,14 +88,14 @@ def load_setup(
         dtype=config.model.dtype,
         max_length=config.data.max_length,
         quantization=config.model.quantization,
-        device=str(device()),
+        device=str(device(on)),
         holding=holding,
     )
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     task = _task(config, tokenizer, model, head, label_names)
     fingerprint = _base_fingerprint(config, model)
-    model.to(device())  # type: ignore[arg-type]
+    model.to(device(on))  # type: ignore[arg-type]
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config, head), config.seed)
     return Setup(tokenizer, model, layers, task, fingerprint)

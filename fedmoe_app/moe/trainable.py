@@ -19,7 +19,7 @@ Dense parameters and gates are trained where they require a gradient. Shapes: ``
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
 from fedmoe_app.moe.slots import attach_slots, detach_slots, use_slots
-from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
 
 _MARK = "_fedmoe_trainables"  # attribute of a model that has trainables attached
 
@@ -117,12 +117,11 @@ class Trainables:
         Args:
             routed: whether a real token of the step went to e, ``[L, E]`` bool; None if not known.
         """
-        for (layer, e), tensors in self._local.experts.items():
-            reached = routed is None or bool(routed[layer, e])
-            grads = [p.grad for p in tensors.values() if p.grad is not None]
-            # The smaller tensors first.
-            if reached and any(bool(grad.any()) for grad in reversed(grads)):
-                self.trained[layer, e] += 1
+        used = [key for key in self._local.experts if routed is None or bool(routed[key])]
+        trained = _with_gradient({key: self._local.experts[key] for key in used})
+        for key, tensors in self._local.experts.items():
+            if key in trained:
+                self.trained[key] += 1
             else:
                 for parameter in tensors.values():
                     parameter.grad = None
@@ -223,6 +222,24 @@ def _attach_experts(layer: MoELayer, chosen: Sequence[int]) -> dict[int, Tensors
         return {e: _trainable(layer.own_parameters(e)) for e in chosen}
     slots = attach_slots(layer, chosen)
     return {e: slots.weights[e] for e in chosen}
+
+
+def _with_gradient(experts: Mapping[ExpertKey, Tensors]) -> set[ExpertKey]:
+    """Return the experts that have a gradient which is not all zeros."""
+    # The smaller tensors come last.
+    last = {key: g for key, t in experts.items() if (g := next(_gradients(t), None)) is not None}
+    if not last:
+        return set()
+    # One answer for all experts: a GPU would be waited for once an expert.
+    nonzero = torch.stack([gradient.any() for gradient in last.values()]).tolist()
+    found = {key for key, flag in zip(last, nonzero, strict=True) if flag}
+    rest = (key for key in last if key not in found)
+    return found | {k for k in rest if any(bool(g.any()) for g in _gradients(experts[k]))}
+
+
+def _gradients(tensors: Tensors) -> Iterator[Tensor]:
+    """Yield the gradients that there are, those of the last tensor first."""
+    return (p.grad for p in reversed(tensors.values()) if p.grad is not None)
 
 
 def _trainable(parameters: Mapping[str, nn.Parameter]) -> Tensors:

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from fedmoe_app.local.setup import load_setup
+from fedmoe_app.local.setup import device, load_setup
 from tests.conftest import make_config
 
 
@@ -45,3 +45,8 @@ def test_the_shape_tells_whether_gates_are_trained(train: str, gates: bool, trai
     shape = load_setup(config, ("x", "y")).shape
     assert (shape.num_layers, shape.num_experts, shape.top_k) == (2, 8, 2)
     assert shape.gates_trained == trained
+
+
+def test_the_server_can_be_kept_off_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device().type, device("auto").type, device("cpu").type] == ["cuda", "cuda", "cpu"]
