@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fedmoe_app.config import ConfigError
+from fedmoe_app.deployment import commands
 from fedmoe_app.launching import environment
 from fedmoe_app.launching.connections import LaunchError
 from fedmoe_app.launching.overrides import read_overrides
@@ -202,8 +203,11 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
 @app.command()
 def stop() -> None:
     """End the SuperLink that `flwr run .` left running in the background."""
-    count = environment.stop_local_superlinks(_flwr_home())
+    count = environment.stop_local_superlinks(environment.flwr_home())
     print(f"{count} SuperLink ended" if count else "no SuperLink of this checkout is running")
+
+
+commands.add_to(app)
 
 
 @app.command(hidden=True)
@@ -213,10 +217,6 @@ def hook(
 ) -> None:
     """Write the run environment into this virtual environment (`make install` does)."""
     print(environment.install_hook(flwr_home, clients))
-
-
-def _flwr_home() -> Path:
-    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
 
 
 if __name__ == "__main__":
