@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install demo compose-demo test slow lint bench clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(INSTALLED) ## Create the environment in .venv; done once
 

@@ -26,8 +26,9 @@ SEED = 7
 def pick(labels: np.ndarray, node: int, rng: np.random.Generator) -> np.ndarray:
     """Return a node's rows: half of its own libraries, half of all."""
     own = np.flatnonzero(labels % NODES == node)
-    return np.concatenate([rng.choice(rows, TRAIN // 2, replace=False)
-                           for rows in (own, np.arange(len(labels)))])
+    return np.concatenate(
+        [rng.choice(rows, TRAIN // 2, replace=False) for rows in (own, np.arange(len(labels)))]
+    )
 
 
 def write(path: Path, dataset: Dataset, rows: Iterable[int], names: tuple[str, ...]) -> None:

@@ -35,7 +35,8 @@ def make_authority(now: datetime, days: int) -> Pair:
     """Make a certificate authority of its own: key and self-signed certificate, both PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = _name(CA_NAME)
-    builder = _builder(name, name, key.public_key(), now, max(days, CA_DAYS))
+    ends = now + timedelta(days=max(days, CA_DAYS))
+    builder = _builder(name, name, key.public_key(), now, ends)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
     return Pair(_pem(key), _certificate(builder, key))
@@ -51,9 +52,8 @@ def make_server(authority: Pair, hosts: Sequence[str], now: datetime, days: int)
     key = ec.generate_private_key(ec.SECP384R1())
     names = list(dict.fromkeys([*hosts, *OWN_NAMES]))
     # The common name is for people, of 64 characters at most; who checks reads the names below.
-    builder = _builder(_name(names[0][:64]), ca.subject, key.public_key(), now, days)
-    if now + timedelta(days=days) > ca.not_valid_after_utc:
-        builder = builder.not_valid_after(ca.not_valid_after_utc)
+    ends = min(now + timedelta(days=days), ca.not_valid_after_utc)
+    builder = _builder(_name(names[0][:64]), ca.subject, key.public_key(), now, ends)
     alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
     builder = builder.add_extension(alternatives, critical=False)
     builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
@@ -79,11 +79,6 @@ def make_node_key(comment: str) -> Pair:
     return Pair(private, public + f" {comment}\n".encode())
 
 
-def valid_until(certificate: bytes) -> datetime:
-    """Return when a PEM certificate ends."""
-    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-
-
 def matches(authority: Pair) -> bool:
     """Tell whether the authority's key is the one of its certificate."""
     certificate = x509.load_pem_x509_certificate(authority.public)
@@ -95,13 +90,13 @@ def _builder(
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     now: datetime,
-    days: int,
+    ends: datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(ends)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 
