@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint docs bench clean
+.PHONY: help install demo compose-demo test slow lint docs bench clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(INSTALLED) ## Create the environment in .venv; done once
 
@@ -30,6 +30,9 @@ $(INSTALLED): pyproject.toml
 demo: install ## Fine-tune a small Mixture-of-Experts model on 8 simulated clients
 	$(BIN)/fedmoe run . --clients $(CLIENTS)
 	@echo 'The same by hand: .venv/bin/flwr run . --stream    More: .venv/bin/fedmoe run --help'
+
+compose-demo: ## A SuperLink and three nodes in containers, from certificates to the table
+	docker/demo.sh
 
 test: install ## Run the tests
 	$(BIN)/python -m pytest

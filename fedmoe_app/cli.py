@@ -12,6 +12,7 @@ import typer
 
 from fedmoe_app.commands.register import register
 from fedmoe_app.config import ConfigError
+from fedmoe_app.deployment import commands
 from fedmoe_app.launching import environment
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.connections import LaunchError
@@ -223,7 +224,7 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
 @app.command()
 def stop() -> None:
     """End the SuperLink that `flwr run .` left running in the background."""
-    count = environment.stop_local_superlinks(_flwr_home())
+    count = environment.stop_local_superlinks(environment.flwr_home())
     print(f"{count} SuperLink ended" if count else "no SuperLink of this checkout is running")
 
 
@@ -237,10 +238,7 @@ def hook(
 
 
 register(app)
-
-
-def _flwr_home() -> Path:
-    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+commands.add_to(app)
 
 
 if __name__ == "__main__":

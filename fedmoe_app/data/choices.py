@@ -22,7 +22,14 @@ from typing import Any
 
 from fedmoe_app.config import DataConfig
 from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.table import Table, listed, non_empty, read_feature, read_labels, read_texts
+from fedmoe_app.data.table import (
+    Table,
+    column_names,
+    non_empty,
+    read_feature,
+    read_labels,
+    read_texts,
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,9 @@ def find_shape(table: Table, config: DataConfig) -> Shape:
         if all(column in features for column in shape.columns):
             return shape
     known = "; ".join(dict.fromkeys(", ".join(shape.columns) for shape in shapes))
+    named = "" if table.private else f" {column_names(table)}"
     raise DataError(
-        f"{table.origin}: its columns {listed(features)} are not those of multiple choice "
+        f"{table.origin}: its columns{named} are not those of multiple choice "
         f"({known}); name them in data.question-field, data.options-field and data.answer-field"
     )
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from fedmoe_app.paths import cache_dir
 
 # Ending -> loader of ``datasets``. Each may be followed by .gz.
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_QUOTED = re.compile(r"""b?'[^']*'?|b?"[^"]*"?""")
 _ENDINGS = f"{', '.join(FORMATS)}, each also with .gz"
 
 
@@ -75,7 +77,7 @@ def _is_empty(path: Path) -> bool:
         with _open(path) as file:
             return not file.read(65536).strip()
     except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({_without_values(error)})") from None
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -91,7 +93,8 @@ def _load(path: Path, keep_copy: bool) -> Dataset:
         with _copies_of(path, keep_copy) as folder:
             return _load_through(folder, path, loader, in_memory=not keep_copy)
     except Exception as error:  # many types, of pyarrow, pandas and datasets
-        raise DataError(f"{path}: {_explain(path, loader, error)}") from error
+        # The chain is cut: a traceback in a node's log would show the library's own words.
+        raise DataError(f"{path}: {_explain(path, loader, error)}") from None
 
 
 @contextmanager
@@ -125,8 +128,13 @@ def _explain(path: Path, loader: str, error: Exception) -> str:
         return "the file holds no rows"
     if loader == "json" and (fault := _json_fault(path)):
         return fault
-    cause = str(error.__cause__ or error).strip() or type(error).__name__
-    return f"cannot be read as {loader} ({cause.splitlines()[0]})"
+    return f"cannot be read as {loader} ({_without_values(error.__cause__ or error)})"
+
+
+def _without_values(error: BaseException) -> str:
+    """Return a library's message without what it quotes: that may be out of a node's own rows."""
+    message = str(error).strip() or type(error).__name__
+    return _QUOTED.sub("...", message.splitlines()[0])
 
 
 def _json_fault(path: Path) -> str | None:

@@ -42,9 +42,18 @@ def read_feature(table: Table, column: str, key: str = "data.label-field") -> An
     if column not in features:
         raise DataError(
             f'{key} = "{column}": {table.origin} has no such column; choose one of '
-            f"{listed(features)}"
+            f"{column_names(table)}"
         )
     return features[column]
+
+
+def column_names(table: Table) -> str:
+    """Return the columns' names for a message; of a node's own file, only how many there are.
+
+    Where a CSV file lacks its header, the names are the values of the first row.
+    """
+    features = table.dataset.features
+    return f"its {len(features)} columns" if table.private else listed(features)
 
 
 def read_texts(table: Table, column: str, key: str) -> list[str]:

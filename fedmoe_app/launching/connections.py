@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from fedmoe_app.launching.environment import LOOPBACK
+from fedmoe_app.report.log import write_atomic
 
 
 class LaunchError(RuntimeError):
@@ -32,12 +33,47 @@ class Connection:
         return host in (LOOPBACK, "localhost", "[::1]") or self.address.startswith(":local")
 
 
-def write_connection(home: Path, name: str, address: str) -> Connection:
-    """Write a Flower configuration with one insecure connection, the default one."""
+def write_connection(
+    home: Path, name: str, address: str, root_certificates: Path | None = None
+) -> Connection:
+    """Write a Flower configuration with one connection, the default one; insecure without a CA."""
     home.mkdir(parents=True, exist_ok=True)
-    table = {"superlink": {"default": name, name: {"address": address, "insecure": True}}}
+    table = {"superlink": {"default": name, name: _entry(address, root_certificates)}}
     (home / "config.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
     return Connection(home, name, address)
+
+
+def add_connection(home: Path, name: str, address: str, root_certificates: Path) -> Path:
+    """Add a connection to the Flower configuration in ``home``; return the file.
+
+    What stands there stays as it is, comments included.
+
+    Raises:
+        LaunchError: when there is a connection of that name, or the file is not TOML.
+    """
+    refuse_known(home, name)
+    file = home / "config.toml"
+    entry = {"superlink": {name: _entry(address, root_certificates)}}
+    if file.is_file():
+        text = file.read_text(encoding="utf-8").rstrip("\n") + "\n\n"
+    else:
+        text = tomli_w.dumps({"superlink": {"default": name}}) + "\n"
+        home.mkdir(parents=True, exist_ok=True)
+    return write_atomic(file, text + tomli_w.dumps(entry))
+
+
+def refuse_known(home: Path, name: str) -> None:
+    """Raise a LaunchError when the configuration in ``home`` has a connection of that name."""
+    if name in _connections(home):
+        raise LaunchError(
+            f"connection {name!r}: {home / 'config.toml'} has one already; choose another name"
+        )
+
+
+def _entry(address: str, root_certificates: Path | None) -> dict[str, str | bool]:
+    if root_certificates is None:
+        return {"address": address, "insecure": True}
+    return {"address": address, "root-certificates": str(root_certificates.absolute())}
 
 
 def find_connection(name: str) -> Connection:

@@ -38,6 +38,11 @@ options.backend.client-resources.num-cpus = 1
 """
 
 
+def flwr_home() -> Path:
+    """Return the folder of Flower's configuration, ``$FLWR_HOME`` or ``~/.flwr``."""
+    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+
+
 def default_environment() -> dict[str, str]:
     """Return the variables that a run of this app wants unless the user set them."""
     return {

@@ -35,6 +35,7 @@ START_TIMEOUT = 60.0  # seconds
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _FAILED_WITH = re.compile(r"^\w+ failed with exception: ")
+_KNOWN_KEY = "Public key already in use"
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 
 Flat = Mapping[str, bool | float | int | str]
@@ -113,6 +114,24 @@ def own_superlink(group: ProcessGroup, home: Path) -> Iterator[Connection]:
         process = group.start([*command, "--host", LOOPBACK, "--port", str(port)], log)
         wait_for_superlink(process, port, home / "superlink.log")
         yield connection
+
+
+def register_node(connection: Connection, public_key: Path, name: str) -> bool:
+    """Let the node with this key join; tell whether that is new.
+
+    Raises:
+        LaunchError: when the SuperLink cannot be reached or refuses the key.
+    """
+    try:
+        _flwr(
+            *(connection, "supernode", "register", str(public_key), connection.name),
+            *("--name", name),
+        )
+    except LaunchError as error:
+        if _KNOWN_KEY in str(error):
+            return False
+        raise
+    return True
 
 
 def wait_for_superlink(process: subprocess.Popen[str], port: int, log: Path) -> None:

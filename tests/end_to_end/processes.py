@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,49 @@ from fedmoe_app.launching.flower import (
     Output,
     last_lines,
     run_connected,
-    wait_for_superlink,
 )
 from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 
 NODE_TIMEOUT = 60.0  # seconds
 CONNECTED = "SuperNode ID:"
+SERVING = "Uvicorn running on"
+CONNECTION = "loopback"
 
 NodeConfig = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a process runs: its address, and what its commands begin with (``ip netns exec``)."""
+
+    address: str = LOOPBACK
+    prefix: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A folder of ``fedmoe certificates``, or None for a deployment without TLS."""
+
+    folder: Path | None = None
+
+    @property
+    def authority(self) -> Path | None:
+        return self.folder and self.folder / "ca.crt"
+
+    def superlink_options(self) -> list[str]:
+        if self.folder is None:
+            return ["--insecure"]
+        options = ["--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt"]
+        options += ["--ssl-keyfile", "server.key"]
+        paths = [o if o.startswith("-") else str(self.folder / o) for o in options]
+        return [*paths, "--enable-supernode-auth"]
+
+    def supernode_options(self, index: int) -> list[str]:
+        if self.folder is None:
+            return ["--insecure"]
+        key = str(self.folder / f"node-{index}")
+        certificate = str(self.folder / "ca.crt")
+        return ["--root-certificates", certificate, "--auth-supernode-private-key", key]
 
 
 @dataclass
@@ -36,6 +72,7 @@ class Deployment:
     folder: Path
     connection: Connection
     nodes: list[subprocess.Popen[str]]
+    fleet_address: str = ""
     lines: list[str] = field(default_factory=list)
 
     def run(self, app: Path, overrides: Flat) -> Outcome:
@@ -57,26 +94,51 @@ def numbered(num_nodes: int) -> NodeConfig:
 
 @contextmanager
 def deployment(
-    folder: Path, num_nodes: int, node_config: NodeConfig | None = None
+    folder: Path,
+    num_nodes: int,
+    node_config: NodeConfig | None = None,
+    keys: Keys = Keys(),
+    hosts: Sequence[Host] = (),
 ) -> Iterator[Deployment]:
-    """Start a SuperLink and ``num_nodes`` SuperNodes, wait for them, and end exactly these."""
+    """Start a SuperLink and ``num_nodes`` SuperNodes, wait for them, and end exactly these.
+
+    With ``keys``, TLS is on and the nodes are registered. ``hosts`` are those of the SuperLink and
+    of each node, by default all the loopback address.
+    """
     home = folder / "flower"
+    hosts = hosts or [Host()] * (1 + num_nodes)
     ports = _free_ports(2 + num_nodes)
-    connection = write_connection(home, "loopback", f"{LOOPBACK}:{ports[0]}")
+    connection = write_connection(
+        home, CONNECTION, f"{hosts[0].address}:{ports[0]}", keys.authority
+    )
+    fleet_address = f"{hosts[0].address}:{ports[1]}"
     group = ProcessGroup(run_environment(home))
     with ExitStack() as stack:
         stack.enter_context(group)
         log = stack.enter_context((folder / "superlink.log").open("w"))
-        superlink = _start_superlink(group, ports[0], ports[1], log)
-        wait_for_superlink(superlink, ports[0], folder / "superlink.log")
+        superlink = start_superlink(group, ports[0], ports[1], log, keys, hosts[0])
+        wait_for_line(superlink, folder / "superlink.log", SERVING)
+        if keys.folder:
+            register(group, keys.folder, hosts[0])
         nodes = []
         for index in range(num_nodes):
             log = stack.enter_context((folder / f"node-{index}.log").open("w"))
+            options = [*keys.supernode_options(index), "--port", str(ports[2 + index])]
             config = (node_config or numbered(num_nodes))(index)
-            nodes.append(_start_supernode(group, ports[1], ports[2 + index], config, log))
+            nodes.append(
+                start_supernode(group, fleet_address, options, config, log, hosts[1 + index])
+            )
         for index, node in enumerate(nodes):
-            _wait_for_node(node, folder / f"node-{index}.log")
-        yield Deployment(group, folder, connection, nodes)
+            wait_for_line(node, folder / f"node-{index}.log", CONNECTED)
+        yield Deployment(group, folder, connection, nodes, fleet_address)
+
+
+def register(group: ProcessGroup, keys: Path, host: Host) -> None:
+    """Register the nodes of a folder by ``fedmoe register``, on the SuperLink's machine."""
+    command = [*host.prefix, sys.executable, "-m", "fedmoe_app.cli", "register"]
+    process = group.start([*command, str(keys), CONNECTION], subprocess.PIPE)
+    output, _ = process.communicate(timeout=NODE_TIMEOUT)
+    assert process.returncode == 0, output
 
 
 def _free_ports(count: int) -> list[int]:
@@ -86,24 +148,31 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _start_superlink(
-    group: ProcessGroup, port: int, fleet_port: int, log: IO[str]
+def start_superlink(
+    group: ProcessGroup, port: int, fleet_port: int, log: IO[str], keys: Keys, host: Host = Host()
 ) -> subprocess.Popen[str]:
-    command = [program("flower-superlink"), "--insecure", "--host", LOOPBACK, "--port", str(port)]
-    return group.start([*command, "--fleet-api-address", f"{LOOPBACK}:{fleet_port}"], log)
+    command = [*host.prefix, program("flower-superlink"), *keys.superlink_options()]
+    command += ["--host", host.address, "--port", str(port)]
+    return group.start([*command, "--fleet-api-address", f"{host.address}:{fleet_port}"], log)
 
 
-def _start_supernode(
-    group: ProcessGroup, fleet_port: int, port: int, node_config: str, log: IO[str]
+def start_supernode(
+    group: ProcessGroup,
+    fleet_address: str,
+    options: Sequence[str],
+    node_config: str,
+    log: IO[str],
+    host: Host = Host(),
 ) -> subprocess.Popen[str]:
-    command = [program("flower-supernode"), "--insecure", "--port", str(port)]
-    address = f"{LOOPBACK}:{fleet_port}"
-    return group.start([*command, "--superlink", address, "--node-config", node_config], log)
+    """Start a SuperNode; ``options`` are those of TLS, keys and its own port."""
+    command = [*host.prefix, program("flower-supernode"), *options, "--superlink", fleet_address]
+    return group.start([*command, "--node-config", node_config], log)
 
 
-def _wait_for_node(node: subprocess.Popen[str], log: Path) -> None:
+def wait_for_line(process: subprocess.Popen[str], log: Path, text: str) -> None:
+    """Wait until ``text`` stands in the log; fail when the process ends or a minute is over."""
     deadline = time.monotonic() + NODE_TIMEOUT
-    while CONNECTED not in log.read_text(encoding="utf-8", errors="replace"):
-        assert node.poll() is None, f"SuperNode ended: {last_lines(log)}"
-        assert time.monotonic() < deadline, f"SuperNode did not connect: {last_lines(log)}"
+    while text not in log.read_text(encoding="utf-8", errors="replace"):
+        assert process.poll() is None, f"{log.stem} ended: {last_lines(log)}"
+        assert time.monotonic() < deadline, f"{log.stem}: no {text!r} in {last_lines(log)}"
         time.sleep(0.1)

@@ -1,0 +1,1 @@
+"""Deployment on several machines: certificates and keys, registration of nodes, health."""
