@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from datasets import Dataset
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.journal import Journal
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
 from fedmoe_app.local.train import one_client
@@ -19,9 +22,10 @@ from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.lora import merge_adapters
 from fedmoe_app.paths import results_dir
-from fedmoe_app.report.lines import RoundReport, metrics_line
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
+from fedmoe_app.report.tracking import check_tensorboard
+from fedmoe_app.resume import check_same_run, find_checkpoint, results_of
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.strategy import MoEStrategy
@@ -31,25 +35,25 @@ logger = logging.getLogger("fedmoe")
 
 
 def run_server(grid: Grid, config: RunConfig) -> Path:
-    """Run all rounds and return the result folder.
+    """Run all rounds, or those that are left of a run, and return the result folder.
 
     Everything that can be wrong with config, data and model is found before a node is contacted.
 
     Raises:
-        ConfigError: if the config does not fit the scheme, the data or the model.
-        NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays.
+        ConfigError: if the config does not fit the scheme, the data, the model or the checkpoint.
+        NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays, with the
+            checkpoint that it can be resumed from.
     """
+    if config.tensorboard:
+        check_tensorboard()
     scheme = make_scheme(config)
     data = server_data(config)
     setup = load_setup(config, data.label_names)
     scheme.check(setup.shape)
-    folder = _result_folder(config)
-    folder.write_config(flatten_run_config(config))
-    metric = setup.task.metric
-
-    def on_round(report: RoundReport) -> None:
-        folder.append(metrics_line(report, metric))
-
+    state = read_state(setup.model, setup.layers)
+    identity = Identity(
+        flatten_run_config(config), data.label_names, data.fingerprint, setup.base_fingerprint
+    )
     strategy = MoEStrategy(
         scheme,
         Limits(
@@ -66,10 +70,20 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         label_names=data.label_names,
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
-        on_round=on_round,
     )
+    resumed = find_checkpoint(Path(config.resume)) if config.resume else None
+    if resumed is None:
+        folder = _result_folder(config)
+    else:
+        check_same_run(resumed, identity, state)
+        strategy.restore(resumed.snapshot)
+        state = resumed.snapshot.state
+        folder = RunFolder.reopen(results_of(resumed.path))
+    with Journal(folder, config, identity, strategy, setup.task.metric, resumed) as journal:
+        strategy.on_round = journal.on_round
+        logger.info("results: %s", folder.path)
+        _run(grid, config, strategy, setup, encode_state(state), data.test, folder)
     logger.info("results: %s", folder.path)
-    _run(grid, config, strategy, setup, data.test, folder)
     return folder.path
 
 
@@ -78,6 +92,7 @@ def _run(
     config: RunConfig,
     strategy: MoEStrategy,
     setup: Setup,
+    arrays: ArrayRecord,
     test: Dataset | None,
     folder: RunFolder,
 ) -> None:
@@ -85,17 +100,19 @@ def _run(
     try:
         strategy.start(
             grid,
-            encode_state(read_state(setup.model, setup.layers)),
+            arrays,
             config.num_server_rounds,
             config.round_timeout,
             evaluate_fn=_evaluate_fn(config, setup, test, folder),
         )
-    finally:
-        # A run that fails late keeps the model of its last good round.
-        if strategy.result.train_metrics_clientapp:
+    except Exception:
+        # A run that fails late keeps the model of its last good round. Ctrl-C and a stopped
+        # process do not wait for that: they leave the checkpoint.
+        if strategy.num_folded:
             _save(config, setup, strategy.result.arrays, folder)
+        raise
+    _save(config, setup, strategy.result.arrays, folder)
     strategy.end_run(grid)
-    logger.info("results: %s", folder.path)
 
 
 def _evaluate_fn(
@@ -129,12 +146,21 @@ def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolde
     if config.model.train == "expert-lora":
         _save_adapter(config, setup, folder)
     merge_adapters(setup.model, setup.layers)
-    setup.model.save_pretrained(folder.path / "model")
-    setup.tokenizer.save_pretrained(folder.path / "model")
+    _save_model(setup, folder.path / "model")
     from fedmoe_app.report.plots import plot_run
 
     plot_run(folder.path)
     print_table(read_metrics(folder.path))
+
+
+def _save_model(setup: Setup, path: Path) -> None:
+    """Write a model folder under another name, then rename it: there is never half of one."""
+    temporary = path.with_name(f".{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    setup.model.save_pretrained(temporary)
+    setup.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
+    temporary.rename(path)
 
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:

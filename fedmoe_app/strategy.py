@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedmoe_app.checkpoint import Counters, Snapshot
 from fedmoe_app.exchange import exchange, wait_for_nodes
 from fedmoe_app.replies import decode_scores, decode_updates
 from fedmoe_app.report.lines import RoundReport
@@ -101,14 +102,33 @@ class MoEStrategy(RoundLoop):
         except Exception as error:  # the run is complete, whatever happens to the nodes' files
             self.progress.say(f"the nodes were not told to drop what they kept: {error}")
 
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Return what the server needs to go on after this round."""
+        counters = Counters(
+            self.num_folded, self._unevaluated, dict(self._last_replies), self.roster.clients
+        )
+        return Snapshot(self.rounds_done, self.run_key, self.state, self.broadcast, counters)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on after a snapshot: call it before :meth:`start`, and give that its state."""
+        counters = snapshot.counters
+        self.rounds_done, self.num_folded = snapshot.server_round, counters.num_folded
+        self.run_key, self.broadcast = snapshot.run_key, snapshot.broadcast
+        self._unevaluated = counters.unevaluated
+        self._last_replies = dict(counters.last_replies)
+        self.roster.clients = dict(counters.roster)
+
     # -- messages out --------------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask a share of the connected nodes, at least ``min_clients``, to train."""
-        nodes = wait_for_nodes(grid, self.limits.min_clients, self.limits.wait_for_clients)
-        size = sample_size(len(nodes), self.limits.fraction_train, self.limits.min_clients)
+        limits = self.limits
+        nodes = wait_for_nodes(grid, limits.min_clients, limits.wait_for_clients, self.busy)
+        size = sample_size(len(nodes), limits.fraction_train, limits.min_clients)
         nodes = self.roster.draw(grid, nodes, server_round, size)
         content = self._content(server_round, arrays, config)
         size_down = record_bytes(content)
@@ -119,16 +139,21 @@ class MoEStrategy(RoundLoop):
             bytes_down=size_down * len(nodes),
         )
         self.progress.round_started(server_round, len(nodes))
-        return [Message(content, node, MessageType.TRAIN) for node in nodes]
+        group = str(server_round)
+        return [Message(content, node, MessageType.TRAIN, group_id=group) for node in nodes]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask all connected nodes to score the global model on their own test examples."""
+        """Ask all connected nodes to score the global model on their own test examples.
+
+        Those that still train are left out.
+        """
         content = self._content(server_round, arrays, config)
-        nodes = sorted(grid.get_node_ids())
+        nodes = self.busy.free(grid, sorted(grid.get_node_ids()))
         self.report.bytes_down += record_bytes(content) * len(nodes)
-        return [Message(content, node, MessageType.EVALUATE) for node in nodes]
+        group = str(server_round)
+        return [Message(content, node, MessageType.EVALUATE, group_id=group) for node in nodes]
 
     def _content(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         return encode_task(

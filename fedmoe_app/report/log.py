@@ -45,6 +45,13 @@ class RunFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Take the folder of a run that goes on, with what it holds."""
+        folder = cls.__new__(cls)
+        folder.path = path.absolute()
+        return folder
+
     def write_config(self, flat: Mapping[str, Any]) -> Path:
         """Write the flat run config as nested tables, as ``flwr run --run-config`` takes them."""
         return write_atomic(self.path / CONFIG_FILE, tomli_w.dumps(nest(flat)))
@@ -79,6 +86,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
     numbered = enumerate(whole.split("\n"), start=1)
     return [_parse(text, file, number) for number, text in numbered if text.strip()]
+
+
+def keep_rounds(path: Path, last_round: int) -> None:
+    """Cut a file of lines with a ``round`` back to those up to ``last_round``.
+
+    A line that was cut off by a crash goes, too. No file is no error.
+    """
+    if path.is_file():
+        kept = [line for line in read_metrics(path) if line["round"] <= last_round]
+        write_atomic(path, "".join(_dumps(line) + "\n" for line in kept))
 
 
 def write_atomic(path: Path, text: str) -> Path:
