@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -29,13 +28,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.report.log import CHECKPOINTS, list_checkpoints, round_of
 
 FORMAT = 1  # raised when an older program could misread a checkpoint
-FOLDER = "checkpoints"
 HEADER_FILE = "checkpoint.json"
 STATE_FILE, BROADCAST_FILE = "state.safetensors", "broadcast.safetensors"
-
-_NAME = re.compile(r"round-(\d{5,})")
 
 
 class CheckpointError(ValueError):
@@ -102,7 +99,7 @@ def write_checkpoint(
 
     One of the same round, left by a run that was set back, is replaced.
     """
-    parent = results / FOLDER
+    parent = results / CHECKPOINTS
     parent.mkdir(exist_ok=True)
     path = parent / f"round-{snapshot.server_round:05d}"
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
@@ -151,26 +148,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def list_checkpoints(results: Path) -> list[Path]:
-    """Return the checkpoints of a result folder, the newest first; unfinished ones are none."""
-    folder = results / FOLDER
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=round_of, reverse=True)
-
-
-def round_of(path: Path) -> int:
-    """Return the round in a checkpoint's folder name."""
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
 def prune_checkpoints(results: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints, and what interrupted writes left."""
     for path in list_checkpoints(results)[keep:]:
         shutil.rmtree(path, ignore_errors=True)
-    for path in (results / FOLDER).glob(".round-*"):
+    for path in (results / CHECKPOINTS).glob(".round-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -8,17 +8,22 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fedmoe_app.checkpoint import Checkpoint, Identity, prune_checkpoints, write_checkpoint
 from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.paths import results_dir
 from fedmoe_app.report import status
 from fedmoe_app.report.events import LOG_FILE, EventLog, described
 from fedmoe_app.report.lines import RoundReport, metrics_line
-from fedmoe_app.report.log import ResultsError, RunFolder
+from fedmoe_app.report.log import ResultsError, RunFolder, results_of
+from fedmoe_app.report.overview import how_to_resume
 from fedmoe_app.report.tracking import Curves
-from fedmoe_app.resume import set_back
+from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
 from fedmoe_app.strategy import MoEStrategy
 
 logger = logging.getLogger("fedmoe")
@@ -26,19 +31,54 @@ logger = logging.getLogger("fedmoe")
 _PACKAGES = ("fedmoe", "flwr", "torch", "transformers", "peft", "safetensors")
 
 
+def open_journal(
+    config: RunConfig,
+    identity: Identity,
+    strategy: MoEStrategy,
+    state: ModelState,
+    metric: str,
+) -> Journal:
+    """Begin a run, or go on with the one that ``config.resume`` names.
+
+    Args:
+        config: the run config.
+        identity: what a resumed run must have in common with the run that it goes on with.
+        strategy: whose rounds are written down; it is restored from the checkpoint, if any.
+        state: initial values of the model.
+        metric: what ``accuracy`` means.
+
+    Raises:
+        ConfigError: if there is no good checkpoint, or it is of another run.
+        ResultsError: if the folder is in use, or holds another run.
+    """
+    if not config.resume:
+        return Journal(new_folder(config), config, identity, strategy, state, metric)
+    checkpoint = find_checkpoint(Path(config.resume))
+    check_same_run(checkpoint, identity, state)
+    folder = RunFolder.reopen(results_of(checkpoint.path))
+    if status.is_running(folder.path):
+        raise ResultsError(f"results: {folder.path}: the run there is still running; stop it")
+    strategy.restore(checkpoint.snapshot)
+    state = checkpoint.snapshot.state
+    return Journal(folder, config, identity, strategy, state, metric, checkpoint)
+
+
+def new_folder(config: RunConfig) -> RunFolder:
+    """Make the result folder of a new run."""
+    base = Path(config.output_dir) if config.output_dir else results_dir()
+    # Microseconds keep two runs of one second apart.
+    name = (
+        config.run_name or f"{config.scheme.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    )
+    return RunFolder(base / name)
+
+
 class Journal:
     """The records of one run; a context manager around its rounds.
 
-    Args:
-        folder: the result folder, new or that of the checkpoint.
-        config: the run config.
-        identity: what a resumed run must have in common with this one.
-        strategy: whose rounds are written down.
-        metric: what ``accuracy`` means.
-        resumed: the checkpoint that the run goes on from, if any.
-
-    Raises:
-        ResultsError: if another process still writes to the folder.
+    Attributes:
+        folder: the result folder.
+        state: the global values that the rounds start from.
     """
 
     def __init__(
@@ -47,21 +87,21 @@ class Journal:
         config: RunConfig,
         identity: Identity,
         strategy: MoEStrategy,
+        state: ModelState,
         metric: str,
         resumed: Checkpoint | None = None,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.state = state
         self._config = config
         self._identity = identity
         self._strategy = strategy
         self._metric = metric
         self._resumed = resumed
-        if status.is_running(folder.path):
-            raise ResultsError(f"results: {folder.path}: the run there is still running; stop it")
 
     def __enter__(self) -> Self:
         """Set the folder back to the checkpoint; begin log and status."""
-        config, path = self._config, self._folder.path
+        config, path = self._config, self.folder.path
         first_round = 0
         if self._resumed is not None:
             first_round = self._resumed.snapshot.server_round + 1
@@ -69,7 +109,7 @@ class Journal:
         # Given to -c, it runs the same again from the start, wherever it went on from.
         here = {"resume": "", "output-dir": str(path.parent), "run-name": path.name}
         kept = here if self._resumed is not None else {}
-        self._folder.write_config(flatten_run_config(config) | kept)
+        self.folder.write_config(flatten_run_config(config) | kept)
         run = {"run": path.name, "scheme": config.scheme}
         self._events = EventLog(path / LOG_FILE, run)
         logger.addHandler(self._events)
@@ -89,13 +129,13 @@ class Journal:
     def on_round(self, report: RoundReport) -> None:
         """Write a round down; it is on the disk when this returns."""
         line = metrics_line(report, self._metric)
-        self._folder.append(line)
+        self.folder.append(line)
         if self._curves is not None:
             self._curves.add(line)
         write_checkpoint(
-            self._folder.path, self._strategy.snapshot(), self._identity, library_versions()
+            self.folder.path, self._strategy.snapshot(), self._identity, library_versions()
         )
-        prune_checkpoints(self._folder.path, self._config.keep_checkpoints)
+        prune_checkpoints(self.folder.path, self._config.keep_checkpoints)
         self._status.update(round=report.server_round)
 
     def __exit__(
@@ -128,12 +168,7 @@ class Journal:
             extra=described(state, round=max(done, 0)),
         )
         if done >= 0:
-            logger.info("to go on: %s", how_to_resume(str(self._folder.path)))
-
-
-def how_to_resume(folder: str) -> str:
-    """Return the command that goes on with the run of a result folder."""
-    return f"fedmoe run APP [CONNECTION] --resume {folder}"
+            logger.info("to go on: %s", how_to_resume(self.folder.path))
 
 
 def library_versions() -> dict[str, str]:

@@ -10,18 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from fedmoe_app.checkpoint import (
-    FOLDER,
     HEADER_FILE,
     Checkpoint,
     CheckpointError,
     Identity,
     drop_later,
-    list_checkpoints,
     read_checkpoint,
 )
 from fedmoe_app.config import ConfigError
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.report.log import METRICS_FILE, SAMPLES_FILE, keep_rounds
+from fedmoe_app.report.log import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    keep_rounds,
+    list_checkpoints,
+)
 
 logger = logging.getLogger("fedmoe")
 
@@ -49,12 +53,6 @@ FREE = frozenset(
 _MAX_NAMED = 20  # differences that one message lists
 
 
-def results_of(path: Path) -> Path:
-    """Return the result folder that a path given to ``resume`` belongs to."""
-    path = path.absolute()
-    return path.parent.parent if path.parent.name == FOLDER else path
-
-
 def find_checkpoint(path: Path) -> Checkpoint:
     """Read the newest good checkpoint of a result folder, or the one that ``path`` names.
 
@@ -67,7 +65,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if not candidates:
         raise ConfigError(
             f"resume = {str(path)!r}: no checkpoint there; name the result folder of a run, or one "
-            f"of the folders in its {FOLDER}/"
+            f"of the folders in its {CHECKPOINTS}/"
         )
     faults = []
     for candidate in candidates:
@@ -80,13 +78,13 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def _candidates(path: Path) -> list[Path]:
-    if path.parent.name == FOLDER:
+    if path.parent.name == CHECKPOINTS:
         everything = list_checkpoints(path.parent.parent)
         return everything[everything.index(path) :] if path in everything else []
     if (path / HEADER_FILE).is_file():
         raise ConfigError(
-            f"resume = {str(path)!r}: a checkpoint outside the {FOLDER}/ of its result folder; "
-            "copy the whole result folder instead"
+            f"resume = {str(path)!r}: a checkpoint outside the {CHECKPOINTS}/ of its result "
+            "folder; copy the whole result folder instead"
         )
     return list_checkpoints(path)
 

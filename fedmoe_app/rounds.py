@@ -205,7 +205,8 @@ class RoundLoop(Strategy):
             self.busy.answered(reply.node_id)
 
     def _late_reply(self, node_id: int) -> None:
-        self.progress.say(f"{self.roster.name(node_id)}: late reply dropped; asked again from now")
+        who = self.roster.name(node_id)
+        self.progress.say(f"{who}: late reply dropped; it is asked again", "late-reply", who=who)
 
     def _fail(self, who: str, reason: str) -> None:
         reason = reason[:MAX_REASON]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from datetime import datetime
 from pathlib import Path
 
 from datasets import Dataset
@@ -13,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
-from fedmoe_app.journal import Journal
+from fedmoe_app.journal import open_journal
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
 from fedmoe_app.local.train import one_client
@@ -21,11 +20,9 @@ from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.lora import merge_adapters
-from fedmoe_app.paths import results_dir
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
 from fedmoe_app.report.tracking import check_tensorboard
-from fedmoe_app.resume import check_same_run, find_checkpoint, results_of
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.strategy import MoEStrategy
@@ -71,18 +68,11 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
     )
-    resumed = find_checkpoint(Path(config.resume)) if config.resume else None
-    if resumed is None:
-        folder = _result_folder(config)
-    else:
-        check_same_run(resumed, identity, state)
-        strategy.restore(resumed.snapshot)
-        state = resumed.snapshot.state
-        folder = RunFolder.reopen(results_of(resumed.path))
-    with Journal(folder, config, identity, strategy, setup.task.metric, resumed) as journal:
-        strategy.on_round = journal.on_round
+    journal = open_journal(config, identity, strategy, state, setup.task.metric)
+    folder = journal.folder
+    with journal:
         logger.info("results: %s", folder.path)
-        _run(grid, config, strategy, setup, encode_state(state), data.test, folder)
+        _run(grid, config, strategy, setup, encode_state(journal.state), data.test, folder)
     logger.info("results: %s", folder.path)
     return folder.path
 
@@ -170,12 +160,3 @@ def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
         export_adapter(setup.model, setup.layers, folder.path / "adapter", base)
     except Exception as error:  # whatever PEFT does: the model must not be lost with its adapter
         logger.warning("no adapter folder: %s: %s", type(error).__name__, error)
-
-
-def _result_folder(config: RunConfig) -> RunFolder:
-    base = Path(config.output_dir) if config.output_dir else results_dir()
-    # Microseconds keep two runs of one second apart.
-    name = (
-        config.run_name or f"{config.scheme.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    )
-    return RunFolder(base / name)

@@ -12,21 +12,26 @@ import torch
 
 from fedmoe_app.checkpoint import (
     BROADCAST_FILE,
-    FOLDER,
     HEADER_FILE,
     STATE_FILE,
     CheckpointError,
     Counters,
     Identity,
     Snapshot,
-    list_checkpoints,
     prune_checkpoints,
     read_checkpoint,
     write_checkpoint,
 )
 from fedmoe_app.config import ConfigError
-from fedmoe_app.report.log import METRICS_FILE, RunFolder, read_metrics
-from fedmoe_app.resume import check_same_run, find_checkpoint, results_of, set_back
+from fedmoe_app.report.log import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    RunFolder,
+    list_checkpoints,
+    read_metrics,
+    results_of,
+)
+from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
 from tests.conftest import flat_config
 from tests.toy import assert_same, toy_state
 
@@ -48,7 +53,7 @@ def snapshot(server_round: int) -> Snapshot:
 def write(results: Path, *rounds: int) -> Path:
     for server_round in rounds:
         write_checkpoint(results, snapshot(server_round), IDENTITY, {"python": "3"})
-    return results / FOLDER / f"round-{rounds[-1]:05d}"
+    return results / CHECKPOINTS / f"round-{rounds[-1]:05d}"
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
@@ -121,16 +126,16 @@ def test_no_checkpoint_is_left_when_writing_fails(
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, 2)
-    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["round-00001"]
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["round-00001"]
 
 
 def test_pruning_keeps_the_newest_and_drops_what_a_crash_left(tmp_path: Path) -> None:
     write(tmp_path, 9, 10, 2, 100_000)
-    (tmp_path / FOLDER / ".round-00011.x").mkdir()
+    (tmp_path / CHECKPOINTS / ".round-00011.x").mkdir()
     prune_checkpoints(tmp_path, 2)
     names = [path.name for path in list_checkpoints(tmp_path)]
     assert names == ["round-100000", "round-00010"]
-    assert len(list((tmp_path / FOLDER).iterdir())) == 2
+    assert len(list((tmp_path / CHECKPOINTS).iterdir())) == 2
 
 
 # -- going on ----------------------------------------------------------------------------------

@@ -12,11 +12,17 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fedmoe_app.checkpoint import FOLDER, list_checkpoints
 from fedmoe_app.config import ConfigError
 from fedmoe_app.inprocess import run_in_process
 from fedmoe_app.journal import Journal
-from fedmoe_app.report.log import METRICS_FILE, ResultsError, RunFolder, read_metrics
+from fedmoe_app.report.log import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    ResultsError,
+    RunFolder,
+    list_checkpoints,
+    read_metrics,
+)
 from fedmoe_app.report.status import read_status
 from tests.conftest import flat_config
 from tests.homes import home_with_cache, kept_files
@@ -128,7 +134,7 @@ def test_a_run_set_back_to_a_named_checkpoint_ends_the_same(tmp_path: Path) -> N
     folder = run_in_process(flat, CLIENTS)
     assert [path.name[-1] for path in list_checkpoints(folder)] == ["3", "2", "1"]
     shutil.copytree(folder, tmp_path / "before")
-    assert resume(flat, folder / FOLDER / "round-00001") == folder
+    assert resume(flat, folder / CHECKPOINTS / "round-00001") == folder
     assert_same_run(folder, tmp_path / "before")
 
 

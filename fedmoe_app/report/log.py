@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ import tomli_w
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
+CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
+
+_CHECKPOINT = re.compile(r"round-(\d{5,})")
 
 
 class ResultsError(ValueError):
@@ -86,6 +90,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
     numbered = enumerate(whole.split("\n"), start=1)
     return [_parse(text, file, number) for number, text in numbered if text.strip()]
+
+
+def list_checkpoints(results: Path) -> list[Path]:
+    """Return the checkpoints of a result folder, the newest first; unfinished ones are none."""
+    folder = results / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=round_of, reverse=True)
+
+
+def round_of(path: Path) -> int:
+    """Return the round in a checkpoint's folder name."""
+    match = _CHECKPOINT.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def results_of(path: Path) -> Path:
+    """Return the result folder that a path given to ``resume`` belongs to."""
+    path = path.absolute()
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path
 
 
 def keep_rounds(path: Path, last_round: int) -> None:
