@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 
@@ -28,10 +29,12 @@ class BusyNodes:
     """What nodes still owe, by message id.
 
     Args:
-        on_late: called with the node's id when a late reply was dropped.
+        on_late: called with the node's id and the content when a late reply is dropped.
     """
 
-    def __init__(self, on_late: Callable[[int], None] = lambda node_id: None) -> None:
+    def __init__(
+        self, on_late: Callable[[int, RecordDict], None] = lambda node_id, content: None
+    ) -> None:
         self._on_late = on_late
         self._owed: dict[str, _Owed] = {}
         self._misses: dict[int, int] = {}  # node -> messages missed in a row
@@ -52,7 +55,7 @@ class BusyNodes:
             for reply in grid.pull_messages(list(self._owed)):
                 owed = self._owed.pop(reply.metadata.reply_to_message_id, None)
                 if owed is not None and not reply.has_error():
-                    self._on_late(owed.node_id)
+                    self._on_late(owed.node_id, reply.content)
         now = time.monotonic()
         self._owed = {key: owed for key, owed in self._owed.items() if owed.until > now}
         waiting = {owed.node_id for owed in self._owed.values()}

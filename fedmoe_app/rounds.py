@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -204,7 +204,8 @@ class RoundLoop(Strategy):
         elif reply.failure is None:
             self.busy.answered(reply.node_id)
 
-    def _late_reply(self, node_id: int) -> None:
+    def _late_reply(self, node_id: int, content: RecordDict) -> None:
+        self.roster.learn(node_id, content)
         who = self.roster.name(node_id)
         self.progress.say(f"{who}: late reply dropped; it is asked again", "late-reply", who=who)
 

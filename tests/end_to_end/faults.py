@@ -110,7 +110,7 @@ class Lab:
     # -- what clients do -----------------------------------------------------------------------
 
     def tell(self, client: int, what: str) -> None:
-        """Make a client ``wait`` or ``raise`` in the middle of its round."""
+        """Make a client ``wait``, ``wait-in-N`` or ``raise`` in the middle of its round."""
         (self.control / f"client-{client}").write_text(what)
 
     def release(self, client: int) -> None:
@@ -118,7 +118,12 @@ class Lab:
 
     def wait_until_training(self, client: int, server_round: int) -> None:
         marker = self.control / f"client-{client}-round-{server_round}"
-        wait_for(marker.exists, f"client {client} in round {server_round}")
+
+        def is_there() -> bool:
+            assert marker.exists() or not self._run.done(), (self._run.result(), self.lines[-30:])
+            return marker.exists()
+
+        wait_for(is_there, f"client {client} in round {server_round}")
 
     def has_trained(self, client: int, server_round: int) -> bool:
         return (self.control / f"client-{client}-round-{server_round}").exists()
@@ -138,7 +143,8 @@ class Lab:
             **overrides,
         }
         output = Output(self._logs[0], self.lines.append)
-        return self._pool.submit(run_connected, self.app, flat, self.connection, output)
+        self._run = self._pool.submit(run_connected, self.app, flat, self.connection, output)
+        return self._run
 
     def finish(self, run: Future[Outcome]) -> list[dict[str, Any]]:
         """Wait for a run to complete; return its metrics lines."""

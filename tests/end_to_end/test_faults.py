@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.faults import Lab, kill_tree, wait_for
+from fedmoe_app.launching.connections import LaunchError
+from fedmoe_app.report.status import read_status
+from tests.end_to_end.faults import PATIENCE, Lab, kill_tree
 from tests.end_to_end.proxy import Proxy
 
 pytestmark = pytest.mark.slow
@@ -57,7 +60,7 @@ def test_a_late_reply_is_dropped_and_the_node_is_used_again(lab: Lab) -> None:
     run = lab.run(**{"num-server-rounds": 3, "min-clients": 2, "round-timeout": 40.0})
     lab.wait_until_training(1, 1)
     lab.tell(0, "wait")  # for round 2, which begins when client 1 has missed round 1
-    wait_for(lambda: lab.has_trained(0, 2), "round 2")
+    lab.wait_until_training(0, 2)
     lab.release(1)
     time.sleep(6)  # the late reply of round 1 reaches the SuperLink while round 2 goes on
     lab.release(0)
@@ -100,3 +103,36 @@ def test_a_network_cut_of_half_a_minute_costs_nothing_but_time(lab: Lab) -> None
     assert [line["failures"] for line in lines] == [[], [], []]
     total = {c["client"]: c["total"] for c in lines[1]["seconds"]["clients"]}
     assert total[2] > 30 > 0
+
+
+def test_a_killed_serverapp_is_resumed_where_it_was(lab: Lab) -> None:
+    start_nodes(lab, 0, 1)
+    lab.tell(0, "wait-in-2")
+    run = lab.run(**{"num-server-rounds": 4, "min-clients": 2})
+    lab.wait_until_training(0, 2)
+    kill_tree(lab.serverapp())
+    outcome = run.result(timeout=PATIENCE)
+    assert not outcome.completed
+    assert [line["round"] for line in lab.metrics()] == [0, 1]
+    assert read_status(lab.results)["state"] == "stale"
+    lab.release(0)
+    lines = lab.finish(lab.run(**{"num-server-rounds": 4, "resume": str(lab.results)}))
+    assert lab.clients() == [[0, 1]] * 4
+    assert [line["loss"] for line in lines] == [0, 1, 3, 6, 10]
+
+
+def test_a_run_that_a_restarted_superlink_ended_is_resumed(lab: Lab) -> None:
+    """Flower 1.39 keeps nodes and runs in its database, but a ServerApp ends with its SuperLink."""
+    start_nodes(lab, 0, 1)
+    lab.tell(0, "wait-in-2")
+    run = lab.run(**{"num-server-rounds": 3, "min-clients": 2})
+    lab.wait_until_training(0, 2)
+    assert lab.superlink is not None
+    kill_tree(lab.superlink)
+    lab.start_superlink()
+    with suppress(LaunchError):  # `flwr run --stream` may lose its connection
+        assert not run.result(timeout=PATIENCE).completed
+    lab.release(0)
+    lines = lab.finish(lab.run(**{"num-server-rounds": 3, "resume": str(lab.results)}))
+    assert [line["loss"] for line in lines] == [0, 1, 3, 6]
+    assert lab.clients() == [[0, 1]] * 3

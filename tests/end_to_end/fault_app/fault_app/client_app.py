@@ -1,8 +1,7 @@
 """Clients that add the round's number to every tensor, when a file of the test lets them.
 
-``CONTROL/client-2`` holding ``wait`` or ``raise`` makes client 2 do so; the file
-``CONTROL/client-2-round-5``
-says that it has begun with round 5.
+``CONTROL/client-2`` holding ``wait``, ``wait-in-5`` (a round) or ``raise`` makes client 2 do so;
+``CONTROL/client-2-round-5`` says that it has begun with round 5.
 """
 
 import time
@@ -22,7 +21,7 @@ def train(message: Message, context: Context) -> Message:
     task = message.content["task"]
     server_round = int(task["server-round"])
     control.with_name(f"{control.name}-round-{server_round}").touch()
-    while control.exists() and control.read_text() == "wait":
+    while control.exists() and control.read_text() in ("wait", f"wait-in-{server_round}"):
         time.sleep(0.1)
     if control.exists() and control.read_text() == "raise":
         raise RuntimeError(f"client {client}: out of memory")
