@@ -16,7 +16,7 @@ from fedmoe_app.deployment import commands
 from fedmoe_app.launching import environment
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.connections import LaunchError
-from fedmoe_app.launching.overrides import read_overrides
+from fedmoe_app.launching.overrides import config_to_resume, read_overrides
 from fedmoe_app.launching.processes import signals_raise
 from fedmoe_app.launching.runner import (
     INTERRUPTED,
@@ -25,6 +25,7 @@ from fedmoe_app.launching.runner import (
     run_simulated,
 )
 from fedmoe_app.report.log import ResultsError, read_metrics
+from fedmoe_app.report.overview import newest_run, overview
 from fedmoe_app.report.table import print_table
 
 DEFAULT_CLIENTS = 8
@@ -108,6 +109,12 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Folder of this run in it.", show_default="SCHEME-TIME")
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the run of this result folder, with its run config (-c changes it)."
+        ),
+    ] = None,
     online: Online = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Flower's and Ray's own lines, too.")
@@ -127,7 +134,8 @@ def run(
         "output-dir": str(output.expanduser().absolute()) if output else None,
         "run-name": name,
     }
-    overrides = read_overrides(run_config or [])
+    overrides = config_to_resume(resume) if resume else {}
+    overrides |= read_overrides(run_config or [])
     overrides |= {key: value for key, value in given.items() if value is not None}
     if connection:
         run_on_connection(app_folder(app_dir), overrides, connection, verbose)
@@ -209,6 +217,19 @@ def compare(
 def table(run_dir: RunDir, debug: Debug = False) -> None:
     """Print the table of a run again."""
     print_table(read_metrics(run_dir))
+
+
+@app.command()
+def status(
+    run_dir: Annotated[
+        Path | None,
+        typer.Argument(help="Result folder of a run.", show_default="the newest in $FEDMOE_HOME"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show how a run stands: rounds, clients, last metrics, failures, how to go on."""
+    for line in overview(run_dir or newest_run()):
+        print(line)
 
 
 @app.command()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedmoe_app.busy import BusyNodes
+
 POLL_SECONDS = 0.25
 
 
@@ -30,12 +32,14 @@ class Reply:
         message: the answer, or None if there was none in time.
         seconds: from sending to receiving.
         reason: why there is no message.
+        message_id: of the message that was sent; "" if it could not be.
     """
 
     node_id: int
     message: Message | None
     seconds: float
     reason: str = "no reply in time"
+    message_id: str = ""
 
     @property
     def failure(self) -> str | None:
@@ -47,21 +51,27 @@ class Reply:
         return None
 
 
-def wait_for_nodes(grid: Grid, min_clients: int, seconds: float) -> list[int]:
-    """Return the ids of the connected nodes, sorted, once there are at least ``min_clients``.
+def wait_for_nodes(
+    grid: Grid, min_clients: int, seconds: float, busy: BusyNodes | None = None
+) -> list[int]:
+    """Return the ids of the nodes that can be asked, sorted, once there are ``min_clients``.
 
     Raises:
         NotEnoughClientsError: if there are fewer after ``seconds``.
     """
     deadline = time.monotonic() + seconds
+    busy = busy or BusyNodes()
     while True:
-        nodes = sorted(grid.get_node_ids())
+        connected = sorted(grid.get_node_ids())
+        nodes = busy.free(grid, connected)
         if len(nodes) >= min_clients:
             return nodes
         if time.monotonic() >= deadline:
+            behind = len(connected) - len(nodes)
+            note = f" ({behind} more still work on an earlier round)" if behind else ""
             raise NotEnoughClientsError(
                 f"{len(nodes)} of min-clients = {min_clients} nodes connected within "
-                f"wait-for-clients = {seconds:g} s; start more nodes (in simulation: "
+                f"wait-for-clients = {seconds:g} s{note}; start more nodes (in simulation: "
                 "--federation-config num-supernodes=N) or lower min-clients"
             )
         time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
@@ -70,6 +80,9 @@ def wait_for_nodes(grid: Grid, min_clients: int, seconds: float) -> list[int]:
 def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
     """Send messages and yield a reply for each, in order of arrival, the missing ones last."""
     started = time.monotonic()
+    for message in messages:
+        # Flower drops messages after 12 hours, however long the round may take.
+        message.metadata.ttl = max(message.metadata.ttl, 2 * timeout)
     pushed = set(grid.push_messages(messages))  # sets the messages' ids
     waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
     for message_id in [i for i in waiting if i not in pushed]:
@@ -79,11 +92,12 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
         for message in replies:
             node_id = waiting.pop(message.metadata.reply_to_message_id, None)
             if node_id is not None:
-                yield Reply(node_id, message, time.monotonic() - started)
+                message_id = message.metadata.reply_to_message_id
+                yield Reply(node_id, message, time.monotonic() - started, message_id=message_id)
         if waiting and not replies:
             time.sleep(POLL_SECONDS)
-    for node_id in waiting.values():
-        yield Reply(node_id, None, timeout, f"no reply within {timeout:g} s")
+    for message_id, node_id in waiting.items():
+        yield Reply(node_id, None, timeout, f"no reply within {timeout:g} s", message_id)
 
 
 def short_reason(reason: str, limit: int = 400) -> str:

@@ -20,17 +20,21 @@ _CLIENT_ERROR = re.compile(r"(client \d+): (.*)", re.DOTALL)
 
 
 class Roster:
-    """Client numbers by node; unlike Flower's node ids they are the same in every run."""
+    """Client numbers by node; unlike Flower's node ids they are the same in every run.
+
+    Attributes:
+        clients: node id -> client's number, as far as known.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._clients: dict[int, int] = {}
+        self.clients: dict[int, int] = {}
         self._asked: set[int] = set()
 
     def learn(self, node_id: int, content: RecordDict) -> None:
         """Note the client's number that a reply carries; a reply without one teaches nothing."""
         try:
-            self._clients[node_id] = decode_client(content)
+            self.clients[node_id] = decode_client(content)
         except InvalidUpdateError:
             return  # the reply is rejected with the reason where it is decoded
 
@@ -44,7 +48,7 @@ class Roster:
 
     def name(self, node_id: int) -> str:
         """Return ``client 3`` where the number is known, else ``node 8123``."""
-        client = self._clients.get(node_id)
+        client = self.clients.get(node_id)
         return f"node {node_id}" if client is None else f"client {client}"
 
     def who_and_why(self, node_id: int, reason: str) -> tuple[str, str]:
@@ -62,11 +66,11 @@ class Roster:
             return nodes
         self._describe(grid, [node for node in nodes if node not in self._asked])
         known = sorted(
-            (node for node in nodes if node in self._clients),
-            key=lambda node: (self._clients[node], node),
+            (node for node in nodes if node in self.clients),
+            key=lambda node: (self.clients[node], node),
         )
         drawn = np.random.default_rng([self._seed, server_round]).permutation(len(known))[:size]
-        unknown = [node for node in nodes if node not in self._clients]
+        unknown = [node for node in nodes if node not in self.clients]
         return [known[i] for i in sorted(drawn)] + unknown[: max(0, size - len(known))]
 
     def _describe(self, grid: Grid, nodes: list[int]) -> None:

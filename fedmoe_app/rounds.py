@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedmoe_app.exchange import exchange
+from fedmoe_app.busy import BusyNodes
+from fedmoe_app.exchange import Reply, exchange
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
@@ -62,7 +63,10 @@ class RoundLoop(Strategy):
         self.state = ModelState()
         self.roster = Roster(seed)
         self.report = RoundReport(0)
+        self.busy = BusyNodes(self._late_reply)
         self.result = Result()  # of the run so far, also when it fails
+        self.rounds_done = -1  # the initial model, which is reported first, counts as round 0
+        self.num_folded = 0
         self._unevaluated = False  # the global state changed since the last evaluation
 
     def start(
@@ -77,6 +81,9 @@ class RoundLoop(Strategy):
     ) -> Result:
         """Run the rounds and return the last good arrays with the metrics of every round.
 
+        A run that was restored from a checkpoint goes on after ``rounds_done``; ``initial_arrays``
+        are then the checkpoint's.
+
         Raises:
             NotEnoughClientsError: if too few nodes are connected at the start of a round.
             RunFailedError: if ``max_failed_rounds`` rounds in a row failed, or all rounds did.
@@ -85,9 +92,10 @@ class RoundLoop(Strategy):
         self.result.arrays = initial_arrays
         self.state = decode_state(initial_arrays)
         self.progress.start(num_rounds)
-        self._report_initial_model(evaluate_fn)
+        if self.rounds_done < 0:
+            self._report_initial_model(evaluate_fn)
         failed_in_a_row = 0
-        for server_round in range(1, num_rounds + 1):
+        for server_round in range(self.rounds_done + 1, num_rounds + 1):
             started = time.monotonic()
             self._train_round(grid, server_round, timeout, train_config)
             is_due = server_round % self.limits.evaluate_every == 0 or server_round == num_rounds
@@ -97,7 +105,7 @@ class RoundLoop(Strategy):
             failed_in_a_row = 0 if self.report.folded else failed_in_a_row + 1
             if failed_in_a_row >= self.limits.max_failed_rounds:
                 raise RunFailedError(self._why_failed(failed_in_a_row))
-        if not self.result.train_metrics_clientapp:
+        if not self.num_folded:
             raise RunFailedError(self._why_failed(failed_in_a_row))
         return self.result
 
@@ -121,6 +129,7 @@ class RoundLoop(Strategy):
         if arrays is not None and metrics is not None:
             self.result.arrays = arrays
             self.result.train_metrics_clientapp[server_round] = metrics
+            self.num_folded += 1
             self._unevaluated = True
         self.report.seconds["train"] = time.monotonic() - started
 
@@ -151,6 +160,7 @@ class RoundLoop(Strategy):
 
     def _finish_round(self, started: float) -> None:
         self.report.seconds["round"] = time.monotonic() - started
+        self.rounds_done = self.report.server_round
         self.progress.round_done(self.report)
         self.on_round(self.report)
 
@@ -171,6 +181,7 @@ class RoundLoop(Strategy):
         """Pull the replies as they arrive, note failures, and return those with content."""
         good: list[Message] = []
         for reply in exchange(grid, messages, timeout):
+            self._note_missed(reply, timeout)
             if reply.failure is not None:
                 who, why = self.roster.who_and_why(reply.node_id, reply.failure)
                 self._fail(who + phase, why)
@@ -178,11 +189,25 @@ class RoundLoop(Strategy):
                 content = reply.message.content
                 self.roster.learn(reply.node_id, content)
                 if not phase:
+                    client = self.roster.clients.get(reply.node_id, -1)
+                    self.report.reply_seconds[client] = reply.seconds
                     metrics = dict(content.metric_records.get("metrics") or {})
                     self.progress.reply(self.roster.name(reply.node_id), metrics)
                 self.report.bytes_up_total += record_bytes(content)
                 good.append(reply.message)
         return good
+
+    def _note_missed(self, reply: Reply, timeout: float) -> None:
+        """Note whether the node still works on what it was asked."""
+        if reply.message is None and reply.message_id:
+            self.busy.missed(reply.message_id, reply.node_id, timeout)
+        elif reply.failure is None:
+            self.busy.answered(reply.node_id)
+
+    def _late_reply(self, node_id: int, content: RecordDict) -> None:
+        self.roster.learn(node_id, content)
+        who = self.roster.name(node_id)
+        self.progress.say(f"{who}: late reply dropped; it is asked again", "late-reply", who=who)
 
     def _fail(self, who: str, reason: str) -> None:
         reason = reason[:MAX_REASON]

@@ -265,6 +265,9 @@ class RunConfig(Section):
     server_device: Literal["auto", "cpu"]
     output_dir: str
     run_name: str
+    resume: str
+    keep_checkpoints: Annotated[int, Field(ge=1)]
+    tensorboard: bool
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
@@ -301,6 +304,13 @@ class RunConfig(Section):
         # The ServerApp does not run in the folder in which `flwr run` was typed.
         if value and not Path(value).is_absolute():
             raise ValueError("must be an absolute path, or empty for $FEDMOE_HOME/results")
+        return value
+
+    @field_validator("resume")
+    @classmethod
+    def _is_absolute_folder(cls, value: str) -> str:
+        if value and not Path(value).is_absolute():
+            raise ValueError("must be the absolute path of a result folder or checkpoint, or empty")
         return value
 
     @field_validator("run_name")

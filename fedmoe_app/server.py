@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
+import shutil
 from pathlib import Path
 
 from datasets import Dataset
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
 from fedmoe_app.holding import Holding
+from fedmoe_app.journal import open_journal
 from fedmoe_app.local.choosing import check_holds_chosen
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
@@ -20,10 +22,9 @@ from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.lora import merge_adapters
-from fedmoe_app.paths import results_dir
-from fedmoe_app.report.lines import RoundReport, metrics_line
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
+from fedmoe_app.report.tracking import check_tensorboard
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.strategy import MoEStrategy
@@ -33,27 +34,27 @@ logger = logging.getLogger("fedmoe")
 
 
 def run_server(grid: Grid, config: RunConfig) -> Path:
-    """Run all rounds and return the result folder.
+    """Run all rounds, or those that are left of a run, and return the result folder.
 
     Everything that can be wrong with config, data and model is found before a node is contacted.
 
     Raises:
-        ConfigError: if the config does not fit the scheme, the data or the model.
-        NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays.
+        ConfigError: if the config does not fit the scheme, the data, the model or the checkpoint.
+        NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays, with the
+            checkpoint that it can be resumed from.
     """
+    if config.tensorboard:
+        check_tensorboard()
     scheme = make_scheme(config)
     data = server_data(config)
     check_holds_chosen(config, scheme)
     setup = load_setup(config, data.label_names, on=config.server_device)
     scheme.check(setup.shape)
     chosen = config.model.experts_in_memory == "chosen"
-    folder = _result_folder(config)
-    folder.write_config(flatten_run_config(config))
-    metric = setup.task.metric
-
-    def on_round(report: RoundReport) -> None:
-        folder.append(metrics_line(report, metric))
-
+    state = read_state(setup.model, setup.layers)
+    identity = Identity(
+        flatten_run_config(config), data.label_names, data.fingerprint, setup.base_fingerprint
+    )
     strategy = MoEStrategy(
         scheme,
         Limits(
@@ -70,11 +71,14 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         label_names=data.label_names,
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
-        on_round=on_round,
         holding=Holding(setup.shape, config.round_timeout) if chosen else None,
     )
+    journal = open_journal(config, identity, strategy, state, setup.task.metric)
+    folder = journal.folder
+    with journal:
+        logger.info("results: %s", folder.path)
+        _run(grid, config, strategy, setup, encode_state(journal.state), data.test, folder)
     logger.info("results: %s", folder.path)
-    _run(grid, config, strategy, setup, data.test, folder)
     return folder.path
 
 
@@ -83,6 +87,7 @@ def _run(
     config: RunConfig,
     strategy: MoEStrategy,
     setup: Setup,
+    arrays: ArrayRecord,
     test: Dataset | None,
     folder: RunFolder,
 ) -> None:
@@ -90,17 +95,19 @@ def _run(
     try:
         strategy.start(
             grid,
-            encode_state(read_state(setup.model, setup.layers)),
+            arrays,
             config.num_server_rounds,
             config.round_timeout,
             evaluate_fn=_evaluate_fn(config, setup, test, folder),
         )
-    finally:
-        # A run that fails late keeps the model of its last good round.
-        if strategy.result.train_metrics_clientapp:
+    except Exception:
+        # A run that fails late keeps the model of its last good round. Ctrl-C and a stopped
+        # process do not wait for that: they leave the checkpoint.
+        if strategy.num_folded:
             _save(config, setup, strategy.result.arrays, folder)
+        raise
+    _save(config, setup, strategy.result.arrays, folder)
     strategy.end_run(grid)
-    logger.info("results: %s", folder.path)
 
 
 def _evaluate_fn(
@@ -134,12 +141,21 @@ def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolde
     if config.model.train == "expert-lora":
         _save_adapter(config, setup, folder)
     merge_adapters(setup.model, setup.layers)
-    setup.model.save_pretrained(folder.path / "model")
-    setup.tokenizer.save_pretrained(folder.path / "model")
+    _save_model(setup, folder.path / "model")
     from fedmoe_app.report.plots import plot_run
 
     plot_run(folder.path)
     print_table(read_metrics(folder.path))
+
+
+def _save_model(setup: Setup, path: Path) -> None:
+    """Write a model folder under another name, then rename it: there is never half of one."""
+    temporary = path.with_name(f".{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    setup.model.save_pretrained(temporary)
+    setup.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
+    temporary.rename(path)
 
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
@@ -149,12 +165,3 @@ def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
         export_adapter(setup.model, setup.layers, folder.path / "adapter", base)
     except Exception as error:  # whatever PEFT does: the model must not be lost with its adapter
         logger.warning("no adapter folder: %s: %s", type(error).__name__, error)
-
-
-def _result_folder(config: RunConfig) -> RunFolder:
-    base = Path(config.output_dir) if config.output_dir else results_dir()
-    # Microseconds keep two runs of one second apart.
-    name = (
-        config.run_name or f"{config.scheme.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    )
-    return RunFolder(base / name)

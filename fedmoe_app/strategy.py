@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedmoe_app.checkpoint import Counters, Snapshot
 from fedmoe_app.exchange import exchange, wait_for_nodes
 from fedmoe_app.holding import Holding, held_arrays
 from fedmoe_app.replies import decode_scores, decode_updates
@@ -105,22 +106,40 @@ class MoEStrategy(RoundLoop):
         except Exception as error:  # the run is complete, whatever happens to the nodes' files
             self.progress.say(f"the nodes were not told to drop what they kept: {error}")
 
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Return what the server needs to go on after this round."""
+        counters = Counters(
+            self.num_folded, self._unevaluated, dict(self._last_replies), self.roster.clients
+        )
+        return Snapshot(self.rounds_done, self.run_key, self.state, self.broadcast, counters)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on after a snapshot: call it before :meth:`start`, and give that its state."""
+        counters = snapshot.counters
+        self.rounds_done, self.num_folded = snapshot.server_round, counters.num_folded
+        self.run_key, self.broadcast = snapshot.run_key, snapshot.broadcast
+        self._unevaluated = counters.unevaluated
+        self._last_replies = dict(counters.last_replies)
+        self.roster.clients = dict(counters.roster)
+
     # -- messages out --------------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask a share of the connected nodes, at least ``min_clients``, to train."""
-        nodes = wait_for_nodes(grid, self.limits.min_clients, self.limits.wait_for_clients)
-        size = sample_size(len(nodes), self.limits.fraction_train, self.limits.min_clients)
+        limits = self.limits
+        nodes = wait_for_nodes(grid, limits.min_clients, limits.wait_for_clients, self.busy)
+        size = sample_size(len(nodes), limits.fraction_train, limits.min_clients)
         nodes = self.roster.draw(grid, nodes, server_round, size)
         self.report = RoundReport(server_round, num_asked=len(nodes))
         if (holding := self.holding) is not None:
             question = self._content(server_round, held_arrays(arrays, None), config)
             nodes = self._ask_to_choose(grid, holding, nodes, question)
-        messages = self._messages(
-            nodes, MessageType.TRAIN, self._content(server_round, arrays, config)
-        )
+        content = self._content(server_round, arrays, config)
+        messages = self._messages(nodes, MessageType.TRAIN, server_round, content)
         self.report.bytes_down_by_node = {m.metadata.dst_node_id: size for m, size in messages}
         self.report.bytes_down += sum(size for _, size in messages)
         self.progress.round_started(server_round, len(nodes))
@@ -129,14 +148,16 @@ class MoEStrategy(RoundLoop):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask all connected nodes to score the global model on their own test examples."""
-        nodes = sorted(grid.get_node_ids())
+        """Ask all connected nodes to score the global model on their own test examples.
+
+        Those that still train are left out.
+        """
+        nodes = self.busy.free(grid, sorted(grid.get_node_ids()))
         if (holding := self.holding) is not None:
             # A node that has not trained yet would score a model without experts.
             nodes = [node for node in nodes if holding.choice(self.roster, node)]
-        messages = self._messages(
-            nodes, MessageType.EVALUATE, self._content(server_round, arrays, config)
-        )
+        content = self._content(server_round, arrays, config)
+        messages = self._messages(nodes, MessageType.EVALUATE, server_round, content)
         self.report.bytes_down += sum(size for _, size in messages)
         return [message for message, _ in messages]
 
@@ -158,15 +179,16 @@ class MoEStrategy(RoundLoop):
         return [node for node in nodes if holding.choice(self.roster, node) is not None]
 
     def _messages(
-        self, nodes: Sequence[int], kind: str, content: RecordDict
+        self, nodes: Sequence[int], kind: str, server_round: int, content: RecordDict
     ) -> list[tuple[Message, int]]:
         """Return one message a node, with what it holds of the state, and its bytes."""
+        group = str(server_round)
         if self.holding is None:
             size = record_bytes(content)
-            return [(Message(content, node, kind), size) for node in nodes]
+            return [(Message(content, node, kind, group_id=group), size) for node in nodes]
         contents = [self.holding.content_for(self.roster, node, content) for node in nodes]
         return [
-            (Message(own, node, kind), record_bytes(own))
+            (Message(own, node, kind, group_id=group), record_bytes(own))
             for node, own in zip(nodes, contents, strict=True)
         ]
 

@@ -20,6 +20,7 @@ from fedmoe_app.config import (
     parse_run_config,
 )
 from fedmoe_app.paths import results_dir
+from fedmoe_app.report.log import CONFIG_FILE, results_of
 
 Flat = dict[str, bool | float | int | str]
 
@@ -60,6 +61,18 @@ def read_overrides(items: Sequence[str]) -> Flat:
     for item in items:
         flat |= _read_file(Path(item)) if item.endswith(".toml") else _read_pairs(item)
     return flat
+
+
+def config_to_resume(path: Path) -> Flat:
+    """Return the run config of the run that is to go on; only the path if it lies elsewhere.
+
+    Args:
+        path: the run's result folder, or one of its checkpoints.
+    """
+    path = Path(os.path.abspath(path.expanduser()))
+    config = results_of(path) / CONFIG_FILE
+    flat = _read_file(config) if config.is_file() else {}
+    return flat | {"resume": str(path)}
 
 
 def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:

@@ -24,7 +24,8 @@ from fedmoe_app.launching.overrides import (
 )
 from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.paths import home
-from fedmoe_app.report.log import METRICS_FILE, read_metrics
+from fedmoe_app.report.log import METRICS_FILE, list_checkpoints, read_metrics, results_of
+from fedmoe_app.report.overview import how_to_resume
 from fedmoe_app.report.table import print_table
 
 LOG_FILE = "flower.log"
@@ -116,7 +117,10 @@ def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
 
 def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
     folder = Path(config.output_dir) / config.run_name if config.output_dir else None
-    _refuse_used(folder)
+    if config.resume:
+        folder = results_of(Path(config.resume))
+    else:
+        _refuse_used(folder)
     log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     screen = Screen()
@@ -124,12 +128,12 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
         with log_path.open("w", encoding="utf-8") as log:
             outcome = start(flower.Output(log, screen, verbose))
     except KeyboardInterrupt:
-        print(f"interrupted; log: {_keep_log(log_path, folder)}")
+        print(f"interrupted; log: {_keep_log(log_path, folder)}{_going_on(folder)}")
         raise typer.Exit(INTERRUPTED) from None
     log_path = _keep_log(log_path, folder)
     _show_table(screen, folder)
     if not outcome.completed:
-        raise RunFailedError(_reason(outcome, log_path))
+        raise RunFailedError(_reason(outcome, log_path) + _going_on(folder))
     where = folder or screen.results or f"{config.run_name} in the SuperLink's result folder"
     print(f"{RESULTS}{where}", flush=True)
 
@@ -143,10 +147,21 @@ def _refuse_used(folder: Path | None) -> None:
 
 
 def _keep_log(log_path: Path, folder: Path | None) -> Path:
-    """Move the log to the results, if there are any."""
+    """Move the log to the results, if there are any, beside those of earlier parts of the run."""
     if folder is None or not folder.is_dir():
         return log_path
-    return Path(shutil.move(log_path, folder / LOG_FILE))
+    kept, part = folder / LOG_FILE, 1
+    while kept.exists():
+        part += 1
+        kept = folder / f"{kept.stem.partition('-')[0]}-{part}{kept.suffix}"
+    return Path(shutil.move(log_path, kept))
+
+
+def _going_on(folder: Path | None) -> str:
+    """Say how to resume, where this machine can see that there is something to resume."""
+    if folder is None or not list_checkpoints(folder):
+        return ""
+    return f"\nto go on: {how_to_resume(folder)}"
 
 
 def _show_table(screen: Screen, folder: Path | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ import tomli_w
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
+CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
+
+_CHECKPOINT = re.compile(r"round-(\d{5,})")
 
 
 class ResultsError(ValueError):
@@ -44,6 +48,13 @@ class RunFolder:
                 "choose another run-name or output-dir, or delete it"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Take the folder of a run that goes on, with what it holds."""
+        folder = cls.__new__(cls)
+        folder.path = path.absolute()
+        return folder
 
     def write_config(self, flat: Mapping[str, Any]) -> Path:
         """Write the flat run config as nested tables, as ``flwr run --run-config`` takes them."""
@@ -79,6 +90,37 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
     numbered = enumerate(whole.split("\n"), start=1)
     return [_parse(text, file, number) for number, text in numbered if text.strip()]
+
+
+def list_checkpoints(results: Path) -> list[Path]:
+    """Return the checkpoints of a result folder, the newest first; unfinished ones are none."""
+    folder = results / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=round_of, reverse=True)
+
+
+def round_of(path: Path) -> int:
+    """Return the round in a checkpoint's folder name."""
+    match = _CHECKPOINT.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def results_of(path: Path) -> Path:
+    """Return the result folder that a path given to ``resume`` belongs to."""
+    path = path.absolute()
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path
+
+
+def keep_rounds(path: Path, last_round: int) -> None:
+    """Cut a file of lines with a ``round`` back to those up to ``last_round``.
+
+    A line that was cut off by a crash goes, too. No file is no error.
+    """
+    if path.is_file():
+        kept = [line for line in read_metrics(path) if line["round"] <= last_round]
+        write_atomic(path, "".join(_dumps(line) + "\n" for line in kept))
 
 
 def write_atomic(path: Path, text: str) -> Path:

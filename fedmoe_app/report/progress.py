@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fedmoe_app.report.events import MESSAGE, described
+
 if TYPE_CHECKING:
     from fedmoe_app.report.lines import RoundReport
 
@@ -35,9 +37,9 @@ class Progress:
         self._answered = 0
         self._started = 0.0
 
-    def say(self, line: str) -> None:
-        """Print one line."""
-        logger.info(line)
+    def say(self, line: str, event: str = MESSAGE, **fields: Any) -> None:
+        """Print one line; its event and figures go to ``log.jsonl``."""
+        logger.info(line, extra=described(event, **fields))
 
     def start(self, num_rounds: int) -> None:
         """Note how many rounds the run has."""
@@ -47,7 +49,12 @@ class Progress:
         """Announce a round."""
         self._round, self._asked, self._answered = server_round, asked, 0
         self._started = time.monotonic()
-        self.say(f"round {server_round}/{self._num_rounds}: {asked} clients train")
+        self.say(
+            f"round {server_round}/{self._num_rounds}: {asked} clients train",
+            "round-started",
+            round=server_round,
+            asked=asked,
+        )
 
     def reply(self, who: str, metrics: Mapping[str, Any]) -> None:
         """Tell of one client's reply."""
@@ -57,14 +64,18 @@ class Progress:
         )
         self.say(
             f"  [{self._answered}/{self._asked}] {who}: {_count(metrics.get('num-examples'))} "
-            f"examples, loss {loss}, own accuracy {before} -> {after}{self._left()}"
+            f"examples, loss {loss}, own accuracy {before} -> {after}{self._left()}",
+            "reply",
+            who=who,
+            metrics=dict(metrics),
         )
 
     def failure(self, who: str, reason: str) -> None:
         """Tell of a client, or a round, that failed."""
         if who != "round":
             self._answered += 1
-        logger.warning("  %s failed: %s", who, reason)
+        extra = described("failure", who=who, reason=reason)
+        logger.warning("  %s failed: %s", who, reason, extra=extra)
 
     def round_done(self, report: RoundReport) -> None:
         """Tell how a round ended and when the run may end."""
@@ -82,7 +93,16 @@ class Progress:
         what = f"round {number}/{self._num_rounds}" if number else "initial model"
         left = self._num_rounds - number
         rest = f"; about {duration(left * self._mean())} left" if left and number else ""
-        self.say(f"{what}: {outcome} ({duration(seconds)}{rest})")
+        self.say(
+            f"{what}: {outcome} ({duration(seconds)}{rest})",
+            "round-done",
+            round=number,
+            folded=report.folded,
+            num_clients=len(report.updates),
+            num_failures=len(report.failures),
+            seconds=round(seconds, 3),
+            **{name: metrics.get(name) for name in ("loss", "accuracy")},
+        )
 
     def _mean(self) -> float:
         """Mean seconds of a round; the first counts only while it is the only one."""

@@ -1,0 +1,182 @@
+"""What a run writes into its result folder while it runs, and how it ends there.
+
+After every round: a line in ``metrics.jsonl``, a checkpoint, the status; all the time: the log.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedmoe_app.checkpoint import Checkpoint, Identity, prune_checkpoints, write_checkpoint
+from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.paths import results_dir
+from fedmoe_app.report import status
+from fedmoe_app.report.events import LOG_FILE, EventLog, described
+from fedmoe_app.report.lines import RoundReport, metrics_line
+from fedmoe_app.report.log import ResultsError, RunFolder, results_of
+from fedmoe_app.report.overview import how_to_resume
+from fedmoe_app.report.tracking import Curves
+from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
+from fedmoe_app.strategy import MoEStrategy
+
+logger = logging.getLogger("fedmoe")
+
+_PACKAGES = ("fedmoe", "flwr", "torch", "transformers", "peft", "safetensors")
+
+
+def open_journal(
+    config: RunConfig,
+    identity: Identity,
+    strategy: MoEStrategy,
+    state: ModelState,
+    metric: str,
+) -> Journal:
+    """Begin a run, or go on with the one that ``config.resume`` names.
+
+    Args:
+        config: the run config.
+        identity: what a resumed run must have in common with the run that it goes on with.
+        strategy: whose rounds are written down; it is restored from the checkpoint, if any.
+        state: initial values of the model.
+        metric: what ``accuracy`` means.
+
+    Raises:
+        ConfigError: if there is no good checkpoint, or it is of another run.
+        ResultsError: if the folder is in use, or holds another run.
+    """
+    if not config.resume:
+        return Journal(new_folder(config), config, identity, strategy, state, metric)
+    checkpoint = find_checkpoint(Path(config.resume))
+    check_same_run(checkpoint, identity, state)
+    folder = RunFolder.reopen(results_of(checkpoint.path))
+    if status.is_running(folder.path):
+        raise ResultsError(f"results: {folder.path}: the run there is still running; stop it")
+    strategy.restore(checkpoint.snapshot)
+    state = checkpoint.snapshot.state
+    return Journal(folder, config, identity, strategy, state, metric, checkpoint)
+
+
+def new_folder(config: RunConfig) -> RunFolder:
+    """Make the result folder of a new run."""
+    base = Path(config.output_dir) if config.output_dir else results_dir()
+    # Microseconds keep two runs of one second apart.
+    name = (
+        config.run_name or f"{config.scheme.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    )
+    return RunFolder(base / name)
+
+
+class Journal:
+    """The records of one run; a context manager around its rounds.
+
+    Attributes:
+        folder: the result folder.
+        state: the global values that the rounds start from.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        identity: Identity,
+        strategy: MoEStrategy,
+        state: ModelState,
+        metric: str,
+        resumed: Checkpoint | None = None,
+    ) -> None:
+        self.folder = folder
+        self.state = state
+        self._config = config
+        self._identity = identity
+        self._strategy = strategy
+        self._metric = metric
+        self._resumed = resumed
+
+    def __enter__(self) -> Self:
+        """Set the folder back to the checkpoint; begin log and status."""
+        config, path = self._config, self.folder.path
+        first_round = 0
+        if self._resumed is not None:
+            first_round = self._resumed.snapshot.server_round + 1
+            set_back(path, first_round - 1)
+        # Given to -c, it runs the same again from the start, wherever it went on from.
+        here = {"resume": "", "output-dir": str(path.parent), "run-name": path.name}
+        kept = here if self._resumed is not None else {}
+        self.folder.write_config(flatten_run_config(config) | kept)
+        run = {"run": path.name, "scheme": config.scheme}
+        self._events = EventLog(path / LOG_FILE, run)
+        logger.addHandler(self._events)
+        self._curves = Curves(path, first_round) if config.tensorboard else None
+        self._status = status.StatusFile(
+            path,
+            **run,
+            run_key=self._strategy.run_key,
+            round=first_round - 1,
+            num_rounds=config.num_server_rounds,
+        )
+        if self._resumed is not None:
+            extra = described("resumed", round=first_round - 1)
+            logger.info("going on from %s", self._resumed.path, extra=extra)
+        return self
+
+    def on_round(self, report: RoundReport) -> None:
+        """Write a round down; it is on the disk when this returns."""
+        line = metrics_line(report, self._metric)
+        self.folder.append(line)
+        if self._curves is not None:
+            self._curves.add(line)
+        write_checkpoint(
+            self.folder.path, self._strategy.snapshot(), self._identity, library_versions()
+        )
+        prune_checkpoints(self.folder.path, self._config.keep_checkpoints)
+        self._status.update(round=report.server_round)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write how the run ended, and say how to go on with it if it did not complete."""
+        if error is None:
+            self._status.end(status.COMPLETED)
+        else:
+            self._say_how_to_go_on(error)
+        if self._curves is not None:
+            self._curves.close()
+        logger.removeHandler(self._events)
+        self._events.close()
+
+    def _say_how_to_go_on(self, error: BaseException) -> None:
+        is_fault = isinstance(error, Exception)  # not Ctrl-C or the end of the process
+        state = status.FAILED if is_fault else status.INTERRUPTED
+        self._status.end(state, error=str(error) or type(error).__name__)
+        done, rounds = self._strategy.rounds_done, self._config.num_server_rounds
+        logger.error(
+            "%s after round %d of %d%s",
+            state,
+            max(done, 0),
+            rounds,
+            f": {error}" if is_fault else "",
+            extra=described(state, round=max(done, 0)),
+        )
+        if done >= 0:
+            logger.info("to go on: %s", how_to_resume(self.folder.path))
+
+
+def library_versions() -> dict[str, str]:
+    """Return what the run was computed with; information only, nothing is refused by it."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

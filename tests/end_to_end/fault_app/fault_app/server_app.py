@@ -1,0 +1,49 @@
+"""The real loop over rounds, journal and FedAvg around a model of a few numbers."""
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from fedmoe_app.checkpoint import Identity
+from fedmoe_app.config import flatten_run_config, parse_run_config
+from fedmoe_app.journal import open_journal
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.report.progress import log_to_stdout
+from fedmoe_app.rounds import Limits
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.wire.records import decode_state, encode_state
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    log_to_stdout()
+    config = parse_run_config(context.run_config)
+    limits = Limits(config.min_clients, config.fraction_train, config.wait_for_clients)
+    strategy = MoEStrategy(FedAvg(), limits)
+    identity = Identity(flatten_run_config(config))
+    with open_journal(config, identity, strategy, small_state(), "accuracy") as journal:
+        strategy.on_round = journal.on_round
+        strategy.start(
+            grid,
+            encode_state(journal.state),
+            config.num_server_rounds,
+            config.round_timeout,
+            evaluate_fn=evaluate,
+        )
+    print(f"results: {journal.folder.path}", flush=True)
+
+
+def small_state() -> ModelState:
+    return ModelState(
+        dense={"head": torch.zeros(1)},
+        gates={0: {"weight": torch.zeros(2, 2)}},
+        experts={(0, expert): {"up": torch.zeros(3)} for expert in range(2)},
+    )
+
+
+def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    """Report the head's value as the loss: the sum of the numbers of all folded rounds."""
+    return MetricRecord({"loss": float(decode_state(arrays).dense["head"]), "accuracy": 0.5})
