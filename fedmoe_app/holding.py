@@ -78,11 +78,33 @@ class Holding:
             roster.learn(reply.node_id, reply.message.content)
             yield reply, self._learn(reply.node_id, reply.message.content, roster)
 
-    def note(self, updates: Sequence[ClientUpdate]) -> None:
-        """Enter what training replies brought."""
+    def accept(self, updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], dict[str, str]]:
+        """Enter what training replies brought for the next round.
+
+        Returns:
+            the updates that may be folded, and the reasons why others may not, by client: those
+            that trained experts which the client was not sent.
+        """
+        good, rejected = [], {}
         for update in updates:
+            reason = self._reason_against(update)
+            if reason is not None:
+                rejected[f"client {update.client}"] = f"reply rejected: {reason}"
+                continue
+            good.append(update)
             if update.choice is not None:
                 self.choices[update.client] = update.choice
+        return good, rejected
+
+    def _reason_against(self, update: ClientUpdate) -> str | None:
+        choice = self.choices.get(update.client)
+        if choice is None:
+            return "it comes under another client's number than the choice of its experts"
+        strange = ((update.routing.trained > 0) & ~choice.held).nonzero().tolist()
+        if not strange:
+            return None
+        layer, expert = strange[0]
+        return f"it trained expert {expert} of MoE layer {layer}, which it does not hold"
 
     def _learn(self, node: int, content: RecordDict, roster: Roster) -> str | None:
         client = roster.client(node)

@@ -217,12 +217,13 @@ class MoEStrategy(RoundLoop):
         top_k = 0 if self.holding is None else self.shape.top_k
         spec = UpdateSpec.of(self.state, self.region_size, top_k)
         decoded = decode_updates(replies, spec, self.roster)
-        for who, why in decoded.rejected.items():
-            self._fail(who, why)
-        updates = decoded.updates
-        self._note_lost_state(server_round, updates)
+        updates, rejected = decoded.updates, decoded.rejected
         if self.holding is not None:
-            self.holding.note(updates)
+            updates, strange = self.holding.accept(updates)
+            rejected = rejected | strange
+        for who, why in rejected.items():
+            self._fail(who, why)
+        self._note_lost_state(server_round, updates)
         if len(updates) < self.limits.min_clients:
             self._fail(
                 "round",

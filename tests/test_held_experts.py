@@ -85,7 +85,12 @@ def clients_of(lines: list[dict[str, Any]], key: str) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize(
-    "train", ["experts", "expert-lora", pytest.param("all", marks=pytest.mark.slow)]
+    "train",
+    [
+        "experts",
+        pytest.param("expert-lora", marks=pytest.mark.slow),
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
 )
 def test_bytes_shrink_with_the_budget(base: Path, tmp_path: Path, train: str) -> None:
     lines = read_metrics(run(base, tmp_path, **{"model.train": train}))
@@ -136,6 +141,7 @@ def test_one_seed_gives_one_run_and_nodes_score_what_they_hold(base: Path, tmp_p
     assert [line["accuracy"] is not None for line in runs[0]] == [False, True]
 
 
+@pytest.mark.slow
 def test_in_four_bits(base: Path, tmp_path: Path) -> None:
     sizes = dict(hidden_size=64, intermediate_size=64, moe_intermediate_size=64, head_dim=16)
     save_base(tmp_path / "model", "Qwen3Moe", num_experts=EXPERTS, **sizes)

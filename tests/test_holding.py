@@ -31,14 +31,21 @@ def test_replies_bring_the_choice_of_the_next_round() -> None:
     assert holding.choice(roster, 77) is None
     roster.learn(77, RecordDict({"metrics": MetricRecord({"client": 5})}))
     assert holding.choice(roster, 77) is None
-    update = toy_update(5, 10, 0.5, [(0, 0)])
-    holding.note([replace(update, choice=Choice(HELD, 2))])
+    holding.choices[5] = Choice(~HELD, 2)
+    update = toy_update(5, 10, 0.5, [(0, 1)])
+    new = replace(update, choice=Choice(HELD, 2))
+    assert holding.accept([new]) == ([new], {})
     choice = holding.choice(roster, 77)
     assert choice is not None
     assert torch.equal(choice.held, HELD)
-    holding.note([update])  # says nothing: what is known stays
-    assert holding.choice(roster, 77) is choice
     assert holding.choice(roster, 78) is None
+    # It was sent experts 0 and 2 of layer 0 now, and says that it trained expert 1.
+    good, rejected = holding.accept([replace(update, choice=Choice(~HELD, 2))])
+    assert good == []
+    assert "it trained expert 1 of MoE layer 0, which it does not hold" in rejected["client 5"]
+    assert holding.choice(roster, 77) is choice
+    _, rejected = holding.accept([toy_update(6, 10, 0.5, [])])
+    assert "another client's number" in rejected["client 6"]
     content = RecordDict({"arrays": encode_state(toy_state())})
     own = holding.content_for(roster, 77, content)
     assert len(decode_state(own.array_records["arrays"]).experts) == 4

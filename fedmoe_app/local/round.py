@@ -125,7 +125,8 @@ class ClientRound:
 
     def _local_client(self) -> LocalClient:
         shape, budget = self.setup.shape, self.node.expert_budget
-        has_budget = budget is not None or self.node.memory_budget is not None
+        fits_memory = self._holds_chosen and self.node.memory_budget is not None
+        has_budget = budget is not None or fits_memory
         if self.node.partition_id is None and self.scheme.needs_client_number(has_budget):
             raise ConfigError(
                 "node config: this scheme tells clients apart by their number from start to start; "
@@ -139,10 +140,9 @@ class ClientRound:
         if self.node.memory_budget is None:
             return own_budget
         shape, need = self.setup.shape, estimate(self.setup, self.config)
-        chosen = self.config.model.experts_in_memory == "chosen"
-        least = shape.top_k if chosen else shape.num_experts
+        least = shape.top_k if self._holds_chosen else shape.num_experts
         fitting = largest_budget(need, self.node.memory_budget, least, shape.num_experts)
-        if not chosen:  # the model is there as a whole, whatever is trained
+        if not self._holds_chosen:  # the model is there as a whole, whatever is trained
             return own_budget
         return fitting if own_budget is None else min(own_budget, fitting)
 
@@ -201,7 +201,7 @@ class ClientRound:
         budget = self.scheme.budget(client)
         if budget is not None:
             metrics["expert-budget"] = budget
-        if self.config.model.experts_in_memory == "chosen":
+        if self._holds_chosen:
             metrics["experts-held"] = len(self.task.state.experts)
         return metrics
 
@@ -210,6 +210,10 @@ class ClientRound:
             return {}
         size = self.config.train.per_device_eval_batch_size
         return own.metrics(self.setup.model, self.rows.train, self.rows.test, size)
+
+    @property
+    def _holds_chosen(self) -> bool:
+        return self.config.model.experts_in_memory == "chosen"
 
     @property
     def _seed(self) -> int:
