@@ -4,16 +4,15 @@
 
 An OLMoE of random weights in float32 (hidden 256, 4 layers, experts 512 wide, top-2) is frozen and
 gets LoRA on both maps of every expert; AdamW (fused) trains it on batches of 16 texts of 64 random
-tokens, one thread. Every way runs in processes of its own, which take turns: medians of CPU time a
-step are compared, and of added memory, the peak of anonymous memory (Linux: RssAnon, sampled every
-millisecond) during the steps over that of the loaded model, activations included. "frozen" trains
-the gates alone: what a step costs whatever is done for the experts.
+tokens, one thread. CPU time: the ways take turns in one process, step by step, and medians are
+compared. Added memory: the peak of anonymous memory (Linux: RssAnon, sampled every millisecond)
+during some steps over that of the loaded model, activations included, each way in processes of its
+own. "frozen" trains the gates alone: what a step costs whatever is done for the experts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -41,57 +40,78 @@ VOCABULARY = 1024
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="in one process, after one")
+    parser.add_argument("--steps", type=int, default=2, help="in a process that measures memory")
+    parser.add_argument("--memory-repeats", type=int, default=5, help="processes a way")
     parser.add_argument("--experts", default="16,32,64")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
-        found = measure(arguments.way, int(arguments.experts), arguments.rank, arguments.steps)
-        print(json.dumps(found))
+        print(added(arguments.way, int(arguments.experts), arguments.rank, arguments.steps))
         return
-    rows = []
+    torch.set_num_threads(1)
     for experts in map(int, arguments.experts.split(",")):
-        rows += _compare(experts, arguments)
-    print_markdown(
-        ("experts", "way", "ms a step", "against PEFT", "added MiB", "against PEFT"), rows
-    )
+        headers = (f"{experts} experts", "ms a step", "against PEFT", "added MiB", "against PEFT")
+        print_markdown(headers, _compare(experts, arguments))
+        print(flush=True)
 
 
 def _compare(experts: int, arguments: argparse.Namespace) -> list[tuple[str, ...]]:
-    """Run every way in turn; return its rows."""
-    options = ["--experts", str(experts), "--rank", str(arguments.rank)]
-    options += ["--steps", str(arguments.steps)]
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(arguments.repeats):
-        for way in WAYS:
-            command = [sys.executable, "-m", "benchmarks.expert_lora", "--way", way, *options]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    seconds = {way: statistics.median(run["seconds"] for run in found[way]) for way in WAYS}
-    added = {way: statistics.median(run["added"] for run in found[way]) for way in WAYS}
+    """Return the row of every way."""
+    seconds = _seconds(experts, arguments.rank, arguments.repeats)
+    memory = _memory(experts, arguments)
     return [
         (
-            str(experts),
             way,
             f"{1000 * seconds[way]:.0f}",
             f"{seconds['PEFT'] / seconds[way]:.2f} x faster",
-            f"{added[way] / MIB:.0f}",
-            f"{added[way] / added['PEFT']:.2f}",
+            f"{memory[way] / MIB:.0f}",
+            f"{memory[way] / memory['PEFT']:.2f}",
         )
         for way in WAYS
     ]
 
 
-def measure(way: str, experts: int, rank: int, steps: int) -> dict[str, float]:
-    """Train in this process; return the median seconds of a step and the added bytes."""
+def _seconds(experts: int, rank: int, repeats: int) -> dict[str, float]:
+    """Return the median CPU time of a step; the ways take turns."""
+    runs = {way: _prepare(_model(experts), way, rank) for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for repeat in range(repeats + 1):
+        for way, run in runs.items():
+            seconds = _step(*run)
+            if repeat:  # the first one warms up
+                times[way].append(seconds)
+    return {way: statistics.median(values) for way, values in times.items()}
+
+
+def _memory(experts: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the median of the added bytes."""
+    options = ["--experts", str(experts), "--rank", str(arguments.rank)]
+    options += ["--steps", str(arguments.steps)]
+    found: dict[str, list[int]] = {way: [] for way in WAYS}
+    for _ in range(arguments.memory_repeats):
+        for way in WAYS:
+            command = [sys.executable, "-m", "benchmarks.expert_lora", "--way", way, *options]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[way].append(int(done.stdout.splitlines()[-1]))
+    return {way: statistics.median(values) for way, values in found.items()}
+
+
+def added(way: str, experts: int, rank: int, steps: int) -> int:
+    """Train in this process; return the bytes at the peak over those of the model."""
     torch.set_num_threads(1)
     model = _model(experts)
     with PeakMemory() as memory:
-        model, parameters = _adapted(model, way, rank)
-        optimiser = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-        times = [_step(model, optimiser) for _ in range(steps + 1)]
-    return {"seconds": statistics.median(times[1:]), "added": memory.added}
+        run = _prepare(model, way, rank)
+        for _ in range(steps):
+            _step(*run)
+    return memory.added
+
+
+def _prepare(model: Any, way: str, rank: int) -> tuple[Any, torch.optim.Optimizer]:
+    """Return the model with its adapters, and their optimiser."""
+    adapted, parameters = _adapted(model, way, rank)
+    return adapted, torch.optim.AdamW(parameters, lr=1e-3, fused=True)
 
 
 def _model(experts: int) -> PreTrainedModel:

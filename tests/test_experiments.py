@@ -65,6 +65,7 @@ OTHERS = (
     "instructions",
     "nodes-own-data",
     "own-text",
+    "qlora",
     "strongly-unequal",
     "switch-top1",
 )

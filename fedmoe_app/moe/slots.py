@@ -158,8 +158,11 @@ def _linear(module: Any, x: Tensor, weights: dict[str, Any], name: str, scaling:
     lora_a = weights.get(f"{name}.lora_A")  # [r, in]
     if lora_a is None:
         return out
+    lora_b = weights[f"{name}.lora_B"]  # [out, r]
     low = F.linear(x.to(lora_a.dtype), lora_a)  # [count, r]
-    return out + (scaling * F.linear(low, weights[f"{name}.lora_B"])).to(out.dtype)
+    if out.dtype == lora_b.dtype:  # one pass over [count, out] instead of three
+        return torch.addmm(out, low, lora_b.T, alpha=scaling)
+    return out + F.linear(scaling * low, lora_b).to(out.dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, slots_forward)
