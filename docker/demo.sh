@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The compose demo from nothing to the table: `make compose-demo`. Everything it makes lies in
-# $DEMO (build/compose-demo); containers, networks and volumes are gone when it ends, also after an
+# $DEMO (build/compose-demo-TIME); containers, networks and volumes are gone when it ends, also after an
 # error or Ctrl-C. Variables of compose.yaml (BASE_IMAGE, TORCH, PIP_OPTIONS) are passed on.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-DEMO=${DEMO:-$(cd .. && pwd)/build/compose-demo}
+DEMO=${DEMO:-$(cd .. && pwd)/build/compose-demo-$(date +%Y%m%d-%H%M%S)}
 LIMIT=${LIMIT:-1800}  # seconds for the run itself
 export KEYS=$DEMO/keys DATA=$DEMO/data RESULTS=$DEMO/results COMPOSE_PROJECT_NAME=${PROJECT:-fedmoe-demo}
 
