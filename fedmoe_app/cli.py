@@ -16,7 +16,7 @@ from fedmoe_app.deployment import commands
 from fedmoe_app.launching import environment
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.connections import LaunchError
-from fedmoe_app.launching.overrides import config_to_resume, read_overrides
+from fedmoe_app.launching.overrides import clients_to_resume, config_to_resume, read_overrides
 from fedmoe_app.launching.processes import signals_raise
 from fedmoe_app.launching.runner import (
     INTERRUPTED,
@@ -140,6 +140,7 @@ def run(
     if connection:
         run_on_connection(app_folder(app_dir), overrides, connection, verbose)
     else:
+        clients = clients_to_resume(resume, clients) if resume else clients
         run_simulated(
             app_folder(app_dir), overrides, clients or DEFAULT_CLIENTS, gpus, verbose, cpus
         )

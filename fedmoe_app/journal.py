@@ -136,7 +136,7 @@ class Journal:
             self.folder.path, self._strategy.snapshot(), self._identity, library_versions()
         )
         prune_checkpoints(self.folder.path, self._config.keep_checkpoints)
-        self._status.update(round=report.server_round)
+        self._status.update(round=report.server_round, **_num_partitions(report))
 
     def __exit__(
         self,
@@ -169,6 +169,12 @@ class Journal:
         )
         if done >= 0:
             logger.info("to go on: %s", how_to_resume(self.folder.path))
+
+
+def _num_partitions(report: RoundReport) -> dict[str, int]:
+    """Return into how many partitions the clients split the data, once it is known."""
+    known = max((update.num_partitions for update in report.updates), default=0)
+    return {"num_partitions": known} if known else {}
 
 
 def library_versions() -> dict[str, str]:

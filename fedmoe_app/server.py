@@ -75,6 +75,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     )
     journal = open_journal(config, identity, strategy, state, setup.task.metric)
     folder = journal.folder
+    strategy.on_round = journal.on_round
     with journal:
         logger.info("results: %s", folder.path)
         _run(grid, config, strategy, setup, encode_state(journal.state), data.test, folder)

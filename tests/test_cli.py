@@ -10,7 +10,7 @@ from fedmoe_app import cli
 from fedmoe_app.launching import flower, runner
 from fedmoe_app.launching.connections import write_connection
 from fedmoe_app.report.log import RunFolder
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, flat_config
 
 LINE = {
     "round": 0,
@@ -248,3 +248,51 @@ def test_cpus_and_gpus_of_a_simulated_node(fedmoe: Callable[..., Any], simulated
     code, _, error = fedmoe("run", ".", "--cpus", str(cpus + 1))
     assert code == 2
     assert f"--cpus {cpus + 1}: this machine has {cpus} CPUs" in error
+
+
+# -- resume ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """The folder of a run of five simulated clients that has ended after round 0."""
+    folder = RunFolder(tmp_path / "results" / "old")
+    folder.write_config(flat_config(**{"seed": 9, "min-clients": 3, "run-name": "old"}))
+    folder.append(LINE)
+    (folder.path / "checkpoints" / "round-00000").mkdir(parents=True)
+    (folder.path / "status.json").write_text('{"state": "failed", "num_partitions": 5}')
+    (folder.path / "flower.log").write_text("first part")
+    return folder.path
+
+
+def test_a_run_is_resumed_with_its_config_and_clients(
+    fedmoe: Callable[..., Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Call()
+
+    def fake(
+        app: Path, overrides: dict[str, Any], simulation: flower.Simulation, output: flower.Output
+    ) -> flower.Outcome:
+        seen.overrides, seen.simulation = overrides, simulation
+        output.log.write("second part")
+        return COMPLETED
+
+    monkeypatch.setattr(flower, "run_simulation", fake)
+    code, lines, _ = fedmoe("run", "--resume", str(stopped), "--rounds", "8")
+    assert (code, lines[-1]) == (0, f"results: {stopped}")
+    assert seen.simulation is not None
+    assert seen.simulation.num_clients == 5
+    assert (seen.overrides["seed"], seen.overrides["num-server-rounds"]) == (9, 8)
+    assert seen.overrides["resume"] == str(stopped)
+    assert (stopped / "flower.log").read_text() == "first part"
+    assert (stopped / "flower-2.log").read_text() == "second part"
+
+
+def test_a_failed_run_ends_with_how_to_go_on(
+    fedmoe: Callable[..., Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = flower.Outcome("42", "finished:failed", "too few nodes")
+    monkeypatch.setattr(flower, "run_simulation", lambda *_: failed)
+    code, _, error = fedmoe("run", "--resume", str(stopped))
+    assert code == 1
+    assert error.splitlines()[-1] == f"to go on: fedmoe run APP [CONNECTION] --resume {stopped}"

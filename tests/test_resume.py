@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(scheme: str, tmp_path: Path, hom
 def test_a_run_set_back_to_a_named_checkpoint_ends_the_same(tmp_path: Path) -> None:
     """The evaluation that was put off at the checkpoint is made up for; old ones are pruned."""
     flat = config(tmp_path, **{"run-name": "run", "evaluate-every": 2, "keep-checkpoints": 3})
+    flat["tensorboard"] = find_spec("tensorboard") is not None
     folder = run_in_process(flat, CLIENTS)
     assert [path.name[-1] for path in list_checkpoints(folder)] == ["3", "2", "1"]
     shutil.copytree(folder, tmp_path / "before")
     assert resume(flat, folder / CHECKPOINTS / "round-00001") == folder
     assert_same_run(folder, tmp_path / "before")
+    events = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    assert [e["round"] for e in events if e["event"] == "round-done"] == [0, 1, 2, 3, 2, 3]
+    assert [e["round"] for e in events if e["event"] == "resumed"] == [1]
+    totals = [client["total"] for client in read_metrics(folder)[3]["seconds"]["clients"]]
+    assert len(totals) == CLIENTS
+    assert min(totals) > 0
+    assert (folder / "tensorboard").is_dir() == flat["tensorboard"]
+    assert read_status(folder)["num_partitions"] == CLIENTS
 
 
 # -- what is refused ---------------------------------------------------------------------------

@@ -234,10 +234,22 @@ class _Stream:
 
 
 def _outcome(connection: Connection, run_id: str) -> Outcome:
-    """Ask for the status until the run is over: the log may end a moment before the run."""
+    """Ask for the status until the run is over: the log may end a moment before the run.
+
+    Raises:
+        LaunchError: when the SuperLink is gone and does not come back within a minute.
+    """
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
         answer = _flwr(connection, "ls", connection.name, "--run-id", run_id, "--format", "json")
-        run = answer["runs"][0]
+        run = (answer.get("runs") or [{"status": "unknown"}])[0]
+        if run["status"] != "unknown":
+            deadline = time.monotonic() + START_TIMEOUT
+        elif time.monotonic() >= deadline:
+            raise LaunchError(
+                f"the SuperLink at {connection.address} cannot be reached any more; a run ends "
+                "with its SuperLink, but can be resumed from its result folder"
+            )
         if run["status"].startswith("finished"):
             details = "" if run["status-details"] == "N/A" else run["status-details"]
             return Outcome(run_id, run["status"], _FAILED_WITH.sub("", details))

@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from fedmoe_app.config import (
     parse_run_config,
 )
 from fedmoe_app.paths import results_dir
-from fedmoe_app.report.log import CONFIG_FILE, results_of
+from fedmoe_app.report.log import CONFIG_FILE, ResultsError, results_of
+from fedmoe_app.report.status import read_status
 
 Flat = dict[str, bool | float | int | str]
 
@@ -73,6 +75,22 @@ def config_to_resume(path: Path) -> Flat:
     config = results_of(path) / CONFIG_FILE
     flat = _read_file(config) if config.is_file() else {}
     return flat | {"resume": str(path)}
+
+
+def clients_to_resume(path: Path, given: int | None) -> int | None:
+    """Return how many simulated clients a run has that is to go on; None if that is unknown.
+
+    Raises:
+        ConfigError: if another number is given: the data would be split anew.
+    """
+    with suppress(ResultsError):
+        found = read_status(results_of(Path(os.path.abspath(path.expanduser())))).get(
+            "num_partitions"
+        )
+        if found and given and given != found:
+            raise ConfigError(f"--clients {given}: the run that is to go on has {found}")
+        return found or given
+    return given
 
 
 def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:

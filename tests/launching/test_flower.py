@@ -213,3 +213,18 @@ def test_the_installed_flower_has_the_options_that_are_used() -> None:
     superlink_help = help_of("flower-superlink")
     used = ("--simulation", "--insecure", "--host", "--port", "--fleet-api-address")
     assert all(name in superlink_help for name in used)
+
+
+def test_a_superlink_that_is_gone_is_waited_for_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`flwr ls` exits 0 then, without a run in what it prints."""
+    finished = {"runs": [{"status": "finished:failed", "status-details": "N/A"}]}
+    answers = [{"success": False}, {"success": False}, finished]
+    monkeypatch.setattr(flower, "_flwr", lambda *_: answers.pop(0) if answers else {})
+    monkeypatch.setattr(flower.time, "sleep", lambda seconds: None)
+    connection = write_connection(tmp_path, "lab", "127.0.0.1:1")
+    assert flower._outcome(connection, "7") == Outcome("7", "finished:failed", "")
+    monkeypatch.setattr(flower, "START_TIMEOUT", 0.0)
+    with pytest.raises(LaunchError, match=r"127\.0\.0\.1:1 cannot be reached .* can be resumed"):
+        flower._outcome(connection, "7")

@@ -1,3 +1,4 @@
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -7,11 +8,14 @@ from fedmoe_app.config import ConfigError
 from fedmoe_app.launching.overrides import (
     app_defaults,
     check,
+    clients_to_resume,
+    config_to_resume,
     read_overrides,
     with_absolute_paths,
     with_output_dir,
     with_run_name,
 )
+from fedmoe_app.report.log import RunFolder
 from tests.conftest import REPOSITORY, flat_config
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -143,3 +147,24 @@ def test_fewer_nodes_than_min_clients_are_refused() -> None:
     assert check(flat, None).min_clients == 3
     with pytest.raises(ConfigError, match=r"--clients 2: .* min-clients = 3"):
         check(flat, 2)
+
+
+def test_a_run_goes_on_with_its_own_config_unless_told_otherwise(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.write_config({"seed": 7, "data.alpha": 0.1, "run-name": "run"})
+    flat = {"seed": 7, "data.alpha": 0.1, "run-name": "run"}
+    assert config_to_resume(run.path) == flat | {"resume": str(run.path)}
+    checkpoint = run.path / "checkpoints" / "round-00002"
+    assert config_to_resume(checkpoint) == flat | {"resume": str(checkpoint)}
+    # On a SuperLink of another machine it is the server that looks.
+    assert config_to_resume(tmp_path / "elsewhere") == {"resume": str(tmp_path / "elsewhere")}
+
+
+def test_a_run_goes_on_with_as_many_simulated_clients(tmp_path: Path) -> None:
+    assert clients_to_resume(tmp_path, 3) == 3
+    assert clients_to_resume(tmp_path, None) is None
+    status = {"state": "failed", "num_partitions": 5}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    assert clients_to_resume(tmp_path, None) == clients_to_resume(tmp_path, 5) == 5
+    with pytest.raises(ConfigError, match="--clients 3: the run that is to go on has 5"):
+        clients_to_resume(tmp_path, 3)
