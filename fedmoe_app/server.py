@@ -22,6 +22,8 @@ from fedmoe_app.paths import results_dir
 from fedmoe_app.report.lines import RoundReport, metrics_line
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
+from fedmoe_app.report.trackers import require_trackers
+from fedmoe_app.report.watching import Watchers
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.strategy import MoEStrategy
@@ -39,6 +41,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         ConfigError: if the config does not fit the scheme, the data or the model.
         NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays.
     """
+    require_trackers(config)
     scheme = make_scheme(config)
     data = server_data(config)
     setup = load_setup(config, data.label_names)
@@ -46,9 +49,12 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     folder = _result_folder(config)
     folder.write_config(flatten_run_config(config))
     metric = setup.task.metric
+    watchers = Watchers(config, folder.path)
 
     def on_round(report: RoundReport) -> None:
-        folder.append(metrics_line(report, metric))
+        line = metrics_line(report, metric)
+        folder.append(line)
+        watchers.round_done(line)
 
     strategy = MoEStrategy(
         scheme,
@@ -69,7 +75,8 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         on_round=on_round,
     )
     logger.info("results: %s", folder.path)
-    _run(grid, config, strategy, setup, data.test, folder)
+    with watchers:
+        _run(grid, config, strategy, setup, data.test, folder)
     return folder.path
 
 

@@ -25,6 +25,7 @@ from fedmoe_app.launching.overrides import (
 from fedmoe_app.paths import home
 from fedmoe_app.report.log import METRICS_FILE, read_metrics
 from fedmoe_app.report.table import print_table
+from fedmoe_app.report.trackers import require_trackers
 
 LOG_FILE = "flower.log"
 RESULTS = "results: "
@@ -73,6 +74,7 @@ def run_simulated(app: Path, given: Flat, num_clients: int, gpus: float, verbose
     """
     flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
+    require_trackers(config)
     nodes = flower.Simulation(num_clients, config.train.threads, gpus)
     print(f"starting {num_clients} simulated nodes ...", flush=True)
     _execute(
