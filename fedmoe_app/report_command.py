@@ -25,7 +25,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         ConfigError: for an ``output`` where the page belongs into the folder itself.
         ResultsError: when a folder holds no results, or runs cannot be compared.
     """
-    folders = [_existing(folder) for folder in folders]
+    folders = list(dict.fromkeys(_existing(folder) for folder in folders))
     if len(folders) == 1:
         if output is not None:
             raise ConfigError("--output is for several runs; the page of one lies in its folder")

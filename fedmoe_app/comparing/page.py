@@ -79,7 +79,7 @@ def _charts(
         for name, group in groups.items()
     }
     return {
-        "accuracy": _over_rounds(lines, "accuracy", y=metric, format="share", low=0, high=1),
+        "accuracy": _over_rounds(lines, "accuracy", y=metric, format="share", low=0, most=1),
         "loss": _over_rounds(lines, "loss", y="loss (nats)", format="number", low=0),
         "final": _final_chart(groups, metric),
         "bytes": _bytes_chart(groups),
@@ -137,6 +137,7 @@ def _bytes_chart(groups: Mapping[str, Sequence[Result]]) -> charts.Chart:
     found = {
         name: estimate([result.finished.bytes_up for result in group if result.finished])
         for name, group in groups.items()
+        if name != CENTRALISED  # it sends nothing over a network
     }
     names = [name for name, point in found.items() if point]
     values = [point.mean for point in found.values() if point]
@@ -163,7 +164,6 @@ def _summary(comparison: Comparison, results: Sequence[Result]) -> list[Fact]:
     asked = comparison.plan
     schemes = [name for name in asked.schemes if name != CENTRALISED]
     done = [result for result in results if result.finished]
-    best = max(done, key=lambda r: _accuracy(r), default=None)
     time = sum(result.finished.seconds for result in done if result.finished)
     flat = results[0].cell.flat
     return [
@@ -175,15 +175,8 @@ def _summary(comparison: Comparison, results: Sequence[Result]) -> list[Fact]:
         Fact("model", Path(str(flat["model.name"])).name, f"trained: {flat['model.train']}"),
         Fact("data", Path(str(flat["data.source"])).name),
         Fact("runs", f"{len(done)} of {len(results)}", "that came to their end"),
-        Fact("best single run", f"{_accuracy(best):.3f}" if best else MISSING,
-             best.cell.label if best else ""),
         Fact("time", duration(time), "sum over the runs"),
     ]  # fmt: skip
-
-
-def _accuracy(result: Result) -> float:
-    figures = result.figures
-    return -1.0 if figures is None or figures.accuracy is None else figures.accuracy
 
 
 def _advice(rows: Sequence[Row], metric: str) -> str:

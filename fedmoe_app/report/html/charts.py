@@ -2,7 +2,8 @@
 
 A chart names its axes and their ``format`` (``share``, ``number``, ``bytes``) and holds
 ``series`` of points ``[x, y]`` or, where a band belongs to the line, ``[x, y, low, high]``.
-``colour`` is the number of a colour of the style sheet.
+``low`` and ``high`` fix the axis, ``most`` bounds it; ``colour`` is the number of a colour of the
+style sheet.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def accuracy_chart(lines: Sequence[Line], metric: str) -> Chart:
         _spread(lines, "local_accuracy", LOCAL, ORANGE),
         line_series(GLOBAL, _points(lines, "accuracy"), BLUE),
     ]
-    return chart("lines", series, lines, y=metric, format="share", low=0, high=1)
+    return chart("lines", series, lines, y=metric, format="share", low=0, most=1)
 
 
 def loss_chart(lines: Sequence[Line]) -> Chart:

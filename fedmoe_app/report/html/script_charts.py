@@ -47,7 +47,8 @@ function makeLegend(chart, hidden, draw) {
     if (chart.kind === "lines")
       key.append(shape("line", { x1: 0, x2: 30, y1: 7, y2: 7, "stroke-width": 2.2,
         stroke: colour(series.colour), "stroke-dasharray": series.dash || "" }));
-    key.append(mark(chart.kind === "bars" ? "square" : markOf(chart, series, i), 15, 7, 4,
+    key.append(mark(chart.kind === "bars" ? "square" : markOf(chart, series, i), 15, 7,
+      series.small ? 2.4 : 4,
       colour(series.colour)));
     const item = element("span", {}, key, series.name);
     if (chart.kind === "lines" && chart.series.length > 1) {
@@ -84,7 +85,7 @@ function rangeOf(chart, shown) {
   const values = shown.flatMap(s => known(s).flatMap(p => [p[1], p[2] ?? p[1], p[3] ?? p[1]]));
   const low = chart.low ?? Math.min(...values), most = Math.max(...values);
   const high = chart.high ?? (most > low ? low + (most - low) * 1.06 : low + 1);
-  return [low, high];
+  return [low, Math.min(high, chart.most ?? Infinity)];
 }
 
 // Axes and grid; returns the scales.

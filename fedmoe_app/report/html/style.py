@@ -59,6 +59,7 @@ button { cursor: pointer; }
   gap: 18px; }
 .row + .row, .wide + .row { margin-top: 18px; }
 .row > *, figure { min-width: 0; }
+.row + h3 { margin-top: 26px; }
 .maps { columns: 440px 2; column-gap: 18px; }
 .maps figure { break-inside: avoid; margin-bottom: 18px; }
 figure { margin: 0; background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
