@@ -118,7 +118,7 @@ def test_a_tracker_that_fails_does_not_cost_the_run(
     monkeypatch.setattr(FakeClient, "log_batch", lambda self, *a, **m: None)
     watchers = Watchers(make_config(track="mlflow,wandb"), folder)
     monkeypatch.setattr(FakeClient, "log_batch", full)
-    with pytest.raises(ValueError, match="the run itself"), watchers:  # noqa: PT012
+    with pytest.raises(ValueError, match="the run itself"), watchers:
         watchers.round_done(line(0))
         raise ValueError("the run itself")
     names = [call[0] for call in calls]

@@ -87,25 +87,30 @@ def trained_cube(lines: Sequence[Line], most: int = MAX_NUMBERS) -> Cube | None:
 
 def expert_cube(lines: Sequence[Line], key: str, most: int = MAX_NUMBERS) -> Cube | None:
     """Return a diagnostic ``[L, E]`` of every round that has it, as ``[R, L, E]``."""
-    frames = [Frame(str(line["round"]), (), values) for line, values in _found(lines, key, 2)]
-    return lay_out(frames, 0, most)
+    rounds, found = _found(lines, key, 2, most)
+    frames = [Frame(str(line["round"]), (), values) for line, values in found]
+    return lay_out(frames, 0, most, rounds)
 
 
 def client_cube(
     lines: Sequence[Line], key: str, client_axis: int, most: int = MAX_NUMBERS
 ) -> Cube | None:
     """Return a diagnostic of layers, experts and clients, in any order, as ``[R, N, L, E]``."""
-    found = [(line, np.moveaxis(a, client_axis, 0)) for line, a in _found(lines, key, 3)]
-    return lay_out([_frame(line, values) for line, values in found], 1, most)
+    rounds, found = _found(lines, key, 3, most)
+    frames = [_frame(line, np.moveaxis(values, client_axis, 0)) for line, values in found]
+    return lay_out(frames, 1, most, rounds)
 
 
 def pair_cube(lines: Sequence[Line], key: str, most: int = MAX_NUMBERS) -> Cube | None:
     """Return a diagnostic of pairs ``[L, E, N, N]`` as ``[R, N, N, L, E]``."""
-    found = [(line, values.transpose(2, 3, 0, 1)) for line, values in _found(lines, key, 4)]
-    return lay_out([_frame(line, values) for line, values in found], 2, most)
+    rounds, found = _found(lines, key, 4, most)
+    frames = [_frame(line, values.transpose(2, 3, 0, 1)) for line, values in found]
+    return lay_out(frames, 2, most, rounds)
 
 
-def lay_out(frames: Sequence[Frame], client_axes: int, most: int) -> Cube | None:
+def lay_out(
+    frames: Sequence[Frame], client_axes: int, most: int, rounds: int | None = None
+) -> Cube | None:
     """Stack the frames of a run; a client that was not in a round has nan there.
 
     Args:
@@ -113,6 +118,7 @@ def lay_out(frames: Sequence[Frame], client_axes: int, most: int) -> Cube | None
             experts, the last two axes.
         client_axes: how many of the first axes go over clients: 0, 1 or 2.
         most: numbers at most; what does not fit is left out before anything is allocated.
+        rounds: how many there were, where ``frames`` are fewer.
     """
     if not frames:
         return None
@@ -135,7 +141,9 @@ def lay_out(frames: Sequence[Frame], client_axes: int, most: int) -> Cube | None
         Axis(LAYER, tuple(map(str, range(layers)))),
         Axis(EXPERT, tuple(map(str, range(experts)))),
     )
-    return Cube(axes, values, _remark(len(frames), len(kept), len(names), len(names_kept)))
+    return Cube(
+        axes, values, _remark(rounds or len(frames), len(kept), len(names), len(names_kept))
+    )
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -162,9 +170,21 @@ def _by_client(lines: Sequence[Line], key: str) -> list[tuple[Line, list[str], n
     return found
 
 
-def _found(lines: Iterable[Line], key: str, dimensions: int) -> list[tuple[Line, np.ndarray]]:
-    arrays = ((line, to_array((line.get("diagnostics") or {}).get(key))) for line in lines)
-    return [(line, a) for line, a in arrays if a.ndim == dimensions and np.isfinite(a).any()]
+def _found(
+    lines: Iterable[Line], key: str, dimensions: int, most: int
+) -> tuple[int, list[tuple[Line, np.ndarray]]]:
+    """Return in how many rounds a diagnostic is there, and its values in as many as fit.
+
+    Matrices of pairs are long lists: those that would be left out are not even converted.
+    """
+    there = [line for line in lines if (line.get("diagnostics") or {}).get(key)]
+    if not there:
+        return 0, []
+    size = max(1, to_array(there[-1]["diagnostics"][key]).size)
+    kept = [there[index] for index in evenly(len(there), max(LEAST_ROUNDS, most // size))]
+    arrays = [(line, to_array(line["diagnostics"][key])) for line in kept]
+    found = [(line, a) for line, a in arrays if a.ndim == dimensions and np.isfinite(a).any()]
+    return len(there) if len(kept) < len(there) else len(found), found
 
 
 def _frame(line: Line, values: np.ndarray) -> Frame:

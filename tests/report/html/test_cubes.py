@@ -87,6 +87,19 @@ def test_what_does_not_fit_is_left_out_and_said(most: int, rounds: int, clients:
     assert said == (rounds < 20, clients < 5)
 
 
+def test_pairs_of_many_rounds_are_thinned_and_said() -> None:
+    pairs = np.ones((1, 1, 2, 2))
+    lines = [with_pairs(line(number), number * pairs) for number in range(1, 21)]
+    cube = pair_cube(lines, "similarity", most=40)
+    assert cube is not None
+    assert cube.values.shape == (10, 2, 2, 1, 1)
+    assert cube.values[[0, -1], 0, 0, 0, 0].tolist() == [1, 20]
+    assert "10 of 20 rounds" in cube.remark
+    whole = pair_cube(lines, "similarity")
+    assert whole is not None
+    assert whole.remark == ""
+
+
 def test_evenly_keeps_both_ends() -> None:
     assert evenly(3, 5) == [0, 1, 2]
     assert evenly(10, 4) == [0, 3, 6, 9]
