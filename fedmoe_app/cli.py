@@ -244,6 +244,30 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Result folders of runs, or one of a comparison."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the page of several runs.",
+            show_default="$FEDMOE_HOME/results/report-NAMES",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write report.html of a run or a comparison again, or hold several runs together.
+
+    Example: fedmoe report ~/.fedmoe/results/fedavg-20261120-213315
+    """
+    from fedmoe_app.report_command import write_report
+
+    print(write_report(runs, output))
+
+
+@app.command()
 def stop() -> None:
     """End the SuperLink that `flwr run .` left running in the background."""
     count = environment.stop_local_superlinks(environment.flwr_home())

@@ -22,7 +22,7 @@ from fedmoe_app.report.events import LOG_FILE, EventLog, described
 from fedmoe_app.report.lines import RoundReport, metrics_line
 from fedmoe_app.report.log import ResultsError, RunFolder, results_of
 from fedmoe_app.report.overview import how_to_resume
-from fedmoe_app.report.tracking import Curves
+from fedmoe_app.report.watching import Watchers
 from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
 from fedmoe_app.strategy import MoEStrategy
 
@@ -113,7 +113,6 @@ class Journal:
         run = {"run": path.name, "scheme": config.scheme}
         self._events = EventLog(path / LOG_FILE, run)
         logger.addHandler(self._events)
-        self._curves = Curves(path, first_round) if config.tensorboard else None
         self._status = status.StatusFile(
             path,
             **run,
@@ -121,6 +120,7 @@ class Journal:
             round=first_round - 1,
             num_rounds=config.num_server_rounds,
         )
+        self._watchers = Watchers(config, path, first_round)
         if self._resumed is not None:
             extra = described("resumed", round=first_round - 1)
             logger.info("going on from %s", self._resumed.path, extra=extra)
@@ -130,13 +130,12 @@ class Journal:
         """Write a round down; it is on the disk when this returns."""
         line = metrics_line(report, self._metric)
         self.folder.append(line)
-        if self._curves is not None:
-            self._curves.add(line)
         write_checkpoint(
             self.folder.path, self._strategy.snapshot(), self._identity, library_versions()
         )
         prune_checkpoints(self.folder.path, self._config.keep_checkpoints)
         self._status.update(round=report.server_round, **_num_partitions(report))
+        self._watchers.round_done(line)
 
     def __exit__(
         self,
@@ -149,8 +148,7 @@ class Journal:
             self._status.end(status.COMPLETED)
         else:
             self._say_how_to_go_on(error)
-        if self._curves is not None:
-            self._curves.close()
+        self._watchers.close(error)
         logger.removeHandler(self._events)
         self._events.close()
 

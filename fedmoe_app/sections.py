@@ -36,6 +36,14 @@ METRICS = {
     "multiple-choice": ("accuracy", "acc-norm"),
 }
 
+# What track can name; fedmoe_app/report/trackers.py has one of each.
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a list separated by commas, each once, in the order given."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
 
 class Section(BaseModel):
     """A table of the run config: frozen, kebab-case keys, finite numbers of the right type."""
@@ -263,11 +271,11 @@ class RunConfig(Section):
     keep_client_state: bool
     diagnostics: bool
     server_device: Literal["auto", "cpu"]
+    track: str
     output_dir: str
     run_name: str
     resume: str
     keep_checkpoints: Annotated[int, Field(ge=1)]
-    tensorboard: bool
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
@@ -296,6 +304,16 @@ class RunConfig(Section):
                 raise ValueError('must be a JSON object such as {"lam": 0.5}')
             if not _is_finite(parsed):
                 raise ValueError("numbers must be finite")
+        return value
+
+    @field_validator("track")
+    @classmethod
+    def _are_trackers(cls, value: str) -> str:
+        if unknown := [name for name in split_names(value) if name not in TRACKERS]:
+            raise ValueError(
+                f"unknown {', '.join(unknown)}; choose from {', '.join(TRACKERS)}, separated by "
+                "commas"
+            )
         return value
 
     @field_validator("output_dir")

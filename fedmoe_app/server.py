@@ -24,7 +24,7 @@ from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.lora import merge_adapters
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
-from fedmoe_app.report.tracking import check_tensorboard
+from fedmoe_app.report.trackers import require_trackers
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.strategy import MoEStrategy
@@ -43,8 +43,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays, with the
             checkpoint that it can be resumed from.
     """
-    if config.tensorboard:
-        check_tensorboard()
+    require_trackers(config)
     scheme = make_scheme(config)
     data = server_data(config)
     check_holds_chosen(config, scheme)

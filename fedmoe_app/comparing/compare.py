@@ -16,7 +16,9 @@ from fedmoe_app.comparing.options import (
     read_schemes,
     read_seeds,
 )
+from fedmoe_app.comparing.page import write_comparison_page
 from fedmoe_app.comparing.plan import Plan, dirichlet, make_plan, own_partition
+from fedmoe_app.comparing.reading import running
 from fedmoe_app.comparing.run_cell import in_process, simulated
 from fedmoe_app.comparing.summary import Result, Row, results_of, summarise
 from fedmoe_app.comparing.tables import failures, markdown, print_summary
@@ -78,6 +80,7 @@ def compare(request: Request) -> bool:
         outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)
+        write_comparison_page(folder.path, running(folder, plan, outcomes))
     print()
     print_summary(plan, rows, metric)
     for line in failures(results):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import typer
 from fedmoe_app.config import ConfigError, RunConfig, flatten_run_config
 from fedmoe_app.launching import flower
 from fedmoe_app.launching.connections import find_connection
+from fedmoe_app.launching.live import Screen, open_screen
 from fedmoe_app.launching.overrides import (
     Flat,
     app_defaults,
@@ -24,45 +25,28 @@ from fedmoe_app.launching.overrides import (
 )
 from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.paths import home
-from fedmoe_app.report.log import METRICS_FILE, list_checkpoints, read_metrics, results_of
+from fedmoe_app.report.html.page import REPORT_FILE
+from fedmoe_app.report.html.run_page import write_run_page
+from fedmoe_app.report.log import (
+    METRICS_FILE,
+    ResultsError,
+    list_checkpoints,
+    read_metrics,
+    results_of,
+)
 from fedmoe_app.report.overview import how_to_resume
 from fedmoe_app.report.table import print_table
+from fedmoe_app.report.trackers import require_trackers
 
 LOG_FILE = "flower.log"
 RESULTS = "results: "
 INTERRUPTED = 130
-# Headers by which the ServerApp's table is recognised.
-TABLE_MARKS = ("bytes up", "bytes down")
-
-_RESULTS_LINE = re.compile(r"^(?:[\d:]+ )?results: (.+?)\s*$")
 
 Start = Callable[[flower.Output], flower.Outcome]
 
 
 class RunFailedError(RuntimeError):
     """A run that did not come to its end; the message says what Flower knows."""
-
-
-class Screen:
-    """Print the lines of a run at once, except the ServerApp's own last one.
-
-    The ServerApp ends with the table and ``results: FOLDER``, for those who type ``flwr run``.
-    Here that line is kept for the very end, after what Flower says on closing.
-    """
-
-    def __init__(self) -> None:
-        """Print nothing yet."""
-        self.results: str | None = None
-        self.table_shown = False
-
-    def __call__(self, line: str) -> None:
-        """Print one line."""
-        if found := _RESULTS_LINE.match(line):
-            self.results = found[1]
-            if self.table_shown:
-                return
-        self.table_shown |= all(header in line for header in TABLE_MARKS)
-        print(line, flush=True)
 
 
 def run_simulated(
@@ -91,6 +75,7 @@ def run_simulated(
     """
     flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
+    require_trackers(config)
     share = check_cpus(cpus, config.train.threads), check_gpus(gpus)
     nodes = flower.Simulation(num_clients, *share)
     print(f"starting {num_clients} simulated nodes ...", flush=True)
@@ -123,12 +108,12 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
         _refuse_used(folder)
     log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    screen = Screen()
     try:
-        with log_path.open("w", encoding="utf-8") as log:
+        with log_path.open("w", encoding="utf-8") as log, open_screen(folder, verbose) as screen:
             outcome = start(flower.Output(log, screen, verbose))
     except KeyboardInterrupt:
         print(f"interrupted; log: {_keep_log(log_path, folder)}{_going_on(folder)}")
+        _close_page(folder)
         raise typer.Exit(INTERRUPTED) from None
     log_path = _keep_log(log_path, folder)
     _show_table(screen, folder)
@@ -162,6 +147,13 @@ def _going_on(folder: Path | None) -> str:
     if folder is None or not list_checkpoints(folder):
         return ""
     return f"\nto go on: {how_to_resume(folder)}"
+
+
+def _close_page(folder: Path | None) -> None:
+    """Let the page of a run that was stopped no longer say that it runs."""
+    if folder and (folder / REPORT_FILE).is_file():
+        with suppress(ResultsError, OSError):
+            write_run_page(folder)
 
 
 def _show_table(screen: Screen, folder: Path | None) -> None:

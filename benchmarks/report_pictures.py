@@ -1,0 +1,65 @@
+"""The pictures of docs/report.md: pages of a real run and of a comparison, in Chromium.
+
+Run it as ``python -m benchmarks.report_pictures``; it needs the dev extra and Debian's packages
+chromium and chromium-driver. Without RUN it trains FedAlign-MoE on 8 clients first (a minute).
+
+    python -m benchmarks.report_pictures --run RUN --comparison FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fedmoe_app.config import default_run_config
+from fedmoe_app.inprocess import run_in_process
+from fedmoe_app.report_command import write_report
+from tests.report.html import browser
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+IMAGES = REPOSITORY / "docs" / "images"
+WIDTH, HEIGHT = 1280, 900
+
+
+def train(folder: Path) -> Path:
+    """Train what the picture shows, and return its result folder."""
+    flat = default_run_config(REPOSITORY / "pyproject.toml") | {
+        "scheme": "fedalign",
+        "num-server-rounds": 5,
+        "data.alpha": 0.3,
+        "data.max-train-examples": 3000,
+        "data.max-test-examples": 600,
+        "output-dir": str(folder),
+        "run-name": "fedalign",
+    }
+    return run_in_process(flat, 8)
+
+
+def picture(driver: Any, page: Path, anchor: str, name: str, dark: bool = False) -> Path:
+    """Photograph a window of the page from an element on."""
+    browser.open_page(driver, page, (WIDTH, HEIGHT), dark)
+    driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", anchor)
+    return browser.screenshot(driver, IMAGES / name, whole=False)
+
+
+def main() -> None:
+    """Write the pictures and print their paths."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, help="result folder of a run that is there")
+    parser.add_argument("--comparison", type=Path, help="folder of fedmoe compare")
+    given = parser.parse_args()
+    if why := browser.missing():
+        raise SystemExit(f"no pictures: {why}")
+    with TemporaryDirectory() as folder, browser.chromium() as driver:
+        page = write_report([given.run or train(Path(folder))])
+        print(picture(driver, page, "curves", "report-curves.png"))
+        print(picture(driver, page, "experts", "report-experts.png", dark=True))
+        if given.comparison:
+            page = write_report([given.comparison])
+            print(picture(driver, page, "curves", "report-comparison.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The run config beside its defaults: what was set differently comes first."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fedmoe_app
+from fedmoe_app.config import default_run_config, flatten_table
+from fedmoe_app.report.log import CONFIG_FILE, ResultsError
+
+# They say where results lie, not what was run.
+PLACES = ("output-dir", "run-name")
+
+
+class Setting(NamedTuple):
+    """One key of the run config; ``default`` is None where it is not known."""
+
+    key: str
+    value: str
+    default: str | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the value is another than the default."""
+        return self.default is not None and self.value != self.default
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read a run's flat config.
+
+    Raises:
+        ResultsError: when ``config.toml`` is missing or no TOML.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        return dict(flatten_table(tomllib.loads(file.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        raise ResultsError(f"{file}: no such file; name the folder of a run") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{file}: not TOML ({error})") from None
+
+
+def defaults() -> dict[str, Any]:
+    """Return the app's default run config; empty where its ``pyproject.toml`` is not at hand."""
+    pyproject = Path(fedmoe_app.__file__).parents[1] / "pyproject.toml"
+    try:
+        return dict(default_run_config(pyproject))
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return {}
+
+
+def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting]:
+    """Return the settings in the order of the config, those that differ first."""
+    settings = [
+        Setting(key, _shown(value), _shown(default[key]) if key in default else None)
+        for key, value in flat.items()
+    ]
+    return sorted(settings, key=lambda each: not each.changed or each.key in PLACES)
+
+
+def is_notable(setting: Setting) -> bool:
+    """Tell whether a setting differs from its default and says what was run."""
+    return setting.changed and setting.key not in PLACES
+
+
+def _shown(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}"
