@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedmoe_app.report.timing import client_seconds
 from fedmoe_app.wire.update import ClientUpdate
 
 
@@ -30,6 +31,7 @@ class RoundReport:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    round_trips: dict[str, float] = field(default_factory=dict)  # seconds by client, from asking
 
 
 def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
@@ -58,7 +60,8 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
             "trained": [update.routing.trained.tolist() for update in updates],
         },
         "diagnostics": _compact(report.diagnostics),
-        "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
+        "seconds": {name: round(value, 3) for name, value in report.seconds.items()}
+        | client_seconds(updates, report.round_trips),
     }
 
 

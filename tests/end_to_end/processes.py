@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 
 NODE_TIMEOUT = 60.0  # seconds
 CONNECTED = "SuperNode ID:"
+FLOWER_SUPERNODE = ("flower-supernode",)
+WARM_SUPERNODE = ("fedmoe", "supernode")
 
 NodeConfig = Callable[[int], str]
 
@@ -57,7 +59,10 @@ def numbered(num_nodes: int) -> NodeConfig:
 
 @contextmanager
 def deployment(
-    folder: Path, num_nodes: int, node_config: NodeConfig | None = None
+    folder: Path,
+    num_nodes: int,
+    node_config: NodeConfig | None = None,
+    supernode: Sequence[str] = FLOWER_SUPERNODE,
 ) -> Iterator[Deployment]:
     """Start a SuperLink and ``num_nodes`` SuperNodes, wait for them, and end exactly these."""
     home = folder / "flower"
@@ -73,7 +78,9 @@ def deployment(
         for index in range(num_nodes):
             log = stack.enter_context((folder / f"node-{index}.log").open("w"))
             config = (node_config or numbered(num_nodes))(index)
-            nodes.append(_start_supernode(group, ports[1], ports[2 + index], config, log))
+            nodes.append(
+                _start_supernode(group, supernode, ports[1], ports[2 + index], config, log)
+            )
         for index, node in enumerate(nodes):
             _wait_for_node(node, folder / f"node-{index}.log")
         yield Deployment(group, folder, connection, nodes)
@@ -94,9 +101,14 @@ def _start_superlink(
 
 
 def _start_supernode(
-    group: ProcessGroup, fleet_port: int, port: int, node_config: str, log: IO[str]
+    group: ProcessGroup,
+    supernode: Sequence[str],
+    fleet_port: int,
+    port: int,
+    node_config: str,
+    log: IO[str],
 ) -> subprocess.Popen[str]:
-    command = [program("flower-supernode"), "--insecure", "--port", str(port)]
+    command = [program(supernode[0]), *supernode[1:], "--insecure", "--port", str(port)]
     address = f"{LOOPBACK}:{fleet_port}"
     return group.start([*command, "--superlink", address, "--node-config", node_config], log)
 
