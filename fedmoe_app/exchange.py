@@ -16,6 +16,11 @@ from flwr.serverapp import Grid
 POLL_SECONDS = 0.25
 
 
+def poll_interval(elapsed: float) -> float:
+    """Return the seconds until the next look for replies: about 2% of those waited so far."""
+    return min(1.0, max(0.05, elapsed / 50))
+
+
 class NotEnoughClientsError(RuntimeError):
     """Fewer nodes than ``min-clients`` were there in time."""
 
@@ -81,7 +86,7 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
             if node_id is not None:
                 yield Reply(node_id, message, time.monotonic() - started)
         if waiting and not replies:
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll_interval(time.monotonic() - started))
     for node_id in waiting.values():
         yield Reply(node_id, None, timeout, f"no reply within {timeout:g} s")
 

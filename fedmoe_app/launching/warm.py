@@ -19,14 +19,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 POLL_SECONDS = 0.1  # between two looks for a message
+_PARENT_SECONDS = 0.5  # between two looks for the parent
 _COMMAND = "flwr-clientapp"
 _MODULES = (
-    "flwr.supernode.cli.flwr_clientapp",
+    "flwr.supernode.cli",
     "torch",
     "torch.optim",
     "safetensors.torch",
@@ -57,7 +58,7 @@ class ForkExecutor:
 
     def __init__(self) -> None:
         """Have no processes yet."""
-        self._children: set[int] = set()
+        self.running: set[int] = set()  # process ids
 
     def launch(self, arguments: Sequence[str]) -> None:
         """Run ``flwr-clientapp`` with these arguments in a fork of this process."""
@@ -66,18 +67,18 @@ class ForkExecutor:
         child = os.fork()
         if child == 0:
             _become_clientapp(arguments)
-        self._children.add(child)
+        self.running.add(child)
 
     def reconcile(self) -> None:
         """Take note of the processes that have ended."""
-        for child in list(self._children):
+        for child in list(self.running):
             if os.waitpid(child, os.WNOHANG)[0]:
-                self._children.discard(child)
+                self.running.discard(child)
 
     def close(self) -> None:
         """End the processes that still run."""
         self.reconcile()
-        for child in self._children:
+        for child in self.running:
             os.kill(child, signal.SIGTERM)
 
 
@@ -85,11 +86,12 @@ def _become_clientapp(arguments: Sequence[str]) -> NoReturn:
     """Run Flower's program in this process and end it; nothing of the parent's stack unwinds."""
     code = 1
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _forget_app()
         sys.argv = [_COMMAND, *arguments]
-        from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+        from flwr.supernode.cli import flwr_clientapp
 
         flwr_clientapp()
         code = 0
@@ -111,13 +113,12 @@ def _forget_app() -> None:
         del sys.modules[name]
 
 
-def serve(address: str, root_certificates: Path | None, is_wanted: Callable[[], bool]) -> None:
-    """Take messages from a SuperNode that was started with ``--isolation process``, until unwanted.
+def serve(address: str, root_certificates: Path | None) -> NoReturn:
+    """Take messages from a SuperNode that was started with ``--isolation process``, for ever.
 
     Args:
         address: ``HOST:PORT`` of the SuperNode's Runtime API.
         root_certificates: CA certificate of that API; None: it has no TLS (on loopback).
-        is_wanted: asked between two looks for work.
     """
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.constant import TaskType
@@ -138,7 +139,7 @@ def serve(address: str, root_certificates: Path | None, is_wanted: Callable[[], 
     request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
     executor = ForkExecutor()
     try:
-        while is_wanted():
+        while True:
             executor.reconcile()
             answer = client.AcquireTask(request)
             if answer.HasField("task") and answer.token:
@@ -156,14 +157,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root-certificates", type=Path, help="CA of the Runtime API")
     parser.add_argument("--parent-pid", type=int, help="end when this process has ended")
     given = parser.parse_args(arguments)
-    preload()
-
-    def is_wanted() -> bool:
-        return given.parent_pid is None or os.getppid() == given.parent_pid
-
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    serve(given.runtime_api_address, given.root_certificates, is_wanted)
+    if given.parent_pid is not None:
+        _end_with(given.parent_pid)
+    preload()
+    serve(given.runtime_api_address, given.root_certificates)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, even while it waits for an answer.
+
+    A timer, because a thread could hold a lock at the moment of a fork; forks do not inherit it.
+    """
+
+    def look(*_: object) -> None:
+        if os.getppid() != parent:
+            sys.exit(0)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _PARENT_SECONDS, _PARENT_SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a client's time goes: wall seconds of the phases of one message.
+"""Where a client's time goes: wall seconds of the phases of one message, and its CPU seconds.
 
 =========== ======================================================================
 download    from the making of the message to the start of the work on it: transfer, the node's
@@ -10,6 +10,8 @@ apply       decoding the message and writing the received values into the model
 evaluate    both scores of the client's own test examples
 train
 encode      the changes, and what is kept for the next round
+cpu         no phase: user and system time of all of them but download, which other
+            programs on the node do not stretch
 =========== ======================================================================
 """
 
@@ -26,6 +28,7 @@ import psutil
 from flwr.app import Message
 
 PREFIX = "seconds-"  # of the names in a reply's metrics
+CPU = "cpu"
 _PROCESS_FOR_EACH_MESSAGE = "flwr-clientapp"  # Flower's program
 
 
@@ -35,6 +38,7 @@ class Stopwatch:
     def __init__(self) -> None:
         """Know of no phase yet."""
         self.seconds: dict[str, float] = {}
+        self._cpu_before = time.process_time()
 
     @classmethod
     def for_message(cls, message: Message) -> Stopwatch:
@@ -42,6 +46,8 @@ class Stopwatch:
         watch = cls()
         start = _process_age()
         watch.add("start", start)
+        if start:
+            watch._cpu_before = 0.0  # all of the process's time is this message's
         # Two clocks: one that is ahead must not give a negative time.
         watch.add("download", max(0.0, time.time() - start - message.metadata.created_at))
         return watch
@@ -60,8 +66,9 @@ class Stopwatch:
             self.add(name, time.perf_counter() - started)
 
     def metrics(self) -> dict[str, float]:
-        """Return all phases under the names that they have in a reply."""
-        return {f"{PREFIX}{name}": seconds for name, seconds in self.seconds.items()}
+        """Return all phases until now under the names that they have in a reply."""
+        seconds = self.seconds | {CPU: time.process_time() - self._cpu_before}
+        return {f"{PREFIX}{name}": value for name, value in seconds.items()}
 
 
 def seconds_by_phase(metrics: dict[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmoe_app.local.stopwatch import seconds_by_phase
+from fedmoe_app.local.stopwatch import CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
 
 
@@ -28,6 +28,7 @@ def client_seconds(
         if not phases:
             continue
         if (total := round_trips.get(f"client {update.client}")) is not None:
-            phases |= {"upload": max(0.0, total - sum(phases.values())), "total": total}
+            known = sum(seconds for name, seconds in phases.items() if name != CPU)
+            phases |= {"upload": max(0.0, total - known), "total": total}
         lines.append({"client": update.client} | {name: round(s, 3) for name, s in phases.items()})
     return {"clients": lines} if lines else {}
