@@ -243,6 +243,14 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
         print(path)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def supernode(context: typer.Context) -> None:
+    """Join a deployment: `flower-supernode` with its arguments, and clients that start quickly."""
+    from fedmoe_app.launching.supernode import become_supernode
+
+    become_supernode(context.args)
+
+
 @app.command()
 def report(
     runs: Annotated[

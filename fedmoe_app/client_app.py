@@ -43,13 +43,21 @@ def train(message: Message, context: Context) -> Message:
     """Train the received model on this node's data and reply with the sparse update."""
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
-    from fedmoe_app.local.round import train_client
-    from fedmoe_app.wire.records import decode_task, encode_update
+    from fedmoe_app.local.stopwatch import Stopwatch
 
+    watch = Stopwatch.for_message(message)
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
-        content = encode_update(train_client(config, node, decode_task(message.content)))
+        with watch.phase("start"):
+            from fedmoe_app.local.round import train_client
+            from fedmoe_app.wire.records import decode_task, encode_update
+        with watch.phase("apply"):
+            task = decode_task(message.content)
+        update = train_client(config, node, task, watch)
+        with watch.phase("encode"):
+            content = encode_update(update)
+    content.metric_records["metrics"].update(watch.metrics())
     return Message(content, reply_to=message)
 
 

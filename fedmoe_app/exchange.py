@@ -18,6 +18,11 @@ from fedmoe_app.busy import BusyNodes
 POLL_SECONDS = 0.25
 
 
+def poll_interval(elapsed: float) -> float:
+    """Return the seconds until the next look for replies: about 2% of those waited so far."""
+    return min(1.0, max(0.05, elapsed / 50))
+
+
 class NotEnoughClientsError(RuntimeError):
     """Fewer nodes than ``min-clients`` were there in time."""
 
@@ -95,7 +100,7 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
                 message_id = message.metadata.reply_to_message_id
                 yield Reply(node_id, message, time.monotonic() - started, message_id=message_id)
         if waiting and not replies:
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll_interval(time.monotonic() - started))
     for message_id, node_id in waiting.items():
         yield Reply(node_id, None, timeout, f"no reply within {timeout:g} s", message_id)
 

@@ -189,8 +189,7 @@ class RoundLoop(Strategy):
                 content = reply.message.content
                 self.roster.learn(reply.node_id, content)
                 if not phase:
-                    client = self.roster.clients.get(reply.node_id, -1)
-                    self.report.reply_seconds[client] = reply.seconds
+                    self.report.round_trips[self.roster.name(reply.node_id)] = reply.seconds
                     metrics = dict(content.metric_records.get("metrics") or {})
                     self.progress.reply(self.roster.name(reply.node_id), metrics)
                 self.report.bytes_up_total += record_bytes(content)

@@ -57,6 +57,16 @@ def test_a_run_learns_and_reports_every_round(fedavg_run: Path) -> None:
     assert lines[1]["bytes_down"] == 3 * lines[1]["clients"][0]["bytes_down"] > 0
 
 
+def test_every_client_tells_where_its_time_went(fedavg_run: Path) -> None:
+    for line in read_metrics(fedavg_run)[1:]:
+        assert [client["client"] for client in line["seconds"]["clients"]] == [0, 1, 2]
+        for seconds in line["seconds"]["clients"]:
+            phases = "start download load data apply evaluate train encode upload cpu total"
+            assert seconds.keys() == {"client", *phases.split()}
+            assert 0 < seconds["train"] < seconds["total"] <= line["seconds"]["train"]
+    assert "clients" not in read_metrics(fedavg_run)[0]["seconds"]
+
+
 def test_the_routing_histogram_counts_two_experts_a_token(fedavg_run: Path) -> None:
     line = read_metrics(fedavg_run)[1]
     for client, counts in zip(line["clients"], line["routing"]["count"], strict=True):

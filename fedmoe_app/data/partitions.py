@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
 
 from fedmoe_app.config import DataConfig
 from fedmoe_app.data.columns import partition_column
 from fedmoe_app.data.errors import DataError
+
+# flwr-datasets brings scipy, matplotlib and seaborn, which take longer to import than all of this
+# app. A client whose rows are cached needs none of them.
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 _ROW = "__row__"
 
@@ -104,6 +109,8 @@ def assign(dataset: Dataset, config: DataConfig, num_partitions: int, seed: int)
 
 
 def _iid(num_rows: int, num_partitions: int, seed: int) -> list[list[int]]:
+    from flwr_datasets.partitioner import IidPartitioner
+
     # The partitioner cuts into contiguous pieces, so the order must be random before.
     order = np.random.default_rng(seed).permutation(num_rows)
     partitioner = IidPartitioner(num_partitions)
@@ -114,6 +121,8 @@ def _iid(num_rows: int, num_partitions: int, seed: int) -> list[list[int]]:
 def _dirichlet(
     dataset: Dataset, config: DataConfig, num_partitions: int, seed: int
 ) -> list[list[int]]:
+    from flwr_datasets.partitioner import DirichletPartitioner
+
     column = partition_column(config)
     partitioner = DirichletPartitioner(
         num_partitions=num_partitions,

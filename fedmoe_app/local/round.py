@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fedmoe_app.local.personal import OwnModel
 from fedmoe_app.local.prepared import ClientRows, client_rows
 from fedmoe_app.local.schedule import Factor, learning_rate_factor
 from fedmoe_app.local.setup import Setup, check_base, load_setup
+from fedmoe_app.local.stopwatch import Stopwatch
 from fedmoe_app.local.tasks import Score, Task, evaluate
 from fedmoe_app.local.train import (
     LocalRun,
@@ -40,18 +41,21 @@ from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientScore, ClientUpdate
 
 
-def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate:
+def train_client(
+    config: RunConfig, node: Node, task: TrainTask, watch: Stopwatch | None = None
+) -> ClientUpdate:
     """Train on this node's data for one round.
 
     The received model is scored on the client's own test examples before training (``loss``,
     ``accuracy``) and the local one after it (``local-loss``, ``local-accuracy``), so that no second
     message, and no second start of a client process, is needed. Where the scheme has a personal
-    copy, the local one is the mixture of both.
+    copy, the local one is the mixture of both. ``watch`` gets the seconds of each phase.
     """
+    watch = watch or Stopwatch()
     scheme = make_scheme(config)
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, scheme).run()
+        return prepare_round(config, node, task, scheme, watch).run()
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
@@ -59,18 +63,22 @@ def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
     scheme = make_scheme(config)
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, scheme).choose()
+        return prepare_round(config, node, task, scheme, Stopwatch()).choose()
 
 
-def prepare_round(config: RunConfig, node: Node, task: TrainTask, scheme: Scheme) -> ClientRound:
+def prepare_round(
+    config: RunConfig, node: Node, task: TrainTask, scheme: Scheme, watch: Stopwatch
+) -> ClientRound:
     """Load model and data, and write the received values into the model."""
-    with doing(LOADING):
+    with watch.phase("load"), doing(LOADING):
         setup = load_setup(config, task.label_names, holding_of(config, task))
     check_base(setup, task.base_fingerprint)
     scheme.check(setup.shape)
-    rows = client_rows(config, node, task, setup)
-    write_state(setup.model, setup.layers, task.state)
-    return ClientRound(config, node, task, scheme, setup, rows)
+    with watch.phase("data"):
+        rows = client_rows(config, node, task, setup)
+    with watch.phase("apply"):
+        write_state(setup.model, setup.layers, task.state)
+    return ClientRound(config, node, task, scheme, setup, rows, watch)
 
 
 @dataclass(frozen=True)
@@ -83,26 +91,30 @@ class ClientRound:
     scheme: Scheme
     setup: Setup
     rows: ClientRows
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self) -> ClientUpdate:
         """Score, train, score again; keep what the scheme keeps; return what changed."""
         keeping = Keeping(self.scheme, self.task, self.node.client)
         before = self._score(self.setup.task)
-        started, own = keeping.start(self.setup)
-        client = self._local_client()
-        holding = holding_of(self.config, self.task)
-        # The next round's experts are chosen by the received values, like those of this one.
-        choice = None if holding is None else choose(self.scheme, client)
-        experts = holding.subsets if holding else self.scheme.choose_experts(client)
-        trainables = Trainables(self.setup.model, self.setup.layers, experts)
-        result, routing = self._train(trainables, client, started, own)
-        changes = _from_received(trainables.changes(), started, self.task.state)
-        if own is not None and not own.joint:
-            trainables.detach()
-            del trainables  # the local copy goes before the personal one is trained
-            self._train_own(own)
+        with self.watch.phase("apply"):
+            started, own = keeping.start(self.setup)
+        with self.watch.phase("train"):
+            client = self._local_client()
+            holding = holding_of(self.config, self.task)
+            # The next round's experts are chosen by the received values, like those of this one.
+            choice = None if holding is None else choose(self.scheme, client)
+            experts = holding.subsets if holding else self.scheme.choose_experts(client)
+            trainables = Trainables(self.setup.model, self.setup.layers, experts)
+            result, routing = self._train(trainables, client, started, own)
+            changes = _from_received(trainables.changes(), started, self.task.state)
+            if own is not None and not own.joint:
+                trainables.detach()
+                del trainables  # the local copy goes before the personal one is trained
+                self._train_own(own)
         after = self._score(self.setup.task if own is None else own.task)
-        keeping.store(changes, own)
+        with self.watch.phase("encode"):
+            keeping.store(changes, own)
         metrics = self._metrics(result, client) | {
             **keeping.metrics(),
             **_score_metrics("", before),
@@ -225,7 +237,7 @@ class ClientRound:
 
     def _score(self, task: Task) -> Score:
         size = self.config.train.per_device_eval_batch_size
-        with doing(SCORING):
+        with self.watch.phase("evaluate"), doing(SCORING):
             return evaluate(self.setup.model, task, self.rows.test, size)
 
     def _usage(self, max_examples: int) -> RoutingStats:

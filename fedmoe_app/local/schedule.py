@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
 
 from fedmoe_app.config import TrainConfig
 
@@ -35,6 +34,10 @@ def learning_rate_factor(
         num_rounds: of the run.
         steps: optimiser steps of this client in a round.
     """
+    if config.lr_scheduler_type == "constant":
+        return constant
+    from transformers import get_scheduler  # its module imports peft and bitsandbytes
+
     total = num_rounds * steps
     warmup = config.warmup_steps if config.warmup_steps >= 1 else config.warmup_steps * total
     # transformers builds its shapes on an optimiser; only their functions are wanted.

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer
-from fedmoe_app.moe.lora import add_lora, add_peft_lora
 from fedmoe_app.moe.quantise import is_quantised
 
 
@@ -78,6 +77,8 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def _open_experts(
     model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
 ) -> None:
+    from fedmoe_app.moe.lora import add_lora, add_peft_lora  # with peft, which imports slowly
+
     rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
     if adaptation.train == "expert-lora":
         add_lora(model, layers, rank, alpha, attention=attention)

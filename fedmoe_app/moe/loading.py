@@ -33,8 +33,6 @@ from transformers.models.auto.modeling_auto import (
 from fedmoe_app.moe.checkpoint import check_not_quantised
 from fedmoe_app.moe.held import Holding, load_with_experts
 from fedmoe_app.moe.packed import KINDS
-from fedmoe_app.moe.quantise import quantise
-from fedmoe_app.moe.quantisers import quantization_config
 
 Head = Literal["sequence", "label-words"]
 TASKS = ("classification", "causal-lm", "multiple-choice")
@@ -186,10 +184,14 @@ def _build(
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
         if quantization != "none":
+            from fedmoe_app.moe.quantise import quantise  # bitsandbytes takes long to import
+
             quantise(model, quantization)
         return model
     options: dict[str, Any] = {}
     if quantization != "none":
+        from fedmoe_app.moe.quantisers import quantization_config
+
         options["quantization_config"] = quantization_config(quantization, dtype)
         options["device_map"] = {"": device}
     loaded: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)

@@ -16,11 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import torch
 import torch.nn.functional as F
-from bitsandbytes import matmul_4bit
-from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor, nn
 
 from fedmoe_app.moe.streaming import ExpertList
@@ -29,6 +26,13 @@ from fedmoe_app.moe.structure import stacked_parameters
 KINDS = ("nf4", "int8")
 BLOCK = 64  # values that share a scale in NF4
 _SUFFIX = "_packed"  # of the module that holds the packed values of a parameter
+
+
+def _bnb() -> Any:
+    """Return bitsandbytes, which takes long to import and which most runs do not need."""
+    import bitsandbytes
+
+    return bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class NF4Weight:
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x·Wᵀ + b ``[count, out]``; the gradient of x flows, that of W does not exist."""
-        out: Tensor = matmul_4bit(
+        out: Tensor = _bnb().matmul_4bit(
             x.to(self.dtype), self.values.view(-1, 1), bias=bias, quant_state=self._state()
         )
         return out
@@ -61,11 +65,11 @@ class NF4Weight:
 
     def dequantise(self) -> Tensor:
         """Return W ``[out, in]``."""
-        weight: Tensor = bnb.dequantize_4bit(self.values.view(-1, 1), self._state())
+        weight: Tensor = _bnb().functional.dequantize_4bit(self.values.view(-1, 1), self._state())
         return weight
 
-    def _state(self) -> bnb.QuantState:
-        return bnb.QuantState(
+    def _state(self) -> Any:
+        return _bnb().functional.QuantState(
             absmax=self.scales,
             shape=torch.Size(self.shape),
             blocksize=BLOCK,
@@ -85,7 +89,7 @@ class Int8Weight:
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x·Wᵀ + b ``[count, out]``; the gradient of x flows, that of W does not exist."""
-        out: Tensor = _Int8Linear.apply(x.to(self.dtype), self.values, self.scales)
+        out = int8_linear(x.to(self.dtype), self.values, self.scales)
         return out if bias is None else out + bias
 
     @property
@@ -113,23 +117,14 @@ class _Int8Linear(torch.autograd.Function):
         return gradient @ _int8_dequantise(values, scales, gradient.dtype), None, None
 
 
-class Int8Linear(Linear8bitLt):
-    """A linear map whose weights alone are in eight bits, in training and evaluation alike.
-
-    bitsandbytes' own forward quantises the activations, too, and on a CPU only outside training.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x·Wᵀ + b in the type of ``x``."""
-        # They are no tensors of the module, so that moving it leaves them behind.
-        weight: Any = self.weight
-        weight.SCB = weight.SCB.to(x.device)
-        out: Tensor = _Int8Linear.apply(x, weight.data, weight.SCB)
-        return out if self.bias is None else out + self.bias
+def int8_linear(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
+    """Return x·Wᵀ for W in eight bits; the gradient of x flows, that of W does not exist."""
+    out: Tensor = _Int8Linear.apply(x, values, scales)
+    return out
 
 
 def _int8_dequantise(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    weight: Tensor = bnb.int8_vectorwise_dequant(values, scales)
+    weight: Tensor = _bnb().functional.int8_vectorwise_dequant(values, scales)
     return weight.to(dtype)
 
 
@@ -199,14 +194,15 @@ def pack_matrix(matrix: Tensor, kind: str) -> NF4Weight | Int8Weight:
 
 
 def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    values, state = bnb.quantize_4bit(
+    values, state = _bnb().functional.quantize_4bit(
         weight, blocksize=BLOCK, quant_type="nf4", compress_statistics=False
     )
     return values.view(-1), state.absmax
 
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    values, scales, _ = bnb.int8_vectorwise_quant(weight.half())  # as bitsandbytes' own layers do
+    # In half precision, as bitsandbytes' own layers do.
+    values, scales, _ = _bnb().functional.int8_vectorwise_quant(weight.half())
     return values, scales
 
 

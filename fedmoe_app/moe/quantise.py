@@ -7,17 +7,15 @@ weights cannot be trained; adapters on them can (:mod:`fedmoe_app.moe.lora`).
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from fedmoe_app.moe.packed import PackedStack, unpack
-from fedmoe_app.moe.quantisers import LINEARS, quantization_config
 
 
 def quantise(model: PreTrainedModel, kind: str) -> None:
@@ -31,6 +29,8 @@ def quantise(model: PreTrainedModel, kind: str) -> None:
         UnsupportedModelError: its experts cannot be run one by one.
         ValueError: it is quantised already.
     """
+    from fedmoe_app.moe.quantisers import quantization_config
+
     if is_quantised(model):
         raise ValueError(f"{type(model).__name__} is quantised already")
     quantizer: Any = AutoHfQuantizer.from_config(quantization_config(kind, model.dtype))
@@ -63,6 +63,10 @@ def _fill(model: PreTrainedModel, quantizer: Any, name: str, old: nn.Linear) -> 
 
 def is_quantised(model: PreTrainedModel) -> bool:
     """Tell whether :func:`quantise` or a quantised loading made this model."""
+    if "bitsandbytes" not in sys.modules:
+        return False  # nothing can be, and importing it for this answer would take long
+    from fedmoe_app.moe.quantisers import LINEARS
+
     return any(isinstance(module, (PackedStack, *LINEARS)) for module in model.modules())
 
 
@@ -72,6 +76,10 @@ def dequantise(model: PreTrainedModel) -> None:
 
     Linear maps that PEFT wraps get their adapters merged on the way.
     """
+    from peft.tuners.lora import LoraLayer
+
+    from fedmoe_app.moe.quantisers import LINEARS
+
     for module in list(model.modules()):
         unpack(module)
     for name, module in list(model.named_modules()):
@@ -87,6 +95,8 @@ def dequantise(model: PreTrainedModel) -> None:
 
 def _plain_linear(module: Any, base: Any, dtype: torch.dtype) -> nn.Linear:
     """Return a linear map with the weights of ``base`` plus the adapters of ``module``."""
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
     weight = dequantize_bnb_weight(base.weight, getattr(base, "state", None)).float()
     for adapter in getattr(module, "active_adapters", ()):
         weight += module.get_delta_weight(adapter).float()

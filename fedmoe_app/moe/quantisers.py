@@ -22,7 +22,14 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.packed import BLOCK, Int8Linear, PackedStack, pack, placeholder, put_packed
+from fedmoe_app.moe.packed import (
+    BLOCK,
+    PackedStack,
+    int8_linear,
+    pack,
+    placeholder,
+    put_packed,
+)
 from fedmoe_app.moe.slots import check_slots_possible, use_slots
 from fedmoe_app.moe.streaming import (
     ExpertList,
@@ -34,6 +41,21 @@ from fedmoe_app.moe.streaming import (
 LINEARS = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 # Attribute of a quantization config: called with the model before its values are read.
 BEFORE_LOADING = "before_loading"
+
+
+class Int8Linear(bitsandbytes.nn.Linear8bitLt):
+    """A linear map whose weights alone are in eight bits, in training and evaluation alike.
+
+    bitsandbytes' own forward quantises the activations, too, and on a CPU only outside training.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x·Wᵀ + b in the type of ``x``."""
+        # They are no tensors of the module, so that moving it leaves them behind.
+        weight: Any = self.weight
+        weight.SCB = weight.SCB.to(x.device)
+        out = int8_linear(x, weight.data, weight.SCB)
+        return out if self.bias is None else out + self.bias
 
 
 @register_quantization_config("fedmoe_nf4")

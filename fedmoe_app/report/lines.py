@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedmoe_app.report.timing import client_seconds
 from fedmoe_app.wire.update import ClientUpdate
 
 
@@ -31,7 +32,7 @@ class RoundReport:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    reply_seconds: dict[int, float] = field(default_factory=dict)  # sending to receiving, by client
+    round_trips: dict[str, float] = field(default_factory=dict)  # seconds by client, from asking
 
 
 def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
@@ -60,10 +61,8 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
             "trained": [update.routing.trained.tolist() for update in updates],
         },
         "diagnostics": _compact(report.diagnostics),
-        "seconds": {
-            **{name: round(value, 3) for name, value in report.seconds.items()},
-            "clients": [_client_seconds(update, report) for update in updates],
-        },
+        "seconds": {name: round(value, 3) for name, value in report.seconds.items()}
+        | client_seconds(updates, report.round_trips),
     }
 
 
@@ -99,25 +98,6 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "bytes_down": report.bytes_down_to.get(update.client, 0),
         "experts_sent": len(update.changes.experts),
     }
-
-
-def _client_seconds(update: ClientUpdate, report: RoundReport) -> dict[str, Any]:
-    """Return where a client's time went: its own phases, and what is left of the whole.
-
-    ``total`` is from sending to receiving as the server saw it, ``rest`` what the client did not
-    measure: waiting in queues, starting its process, both transfers.
-    """
-    prefix = "seconds-"
-    phases = {
-        name.removeprefix(prefix).replace("-", "_"): round(value, 3)
-        for name, value in update.metrics.items()
-        if name.startswith(prefix)
-    }
-    total = report.reply_seconds.get(update.client)
-    if total is not None:
-        rest = total - sum(phases.values())
-        phases |= {"rest": round(rest, 3), "total": round(total, 3)}
-    return {"client": update.client, **phases}
 
 
 def _selection_ratio(report: RoundReport, position: int) -> float | None:

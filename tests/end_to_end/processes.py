@@ -26,6 +26,8 @@ NODE_TIMEOUT = 60.0  # seconds
 CONNECTED = "SuperNode ID:"
 SERVING = "Uvicorn running on"
 CONNECTION = "loopback"
+FLOWER_SUPERNODE = ("flower-supernode",)
+WARM_SUPERNODE = ("fedmoe", "supernode")
 
 NodeConfig = Callable[[int], str]
 
@@ -99,6 +101,7 @@ def deployment(
     node_config: NodeConfig | None = None,
     keys: Keys = Keys(),
     hosts: Sequence[Host] = (),
+    supernode: Sequence[str] = FLOWER_SUPERNODE,
 ) -> Iterator[Deployment]:
     """Start a SuperLink and ``num_nodes`` SuperNodes, wait for them, and end exactly these.
 
@@ -126,7 +129,9 @@ def deployment(
             options = [*keys.supernode_options(index), "--port", str(ports[2 + index])]
             config = (node_config or numbered(num_nodes))(index)
             nodes.append(
-                start_supernode(group, fleet_address, options, config, log, hosts[1 + index])
+                start_supernode(
+                    group, fleet_address, options, config, log, hosts[1 + index], supernode
+                )
             )
         for index, node in enumerate(nodes):
             wait_for_line(node, folder / f"node-{index}.log", CONNECTED)
@@ -163,10 +168,11 @@ def start_supernode(
     node_config: str,
     log: IO[str],
     host: Host = Host(),
+    supernode: Sequence[str] = FLOWER_SUPERNODE,
 ) -> subprocess.Popen[str]:
     """Start a SuperNode; ``options`` are those of TLS, keys and its own port."""
-    command = [*host.prefix, program("flower-supernode"), *options, "--superlink", fleet_address]
-    return group.start([*command, "--node-config", node_config], log)
+    command = [*host.prefix, program(supernode[0]), *supernode[1:], *options]
+    return group.start([*command, "--superlink", fleet_address, "--node-config", node_config], log)
 
 
 def wait_for_line(process: subprocess.Popen[str], log: Path, text: str) -> None:

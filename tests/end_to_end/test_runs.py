@@ -16,7 +16,7 @@ from fedmoe_app.launching.environment import run_environment
 from fedmoe_app.launching.processes import ProcessGroup
 from fedmoe_app.report.log import read_metrics
 from tests.conftest import REPOSITORY, flat_config
-from tests.end_to_end.processes import deployment
+from tests.end_to_end.processes import FLOWER_SUPERNODE, WARM_SUPERNODE, deployment
 
 CLIENTS = 3
 CHANGES: dict[str, Any] = {
@@ -67,8 +67,13 @@ def test_the_simulation_gives_the_same_model(in_process: Path, tmp_path: Path) -
     assert_same_run(tmp_path / "run", in_process)
 
 
-def test_three_nodes_over_grpc_give_the_same_model(in_process: Path, tmp_path: Path) -> None:
-    with deployment(tmp_path, CLIENTS) as flower:
+@pytest.mark.parametrize(
+    "supernode", [FLOWER_SUPERNODE, pytest.param(WARM_SUPERNODE, marks=pytest.mark.slow)], ids=str
+)
+def test_three_nodes_over_grpc_give_the_same_model(
+    supernode: tuple[str, ...], in_process: Path, tmp_path: Path
+) -> None:
+    with deployment(tmp_path, CLIENTS, supernode=supernode) as flower:
         outcome = flower.run(REPOSITORY, overrides(tmp_path, "run"))
     assert outcome.completed, (outcome, flower.lines[-20:])
     flower.assert_nothing_left()

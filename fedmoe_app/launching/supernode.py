@@ -1,0 +1,67 @@
+"""``fedmoe supernode``: Flower's SuperNode beside a SuperExec that need not import torch each time.
+
+The process becomes ``flower-supernode --isolation process`` with the given arguments, so that it is
+watched, stopped and logged like one; the SuperExec (:mod:`fedmoe_app.launching.warm`) ends with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fedmoe_app.launching.connections import LaunchError
+from fedmoe_app.launching.environment import default_environment
+from fedmoe_app.launching.processes import program
+
+_PORT = 9094  # Flower's default for the SuperNode's Runtime API
+_REFUSED = {
+    "--isolation": "the messages are run by this command",
+    "--superexec-auth-secret-file": "start flower-supernode and flower-superexec for it",
+    "--allow-runtime-dependency-installation": "use the installed environment, or flower-supernode",
+}
+
+
+def become_supernode(arguments: Sequence[str]) -> NoReturn:
+    """Start the SuperExec, then replace this process by the SuperNode.
+
+    Raises:
+        LaunchError: an argument that the two together cannot have.
+    """
+    command = superexec_command(arguments, os.getpid())
+    for name, value in default_environment().items():
+        os.environ.setdefault(name, value)
+    subprocess.Popen(command)
+    supernode = program("flower-supernode")
+    os.execvp(supernode, [supernode, *arguments, "--isolation", "process"])
+
+
+def superexec_command(arguments: Sequence[str], parent: int) -> list[str]:
+    """Return the command of the SuperExec for a SuperNode with these arguments.
+
+    Raises:
+        LaunchError: see above.
+    """
+    for name, way_out in _REFUSED.items():
+        if any(given.partition("=")[0] == name for given in arguments):
+            raise LaunchError(f"fedmoe supernode: {name} cannot be given; {way_out}")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", default=str(_PORT))
+    parser.add_argument("--ssl-ca-certfile", type=Path)
+    found, _ = parser.parse_known_args(list(arguments))
+    host = f"[{found.host}]" if ":" in found.host else found.host
+    command = [sys.executable, "-m", "fedmoe_app.launching.warm"]
+    command += ["--runtime-api-address", f"{_reachable(host)}:{found.port}"]
+    if found.ssl_ca_certfile is not None:
+        command += ["--root-certificates", str(found.ssl_ca_certfile.expanduser().absolute())]
+    return [*command, "--parent-pid", str(parent)]
+
+
+def _reachable(host: str) -> str:
+    """Return an address to connect to; a server that listens everywhere has no such one."""
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)

@@ -1,0 +1,21 @@
+"""A client process imports what its round needs and no more: it is started for each message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# Each takes about as long to import as all of this app: drawing and statistics, that come with
+# flwr-datasets; quantisation and adapters, that come with peft and with transformers' Trainer.
+HEAVY = ("flwr_datasets", "matplotlib", "seaborn", "peft", "bitsandbytes", "transformers.trainer")
+
+
+def test_a_plain_client_leaves_heavy_modules_alone() -> None:
+    code = (
+        "import sys, fedmoe_app.client_app, fedmoe_app.local.round, fedmoe_app.wire.records; "
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout.strip() == "[]"
