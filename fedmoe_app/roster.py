@@ -40,7 +40,7 @@ class Roster:
 
     def client(self, node_id: int) -> int | None:
         """Return a node's client number, None if it is not known yet."""
-        return self._clients.get(node_id)
+        return self.clients.get(node_id)
 
     def by_client(self, values: Mapping[int, int]) -> dict[int, int]:
         """Return values by node as values by client, without those of nodes of no known client."""
