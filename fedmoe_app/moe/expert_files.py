@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from transformers.core_model_loading import (
 
 from fedmoe_app.config import ConfigError
 from fedmoe_app.moe.layers import MoELayer
+from fedmoe_app.moe.streaming import stacks_and_joins
 from fedmoe_app.moe.structure import listed_experts
 
 
@@ -127,6 +129,11 @@ class ExpertFiles:
         if source.converter is None:
             (stack,) = inputs.values()
             return stack[0]
+        if not inputs and stacks_and_joins(source.converter.operations):
+            # The same without copies to stack; a map that is not joined stays a view of the file.
+            keys = [source.singles[pattern] for pattern in source.converter.source_patterns]
+            parts = [self._slices[of_expert[expert]][...] for of_expert in keys]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
         inputs = {pattern: [stack] for pattern, stack in inputs.items()}
         for pattern, keys in source.singles.items():
             inputs[pattern] = [self._slices[keys[expert]][...]]

@@ -226,15 +226,20 @@ def _hold(
     set_held(layer.experts_module, experts)
     transposed = bool(getattr(layer.experts_module, "is_transposed", False))
     weights: list[dict[str, Any]] = [{} for _ in range(layer.num_experts)]
-    for e in experts:
-        for short in files.names(layer.index, e):
-            # A copy: a view would keep the file's pages, which the system may drop at any time.
-            tensor = files.read(layer.index, e, short).to(device=device, dtype=dtype, copy=True)
-            if quantization != "none" and tensor.dim() == 2:
-                matrix = tensor.T if transposed else tensor
-                weights[e][short] = pack_matrix(matrix, quantization)
+    for short, shape in zip(files.names(layer.index, 0), files.shapes(layer.index), strict=True):
+        packed = quantization != "none" and len(shape) == 2
+        # One block for all held experts, made before what reading them needs for a moment: the
+        # allocator would keep the gaps between many. Copied, since the system may drop the pages
+        # of a view of the file.
+        rows = 0 if packed else len(experts)
+        block = torch.empty((rows, *shape), dtype=dtype, device=device)
+        for row, e in enumerate(experts):
+            tensor = files.read(layer.index, e, short)
+            if packed:
+                matrix = tensor.to(device=device, dtype=dtype)
+                weights[e][short] = pack_matrix(matrix.T if transposed else matrix, quantization)
             else:
-                weights[e][short] = nn.Parameter(tensor)
+                weights[e][short] = nn.Parameter(block[row].copy_(tensor))
     put_slots(layer, ExpertSlots(weights))
     # Quantised weights are no parameters: nothing of them travels.
     travels = quantization == "none"

@@ -132,6 +132,11 @@ def put_off_stacking(conversion: Any, packed: Sequence[str]) -> Any:
     return conversion.copy(list(sources), [target], operations=steps)
 
 
+def stacks_and_joins(steps: Sequence[ConversionOps]) -> bool:
+    """Tell whether steps only stack one tensor an expert, and join such stacks along ``out``."""
+    return _put_off(steps) is not None
+
+
 def _put_off(steps: Sequence[ConversionOps]) -> list[ConversionOps] | None:
     """Return the lazy form of stacking by experts and joining along ``out``; None for others."""
     kinds = [type(step) for step in steps]
