@@ -6,6 +6,7 @@ polls faster and yields each reply when it is there, so that progress can be sho
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from flwr.serverapp import Grid
 from fedmoe_app.busy import BusyNodes
 
 POLL_SECONDS = 0.25
+
+# How Flower's client processes begin the reason of an exception that the app raised.
+_RAISED = re.compile(r"^<class '[^']*'>:<'")
 
 
 def poll_interval(elapsed: float) -> float:
@@ -108,5 +112,6 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
 def short_reason(reason: str, limit: int = 400) -> str:
     """Reduce what Flower reports of a client's exception to its own last words."""
     text = reason.rpartition("Message: ")[2].strip().removesuffix("'>").strip()
+    text = _RAISED.sub("", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else reason.strip() or "unknown error")[:limit]

@@ -279,6 +279,7 @@ def test_sampling_goes_by_client_number_and_seed() -> None:
             "<class 'x'>:<'\nException ClientAppException occurred. Message: bad value'>",
             "bad value",
         ),
+        ("<class 'RuntimeError'>:<'client 2: out of memory'>", "client 2: out of memory"),
         ("Traceback\n  line\nValueError: too few", "ValueError: too few"),
         ("", "unknown error"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from fedmoe_app.launching.connections import LaunchError
 from fedmoe_app.report.status import read_status
+from fedmoe_app.resume import find_checkpoint
 from tests.end_to_end.faults import PATIENCE, Lab, kill_tree
 from tests.end_to_end.proxy import Proxy
 
@@ -118,6 +119,18 @@ def test_a_killed_serverapp_is_resumed_where_it_was(lab: Lab) -> None:
     lines = lab.finish(lab.run(**{"num-server-rounds": 4, "resume": str(lab.results)}))
     assert lab.clients() == [[0, 1]] * 4
     assert [line["loss"] for line in lines] == [0, 1, 3, 6, 10]
+
+
+def test_a_stopped_serverapp_leaves_a_folder_to_go_on_from(lab: Lab) -> None:
+    """SIGTERM is what `flwr stop`, Ctrl-C in `fedmoe run` and systemd end in."""
+    start_nodes(lab, 0, 1)
+    lab.tell(0, "wait-in-2")
+    run = lab.run(**{"num-server-rounds": 4, "min-clients": 2})
+    lab.wait_until_training(0, 2)
+    lab.serverapp().terminate()
+    assert not run.result(timeout=PATIENCE).completed
+    assert read_status(lab.results)["state"] == "interrupted"
+    assert find_checkpoint(lab.results).snapshot.server_round == 1
 
 
 def test_a_run_that_a_restarted_superlink_ended_is_resumed(lab: Lab) -> None:

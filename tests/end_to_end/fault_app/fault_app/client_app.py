@@ -21,6 +21,7 @@ def train(message: Message, context: Context) -> Message:
     task = message.content["task"]
     server_round = int(task["server-round"])
     control.with_name(f"{control.name}-round-{server_round}").touch()
+    started = time.monotonic()
     while control.exists() and control.read_text() in ("wait", f"wait-in-{server_round}"):
         time.sleep(0.1)
     if control.exists() and control.read_text() == "raise":
@@ -35,6 +36,7 @@ def train(message: Message, context: Context) -> Message:
         "num-examples": 10,
         "num-partitions": 0,
         "train-loss": 1.0,
+        "seconds-train": time.monotonic() - started,
     }
     reply = {
         "arrays": ArrayRecord(changes),
