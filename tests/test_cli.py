@@ -153,6 +153,21 @@ def test_an_interruption_ends_with_130(
     assert lines[-1].startswith("interrupted; log: ")
 
 
+def test_the_page_of_an_interrupted_run_no_longer_says_that_it_runs(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(app: Path, overrides: dict[str, Any], *_: Any) -> flower.Outcome:
+        folder = _folder(overrides)
+        folder.append(LINE)
+        folder.write_config(overrides)
+        (folder.path / "report.html").write_text("running")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flower, "run_simulation", interrupt)
+    assert fedmoe("run", "--output", str(tmp_path), "--name", "a")[0] == 130
+    assert "after round 0 of 6: stopped" in (tmp_path / "a" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -90,7 +90,8 @@ def test_the_saved_model_loads_in_plain_transformers(fedavg_run: Path) -> None:
 
 def test_the_folder_holds_config_and_plots(fedavg_run: Path) -> None:
     names = {path.name for path in fedavg_run.iterdir()}
-    assert {"config.toml", "metrics.jsonl", "model"} <= names
+    assert {"config.toml", "metrics.jsonl", "model", "report.html"} <= names
+    assert 'class="state complete"' in (fedavg_run / "report.html").read_text()
     assert len([name for name in names if name.endswith(".png")]) >= 3
 
 
@@ -266,6 +267,7 @@ def test_a_failed_run_raises_and_keeps_the_folder(tmp_path: Path) -> None:
     (folder,) = tmp_path.iterdir()
     assert [line["status"] for line in read_metrics(folder)] == ["ok", "failed"]
     assert not (folder / "model").exists()
+    assert 'class="state failed"' in (folder / "report.html").read_text()
 
 
 def test_a_run_that_fails_late_keeps_the_model_of_its_last_good_round(tmp_path: Path) -> None:

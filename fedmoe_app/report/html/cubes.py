@@ -20,7 +20,7 @@ from fedmoe_app.report.heatmap import routing_shares
 
 # Numbers of one cube: well below a megabyte of the page.
 MAX_NUMBERS = 120_000
-LEAST_ROUNDS = 4
+LEAST_ROUNDS = 8
 ROUND, CLIENT, OTHER = "round", "client", "other client"
 LAYER, EXPERT = "MoE layer", "expert"
 ALL_CLIENTS, ALL_ROUNDS = "all clients", "all rounds"
@@ -141,9 +141,7 @@ def lay_out(
         Axis(LAYER, tuple(map(str, range(layers)))),
         Axis(EXPERT, tuple(map(str, range(experts)))),
     )
-    return Cube(
-        axes, values, _remark(rounds or len(frames), len(kept), len(names), len(names_kept))
-    )
+    return Cube(axes, values, _remark(rounds or len(frames), axes[0].labels, names, names_kept))
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -206,10 +204,16 @@ def _fill(target: np.ndarray, frame: Frame, names: Sequence[str], client_axes: i
     target[np.ix_(*[to] * client_axes)] = frame.values[np.ix_(*[come_from] * client_axes)]
 
 
-def _remark(rounds: int, rounds_kept: int, clients: int, clients_kept: int) -> str:
+def _remark(
+    frames: int, kept: Sequence[str], clients: Sequence[str], clients_kept: Sequence[str]
+) -> str:
+    """Say what was left out; the sums over all rounds and all clients do not count."""
+    sums = sum(name == ALL_ROUNDS for name in kept)
+    together = sum(name == ALL_CLIENTS for name in clients)
     parts = []
-    if rounds_kept < rounds:
-        parts.append(f"{rounds_kept} of {rounds} rounds, evenly spaced")
-    if clients_kept < clients:
-        parts.append(f"the first {clients_kept} of {clients} clients")
+    if len(kept) < frames:
+        parts.append(f"{len(kept) - sums} of {frames - sums} rounds, evenly spaced")
+    if len(clients_kept) < len(clients):
+        some, every = len(clients_kept) - together, len(clients) - together
+        parts.append(f"the first {some} of {every} clients")
     return f"Shown to keep this page small: {', '.join(parts)}." if parts else ""
