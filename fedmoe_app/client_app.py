@@ -36,13 +36,15 @@ def train(message: Message, context: Context) -> Message:
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
     from fedmoe_app.local.round import train_client
-    from fedmoe_app.wire.records import decode_task, encode_update
+    from fedmoe_app.local.sending import encode_reply
+    from fedmoe_app.wire.records import decode_task
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
-        update = train_client(config, node, decode_task(message.content))
-    return Message(encode_update(update), reply_to=message)
+        task = decode_task(message.content)
+        reply = encode_reply(train_client(config, node, task), task, config.seed, node.codec)
+    return Message(reply, reply_to=message)
 
 
 @app.evaluate()

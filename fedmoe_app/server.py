@@ -25,6 +25,7 @@ from fedmoe_app.report.table import print_table
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import decode_state, encode_state
 
 logger = logging.getLogger("fedmoe")
@@ -66,6 +67,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         label_names=data.label_names,
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
+        offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
         on_round=on_round,
     )
     logger.info("results: %s", folder.path)

@@ -21,6 +21,7 @@ from fedmoe_app.rounds import Limits, RoundLoop
 from fedmoe_app.schemes.base import ModelShape, Scheme
 from fedmoe_app.schemes.diagnostics import Diagnostics
 from fedmoe_app.schemes.fold import FoldError, check_finite, fold, round_info
+from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import (
     UpdateSpec,
     encode_state,
@@ -43,6 +44,7 @@ class MoEStrategy(RoundLoop):
         label_names, data_fingerprint, base_fingerprint: sent to the clients, so that all agree on
             the data and on the frozen base model.
         run_key: names this run in what clients keep between rounds; hexadecimal.
+        offer: how the clients may encode their replies.
         forget: let the clients drop what they kept when the run is complete.
         diagnose: work out the scheme's diagnostics of every round.
         on_round: called with the report of every round, 0 (the initial model) included.
@@ -59,6 +61,7 @@ class MoEStrategy(RoundLoop):
         data_fingerprint: str = "",
         base_fingerprint: str = "",
         run_key: str = "",
+        offer: Offer | None = None,
         forget: bool = True,
         diagnose: bool = True,
         on_round: Callable[[RoundReport], None] = lambda report: None,
@@ -66,6 +69,7 @@ class MoEStrategy(RoundLoop):
         super().__init__(limits, seed=seed, on_round=on_round)
         self.scheme = scheme
         self.run_key = run_key or secrets.token_hex(16)
+        self.offer = offer or Offer()
         self.forget = forget
         self.diagnose = diagnose
         self.shape = shape or ModelShape(0, 1, 1)
@@ -140,6 +144,7 @@ class MoEStrategy(RoundLoop):
             config,
             self.run_key,
             self.base_fingerprint,
+            self.offer,
         )
 
     # -- replies in ----------------------------------------------------------------------------
@@ -152,10 +157,11 @@ class MoEStrategy(RoundLoop):
         Returns None, None, and leaves the global state as it was, if fewer than ``min_clients``
         replies can be used.
         """
-        spec = UpdateSpec.of(self.state, self.region_size)
+        spec = UpdateSpec.of(self.state, self.region_size, self.offer.codecs)
         decoded = decode_updates(replies, spec, self.roster)
         for who, why in decoded.rejected.items():
             self._fail(who, why)
+        self.report.rejected = dict(decoded.kinds)
         updates = decoded.updates
         self._note_lost_state(server_round, updates)
         if len(updates) < self.limits.min_clients:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedmoe_app.budgets import Budget, check_budget
 from fedmoe_app.config import ConfigError
+from fedmoe_app.wire.names import check_codec
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Node:
         data_path: the node's own file, instead of a partition.
         expert_budget: experts a layer that the node can train, as a number or a share; None if the
             node config does not say.
+        codec: that the node wants to send its updates in; None leaves it to the server.
     """
 
     client: int
@@ -29,14 +31,15 @@ class Node:
     num_partitions: int | None
     data_path: str | None
     expert_budget: Budget | None = None
+    codec: str | None = None
 
     @classmethod
     def from_config(cls, node_config: Mapping[str, Any], node_id: int) -> Node:
-        """Read ``partition-id``, ``num-partitions``, ``data-path`` and ``expert-budget``.
+        """Read ``partition-id``, ``num-partitions``, ``data-path``, ``expert-budget``, ``codec``.
 
         Raises:
             ConfigError: if the node has neither a data path nor a whole partition, a number
-                that is not an integer in its range, or a budget that is none.
+                that is not an integer in its range, or a budget or codec that is none.
         """
         num_partitions = _integer(node_config, "num-partitions", 1, None)
         partition_id = _integer(node_config, "partition-id", 0, num_partitions)
@@ -53,6 +56,7 @@ class Node:
             num_partitions=num_partitions,
             data_path=None if data_path is None else str(data_path),
             expert_budget=_budget(node_config),
+            codec=_codec(node_config),
         )
 
 
@@ -62,6 +66,14 @@ def _budget(node_config: Mapping[str, Any]) -> Budget | None:
         return None if value is None else check_budget(value)
     except ValueError as error:
         raise ConfigError(f"node config expert-budget = {value!r}: {error}") from None
+
+
+def _codec(node_config: Mapping[str, Any]) -> str | None:
+    value = node_config.get("codec")
+    try:
+        return None if value is None else check_codec(str(value))
+    except ValueError as error:
+        raise ConfigError(f"node config codec = {error}") from None
 
 
 def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | None) -> int | None:

@@ -19,6 +19,7 @@ class ClientUpdate:
         changes: local − received, float32; experts only where ``routing.trained`` > 0.
         routing: the routing histogram of the round, ``[L, E]``.
         metrics: finite numbers by name; a metric that does not exist is absent.
+        codec: in which it travelled.
     """
 
     client: int
@@ -27,6 +28,7 @@ class ClientUpdate:
     routing: RoutingStats
     metrics: dict[str, float] = field(default_factory=dict)
     num_partitions: int = 0
+    codec: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -47,4 +49,13 @@ class ClientScore:
 
 
 class InvalidUpdateError(ValueError):
-    """A client reply that the server must not use; the message is the reason."""
+    """A client reply that the server must not use; the message is the reason.
+
+    Attributes:
+        kind: what the metrics count it under: ``protocol``, ``codec``, ``checksum``, ``size``,
+            ``missing`` (or unknown), ``values`` (NaN, infinite, out of range), ``client``.
+    """
+
+    def __init__(self, reason: str, kind: str = "values") -> None:
+        super().__init__(reason)
+        self.kind = kind
