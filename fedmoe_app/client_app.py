@@ -35,6 +35,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the received model on this node's data and reply with the sparse update."""
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
+    from fedmoe_app.local.received import complete
     from fedmoe_app.local.round import train_client
     from fedmoe_app.local.sending import encode_reply
     from fedmoe_app.wire.records import decode_task
@@ -42,8 +43,9 @@ def train(message: Message, context: Context) -> Message:
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
-        task = decode_task(message.content)
-        reply = encode_reply(train_client(config, node, task), task, config.seed, node.codec)
+        content, held = complete(message.content, node.client)
+        task = decode_task(content)
+        reply = encode_reply(train_client(config, node, task), task, config.seed, node.codec, held)
     return Message(reply, reply_to=message)
 
 
@@ -52,14 +54,16 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the received model on this node's own test examples."""
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
+    from fedmoe_app.local.received import complete
     from fedmoe_app.local.round import evaluate_client
     from fedmoe_app.wire.records import decode_task, encode_score
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
-        score = evaluate_client(config, node, decode_task(message.content))
-    return Message(encode_score(score), reply_to=message)
+        content, held = complete(message.content, node.client)
+        score = evaluate_client(config, node, decode_task(content))
+    return Message(encode_score(score, held), reply_to=message)
 
 
 @app.query("describe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -32,6 +33,11 @@ class Roster:
             self._clients[node_id] = decode_client(content)
         except InvalidUpdateError:
             return  # the reply is rejected with the reason where it is decoded
+
+    def by_client(self, by_node: Mapping[int, int]) -> dict[int, int]:
+        """Return numbers by node as numbers by client, of the nodes whose client is known."""
+        known = self._clients
+        return {known[node]: value for node, value in by_node.items() if node in known}
 
     def name(self, node_id: int) -> str:
         """Return ``client 3`` where the number is known, else ``node 8123``."""

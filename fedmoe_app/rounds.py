@@ -7,14 +7,14 @@ clients failed pass as one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedmoe_app.exchange import exchange
+from fedmoe_app.exchange import Reply, exchange
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
@@ -170,7 +170,7 @@ class RoundLoop(Strategy):
     ) -> list[Message]:
         """Pull the replies as they arrive, note failures, and return those with content."""
         good: list[Message] = []
-        for reply in exchange(grid, messages, timeout):
+        for reply in self.exchange(grid, messages, timeout):
             if reply.failure is not None:
                 who, why = self.roster.who_and_why(reply.node_id, reply.failure)
                 self._fail(who + phase, why)
@@ -183,6 +183,10 @@ class RoundLoop(Strategy):
                 self.report.bytes_up_total += record_bytes(content)
                 good.append(reply.message)
         return good
+
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
+        """Send messages and yield a reply for each."""
+        return exchange(grid, messages, timeout)
 
     def _fail(self, who: str, reason: str) -> None:
         reason = reason[:MAX_REASON]

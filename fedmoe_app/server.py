@@ -67,6 +67,8 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         label_names=data.label_names,
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
+        changed_only=config.wire.downloads == "changed",
+        download_codec=config.wire.download_codec,
         offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
         on_round=on_round,
     )

@@ -7,13 +7,14 @@ It follows Flower's ``Strategy``: ``configure_train`` makes the messages of a ro
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedmoe_app.exchange import exchange, wait_for_nodes
+from fedmoe_app.downloads import Downloads
+from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
 from fedmoe_app.replies import decode_scores, decode_updates
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.roster import sample_size
@@ -26,7 +27,6 @@ from fedmoe_app.wire.records import (
     UpdateSpec,
     encode_state,
     encode_task,
-    record_bytes,
 )
 from fedmoe_app.wire.update import ClientUpdate
 
@@ -45,6 +45,7 @@ class MoEStrategy(RoundLoop):
             the data and on the frozen base model.
         run_key: names this run in what clients keep between rounds; hexadecimal.
         offer: how the clients may encode their replies.
+        changed_only, download_codec: see :class:`fedmoe_app.downloads.Downloads`.
         forget: let the clients drop what they kept when the run is complete.
         diagnose: work out the scheme's diagnostics of every round.
         on_round: called with the report of every round, 0 (the initial model) included.
@@ -62,6 +63,8 @@ class MoEStrategy(RoundLoop):
         base_fingerprint: str = "",
         run_key: str = "",
         offer: Offer | None = None,
+        changed_only: bool = True,
+        download_codec: str = "fp32",
         forget: bool = True,
         diagnose: bool = True,
         on_round: Callable[[RoundReport], None] = lambda report: None,
@@ -70,6 +73,9 @@ class MoEStrategy(RoundLoop):
         self.scheme = scheme
         self.run_key = run_key or secrets.token_hex(16)
         self.offer = offer or Offer()
+        self.downloads = Downloads(changed_only, download_codec, self._count_resend)
+        self._sizes_down: dict[int, int] = {}  # node -> bytes of its message to train
+        self._keeps = changed_only or self.offer.keeps_residuals
         self.forget = forget
         self.diagnose = diagnose
         self.shape = shape or ModelShape(0, 1, 1)
@@ -94,7 +100,7 @@ class MoEStrategy(RoundLoop):
 
         A node that does not hear it drops its files after some weeks.
         """
-        if not (self.forget and self.scheme.keeps_state):
+        if not (self.forget and (self.scheme.keeps_state or self._keeps)):
             return
         content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
         try:
@@ -115,15 +121,16 @@ class MoEStrategy(RoundLoop):
         size = sample_size(len(nodes), self.limits.fraction_train, self.limits.min_clients)
         nodes = self.roster.draw(grid, nodes, server_round, size)
         content = self._content(server_round, arrays, config)
-        size_down = record_bytes(content)
+        messages, sizes = self.downloads.address(content, nodes, MessageType.TRAIN)
+        self._sizes_down = sizes
         self.report = RoundReport(
             server_round,
             num_asked=len(nodes),
-            bytes_down_each=size_down,
-            bytes_down=size_down * len(nodes),
+            bytes_down_each=max(sizes.values()),
+            bytes_down=sum(sizes.values()),
         )
         self.progress.round_started(server_round, len(nodes))
-        return [Message(content, node, MessageType.TRAIN) for node in nodes]
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -131,8 +138,16 @@ class MoEStrategy(RoundLoop):
         """Ask all connected nodes to score the global model on their own test examples."""
         content = self._content(server_round, arrays, config)
         nodes = sorted(grid.get_node_ids())
-        self.report.bytes_down += record_bytes(content) * len(nodes)
-        return [Message(content, node, MessageType.EVALUATE) for node in nodes]
+        messages, sizes = self.downloads.address(content, nodes, MessageType.EVALUATE)
+        self.report.bytes_down += sum(sizes.values())
+        return messages
+
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
+        """Send messages and yield a reply for each; a node that lost its state is asked again."""
+        return self.downloads.exchange(grid, messages, timeout)
+
+    def _count_resend(self, size: int) -> None:
+        self.report.bytes_down += size
 
     def _content(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         return encode_task(
@@ -185,6 +200,7 @@ class MoEStrategy(RoundLoop):
         self.broadcast = self.scheme.broadcast(info)
         self.report.updates, self.report.folded = updates, True
         self.report.bytes_up = decoded.bytes_up
+        self.report.bytes_down_by = self.roster.by_client(self._sizes_down)
         return encode_state(state), _mean_metrics(updates)
 
     def _note_lost_state(self, server_round: int, updates: Sequence[ClientUpdate]) -> None:

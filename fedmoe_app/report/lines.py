@@ -23,7 +23,8 @@ class RoundReport:
     rejected: dict[str, int] = field(default_factory=dict)  # kind of fault -> training replies
     bytes_up: dict[int, int] = field(default_factory=dict)  # of the training replies, by client
     bytes_up_total: int = 0  # of all replies, evaluation included
-    bytes_down_each: int = 0  # of the message that asks a client to train
+    bytes_down_each: int = 0  # of the longest message that asks a client to train
+    bytes_down_by: dict[int, int] = field(default_factory=dict)  # the same, by client
     bytes_down: int = 0  # of all messages
     num_asked: int = 0
     folded: bool = False
@@ -92,7 +93,7 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "state_lost": update.client in report.lost_state,
         "state_stored": _flag(metrics.get("state-stored")),
         "bytes_up": report.bytes_up[update.client],
-        "bytes_down": report.bytes_down_each,
+        "bytes_down": report.bytes_down_by.get(update.client, report.bytes_down_each),
         "codec": update.codec,
         "residual_round": _whole(metrics.get("residual-round")),
         "experts_sent": len(update.changes.experts),

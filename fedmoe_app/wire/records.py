@@ -11,6 +11,7 @@ from fedmoe_app.wire.names import PROTOCOL
 from fedmoe_app.wire.packing import MAX_CHANGE
 from fedmoe_app.wire.replies import (
     decode_client,
+    decode_held,
     decode_score,
     decode_update,
     encode_score,
@@ -35,6 +36,7 @@ __all__ = [
     "TrainTask",
     "UpdateSpec",
     "decode_client",
+    "decode_held",
     "decode_score",
     "decode_state",
     "decode_task",

@@ -36,6 +36,11 @@ class Offer:
     topk_share: float = DEFAULT_SHARE
     error_feedback: bool = True
 
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether nodes may keep what encoding lost."""
+        return self.error_feedback and any(name != FP32.name for name in self.codecs)
+
 
 def make_codec(name: str, topk_share: float = DEFAULT_SHARE) -> Codec:
     """Return the codec of this name.
