@@ -50,15 +50,19 @@ def train(message: Message, context: Context) -> Message:
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
         with watch.phase("start"):
+            from fedmoe_app.local.received import complete
             from fedmoe_app.local.round import train_client
-            from fedmoe_app.wire.records import decode_task, encode_update
+            from fedmoe_app.local.sending import encode_reply
+            from fedmoe_app.wire.records import decode_task, seal
         with watch.phase("apply"):
-            task = decode_task(message.content)
+            content, held = complete(message.content, node.client)
+            task = decode_task(content)
         update = train_client(config, node, task, watch)
         with watch.phase("encode"):
-            content = encode_update(update)
-    content.metric_records["metrics"].update(watch.metrics())
-    return Message(content, reply_to=message)
+            reply = encode_reply(update, task, config.seed, node.codec, held)
+        reply.metric_records["metrics"].update(watch.metrics())
+        seal(reply)
+    return Message(reply, reply_to=message)
 
 
 @app.evaluate()
@@ -66,14 +70,16 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the received model on this node's own test examples."""
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
+    from fedmoe_app.local.received import complete
     from fedmoe_app.local.round import evaluate_client
     from fedmoe_app.wire.records import decode_task, encode_score
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
-        score = evaluate_client(config, node, decode_task(message.content))
-    return Message(encode_score(score), reply_to=message)
+        content, held = complete(message.content, node.client)
+        score = evaluate_client(config, node, decode_task(content))
+    return Message(encode_score(score, held), reply_to=message)
 
 
 @app.query("describe")

@@ -21,11 +21,13 @@ class Decoded:
         updates: the usable ones, in client order.
         bytes_up: size of each usable reply, by client.
         rejected: reason by client, or by node where the client is not known.
+        kinds: how many were rejected, by :attr:`InvalidUpdateError.kind`.
     """
 
     updates: list[ClientUpdate] = field(default_factory=list)
     bytes_up: dict[int, int] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
 
 
 def decode_updates(replies: Iterable[Message], spec: UpdateSpec, roster: Roster) -> Decoded:
@@ -37,11 +39,13 @@ def decode_updates(replies: Iterable[Message], spec: UpdateSpec, roster: Roster)
             update = decode_update(message.content, spec)
         except InvalidUpdateError as error:
             decoded.rejected[roster.name(message.metadata.src_node_id)] = f"reply rejected: {error}"
+            decoded.kinds[error.kind] += 1
             continue
         by_client.setdefault(update.client, []).append((update, record_bytes(message.content)))
     for client, copies in sorted(by_client.items()):
         if len(copies) > 1:
             # Which of them is right cannot be told, and the first to arrive is no reason.
+            decoded.kinds["client"] += len(copies)
             decoded.rejected[f"client {client}"] = (
                 f"reply rejected: {len(copies)} nodes have partition-id = {client}; "
                 "give each its own"
@@ -62,6 +66,7 @@ def _drop_other_splits(decoded: Decoded) -> None:
     for update in list(decoded.updates):
         if update.num_partitions not in (0, usual):
             decoded.updates.remove(update)
+            decoded.kinds["client"] += 1
             del decoded.bytes_up[update.client]
             decoded.rejected[f"client {update.client}"] = (
                 f"reply rejected: num-partitions = {update.num_partitions}, but most nodes have "

@@ -7,7 +7,7 @@ clients failed pass as one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -180,7 +180,7 @@ class RoundLoop(Strategy):
     ) -> list[Message]:
         """Pull the replies as they arrive, note failures, and return those with content."""
         good: list[Message] = []
-        for reply in exchange(grid, messages, timeout):
+        for reply in self.exchange(grid, messages, timeout):
             self._note_missed(reply, timeout)
             if reply.failure is not None:
                 who, why = self.roster.who_and_why(reply.node_id, reply.failure)
@@ -195,6 +195,10 @@ class RoundLoop(Strategy):
                 self.report.bytes_up_total += record_bytes(content)
                 good.append(reply.message)
         return good
+
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
+        """Send messages and yield a reply for each."""
+        return exchange(grid, messages, timeout)
 
     def _note_missed(self, reply: Reply, timeout: float) -> None:
         """Note whether the node still works on what it was asked."""

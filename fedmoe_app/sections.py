@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from fedmoe_app.budgets import Budget, parse_budgets
+from fedmoe_app.wire.names import check_codec, parse_codecs
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -175,6 +176,33 @@ class TrainConfig(Section):
         return self
 
 
+class WireConfig(Section):
+    """``wire.*``: how values travel."""
+
+    codec: str
+    accept: str
+    topk_share: Fraction
+    error_feedback: bool
+    downloads: Literal["changed", "full"]
+    download_codec: Literal["fp32", "fp16", "bf16"]
+
+    @field_validator("codec")
+    @classmethod
+    def _is_codec(cls, value: str) -> str:
+        return check_codec(value)
+
+    @field_validator("accept")
+    @classmethod
+    def _are_codecs(cls, value: str) -> str:
+        parse_codecs(value)
+        return value
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """All codecs that the server takes, the one that it wants first."""
+        return tuple(dict.fromkeys((self.codec, *parse_codecs(self.accept))))
+
+
 class FedProxConfig(Section):
     """``fedprox.*``."""
 
@@ -279,6 +307,7 @@ class RunConfig(Section):
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
+    wire: WireConfig
     fedprox: FedProxConfig
     fedmoe: FedMoEConfig
     pflmoe: PFLMoEConfig

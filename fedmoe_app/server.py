@@ -28,6 +28,7 @@ from fedmoe_app.report.trackers import require_trackers
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import decode_state, encode_state
 
 logger = logging.getLogger("fedmoe")
@@ -71,6 +72,9 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
         holding=Holding(setup.shape, config.round_timeout) if chosen else None,
+        changed_only=config.wire.downloads == "changed",
+        download_codec=config.wire.download_codec,
+        offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
     )
     journal = open_journal(config, identity, strategy, state, setup.task.metric)
     folder = journal.folder

@@ -7,14 +7,15 @@ It follows Flower's ``Strategy``: ``configure_train`` makes the messages of a ro
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedmoe_app.checkpoint import Counters, Snapshot
-from fedmoe_app.exchange import exchange, wait_for_nodes
+from fedmoe_app.downloads import Downloads
+from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
 from fedmoe_app.holding import Holding, held_arrays
 from fedmoe_app.replies import decode_scores, decode_updates
 from fedmoe_app.report.lines import RoundReport
@@ -23,6 +24,7 @@ from fedmoe_app.rounds import Limits, RoundLoop
 from fedmoe_app.schemes.base import ModelShape, Scheme
 from fedmoe_app.schemes.diagnostics import Diagnostics
 from fedmoe_app.schemes.fold import FoldError, check_finite, fold, round_info
+from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import (
     UpdateSpec,
     encode_state,
@@ -45,6 +47,8 @@ class MoEStrategy(RoundLoop):
         label_names, data_fingerprint, base_fingerprint: sent to the clients, so that all agree on
             the data and on the frozen base model.
         run_key: names this run in what clients keep between rounds; hexadecimal.
+        offer: how the clients may encode their replies.
+        changed_only, download_codec: see :class:`fedmoe_app.downloads.Downloads`.
         forget: let the clients drop what they kept when the run is complete.
         diagnose: work out the scheme's diagnostics of every round.
         on_round: called with the report of every round, 0 (the initial model) included.
@@ -62,6 +66,9 @@ class MoEStrategy(RoundLoop):
         data_fingerprint: str = "",
         base_fingerprint: str = "",
         run_key: str = "",
+        offer: Offer | None = None,
+        changed_only: bool = True,
+        download_codec: str = "fp32",
         forget: bool = True,
         diagnose: bool = True,
         on_round: Callable[[RoundReport], None] = lambda report: None,
@@ -70,6 +77,9 @@ class MoEStrategy(RoundLoop):
         super().__init__(limits, seed=seed, on_round=on_round)
         self.scheme = scheme
         self.run_key = run_key or secrets.token_hex(16)
+        self.offer = offer or Offer()
+        self.downloads = Downloads(changed_only, download_codec, self._count_resend)
+        self._keeps = changed_only or self.offer.keeps_residuals
         self.forget = forget
         self.holding = holding
         self.diagnose = diagnose
@@ -95,7 +105,7 @@ class MoEStrategy(RoundLoop):
 
         A node that does not hear it drops its files after some weeks.
         """
-        if not (self.forget and self.scheme.keeps_state):
+        if not (self.forget and (self.scheme.keeps_state or self._keeps)):
             return
         content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
         try:
@@ -139,11 +149,11 @@ class MoEStrategy(RoundLoop):
             question = self._content(server_round, held_arrays(arrays, None), config)
             nodes = self._ask_to_choose(grid, holding, nodes, question)
         content = self._content(server_round, arrays, config)
-        messages = self._messages(nodes, MessageType.TRAIN, server_round, content)
-        self.report.bytes_down_by_node = {m.metadata.dst_node_id: size for m, size in messages}
-        self.report.bytes_down += sum(size for _, size in messages)
+        messages, sizes = self._address(content, nodes, MessageType.TRAIN, server_round)
+        self.report.bytes_down_by_node = sizes
+        self.report.bytes_down += sum(sizes.values())
         self.progress.round_started(server_round, len(nodes))
-        return [message for message, _ in messages]
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -157,9 +167,9 @@ class MoEStrategy(RoundLoop):
             # A node that has not trained yet would score a model without experts.
             nodes = [node for node in nodes if holding.choice(self.roster, node)]
         content = self._content(server_round, arrays, config)
-        messages = self._messages(nodes, MessageType.EVALUATE, server_round, content)
-        self.report.bytes_down += sum(size for _, size in messages)
-        return [message for message, _ in messages]
+        messages, sizes = self._address(content, nodes, MessageType.EVALUATE, server_round)
+        self.report.bytes_down += sum(sizes.values())
+        return messages
 
     def _ask_to_choose(
         self,
@@ -178,19 +188,27 @@ class MoEStrategy(RoundLoop):
                 self._fail(*self.roster.who_and_why(reply.node_id, why))
         return [node for node in nodes if holding.choice(self.roster, node) is not None]
 
-    def _messages(
-        self, nodes: Sequence[int], kind: str, server_round: int, content: RecordDict
-    ) -> list[tuple[Message, int]]:
-        """Return one message a node, with what it holds of the state, and its bytes."""
+    def _address(
+        self, content: RecordDict, nodes: Sequence[int], kind: str, server_round: int
+    ) -> tuple[list[Message], dict[int, int]]:
+        """Return one message a node, with what it holds and lacks of the state, and their sizes."""
         group = str(server_round)
         if self.holding is None:
-            size = record_bytes(content)
-            return [(Message(content, node, kind, group_id=group), size) for node in nodes]
-        contents = [self.holding.content_for(self.roster, node, content) for node in nodes]
-        return [
-            (Message(own, node, kind, group_id=group), record_bytes(own))
-            for node, own in zip(nodes, contents, strict=True)
-        ]
+            return self.downloads.address(content, nodes, kind, group)
+        messages: list[Message] = []
+        sizes: dict[int, int] = {}
+        for node in nodes:
+            own = self.holding.content_for(self.roster, node, content)
+            message, size = self.downloads.address(own, [node], kind, group)
+            messages, sizes = messages + message, sizes | size
+        return messages, sizes
+
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
+        """Send messages and yield a reply for each; a node that lost its state is asked again."""
+        return self.downloads.exchange(grid, messages, timeout)
+
+    def _count_resend(self, size: int) -> None:
+        self.report.bytes_down += size
 
     def _content(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         return encode_task(
@@ -202,6 +220,7 @@ class MoEStrategy(RoundLoop):
             config,
             self.run_key,
             self.base_fingerprint,
+            self.offer,
         )
 
     # -- replies in ----------------------------------------------------------------------------
@@ -215,7 +234,7 @@ class MoEStrategy(RoundLoop):
         replies can be used.
         """
         top_k = 0 if self.holding is None else self.shape.top_k
-        spec = UpdateSpec.of(self.state, self.region_size, top_k)
+        spec = UpdateSpec.of(self.state, self.region_size, self.offer.codecs, top_k)
         decoded = decode_updates(replies, spec, self.roster)
         updates, rejected = decoded.updates, decoded.rejected
         if self.holding is not None:
@@ -223,6 +242,7 @@ class MoEStrategy(RoundLoop):
             rejected = rejected | strange
         for who, why in rejected.items():
             self._fail(who, why)
+        self.report.rejected = dict(decoded.kinds)
         self._note_lost_state(server_round, updates)
         if len(updates) < self.limits.min_clients:
             self._fail(

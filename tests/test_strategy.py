@@ -28,6 +28,7 @@ from fedmoe_app.wire.records import (
     encode_update,
     record_bytes,
 )
+from fedmoe_app.wire.replies import seal
 from fedmoe_app.wire.update import ClientScore
 from tests.toy import toy_state, toy_update
 
@@ -151,6 +152,7 @@ def test_an_invalid_reply_is_rejected_with_its_reason_and_counted() -> None:
         records = good(client, server_round)
         if client == 0:
             records.metric_records["metrics"]["num-examples"] = -5
+            seal(records)
         return records
 
     run = Run(answer, [0, 1])
@@ -175,6 +177,7 @@ def test_a_node_that_splits_the_data_otherwise_is_rejected() -> None:
     def answer(client: int, server_round: int) -> RecordDict:
         records = good(client, server_round)
         records.metric_records["metrics"]["num-partitions"] = 4 if client == 1 else 3
+        seal(records)
         return records
 
     report = Run(answer, [0, 1, 2]).reports[1]
@@ -185,7 +188,9 @@ def test_a_node_that_splits_the_data_otherwise_is_rejected() -> None:
 def test_bytes_are_those_of_all_messages_evaluation_included() -> None:
     run = Run(good, [0, 1])
     report = run.reports[1]
-    down = record_bytes(encode_task(encode_state(toy_state()), 1))
+    whole = encode_task(encode_state(toy_state()), 1)
+    whole.config_records["task"].update({"version": "0" * 32, "base-version": ""})
+    down = record_bytes(whole)
     assert report.bytes_down_to == {0: down, 1: down}
     # Two messages to train, two to evaluate the folded state, which is as large.
     assert report.bytes_down == 4 * down

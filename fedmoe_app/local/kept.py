@@ -43,12 +43,18 @@ class Kept:
 class ClientFiles:
     """The files of one client in one run.
 
+    Args:
+        run_key: the server's.
+        client: the client's number.
+        part: folder of what is kept beside the scheme's state; "" for that itself.
+
     Raises:
         ValueError: if the server's key is not hexadecimal: it becomes a folder's name.
     """
 
-    def __init__(self, run_key: str, client: int) -> None:
-        self._folder = _run_folder(run_key) / f"client-{client}"
+    def __init__(self, run_key: str, client: int, part: str = "") -> None:
+        self._run = _run_folder(run_key)
+        self._folder = client_folder(run_key, client) / part
 
     def load(self, server_round: int) -> Kept:
         """Return what was kept in the last round before ``server_round``.
@@ -64,12 +70,12 @@ class ClientFiles:
 
     def save(self, server_round: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors of a round; of earlier rounds only the last one stays."""
-        _drop_old_runs(self._folder.parent)
+        _drop_old_runs(self._run)
         self._folder.mkdir(parents=True, exist_ok=True)
         content = save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         )
-        _write_bytes(self._path(server_round), content)
+        write_bytes(self._path(server_round), content)
         earlier = sorted(number for number in self._rounds() if number < server_round)
         later = [number for number in self._rounds() if number > server_round]
         for number in earlier[:-1] + later:  # later ones are of a run that was set back
@@ -91,10 +97,18 @@ def drop_kept(run_key: str, client: int) -> None:
     Raises:
         ValueError: if the key is not hexadecimal.
     """
-    folder = _run_folder(run_key)
-    shutil.rmtree(folder / f"client-{client}", ignore_errors=True)
+    shutil.rmtree(client_folder(run_key, client), ignore_errors=True)
     with suppress(OSError):  # other clients of this machine have not forgotten yet
-        folder.rmdir()
+        _run_folder(run_key).rmdir()
+
+
+def client_folder(run_key: str, client: int) -> Path:
+    """Return where a client keeps things in a run.
+
+    Raises:
+        ValueError: if the key is not hexadecimal.
+    """
+    return _run_folder(run_key) / f"client-{client}"
 
 
 def _run_folder(run_key: str) -> Path:
@@ -115,7 +129,8 @@ def _drop_old_runs(current: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedmoe_app.budgets import Budget, check_budget
 from fedmoe_app.config import ConfigError
+from fedmoe_app.wire.names import check_codec
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Node:
         expert_budget: experts a layer that the node can train, as a number or a share; None if the
             node config does not say.
         memory_budget: GiB that the node may use in a round; None if the node config does not say.
+        codec: that the node wants to send its updates in; None leaves it to the server.
     """
 
     client: int
@@ -31,6 +33,7 @@ class Node:
     data_path: str | None
     expert_budget: Budget | None = None
     memory_budget: float | None = None
+    codec: str | None = None
 
     @classmethod
     def from_config(cls, node_config: Mapping[str, Any], node_id: int) -> Node:
@@ -38,7 +41,7 @@ class Node:
 
         Raises:
             ConfigError: if the node has neither a data path nor a whole partition, a number
-                that is not an integer in its range, or a budget that is none.
+                that is not an integer in its range, or a budget or codec that is none.
         """
         num_partitions = _integer(node_config, "num-partitions", 1, None)
         partition_id = _integer(node_config, "partition-id", 0, num_partitions)
@@ -56,6 +59,7 @@ class Node:
             data_path=None if data_path is None else str(data_path),
             expert_budget=_budget(node_config),
             memory_budget=_memory(node_config),
+            codec=_codec(node_config),
         )
 
 
@@ -78,6 +82,14 @@ def _memory(node_config: Mapping[str, Any]) -> float | None:
             "or 7.5"
         )
     return float(value)
+
+
+def _codec(node_config: Mapping[str, Any]) -> str | None:
+    value = node_config.get("codec")
+    try:
+        return None if value is None else check_codec(str(value))
+    except ValueError as error:
+        raise ConfigError(f"node config codec = {error}") from None
 
 
 def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | None) -> int | None:

@@ -21,6 +21,7 @@ class RoundReport:
     server_round: int
     updates: list[ClientUpdate] = field(default_factory=list)  # in client order
     failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
+    rejected: dict[str, int] = field(default_factory=dict)  # kind of fault -> training replies
     bytes_up: dict[int, int] = field(default_factory=dict)  # of the training replies, by client
     bytes_up_total: int = 0  # of all replies, evaluation included
     bytes_down_by_node: dict[int, int] = field(default_factory=dict)  # of what asks it to train
@@ -56,6 +57,7 @@ def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
         "bytes_down": report.bytes_down,
         "clients": [_client(position, report) for position in range(len(updates))],
         "failures": [{"who": who, "reason": why} for who, why in sorted(report.failures.items())],
+        "rejected": dict(sorted(report.rejected.items())),
         "routing": {  # [N, L, E]
             "count": [update.routing.count.tolist() for update in updates],
             "trained": [update.routing.trained.tolist() for update in updates],
@@ -96,6 +98,8 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "state_stored": _flag(metrics.get("state-stored")),
         "bytes_up": report.bytes_up[update.client],
         "bytes_down": report.bytes_down_to.get(update.client, 0),
+        "codec": update.codec,
+        "residual_round": _whole(metrics.get("residual-round")),
         "experts_sent": len(update.changes.experts),
     }
 

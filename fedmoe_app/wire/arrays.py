@@ -1,72 +1,42 @@
-"""Tensors as Flower ``Array``s, decoded only when they are exactly what was expected.
+"""Tensors as Flower ``Array``s under their own names, as the server sends them down.
 
-An ``Array`` is a ``.npy`` file in a message. ``numpy.load`` evaluates the file's header as Python
-literals and allocates what it claims. So the header is not read at all: it must be, byte for byte,
-the one that ``numpy.save`` writes for the expected shape and type.
+An ``Array`` is a ``.npy`` file in a message; bfloat16, which NumPy lacks, goes as the bytes of a
+file of integers, with a name of its own for the kind of serialisation. What clients send up is not
+read this way: ``numpy.load`` evaluates a file's header and allocates what it claims.
 """
 
 from __future__ import annotations
 
-from io import BytesIO
-
-import numpy as np
 import torch
 from flwr.app import Array
 from torch import Tensor
 
-from fedmoe_app.wire.update import InvalidUpdateError
-
-_NUMPY_STYPE = "numpy.ndarray"
+_BF16 = "fedmoe.bf16"
 
 
-def to_array(tensor: Tensor) -> Array:
-    """Encode a tensor; bfloat16, which NumPy lacks, goes as float32."""
+def to_array(tensor: Tensor, dtype: torch.dtype | None = None) -> Array:
+    """Encode a tensor.
+
+    Args:
+        tensor: of any type that NumPy has; bfloat16 goes as float32.
+        dtype: 16-bit type that floating-point values are rounded to; None leaves them.
+    """
+    tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
-    return Array(tensor.detach().cpu().contiguous().numpy())
+    if dtype is None or not tensor.is_floating_point():
+        return Array(tensor.numpy())
+    rounded = tensor.to(dtype)
+    if dtype != torch.bfloat16:
+        return Array(rounded.numpy())
+    whole = Array(rounded.view(torch.int16).numpy())
+    return Array(dtype=whole.dtype, shape=whole.shape, stype=_BF16, data=whole.data)
 
 
-def from_array(array: Array, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> Tensor:
-    """Decode an array that must have exactly this shape and type.
-
-    Raises:
-        InvalidUpdateError: naming ``key``, what was expected and what came.
-    """
-    wanted = np.dtype(str(dtype).removeprefix("torch."))
-    if array.stype != _NUMPY_STYPE:
-        raise InvalidUpdateError(f"{key}: serialised as {array.stype!r}, expected {_NUMPY_STYPE!r}")
-    header = _header(shape, wanted)
-    if not array.data.startswith(header):
-        raise InvalidUpdateError(
-            f"{key}: not a .npy array of {wanted} {list(shape)}; "
-            f"it says {str(array.dtype)[:20]} {str(list(array.shape))[:60]}"
-        )
-    expected_bytes = int(np.prod(shape, dtype=np.int64)) * wanted.itemsize
-    if len(array.data) - len(header) != expected_bytes:
-        raise InvalidUpdateError(
-            f"{key}: {len(array.data) - len(header)} bytes of data, expected {expected_bytes}"
-        )
-    values = np.frombuffer(array.data, dtype=wanted, offset=len(header)).reshape(shape)
-    return torch.from_numpy(values.copy())
-
-
-def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """Return the header that ``numpy.save`` writes for an array of this shape and type."""
-    stream = BytesIO()
-    described = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": described, "fortran_order": False, "shape": shape}
-    )
-    return stream.getvalue()
-
-
-def finite(tensor: Tensor, key: str) -> Tensor:
-    """Return the tensor if all its values are finite.
-
-    Raises:
-        InvalidUpdateError: naming ``key`` and how many values are NaN or infinite.
-    """
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise InvalidUpdateError(f"{key}: {bad} of {tensor.numel()} values are NaN or infinite")
-    return tensor
+def read_array(array: Array) -> Tensor:
+    """Decode what :func:`to_array` has encoded; values of 16 bits come as float32."""
+    if array.stype == _BF16:
+        plain = Array(dtype=array.dtype, shape=array.shape, stype="numpy.ndarray", data=array.data)
+        return torch.from_numpy(plain.numpy().copy()).view(torch.bfloat16).float()
+    tensor = torch.from_numpy(array.numpy().copy())
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

@@ -9,7 +9,7 @@ from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
 
 if TYPE_CHECKING:
-    from fedmoe_app.wire.choice import Choice
+    pass
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ClientUpdate:
         changes: local − received, float32; experts only where ``routing.trained`` > 0.
         routing: the routing histogram of the round, ``[L, E]``.
         metrics: finite numbers by name; a metric that does not exist is absent.
+        codec: in which it travelled.
         choice: which experts the node holds in its next round; None where nodes hold all.
     """
 
@@ -32,6 +33,7 @@ class ClientUpdate:
     routing: RoutingStats
     metrics: dict[str, float] = field(default_factory=dict)
     num_partitions: int = 0
+    codec: str = "fp32"
     choice: Choice | None = None
 
 
@@ -53,4 +55,13 @@ class ClientScore:
 
 
 class InvalidUpdateError(ValueError):
-    """A client reply that the server must not use; the message is the reason."""
+    """A client reply that the server must not use; the message is the reason.
+
+    Attributes:
+        kind: what the metrics count it under: ``protocol``, ``codec``, ``checksum``, ``size``,
+            ``missing`` (or unknown), ``values`` (NaN, infinite, out of range), ``client``.
+    """
+
+    def __init__(self, reason: str, kind: str = "values") -> None:
+        super().__init__(reason)
+        self.kind = kind
