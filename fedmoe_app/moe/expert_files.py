@@ -131,8 +131,8 @@ class ExpertFiles:
             return stack[0]
         if not inputs and stacks_and_joins(source.converter.operations):
             # The same without copies to stack; a map that is not joined stays a view of the file.
-            keys = [source.singles[pattern] for pattern in source.converter.source_patterns]
-            parts = [self._slices[of_expert[expert]][...] for of_expert in keys]
+            patterns = source.converter.source_patterns
+            parts = [self._slices[source.singles[p][expert]][...] for p in patterns]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
         inputs = {pattern: [stack] for pattern, stack in inputs.items()}
         for pattern, keys in source.singles.items():
