@@ -30,6 +30,7 @@ from fedmoe_app.wire.records import (
 )
 from fedmoe_app.wire.replies import seal
 from fedmoe_app.wire.update import ClientScore
+from fedmoe_app.wire.versions import CANNOT_BUILD
 from tests.toy import toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
@@ -291,3 +292,42 @@ def test_sampling_goes_by_client_number_and_seed() -> None:
 )
 def test_reasons_are_reduced_to_their_last_words(reason: str, short: str) -> None:
     assert short_reason(reason) == short
+
+
+def test_a_node_that_lost_its_state_is_sent_all_of_it_in_the_same_round() -> None:
+    asked: list[tuple[int, int]] = []
+    toy = toy_app(good)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        asked.append((client, len(message.content.array_records["arrays"])))
+        if client == 1 and asked.count((1, asked[-1][1])) == 1:
+            raise ValueError(f"client 1: {CANNOT_BUILD}: OSError")
+        return toy(message, context)
+
+    reports: list[RoundReport] = []
+    strategy = MoEStrategy(FedAvg(), Limits(2, wait_for_clients=0), on_round=reports.append)
+    grid = InProcessGrid(app, {}, [{"partition-id": c} for c in (0, 1)])
+    with task_identity():
+        strategy.start(
+            grid, encode_state(toy_state()), 1, timeout=5, evaluate_fn=lambda r, a: MetricRecord()
+        )
+    assert [client for client, _ in asked] == [0, 1, 1]
+    assert [u.client for u in reports[1].updates] == [0, 1]
+    assert not reports[1].failures
+    assert reports[1].bytes_down == 3 * reports[1].bytes_down_each
+
+
+def test_rejected_replies_are_counted_by_kind() -> None:
+    def answer(client: int, server_round: int) -> RecordDict:
+        records = good(client, server_round)
+        if client == 1:
+            records.metric_records["metrics"]["train-loss"] = 0.25
+        if client == 2:
+            records.metric_records["metrics"]["protocol"] = 2
+        return records
+
+    report = Run(answer, [0, 1, 2]).reports[1]
+    assert report.folded and report.rejected == {"checksum": 1, "protocol": 1}
