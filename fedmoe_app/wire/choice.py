@@ -8,10 +8,11 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from fedmoe_app.wire.arrays import from_array, to_array
+from fedmoe_app.wire.packing import raw_array, read_raw
 from fedmoe_app.wire.update import InvalidUpdateError
 
 RECORD = "choice"
+_BUDGET_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Choice:
 
 def encode_choice(choice: Choice) -> ArrayRecord:
     """Encode a choice for a reply."""
-    held = to_array(choice.held.to(torch.uint8))
-    return ArrayRecord({"held": held, "budget": to_array(torch.tensor(choice.budget))})
+    held = choice.held.to(torch.uint8).numpy().tobytes()
+    budget = choice.budget.to_bytes(_BUDGET_BYTES, "little")
+    return ArrayRecord({"held": raw_array(held), "budget": raw_array(budget)})
 
 
 def decode_choice(content: RecordDict, shape: tuple[int, int], top_k: int) -> Choice:
@@ -51,8 +53,9 @@ def decode_choice(content: RecordDict, shape: tuple[int, int], top_k: int) -> Ch
     record = content.array_records.get(RECORD)
     if record is None or set(record) != {"held", "budget"}:
         raise InvalidUpdateError("choice: which experts the node will hold is missing")
-    held = from_array(record["held"], shape, torch.uint8, "choice.held")
-    budget = int(from_array(record["budget"], (), torch.int64, "choice.budget"))
+    flat = _bytes(record, "held", shape[0] * shape[1])
+    held = torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(shape)  # [L, E]
+    budget = int.from_bytes(_bytes(record, "budget", _BUDGET_BYTES), "little")
     if bool((held > 1).any()):
         raise InvalidUpdateError(f"choice.held: {int(held.max())} is neither 0 nor 1")
     if not top_k <= budget <= shape[1]:
@@ -65,3 +68,10 @@ def decode_choice(content: RecordDict, shape: tuple[int, int], top_k: int) -> Ch
                 f"node's budget is {budget}"
             )
     return Choice(held.bool(), budget)
+
+
+def _bytes(record: ArrayRecord, key: str, size: int) -> memoryview:
+    data = read_raw(record[key], f"choice.{key}", size)
+    if len(data) != size:
+        raise InvalidUpdateError(f"choice.{key}: {len(data)} bytes, expected {size}", "size")
+    return data

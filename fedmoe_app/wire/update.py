@@ -9,7 +9,7 @@ from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
 
 if TYPE_CHECKING:
-    pass
+    from fedmoe_app.wire.choice import Choice
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,18 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
-from fedmoe_app.wire.arrays import to_array
 from fedmoe_app.wire.choice import RECORD, Choice, decode_choice, encode_choice
+from fedmoe_app.wire.packing import raw_array
 from fedmoe_app.wire.update import InvalidUpdateError
 
 HELD = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]], dtype=torch.bool)
 
 
 def sent(held: torch.Tensor, budget: int = 3) -> RecordDict:
-    arrays = {"held": to_array(held), "budget": to_array(torch.tensor(budget))}
+    arrays = {
+        "held": raw_array(held.numpy().tobytes()),
+        "budget": raw_array(bytes([budget, 0, 0, 0])),
+    }
     return RecordDict({RECORD: ArrayRecord(arrays)})
 
 
@@ -30,8 +33,8 @@ def test_a_choice_comes_back() -> None:
     ("content", "reason"),
     [
         (RecordDict(), "is missing"),
-        (sent(HELD[:1].to(torch.uint8)), r"not a .npy array of uint8 \[2, 4\]"),
-        (sent(HELD.to(torch.int64)), r"not a .npy array of uint8"),
+        (sent(HELD[:1].to(torch.uint8)), "4 bytes, expected 8"),
+        (sent(HELD.to(torch.int64)), "64 bytes, at most 8"),
         (sent(HELD.to(torch.uint8) * 2), "2 is neither 0 nor 1"),
         (sent(HELD.to(torch.uint8), budget=2), "3 experts of MoE layer 1; a token uses 2"),
         (sent(HELD.to(torch.uint8), budget=1), "choice.budget = 1: must be 2 to 4"),
