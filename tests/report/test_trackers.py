@@ -71,7 +71,9 @@ def test_every_name_has_a_tracker() -> None:
 
 def test_a_wrong_name_is_refused_with_the_choices() -> None:
     assert make_config(track=" mlflow,wandb ").track == " mlflow,wandb "
-    with pytest.raises(ConfigError, match=r"track = \"wandb,x\".*unknown x; choose from wandb, ml"):
+    with pytest.raises(
+        ConfigError, match=r"track = \"wandb,x\".*unknown x; choose from tensorboard, wandb, ml"
+    ):
         make_config(track="wandb,x")
 
 
