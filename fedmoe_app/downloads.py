@@ -122,6 +122,8 @@ class Downloads:
         old, new = self._known[base], self._known[version]
         arrays: dict[str, Array] = dict(full.array_records["arrays"].items())
         changed = {name: array for name, array in arrays.items() if old.get(name) != new[name]}
+        if len(changed) == len(arrays):
+            return full  # nothing is saved, so nothing need be on the node's disk
         laid_over = _with(full, ArrayRecord(changed), version, base)
         laid_over.config_records["task"][DROPPED] = sorted(old.keys() - new.keys())
         return laid_over

@@ -17,6 +17,6 @@ def home_with_cache(folder: Path) -> Path:
 
 
 def kept_files(home: Path) -> list[str]:
-    """Return what lies there of clients, as ``client-0/round-1.safetensors``, without the run."""
-    files = (home / "clients").glob("*/*/*")
+    """Return what schemes keep of clients, as ``client-0/round-1.safetensors``, without the run."""
+    files = (home / "clients").glob("*/*/*.safetensors")
     return sorted(f"{path.parent.name}/{path.name}" for path in files)

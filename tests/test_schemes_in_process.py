@@ -234,7 +234,8 @@ def test_the_reference_travels_from_the_second_round(watched: Callable[[str], Wa
     # Two float32 tensors [L, E] with their .npy headers of 128 bytes, and a little protobuf.
     assert 2 * (LAYERS * EXPERTS * 4 + 128) <= down[1] - down[0] < 1000
     assert down[2] == down[1]
-    assert len({watched("fcmoe paper").of_clients("bytes_down", r)[0] for r in (1, 2, 3)}) == 1
+    plain = [watched("fcmoe paper").of_clients("bytes_down", r)[0] for r in (1, 2, 3)]
+    assert max(plain) == plain[0]  # later less: experts that nobody trained are left out
 
 
 def test_regions_travel_only_where_they_are_read(watched: Callable[[str], Watched]) -> None:
