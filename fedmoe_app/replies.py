@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
 from fedmoe_app.roster import Roster
+from fedmoe_app.spool import Spool, SpoolError
 from fedmoe_app.wire.records import UpdateSpec, decode_score, decode_update, record_bytes
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
@@ -18,7 +19,7 @@ class Decoded:
     """What came of the replies.
 
     Attributes:
-        updates: the usable ones, in client order.
+        updates: the usable ones, in client order; their changes may lie in the spool.
         bytes_up: size of each usable reply, by client.
         rejected: reason by client, or by node where the client is not known.
     """
@@ -28,29 +29,77 @@ class Decoded:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-def decode_updates(replies: Iterable[Message], spec: UpdateSpec, roster: Roster) -> Decoded:
-    """Decode training replies. The result does not depend on their order."""
-    decoded = Decoded()
-    by_client: dict[int, list[tuple[ClientUpdate, int]]] = {}
-    for message in replies:
+class Intake:
+    """Takes the training replies of a round one by one, as they arrive.
+
+    Each is decoded, validated and stored at once, so that the message can be freed. The result does
+    not depend on the order of arrival.
+
+    Args:
+        spec: names and shapes that an update may hold.
+        roster: knows which node serves which client.
+        spool: where the changes wait; None keeps all of them in memory.
+    """
+
+    def __init__(self, spec: UpdateSpec, roster: Roster, spool: Spool | None = None) -> None:
+        self._spec, self._roster, self._spool = spec, roster, spool
+        self._rejected: dict[str, str] = {}
+        self._updates: dict[int, ClientUpdate] = {}
+        self._bytes_up: dict[int, int] = {}
+        self._copies: Counter[int] = Counter()  # replies by client
+
+    def add(self, message: Message) -> ClientUpdate | None:
+        """Decode, check and store a reply; return None for one that cannot be used."""
         try:
-            update = decode_update(message.content, spec)
+            update = self.decode(message)
+            self._copies[update.client] += 1
+            if self._copies[update.client] == 1:
+                self.put(update, record_bytes(message.content))
+            return update
         except InvalidUpdateError as error:
-            decoded.rejected[roster.name(message.metadata.src_node_id)] = f"reply rejected: {error}"
-            continue
-        by_client.setdefault(update.client, []).append((update, record_bytes(message.content)))
-    for client, copies in sorted(by_client.items()):
-        if len(copies) > 1:
-            # Which of them is right cannot be told, and the first to arrive is no reason.
-            decoded.rejected[f"client {client}"] = (
-                f"reply rejected: {len(copies)} nodes have partition-id = {client}; "
-                "give each its own"
-            )
-            continue
-        decoded.updates.append(copies[0][0])
-        decoded.bytes_up[client] = copies[0][1]
-    _drop_other_splits(decoded)
-    return decoded
+            self._reject(message, f"reply rejected: {error}")
+        except SpoolError as error:
+            self._reject(message, f"reply lost: {error}")
+        return None
+
+    def decode(self, message: Message) -> ClientUpdate:
+        """Decode and check a reply without taking it in.
+
+        Raises:
+            InvalidUpdateError: with the reason.
+        """
+        return decode_update(message.content, self._spec)
+
+    def finish(self) -> Decoded:
+        """Return what is left when all replies are in."""
+        decoded = Decoded(rejected=self._rejected)
+        for client, update in sorted(self._updates.items()):
+            copies = self._copies[client]
+            if copies > 1:
+                # Which of them is right cannot be told, and the first to arrive is no reason.
+                decoded.rejected[f"client {client}"] = (
+                    f"reply rejected: {copies} nodes have partition-id = {client}; "
+                    "give each its own"
+                )
+                continue
+            decoded.updates.append(update)
+            decoded.bytes_up[client] = self._bytes_up[client]
+        _drop_other_splits(decoded)
+        return decoded
+
+    def put(self, update: ClientUpdate, num_bytes: int) -> None:
+        """Store a checked update as its client's.
+
+        Raises:
+            SpoolError: if its changes cannot be stored.
+        """
+        if self._spool is not None:
+            update = replace(update, changes=self._spool.store(update.changes))
+        self._updates[update.client] = update
+        self._bytes_up[update.client] = num_bytes
+
+    def _reject(self, message: Message, reason: str) -> None:
+        self._rejected[self._roster.name(message.metadata.src_node_id)] = reason
 
 
 def _drop_other_splits(decoded: Decoded) -> None:
@@ -83,7 +132,7 @@ def decode_scores(
             continue
         by_client.setdefault(score.client, []).append(score)
     for client, copies in by_client.items():
-        if len(copies) > 1:  # as in decode_updates: the order of arrival must not decide
+        if len(copies) > 1:  # as in Intake: the order of arrival must not decide
             rejected[f"client {client}"] = (
                 f"score rejected: {len(copies)} nodes have partition-id = {client}"
             )

@@ -7,10 +7,10 @@ clients failed pass as one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -19,7 +19,8 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
 from fedmoe_app.roster import Roster
-from fedmoe_app.wire.records import decode_state, record_bytes
+from fedmoe_app.wire.records import record_bytes
+from fedmoe_app.wire.views import view_state
 
 MAX_REASON = 1000  # characters of a failure's reason that are kept
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -83,7 +84,7 @@ class RoundLoop(Strategy):
         """
         self.result = Result()
         self.result.arrays = initial_arrays
-        self.state = decode_state(initial_arrays)
+        self.state = view_state(initial_arrays)
         self.progress.start(num_rounds)
         self._report_initial_model(evaluate_fn)
         failed_in_a_row = 0
@@ -167,22 +168,26 @@ class RoundLoop(Strategy):
 
     def _collect(
         self, grid: Grid, messages: list[Message], timeout: float, phase: str = ""
-    ) -> list[Message]:
-        """Pull the replies as they arrive, note failures, and return those with content."""
-        good: list[Message] = []
+    ) -> Iterator[Message]:
+        """Pull the replies as they arrive, note failures, and yield those with content.
+
+        Nothing here holds a reply when the next one is pulled: it may be gigabytes.
+        """
         for reply in exchange(grid, messages, timeout):
             if reply.failure is not None:
                 who, why = self.roster.who_and_why(reply.node_id, reply.failure)
                 self._fail(who + phase, why)
             elif reply.message is not None:
-                content = reply.message.content
-                self.roster.learn(reply.node_id, content)
-                if not phase:
-                    metrics = dict(content.metric_records.get("metrics") or {})
-                    self.progress.reply(self.roster.name(reply.node_id), metrics)
-                self.report.bytes_up_total += record_bytes(content)
-                good.append(reply.message)
-        return good
+                self._note_reply(reply.node_id, reply.message.content, phase)
+                yield reply.message
+            del reply
+
+    def _note_reply(self, node_id: int, content: RecordDict, phase: str = "") -> None:
+        self.roster.learn(node_id, content)
+        if not phase:
+            metrics = dict(content.metric_records.get("metrics") or {})
+            self.progress.reply(self.roster.name(node_id), metrics)
+        self.report.bytes_up_total += record_bytes(content)
 
     def _fail(self, who: str, reason: str) -> None:
         reason = reason[:MAX_REASON]

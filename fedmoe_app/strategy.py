@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedmoe_app.exchange import exchange, wait_for_nodes
-from fedmoe_app.replies import decode_scores, decode_updates
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.replies import Intake, decode_scores
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.roster import sample_size
 from fedmoe_app.rounds import Limits, RoundLoop
 from fedmoe_app.schemes.base import ModelShape, Scheme
 from fedmoe_app.schemes.diagnostics import Diagnostics
-from fedmoe_app.schemes.fold import FoldError, check_finite, fold, round_info
+from fedmoe_app.schemes.fold import FoldError, folded_tensors, round_info
+from fedmoe_app.schemes.projection import PairRule
+from fedmoe_app.spool import Spool
 from fedmoe_app.wire.records import (
     UpdateSpec,
-    encode_state,
     encode_task,
     record_bytes,
 )
 from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.wire.views import encode_one_by_one, view_state
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
 
@@ -45,6 +49,8 @@ class MoEStrategy(RoundLoop):
         run_key: names this run in what clients keep between rounds; hexadecimal.
         forget: let the clients drop what they kept when the run is complete.
         diagnose: work out the scheme's diagnostics of every round.
+        spool: where the changes of a round wait until all replies are in.
+        pairs: how cosines between clients' changes are worked out.
         on_round: called with the report of every round, 0 (the initial model) included.
     """
 
@@ -61,6 +67,8 @@ class MoEStrategy(RoundLoop):
         run_key: str = "",
         forget: bool = True,
         diagnose: bool = True,
+        spool: Spool | None = None,
+        pairs: PairRule | None = None,
         on_round: Callable[[RoundReport], None] = lambda report: None,
     ) -> None:
         super().__init__(limits, seed=seed, on_round=on_round)
@@ -68,6 +76,8 @@ class MoEStrategy(RoundLoop):
         self.run_key = run_key or secrets.token_hex(16)
         self.forget = forget
         self.diagnose = diagnose
+        self.spool = spool or Spool()
+        self.pairs = pairs or PairRule(seed=seed)
         self.shape = shape or ModelShape(0, 1, 1)
         self.region_size = self.shape.hidden_size if scheme.needs_regions else 0
         self.label_names = tuple(label_names)
@@ -152,8 +162,12 @@ class MoEStrategy(RoundLoop):
         Returns None, None, and leaves the global state as it was, if fewer than ``min_clients``
         replies can be used.
         """
-        spec = UpdateSpec.of(self.state, self.region_size)
-        decoded = decode_updates(replies, spec, self.roster)
+        self.spool.clear()
+        intake = Intake(UpdateSpec.of(self.state, self.region_size), self.roster, self.spool)
+        for message in replies:
+            intake.add(message)
+            del message  # before the next one is pulled
+        decoded = intake.finish()
         for who, why in decoded.rejected.items():
             self._fail(who, why)
         updates = decoded.updates
@@ -165,21 +179,31 @@ class MoEStrategy(RoundLoop):
                 f"min-clients = {self.limits.min_clients}; the global model stays as it was",
             )
             return None, None
+        arrays = self._fold(server_round, updates)
+        if arrays is None:
+            return None, None
+        self.report.bytes_up = decoded.bytes_up
+        return arrays, _mean_metrics(updates)
+
+    def _fold(self, server_round: int, updates: Sequence[ClientUpdate]) -> ArrayRecord | None:
+        """Fold the updates into the global state, or say why it stays as it was."""
         info = round_info(server_round, updates)
-        diagnostics = Diagnostics(spec.num_layers, spec.num_experts) if self.diagnose else None
+        layers, experts = info.routing[0].count.shape
+        diagnostics = Diagnostics(layers, experts) if self.diagnose else None
+        folded = folded_tensors(self.state, updates, self.scheme, info, diagnostics, self.pairs)
         try:
-            state = fold(self.state, updates, self.scheme, info, diagnostics)
-            check_finite(state)
+            arrays = encode_one_by_one(folded)
         except FoldError as error:
             self._fail("round", f"{error} ({self.scheme}); the global model stays as it was")
-            return None, None
-        self.state = state
+            return None
+        self.state = view_state(arrays)
         if diagnostics is not None:
             self.report.diagnostics = diagnostics.result(self.scheme, info)
         self.broadcast = self.scheme.broadcast(info)
-        self.report.updates, self.report.folded = updates, True
-        self.report.bytes_up = decoded.bytes_up
-        return encode_state(state), _mean_metrics(updates)
+        # The report outlives the round; the changes do not.
+        self.report.updates = [replace(update, changes=ModelState()) for update in updates]
+        self.report.folded = True
+        return arrays
 
     def _note_lost_state(self, server_round: int, updates: Sequence[ClientUpdate]) -> None:
         """Tell which clients should have kept something of an earlier round and have not."""

@@ -18,7 +18,7 @@ class RoundReport:
     """What happened in a round."""
 
     server_round: int
-    updates: list[ClientUpdate] = field(default_factory=list)  # in client order
+    updates: list[ClientUpdate] = field(default_factory=list)  # in client order, without changes
     failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
     bytes_up: dict[int, int] = field(default_factory=dict)  # of the training replies, by client
     bytes_up_total: int = 0  # of all replies, evaluation included
@@ -91,7 +91,7 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "state_stored": _flag(metrics.get("state-stored")),
         "bytes_up": report.bytes_up[update.client],
         "bytes_down": report.bytes_down_each,
-        "experts_sent": len(update.changes.experts),
+        "experts_sent": int((update.routing.trained > 0).sum()),
     }
 
 

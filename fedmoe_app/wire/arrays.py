@@ -7,6 +7,8 @@ the one that ``numpy.save`` writes for the expected shape and type.
 
 from __future__ import annotations
 
+import math
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -29,6 +31,9 @@ def to_array(tensor: Tensor) -> Array:
 def from_array(array: Array, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> Tensor:
     """Decode an array that must have exactly this shape and type.
 
+    Returns:
+        A view of the array's own bytes: read it only.
+
     Raises:
         InvalidUpdateError: naming ``key``, what was expected and what came.
     """
@@ -46,8 +51,11 @@ def from_array(array: Array, shape: tuple[int, ...], dtype: torch.dtype, key: st
         raise InvalidUpdateError(
             f"{key}: {len(array.data) - len(header)} bytes of data, expected {expected_bytes}"
         )
-    values = np.frombuffer(array.data, dtype=wanted, offset=len(header)).reshape(shape)
-    return torch.from_numpy(values.copy())
+    if not expected_bytes:
+        return torch.empty(shape, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the view must not be written to
+        return torch.frombuffer(array.data, dtype=dtype, offset=len(header)).view(shape)
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
@@ -66,7 +74,7 @@ def finite(tensor: Tensor, key: str) -> Tensor:
     Raises:
         InvalidUpdateError: naming ``key`` and how many values are NaN or infinite.
     """
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
+    if tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):  # one pass, no copy
+        bad = int((~torch.isfinite(tensor)).sum())
         raise InvalidUpdateError(f"{key}: {bad} of {tensor.numel()} values are NaN or infinite")
     return tensor

@@ -353,7 +353,7 @@ def _decode_changes(arrays: ArrayRecord, spec: UpdateSpec, routing: RoutingStats
     changes = ModelState()
     for key, shape in wanted.items():
         change = finite(from_array(arrays[key], shape, torch.float32, key), key)
-        largest = float(change.abs().max()) if change.numel() else 0.0
+        largest = max(abs(float(x)) for x in change.aminmax()) if change.numel() else 0.0
         if largest > MAX_CHANGE:
             raise InvalidUpdateError(
                 f"{key}: a value changed by {largest:.3g}, at most {MAX_CHANGE:g} is allowed"
