@@ -32,8 +32,8 @@ class Decoded:
 class Intake:
     """Takes the training replies of a round one by one, as they arrive.
 
-    Each is decoded, validated and stored at once, so that the message can be freed. The result does
-    not depend on the order of arrival.
+    Each is decoded, validated and stored at once, and its message emptied. The result does not
+    depend on the order of arrival.
 
     Args:
         spec: names and shapes that an update may hold.
@@ -60,6 +60,8 @@ class Intake:
             self._reject(message, f"reply rejected: {error}")
         except SpoolError as error:
             self._reject(message, f"reply lost: {error}")
+        finally:
+            release(message)
         return None
 
     def decode(self, message: Message) -> ClientUpdate:
@@ -100,6 +102,16 @@ class Intake:
 
     def _reject(self, message: Message, reason: str) -> None:
         self._rejected[self._roster.name(message.metadata.src_node_id)] = reason
+
+
+def release(message: Message) -> None:
+    """Empty a message that was decoded: what is still needed of its bytes has views on them.
+
+    A RecordDict and the view of its array records hold each other, so that it would stay in memory
+    until Python looks for cycles, which large replies do not hasten.
+    """
+    for record in message.content.array_records.values():
+        record.clear()
 
 
 def _drop_other_splits(decoded: Decoded) -> None:
