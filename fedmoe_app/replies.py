@@ -10,6 +10,7 @@ from flwr.app import Message
 
 from fedmoe_app.roster import Roster
 from fedmoe_app.spool import Spool, SpoolError
+from fedmoe_app.staleness import discounted
 from fedmoe_app.wire.records import UpdateSpec, decode_score, decode_update, record_bytes
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
@@ -47,14 +48,32 @@ class Intake:
         self._updates: dict[int, ClientUpdate] = {}
         self._bytes_up: dict[int, int] = {}
         self._copies: Counter[int] = Counter()  # replies by client
+        self.nodes: set[int] = set()  # that gave a good reply
 
-    def add(self, message: Message) -> ClientUpdate | None:
-        """Decode, check and store a reply; return None for one that cannot be used."""
+    @property
+    def num_usable(self) -> int:
+        """Clients with one good reply so far."""
+        return sum(self._copies[client] == 1 for client in self._updates)
+
+    def add(
+        self, message: Message, node: int | None = None, staleness: int | None = None
+    ) -> ClientUpdate | None:
+        """Decode, check and store a reply; return None for one that cannot be used.
+
+        Args:
+            message: the reply; it is emptied.
+            node: the node that was asked.
+            staleness: folds since the state that the reply started from; None is a synchronous
+                round, in which there is no such thing.
+        """
         try:
-            update = self.decode(message)
+            update = decode_update(message.content, self._spec)
+            if staleness is not None:
+                update = discounted(update, staleness)
             self._copies[update.client] += 1
             if self._copies[update.client] == 1:
-                self.put(update, record_bytes(message.content))
+                self._put(update, record_bytes(message.content))
+            self.nodes.add(message.metadata.src_node_id if node is None else node)
             return update
         except InvalidUpdateError as error:
             self._reject(message, f"reply rejected: {error}")
@@ -63,14 +82,6 @@ class Intake:
         finally:
             release(message)
         return None
-
-    def decode(self, message: Message) -> ClientUpdate:
-        """Decode and check a reply without taking it in.
-
-        Raises:
-            InvalidUpdateError: with the reason.
-        """
-        return decode_update(message.content, self._spec)
 
     def finish(self) -> Decoded:
         """Return what is left when all replies are in."""
@@ -89,12 +100,7 @@ class Intake:
         _drop_other_splits(decoded)
         return decoded
 
-    def put(self, update: ClientUpdate, num_bytes: int) -> None:
-        """Store a checked update as its client's.
-
-        Raises:
-            SpoolError: if its changes cannot be stored.
-        """
+    def _put(self, update: ClientUpdate, num_bytes: int) -> None:
         if self._spool is not None:
             update = replace(update, changes=self._spool.store(update.changes))
         self._updates[update.client] = update

@@ -39,6 +39,10 @@ class Limits:
     wait_for_clients: float = 120.0
     max_failed_rounds: int = 2
     evaluate_every: int = 1
+    clients_per_round: int = 0  # 0: fraction_train
+    sampling: str = "uniform"  # or "examples"
+    max_rest: int = 0  # rounds that a client is left out after failures, at most
+    buffer_size: int = 0  # replies that make a buffered round; 0: rounds wait for all
 
 
 class RoundLoop(Strategy):
@@ -61,7 +65,7 @@ class RoundLoop(Strategy):
         self.on_round = on_round
         self.progress = Progress()
         self.state = ModelState()
-        self.roster = Roster(seed)
+        self.roster = Roster(seed, limits.sampling, limits.max_rest)
         self.report = RoundReport(0)
         self.result = Result()  # of the run so far, also when it fails
         self._unevaluated = False  # the global state changed since the last evaluation

@@ -10,6 +10,7 @@ from datasets import Dataset
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe_app.buffered import BufferedStrategy, check_buffered
 from fedmoe_app.config import RunConfig, flatten_run_config
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
@@ -24,6 +25,8 @@ from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
+from fedmoe_app.schemes.projection import PairRule
+from fedmoe_app.spool import MIB, Spool
 from fedmoe_app.strategy import MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 
@@ -43,14 +46,17 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     data = server_data(config)
     setup = load_setup(config, data.label_names)
     scheme.check(setup.shape)
+    if config.rounds == "buffered":
+        check_buffered(scheme)
     folder = _result_folder(config)
     folder.write_config(flatten_run_config(config))
     metric = setup.task.metric
+    strategy_class = BufferedStrategy if config.rounds == "buffered" else MoEStrategy
 
     def on_round(report: RoundReport) -> None:
         folder.append(metrics_line(report, metric))
 
-    strategy = MoEStrategy(
+    strategy = strategy_class(
         scheme,
         Limits(
             config.min_clients,
@@ -58,7 +64,13 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             config.wait_for_clients,
             config.max_failed_rounds,
             config.evaluate_every,
+            config.clients_per_round,
+            config.sampling,
+            config.max_rest_rounds,
+            config.buffer_size if config.rounds == "buffered" else 0,
         ),
+        spool=Spool(folder.path, config.spool_above * MIB),
+        pairs=PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
         seed=config.seed,
         shape=setup.shape,
         forget=not config.keep_client_state,

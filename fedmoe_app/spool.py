@@ -56,6 +56,10 @@ class Spool:
         """Bytes of this round that are in the file."""
         return self._end
 
+    def another(self) -> Spool:
+        """Return a second, empty one with the same folder and limit."""
+        return Spool(self._folder, self._limit)
+
     def store(self, changes: ModelState) -> ModelState:
         """Take over changes; what is returned reads as they did, until :meth:`clear`.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmoe_app.exchange import exchange, wait_for_nodes
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.replies import Intake, decode_scores
+from fedmoe_app.replies import Decoded, Intake, decode_scores
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.roster import sample_size
 from fedmoe_app.rounds import Limits, RoundLoop
@@ -91,8 +91,9 @@ class MoEStrategy(RoundLoop):
         self.progress.say(f"scheme: {self.scheme}")
         if advice := self.scheme.advice(self.shape):
             self.progress.say(f"warning: {advice}")
-        share = self.limits.fraction_train
+        share, fixed = self.limits.fraction_train, self.limits.clients_per_round
         asked = "all connected clients" if share == 1 else f"{share:.0%} of the connected clients"
+        asked = f"{fixed} of the connected clients" if fixed else asked
         self.progress.say(f"each round: {asked}, at least {self.limits.min_clients}")
 
     def end_run(self, grid: Grid) -> None:
@@ -118,8 +119,7 @@ class MoEStrategy(RoundLoop):
     ) -> Iterable[Message]:
         """Ask a share of the connected nodes, at least ``min_clients``, to train."""
         nodes = wait_for_nodes(grid, self.limits.min_clients, self.limits.wait_for_clients)
-        size = sample_size(len(nodes), self.limits.fraction_train, self.limits.min_clients)
-        nodes = self.roster.draw(grid, nodes, server_round, size)
+        nodes = self.draw(grid, nodes, server_round)
         content = self._content(server_round, arrays, config)
         size_down = record_bytes(content)
         self.report = RoundReport(
@@ -130,6 +130,15 @@ class MoEStrategy(RoundLoop):
         )
         self.progress.round_started(server_round, len(nodes))
         return [Message(content, node, MessageType.TRAIN) for node in nodes]
+
+    def draw(self, grid: Grid, nodes: list[int], server_round: int) -> list[int]:
+        """Draw the nodes of a round among those that are connected."""
+        limits = self.limits
+        size = sample_size(
+            len(nodes), limits.fraction_train, limits.min_clients, limits.clients_per_round
+        )
+        awake = self.roster.awake(nodes, server_round, limits.min_clients)
+        return self.roster.draw(grid, awake, server_round, min(size, len(awake)))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -167,10 +176,17 @@ class MoEStrategy(RoundLoop):
         for message in replies:
             intake.add(message)
             del message  # before the next one is pulled
-        decoded = intake.finish()
+        return self.finish_train(server_round, intake.finish())
+
+    def finish_train(
+        self, server_round: int, decoded: Decoded
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold what came of a round's replies; returns what :meth:`aggregate_train` does."""
         for who, why in decoded.rejected.items():
             self._fail(who, why)
         updates = decoded.updates
+        good = [f"client {update.client}" for update in updates]
+        self.roster.rests.note(server_round, self.report.failures, good)
         self._note_lost_state(server_round, updates)
         if len(updates) < self.limits.min_clients:
             self._fail(
@@ -217,7 +233,11 @@ class MoEStrategy(RoundLoop):
                     f"client {update.client}: what it kept of round {expected} is lost; "
                     f"it started from {start}"
                 )
-            self._last_replies[update.client] = server_round
+            self._last_replies[update.client] = self.round_of(update, server_round)
+
+    def round_of(self, update: ClientUpdate, server_round: int) -> int:
+        """Return the round of the task that the update answers."""
+        return server_round
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

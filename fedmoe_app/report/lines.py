@@ -86,6 +86,7 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "num_steps": _whole(metrics.get("num-steps")),
         "expert_budget": _whole(metrics.get("expert-budget")),
         "selection_ratio": _selection_ratio(report, position),
+        "staleness": _whole(metrics.get("staleness")),
         "kept_round": _whole(metrics.get("kept-round")),
         "state_lost": update.client in report.lost_state,
         "state_stored": _flag(metrics.get("state-stored")),

@@ -241,6 +241,21 @@ class Scheme:
         return self.keeps_state
 
     @property
+    def stale_fault(self) -> str:
+        """Why changes that started from an older global state cannot be folded, or "" if they can.
+
+        A client that starts from what it kept sends changes that hold the way from the global state
+        to its own: added to a newer state they would count it twice.
+        """
+        if self.keeps_state and not self.personal_copy:
+            return (
+                "this scheme's clients start from what they kept and not from the global state, so "
+                "that their changes only fit the state they were sent; switch that off (fedalign: "
+                'gates = "consistency" or "average"; fcmoe: retention = "none")'
+            )
+        return ""
+
+    @property
     def personal_copy(self) -> bool:
         """Whether each client keeps a second model of its own beside the global one."""
         return False

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,9 @@ def project(rows: Sequence[Tensor], num_values: int, rule: PairRule) -> Tensor:
     The same seed, P and k give the same projection, on every machine.
     """
     width = rule.size // PARTS
-    projections = [_Part(num_values, width, rule.seed + part) for part in range(PARTS)]
+    # Hashed: the run's seed itself also makes the model, and must not give the same numbers here.
+    seeds = np.random.SeedSequence([rule.seed, num_values, rule.size]).generate_state(PARTS)
+    projections = [_Part(num_values, width, int(seed)) for seed in seeds]
     projected = torch.empty(len(rows), PARTS, width)
     for position in range(len(rows)):
         row = rows[position]
