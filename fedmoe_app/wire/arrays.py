@@ -25,7 +25,12 @@ def to_array(tensor: Tensor) -> Array:
     """Encode a tensor; bfloat16, which NumPy lacks, goes as float32."""
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
-    return Array(tensor.detach().cpu().contiguous().numpy())
+    values = tensor.detach().cpu().contiguous().numpy()
+    if not values.size:
+        return Array(values)
+    # What numpy.save writes, with one copy of the values in place of three.
+    data = b"".join((_header(values.shape, values.dtype), values.reshape(-1).data.cast("B")))
+    return Array(str(values.dtype), tuple(values.shape), _NUMPY_STYPE, data)
 
 
 def from_array(array: Array, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> Tensor:

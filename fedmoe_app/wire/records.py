@@ -352,9 +352,11 @@ def _decode_changes(arrays: ArrayRecord, spec: UpdateSpec, routing: RoutingStats
         )
     changes = ModelState()
     for key, shape in wanted.items():
-        change = finite(from_array(arrays[key], shape, torch.float32, key), key)
+        change = from_array(arrays[key], shape, torch.float32, key)
+        # One pass over the values, which also finds NaN and infinity.
         largest = max(abs(float(x)) for x in change.aminmax()) if change.numel() else 0.0
-        if largest > MAX_CHANGE:
+        if not largest <= MAX_CHANGE:
+            finite(change, key)
             raise InvalidUpdateError(
                 f"{key}: a value changed by {largest:.3g}, at most {MAX_CHANGE:g} is allowed"
             )
