@@ -24,7 +24,7 @@ from torch import Tensor
 from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
 
 MIB = 2**20
-DEFAULT_LIMIT = 64 * MIB  # bytes of a round's replies that stay in memory
+DEFAULT_LIMIT = 16 * MIB  # bytes of a round's replies that stay in memory
 _ITEM = 4  # bytes of a float32
 Layout = dict[str, tuple[int, torch.Size]]  # offset in values and shape, by name
 
