@@ -91,16 +91,14 @@ class Downloads:
         sent = {message.metadata.dst_node_id: message.metadata for message in messages}
         again = []
         for reply in exchange(grid, messages, timeout):
-            if reply.failure is not None and CANNOT_BUILD in reply.failure:
-                self._held.pop(reply.node_id, None)
+            if self.learn(reply):
+                yield reply
+            else:
                 again.append(reply.node_id)
-                continue
-            self._learn(reply)
-            yield reply
         if again:
             left = max(0.0, timeout - (time.monotonic() - started))
             for reply in exchange(grid, [self._whole(sent[n]) for n in sorted(again)], left):
-                self._learn(reply)
+                self.learn(reply)
                 yield reply
 
     def _versioned(self, content: RecordDict) -> RecordDict:
@@ -138,14 +136,19 @@ class Downloads:
         self._on_resend(record_bytes(full))
         return Message(full, sent.dst_node_id, sent.message_type, group_id=sent.group_id)
 
-    def _learn(self, reply: Reply) -> None:
+    def learn(self, reply: Reply) -> bool:
+        """Note what a node has now; False if it could not put its state together: send it all."""
+        if reply.failure is not None and CANNOT_BUILD in reply.failure:
+            self._held.pop(reply.node_id, None)
+            return False
         if reply.message is None or reply.failure is not None:
-            return  # what the node had, it still has
+            return True  # what the node had, it still has
         held = decode_held(reply.message.content)
         if is_version(held):
             self._held[reply.node_id] = held
         else:
             self._held.pop(reply.node_id, None)
+        return True
 
     def _forget_old_versions(self, current: str) -> None:
         """Keep the contents of versions that some node has, or is being sent."""

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from fedmoe_app.busy import BusyNodes
 
 POLL_SECONDS = 0.25
+PULL_AT_A_TIME = 4  # messages asked for in one call, which returns all those that are there
 
 # How Flower's client processes begin the reason of an exception that the app raised.
 _RAISED = re.compile(r"^<class '[^']*'>:<'")
@@ -97,16 +98,26 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
     for message_id in [i for i in waiting if i not in pushed]:
         yield Reply(waiting.pop(message_id), None, 0.0, "the message could not be sent")
     while waiting and time.monotonic() - started < timeout:
-        replies = list(grid.pull_messages(list(waiting)))
-        for message in replies:
+        before = len(waiting)
+        for message in pull(grid, list(waiting)):
             node_id = waiting.pop(message.metadata.reply_to_message_id, None)
             if node_id is not None:
                 message_id = message.metadata.reply_to_message_id
                 yield Reply(node_id, message, time.monotonic() - started, message_id=message_id)
-        if waiting and not replies:
+            del message
+        if waiting and len(waiting) == before:
             time.sleep(poll_interval(time.monotonic() - started))
     for message_id, node_id in waiting.items():
         yield Reply(node_id, None, timeout, f"no reply within {timeout:g} s", message_id)
+
+
+def pull(grid: Grid, message_ids: Sequence[str]) -> Iterator[Message]:
+    """Yield the replies that are there, few in memory at a time and none once it is taken over."""
+    for start in range(0, len(message_ids), PULL_AT_A_TIME):
+        replies = list(grid.pull_messages(message_ids[start : start + PULL_AT_A_TIME]))
+        replies.reverse()
+        while replies:
+            yield replies.pop()
 
 
 def short_reason(reason: str, limit: int = 400) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
 from fedmoe_app.roster import Roster
+from fedmoe_app.spool import Spool, SpoolError
+from fedmoe_app.staleness import discounted
 from fedmoe_app.wire.records import UpdateSpec, decode_score, decode_update, record_bytes
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
@@ -18,7 +20,7 @@ class Decoded:
     """What came of the replies.
 
     Attributes:
-        updates: the usable ones, in client order.
+        updates: the usable ones, in client order; their changes may lie in the spool.
         bytes_up: size of each usable reply, by client.
         rejected: reason by client, or by node where the client is not known.
         kinds: how many were rejected, by :attr:`InvalidUpdateError.kind`.
@@ -30,31 +32,97 @@ class Decoded:
     kinds: Counter[str] = field(default_factory=Counter)
 
 
-def decode_updates(replies: Iterable[Message], spec: UpdateSpec, roster: Roster) -> Decoded:
-    """Decode training replies. The result does not depend on their order."""
-    decoded = Decoded()
-    by_client: dict[int, list[tuple[ClientUpdate, int]]] = {}
-    for message in replies:
+class Intake:
+    """Takes the training replies of a round one by one, as they arrive.
+
+    Each is decoded, validated and stored at once, and its message emptied. The result does not
+    depend on the order of arrival.
+
+    Args:
+        spec: names and shapes that an update may hold.
+        roster: knows which node serves which client.
+        spool: where the changes wait; None keeps all of them in memory.
+    """
+
+    def __init__(self, spec: UpdateSpec, roster: Roster, spool: Spool | None = None) -> None:
+        self._spec, self._roster, self._spool = spec, roster, spool
+        self._rejected: dict[str, str] = {}
+        self._kinds: Counter[str] = Counter()
+        self._updates: dict[int, ClientUpdate] = {}
+        self._bytes_up: dict[int, int] = {}
+        self._copies: Counter[int] = Counter()  # replies by client
+        self.nodes: set[int] = set()  # that gave a good reply
+
+    @property
+    def num_usable(self) -> int:
+        """Clients with one good reply so far."""
+        return sum(self._copies[client] == 1 for client in self._updates)
+
+    def add(
+        self, message: Message, node: int | None = None, staleness: int | None = None
+    ) -> ClientUpdate | None:
+        """Decode, check and store a reply; return None for one that cannot be used.
+
+        Args:
+            message: the reply; it is emptied.
+            node: the node that was asked.
+            staleness: folds since the state that the reply started from; None is a synchronous
+                round, in which there is no such thing.
+        """
         try:
-            update = decode_update(message.content, spec)
+            update = decode_update(message.content, self._spec)
+            if staleness is not None:
+                update = discounted(update, staleness)
+            self._copies[update.client] += 1
+            if self._copies[update.client] == 1:
+                self._put(update, record_bytes(message.content))
+            self.nodes.add(message.metadata.src_node_id if node is None else node)
+            return update
         except InvalidUpdateError as error:
-            decoded.rejected[roster.name(message.metadata.src_node_id)] = f"reply rejected: {error}"
-            decoded.kinds[error.kind] += 1
-            continue
-        by_client.setdefault(update.client, []).append((update, record_bytes(message.content)))
-    for client, copies in sorted(by_client.items()):
-        if len(copies) > 1:
-            # Which of them is right cannot be told, and the first to arrive is no reason.
-            decoded.kinds["client"] += len(copies)
-            decoded.rejected[f"client {client}"] = (
-                f"reply rejected: {len(copies)} nodes have partition-id = {client}; "
-                "give each its own"
-            )
-            continue
-        decoded.updates.append(copies[0][0])
-        decoded.bytes_up[client] = copies[0][1]
-    _drop_other_splits(decoded)
-    return decoded
+            self._reject(message, f"reply rejected: {error}", error.kind)
+        except SpoolError as error:
+            self._reject(message, f"reply lost: {error}", "disk")
+        finally:
+            release(message)
+        return None
+
+    def finish(self) -> Decoded:
+        """Return what is left when all replies are in."""
+        decoded = Decoded(rejected=self._rejected, kinds=self._kinds)
+        for client, update in sorted(self._updates.items()):
+            copies = self._copies[client]
+            if copies > 1:
+                # Which of them is right cannot be told, and the first to arrive is no reason.
+                decoded.kinds["client"] += copies
+                decoded.rejected[f"client {client}"] = (
+                    f"reply rejected: {copies} nodes have partition-id = {client}; "
+                    "give each its own"
+                )
+                continue
+            decoded.updates.append(update)
+            decoded.bytes_up[client] = self._bytes_up[client]
+        _drop_other_splits(decoded)
+        return decoded
+
+    def _put(self, update: ClientUpdate, num_bytes: int) -> None:
+        if self._spool is not None:
+            update = replace(update, changes=self._spool.store(update.changes))
+        self._updates[update.client] = update
+        self._bytes_up[update.client] = num_bytes
+
+    def _reject(self, message: Message, reason: str, kind: str) -> None:
+        self._kinds[kind] += 1
+        self._rejected[self._roster.name(message.metadata.src_node_id)] = reason
+
+
+def release(message: Message) -> None:
+    """Empty a message that was decoded: what is still needed of its bytes has views on them.
+
+    A RecordDict and the view of its array records hold each other, so that it would stay in memory
+    until Python looks for cycles, which large replies do not hasten.
+    """
+    for record in message.content.array_records.values():
+        record.clear()
 
 
 def _drop_other_splits(decoded: Decoded) -> None:
@@ -88,7 +156,7 @@ def decode_scores(
             continue
         by_client.setdefault(score.client, []).append(score)
     for client, copies in by_client.items():
-        if len(copies) > 1:  # as in decode_updates: the order of arrival must not decide
+        if len(copies) > 1:  # as in Intake: the order of arrival must not decide
             rejected[f"client {client}"] = (
                 f"score rejected: {len(copies)} nodes have partition-id = {client}"
             )

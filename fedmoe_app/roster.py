@@ -11,6 +11,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe_app.exchange import exchange
+from fedmoe_app.rests import Rests
 from fedmoe_app.wire.records import decode_client
 from fedmoe_app.wire.update import InvalidUpdateError
 
@@ -22,21 +23,35 @@ _CLIENT_ERROR = re.compile(r"(client \d+): (.*)", re.DOTALL)
 class Roster:
     """Client numbers by node; unlike Flower's node ids they are the same in every run.
 
+
     Attributes:
         clients: node id -> client's number, as far as known.
+        sizes: client -> training examples in its last reply.
+        rests: which clients are left out because they failed lately.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sampling: str = "uniform", max_rest: int = 0) -> None:
         self._seed = seed
+        self._sampling = sampling
         self.clients: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
+        self.rests = Rests(max_rest)
         self._asked: set[int] = set()
 
     def learn(self, node_id: int, content: RecordDict) -> None:
         """Note the client's number that a reply carries; a reply without one teaches nothing."""
         try:
-            self.clients[node_id] = decode_client(content)
+            client = decode_client(content)
         except InvalidUpdateError:
             return  # the reply is rejected with the reason where it is decoded
+        self._serves(node_id, client)
+        size = dict(content.metric_records.get("metrics") or {}).get("num-examples")
+        if isinstance(size, int) and size > 0:
+            self.sizes[client] = size
+
+    def _serves(self, node_id: int, client: int) -> None:
+        self.clients[node_id] = client
+        self.rests.rename(f"node {node_id}", f"client {client}")
 
     def client(self, node_id: int) -> int | None:
         """Return a node's client number, None if it is not known yet."""
@@ -54,13 +69,24 @@ class Roster:
     def who_and_why(self, node_id: int, reason: str) -> tuple[str, str]:
         """Split a failure into its client, which a client's own error begins with, and reason."""
         if named := _CLIENT_ERROR.fullmatch(reason):
+            self._serves(node_id, int(named[1].removeprefix("client ")))
             return named[1], named[2]
         return self.name(node_id), reason
+
+    def awake(self, nodes: list[int], server_round: int, at_least: int) -> list[int]:
+        """Leave out the nodes that rest after failures, but never so that too few are left."""
+        resting = self.rests.order(server_round)  # those whose rest ends first, first
+        by_name = {self.name(node): node for node in nodes}
+        left_out = [by_name[name] for name in resting if name in by_name]
+        awake = [node for node in nodes if node not in left_out]
+        return sorted(awake + left_out[: max(0, at_least - len(awake))])
 
     def draw(self, grid: Grid, nodes: list[int], server_round: int, size: int) -> list[int]:
         """Draw ``size`` of the nodes for a round, by client number and seed.
 
-        A node that does not tell its number is drawn only when there are too few others.
+        With ``sampling = "examples"`` a client's chance goes by its examples, as its last reply
+        told; one that never replied counts as much as the mean of the others. A node that does not
+        tell its number is drawn only when there are too few others.
         """
         if size >= len(nodes):
             return nodes
@@ -69,9 +95,20 @@ class Roster:
             (node for node in nodes if node in self.clients),
             key=lambda node: (self.clients[node], node),
         )
-        drawn = np.random.default_rng([self._seed, server_round]).permutation(len(known))[:size]
+        drawn = self._sample([self.clients[node] for node in known], server_round, size)
         unknown = [node for node in nodes if node not in self.clients]
         return [known[i] for i in sorted(drawn)] + unknown[: max(0, size - len(known))]
+
+    def _sample(self, clients: list[int], server_round: int, size: int) -> list[int]:
+        """Draw positions of ``clients``, each at most once."""
+        generator = np.random.default_rng([self._seed, server_round])
+        if self._sampling == "uniform" or size >= len(clients):
+            return generator.permutation(len(clients))[:size].tolist()
+        told = [self.sizes[client] for client in clients if client in self.sizes]
+        mean = sum(told) / len(told) if told else 1.0
+        weights = np.array([self.sizes.get(client, mean) for client in clients])
+        chances = weights / weights.sum()
+        return generator.choice(len(clients), size, replace=False, p=chances).tolist()
 
     def _describe(self, grid: Grid, nodes: list[int]) -> None:
         self._asked.update(nodes)
@@ -81,6 +118,9 @@ class Roster:
                 self.learn(reply.node_id, reply.message.content)
 
 
-def sample_size(num_nodes: int, fraction: float, min_clients: int) -> int:
-    """Return how many of the connected nodes are asked: their share, at least ``min_clients``."""
-    return min(num_nodes, max(min_clients, math.ceil(fraction * num_nodes)))
+def sample_size(num_nodes: int, fraction: float, min_clients: int, fixed: int = 0) -> int:
+    """Return how many of the connected nodes are asked, at least ``min_clients``.
+
+    That is ``fixed`` of them, or their share ``fraction`` if that is 0.
+    """
+    return min(num_nodes, max(min_clients, fixed or math.ceil(fraction * num_nodes)))

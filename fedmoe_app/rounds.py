@@ -20,7 +20,8 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
 from fedmoe_app.roster import Roster
-from fedmoe_app.wire.records import decode_state, record_bytes
+from fedmoe_app.wire.records import record_bytes
+from fedmoe_app.wire.views import view_state
 
 MAX_REASON = 1000  # characters of a failure's reason that are kept
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -39,6 +40,10 @@ class Limits:
     wait_for_clients: float = 120.0
     max_failed_rounds: int = 2
     evaluate_every: int = 1
+    clients_per_round: int = 0  # 0: fraction_train
+    sampling: str = "uniform"  # or "examples"
+    max_rest: int = 0  # rounds that a client is left out after failures, at most
+    buffer_size: int = 0  # replies that make a buffered round; 0: rounds wait for all
 
 
 class RoundLoop(Strategy):
@@ -61,7 +66,7 @@ class RoundLoop(Strategy):
         self.on_round = on_round
         self.progress = Progress()
         self.state = ModelState()
-        self.roster = Roster(seed)
+        self.roster = Roster(seed, limits.sampling, limits.max_rest)
         self.report = RoundReport(0)
         self.busy = BusyNodes(self._late_reply)
         self.result = Result()  # of the run so far, also when it fails
@@ -90,7 +95,7 @@ class RoundLoop(Strategy):
         """
         self.result = Result()
         self.result.arrays = initial_arrays
-        self.state = decode_state(initial_arrays)
+        self.state = view_state(initial_arrays)
         self.progress.start(num_rounds)
         if self.rounds_done < 0:
             self._report_initial_model(evaluate_fn)
@@ -177,24 +182,30 @@ class RoundLoop(Strategy):
 
     def _collect(
         self, grid: Grid, messages: list[Message], timeout: float, phase: str = ""
-    ) -> list[Message]:
-        """Pull the replies as they arrive, note failures, and return those with content."""
-        good: list[Message] = []
+    ) -> Iterator[Message]:
+        """Pull the replies as they arrive, note failures, and yield those with content.
+
+        Nothing here holds a reply when the next one is pulled: it may be gigabytes.
+        """
         for reply in self.exchange(grid, messages, timeout):
             self._note_missed(reply, timeout)
             if reply.failure is not None:
                 who, why = self.roster.who_and_why(reply.node_id, reply.failure)
                 self._fail(who + phase, why)
             elif reply.message is not None:
-                content = reply.message.content
-                self.roster.learn(reply.node_id, content)
-                if not phase:
-                    self.report.round_trips[self.roster.name(reply.node_id)] = reply.seconds
-                    metrics = dict(content.metric_records.get("metrics") or {})
-                    self.progress.reply(self.roster.name(reply.node_id), metrics)
-                self.report.bytes_up_total += record_bytes(content)
-                good.append(reply.message)
-        return good
+                self._note_reply(reply, phase)
+                yield reply.message
+            del reply
+
+    def _note_reply(self, reply: Reply, phase: str = "") -> None:
+        assert reply.message is not None
+        content, name = reply.message.content, self.roster.name
+        self.roster.learn(reply.node_id, content)
+        if not phase:
+            self.report.round_trips[name(reply.node_id)] = reply.seconds
+            metrics = dict(content.metric_records.get("metrics") or {})
+            self.progress.reply(name(reply.node_id), metrics)
+        self.report.bytes_up_total += record_bytes(content)
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
         """Send messages and yield a reply for each."""

@@ -292,6 +292,14 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     min_clients: Annotated[int, Field(ge=1)]
     fraction_train: Fraction
+    clients_per_round: Annotated[int, Field(ge=0)]
+    sampling: Literal["uniform", "examples"]
+    max_rest_rounds: Annotated[int, Field(ge=0)]
+    rounds: Literal["sync", "buffered"]
+    buffer_size: Annotated[int, Field(ge=1)]
+    spool_above: Annotated[int, Field(ge=0)]
+    exact_pairs_up_to: Annotated[int, Field(ge=1)]
+    projection_size: Annotated[int, Field(ge=64, multiple_of=4)]
     wait_for_clients: Annotated[float, Field(ge=0)]
     round_timeout: Annotated[float, Field(gt=0)]
     evaluate_every: Annotated[int, Field(ge=1)]
@@ -315,6 +323,20 @@ class RunConfig(Section):
     fcmoe: FCMoEConfig
     fedalign: FedAlignConfig
     combine: CombineConfig
+
+    @model_validator(mode="after")
+    def _buffers_fill(self) -> RunConfig:
+        if self.rounds == "buffered" and self.buffer_size < self.min_clients:
+            raise ValueError(
+                f"buffer-size = {self.buffer_size} with min-clients = {self.min_clients}: a buffer "
+                "holds at least min-clients replies; raise the one or lower the other"
+            )
+        if 0 < self.clients_per_round < self.min_clients:
+            raise ValueError(
+                f"clients-per-round = {self.clients_per_round} with min-clients = "
+                f"{self.min_clients}: choose at least min-clients, or 0 for fraction-train"
+            )
+        return self
 
     @property
     def scheme_kwargs(self) -> dict[str, Any]:

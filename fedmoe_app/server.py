@@ -10,6 +10,7 @@ from datasets import Dataset
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe_app.buffered import BufferedStrategy, check_buffered
 from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
 from fedmoe_app.holding import Holding
@@ -27,6 +28,8 @@ from fedmoe_app.report.table import print_table
 from fedmoe_app.report.trackers import require_trackers
 from fedmoe_app.rounds import EvaluateFn, Limits
 from fedmoe_app.schemes import make_scheme
+from fedmoe_app.schemes.projection import PairRule
+from fedmoe_app.spool import MIB, Spool
 from fedmoe_app.strategy import MoEStrategy
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import decode_state, encode_state
@@ -51,11 +54,14 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     setup = load_setup(config, data.label_names, on=config.server_device)
     scheme.check(setup.shape)
     chosen = config.model.experts_in_memory == "chosen"
+    if config.rounds == "buffered":
+        check_buffered(scheme, chosen)
+    strategy_class = BufferedStrategy if config.rounds == "buffered" else MoEStrategy
     state = read_state(setup.model, setup.layers)
     identity = Identity(
         flatten_run_config(config), data.label_names, data.fingerprint, setup.base_fingerprint
     )
-    strategy = MoEStrategy(
+    strategy = strategy_class(
         scheme,
         Limits(
             config.min_clients,
@@ -63,7 +69,13 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             config.wait_for_clients,
             config.max_failed_rounds,
             config.evaluate_every,
+            config.clients_per_round,
+            config.sampling,
+            config.max_rest_rounds,
+            config.buffer_size if config.rounds == "buffered" else 0,
         ),
+        spool=Spool(limit=config.spool_above * MIB),
+        pairs=PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
         seed=config.seed,
         shape=setup.shape,
         forget=not config.keep_client_state,
@@ -79,6 +91,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     journal = open_journal(config, identity, strategy, state, setup.task.metric)
     folder = journal.folder
     strategy.on_round = journal.on_round
+    strategy.spool_to(folder.path)
     with journal:
         logger.info("results: %s", folder.path)
         _run(grid, config, strategy, setup, encode_state(journal.state), data.test, folder)

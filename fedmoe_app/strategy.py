@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -17,21 +19,24 @@ from fedmoe_app.checkpoint import Counters, Snapshot
 from fedmoe_app.downloads import Downloads
 from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
 from fedmoe_app.holding import Holding, held_arrays
-from fedmoe_app.replies import decode_scores, decode_updates
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.replies import Decoded, Intake, decode_scores
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.roster import sample_size
 from fedmoe_app.rounds import Limits, RoundLoop
 from fedmoe_app.schemes.base import ModelShape, Scheme
 from fedmoe_app.schemes.diagnostics import Diagnostics
-from fedmoe_app.schemes.fold import FoldError, check_finite, fold, round_info
+from fedmoe_app.schemes.fold import FoldError, folded_tensors, round_info
+from fedmoe_app.schemes.projection import PairRule
+from fedmoe_app.spool import Spool
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import (
     UpdateSpec,
-    encode_state,
     encode_task,
     record_bytes,
 )
 from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.wire.views import encode_one_by_one, view_state
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
 
@@ -51,6 +56,8 @@ class MoEStrategy(RoundLoop):
         changed_only, download_codec: see :class:`fedmoe_app.downloads.Downloads`.
         forget: let the clients drop what they kept when the run is complete.
         diagnose: work out the scheme's diagnostics of every round.
+        spool: where the changes of a round wait until all replies are in.
+        pairs: how cosines between clients' changes are worked out.
         on_round: called with the report of every round, 0 (the initial model) included.
         holding: which experts each node holds; None where all nodes hold all.
     """
@@ -71,6 +78,8 @@ class MoEStrategy(RoundLoop):
         download_codec: str = "fp32",
         forget: bool = True,
         diagnose: bool = True,
+        spool: Spool | None = None,
+        pairs: PairRule | None = None,
         on_round: Callable[[RoundReport], None] = lambda report: None,
         holding: Holding | None = None,
     ) -> None:
@@ -83,6 +92,8 @@ class MoEStrategy(RoundLoop):
         self.forget = forget
         self.holding = holding
         self.diagnose = diagnose
+        self.spool = spool or Spool()
+        self.pairs = pairs or PairRule(seed=seed)
         self.shape = shape or ModelShape(0, 1, 1)
         self.region_size = self.shape.hidden_size if scheme.needs_regions else 0
         self.label_names = tuple(label_names)
@@ -96,8 +107,9 @@ class MoEStrategy(RoundLoop):
         self.progress.say(f"scheme: {self.scheme}")
         if advice := self.scheme.advice(self.shape):
             self.progress.say(f"warning: {advice}")
-        share = self.limits.fraction_train
+        share, fixed = self.limits.fraction_train, self.limits.clients_per_round
         asked = "all connected clients" if share == 1 else f"{share:.0%} of the connected clients"
+        asked = f"{fixed} of the connected clients" if fixed else asked
         self.progress.say(f"each round: {asked}, at least {self.limits.min_clients}")
 
     def end_run(self, grid: Grid) -> None:
@@ -115,6 +127,10 @@ class MoEStrategy(RoundLoop):
                 pass
         except Exception as error:  # the run is complete, whatever happens to the nodes' files
             self.progress.say(f"the nodes were not told to drop what they kept: {error}")
+
+    def spool_to(self, folder: Path) -> None:
+        """Let replies that do not fit in memory wait in this folder."""
+        self.spool.folder = folder
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -142,8 +158,7 @@ class MoEStrategy(RoundLoop):
         """Ask a share of the connected nodes, at least ``min_clients``, to train."""
         limits = self.limits
         nodes = wait_for_nodes(grid, limits.min_clients, limits.wait_for_clients, self.busy)
-        size = sample_size(len(nodes), limits.fraction_train, limits.min_clients)
-        nodes = self.roster.draw(grid, nodes, server_round, size)
+        nodes = self.draw(grid, nodes, server_round)
         self.report = RoundReport(server_round, num_asked=len(nodes))
         if (holding := self.holding) is not None:
             question = self._content(server_round, held_arrays(arrays, None), config)
@@ -154,6 +169,15 @@ class MoEStrategy(RoundLoop):
         self.report.bytes_down += sum(sizes.values())
         self.progress.round_started(server_round, len(nodes))
         return messages
+
+    def draw(self, grid: Grid, nodes: list[int], server_round: int) -> list[int]:
+        """Draw the nodes of a round among those that are connected."""
+        limits = self.limits
+        size = sample_size(
+            len(nodes), limits.fraction_train, limits.min_clients, limits.clients_per_round
+        )
+        awake = self.roster.awake(nodes, server_round, limits.min_clients)
+        return self.roster.draw(grid, awake, server_round, min(size, len(awake)))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -233,16 +257,31 @@ class MoEStrategy(RoundLoop):
         Returns None, None, and leaves the global state as it was, if fewer than ``min_clients``
         replies can be used.
         """
+        self.spool.clear()
+        intake = Intake(self.update_spec(), self.roster, self.spool)
+        for message in replies:
+            intake.add(message)
+            del message  # before the next one is pulled
+        return self.finish_train(server_round, intake.finish())
+
+    def update_spec(self) -> UpdateSpec:
+        """Return what a reply to the present state may hold."""
         top_k = 0 if self.holding is None else self.shape.top_k
-        spec = UpdateSpec.of(self.state, self.region_size, self.offer.codecs, top_k)
-        decoded = decode_updates(replies, spec, self.roster)
-        updates, rejected = decoded.updates, decoded.rejected
+        return UpdateSpec.of(self.state, self.region_size, self.offer.codecs, top_k)
+
+    def finish_train(
+        self, server_round: int, decoded: Decoded
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold what came of a round's replies; returns what :meth:`aggregate_train` does."""
         if self.holding is not None:
-            updates, strange = self.holding.accept(updates)
-            rejected = rejected | strange
-        for who, why in rejected.items():
+            decoded.updates, strange = self.holding.accept(decoded.updates)
+            decoded.rejected |= strange
+        for who, why in decoded.rejected.items():
             self._fail(who, why)
         self.report.rejected = dict(decoded.kinds)
+        updates = decoded.updates
+        good = [f"client {update.client}" for update in updates]
+        self.roster.rests.note(server_round, self.report.failures, good)
         self._note_lost_state(server_round, updates)
         if len(updates) < self.limits.min_clients:
             self._fail(
@@ -251,22 +290,32 @@ class MoEStrategy(RoundLoop):
                 f"min-clients = {self.limits.min_clients}; the global model stays as it was",
             )
             return None, None
+        arrays = self._fold(server_round, updates)
+        if arrays is None:
+            return None, None
+        self.report.bytes_up = decoded.bytes_up
+        return arrays, _mean_metrics(updates)
+
+    def _fold(self, server_round: int, updates: Sequence[ClientUpdate]) -> ArrayRecord | None:
+        """Fold the updates into the global state, or say why it stays as it was."""
         info = round_info(server_round, updates)
-        diagnostics = Diagnostics(spec.num_layers, spec.num_experts) if self.diagnose else None
+        layers, experts = info.routing[0].count.shape
+        diagnostics = Diagnostics(layers, experts) if self.diagnose else None
+        folded = folded_tensors(self.state, updates, self.scheme, info, diagnostics, self.pairs)
         try:
-            state = fold(self.state, updates, self.scheme, info, diagnostics)
-            check_finite(state)
+            arrays = encode_one_by_one(folded)
         except FoldError as error:
             self._fail("round", f"{error} ({self.scheme}); the global model stays as it was")
-            return None, None
-        self.state = state
+            return None
+        self.state = view_state(arrays)
         if diagnostics is not None:
             self.report.diagnostics = diagnostics.result(self.scheme, info)
         self.broadcast = self.scheme.broadcast(info)
-        self.report.updates, self.report.folded = updates, True
-        self.report.bytes_up = decoded.bytes_up
+        # The report outlives the round; the changes do not.
+        self.report.updates = [replace(update, changes=ModelState()) for update in updates]
+        self.report.folded = True
         self.report.bytes_down_to = self.roster.by_client(self.report.bytes_down_by_node)
-        return encode_state(state), _mean_metrics(updates)
+        return arrays
 
     def _note_lost_state(self, server_round: int, updates: Sequence[ClientUpdate]) -> None:
         """Tell which clients should have kept something of an earlier round and have not."""
@@ -280,7 +329,11 @@ class MoEStrategy(RoundLoop):
                     f"client {update.client}: what it kept of round {expected} is lost; "
                     f"it started from {start}"
                 )
-            self._last_replies[update.client] = server_round
+            self._last_replies[update.client] = self.round_of(update, server_round)
+
+    def round_of(self, update: ClientUpdate, server_round: int) -> int:
+        """Return the round of the task that the update answers."""
+        return server_round
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -19,7 +19,7 @@ class RoundReport:
     """What happened in a round."""
 
     server_round: int
-    updates: list[ClientUpdate] = field(default_factory=list)  # in client order
+    updates: list[ClientUpdate] = field(default_factory=list)  # in client order, without changes
     failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
     rejected: dict[str, int] = field(default_factory=dict)  # kind of fault -> training replies
     bytes_up: dict[int, int] = field(default_factory=dict)  # of the training replies, by client
@@ -93,6 +93,7 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "expert_budget": _whole(metrics.get("expert-budget")),
         "experts_held": _whole(metrics.get("experts-held")),
         "selection_ratio": _selection_ratio(report, position),
+        "staleness": _whole(metrics.get("staleness")),
         "kept_round": _whole(metrics.get("kept-round")),
         "state_lost": update.client in report.lost_state,
         "state_stored": _flag(metrics.get("state-stored")),
@@ -100,7 +101,7 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "bytes_down": report.bytes_down_to.get(update.client, 0),
         "codec": update.codec,
         "residual_round": _whole(metrics.get("residual-round")),
-        "experts_sent": len(update.changes.experts),
+        "experts_sent": int((update.routing.trained > 0).sum()),
     }
 
 

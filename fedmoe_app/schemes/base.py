@@ -20,8 +20,9 @@ from torch import Tensor
 
 from fedmoe_app.config import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.state import ModelState, Tensors
-from fedmoe_app.schemes.sums import cosines, weighted_sum
+from fedmoe_app.moe.state import ModelState, Tensors, flatten
+from fedmoe_app.schemes.projection import PairRule, project
+from fedmoe_app.schemes.sums import cosines, dots, norms, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,19 @@ class RoundInfo:
 
 @dataclass(frozen=True)
 class ExpertUpdates:
-    """The changes of one expert by the M clients that trained it, in client order."""
+    """The changes of one expert by the M clients that trained it, in client order.
+
+    The changes may lie on the disk and are read when they are asked for: the sums below read one
+    client's at a time, :attr:`deltas` all of them.
+    """
 
     layer: int
     expert: int
     members: tuple[int, ...]  # M positions among the round's N clients
-    deltas: Tensor  # [M, P] float32
+    changes: tuple[Mapping[str, Tensor], ...]  # M members' changes by the tensor's name
+    values: Mapping[str, Tensor]  # the expert's global values, which fix the order of names
     info: RoundInfo
+    pairs: PairRule
 
     @property
     def num_examples(self) -> Tensor:
@@ -97,14 +104,64 @@ class ExpertUpdates:
         return self.info.num_examples[list(self.members)]
 
     @cached_property
+    def deltas(self) -> Tensor:
+        """The members' changes, flattened, ``[M, P]`` float32: all of them in memory."""
+        return torch.stack([flatten(change, self.values) for change in self.changes])
+
+    @cached_property
     def agreement(self) -> Tensor:
-        """Cosines of the members' changes, ``[M, M]`` float64; worked out once."""
-        return cosines(self.deltas)
+        """Cosines of the members' changes, ``[M, M]`` float64; worked out once.
+
+        Beyond the limit of :attr:`pairs` they are those of random projections.
+        """
+        num_values = sum(value.numel() for value in self.values.values())
+        if self.pairs.is_exact(len(self.members), num_values):
+            return cosines(self.deltas)
+        return cosines(project(self.rows, num_values, self.pairs))
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """‖Δ_i‖ of the members, ``[M]`` float64."""
+        return norms(self.rows)
+
+    def dots(self, vector: Tensor) -> Tensor:
+        """⟨Δ_i, vector⟩ of the members with a vector ``[P]``, ``[M]`` float64."""
+        return dots(self.rows, vector)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Σ_i weights[i]·Δ_i, ``[P]`` float32, for weights ``[M]``."""
+        sums = {
+            name: weighted_sum(weights, [change[name] for change in self.changes])
+            for name in self.values
+        }
+        return flatten(sums, self.values)
+
+    @property
+    def rows(self) -> Sequence[Tensor]:
+        """The members' changes, flattened: M vectors ``[P]``, each read when it is asked for."""
+        if "deltas" in vars(self):
+            return self.deltas.unbind()
+        return _Rows(self.changes, self.values)
 
     def routing_of(self, name: str) -> Tensor:
         """Return one routing statistic of this expert by member, ``[M]`` (regions ``[M, D]``)."""
         stats = [self.info.routing[i] for i in self.members]
         return torch.stack([getattr(s, name)[self.layer, self.expert] for s in stats])
+
+
+class _Rows(Sequence[Tensor]):
+    """Changes ``[P]`` by member, each read and flattened anew when it is asked for."""
+
+    def __init__(
+        self, changes: Sequence[Mapping[str, Tensor]], values: Mapping[str, Tensor]
+    ) -> None:
+        self._changes, self._values = changes, values
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return flatten(self._changes[index], self._values)
 
 
 @dataclass(frozen=True)
@@ -189,6 +246,21 @@ class Scheme:
         return self.keeps_state
 
     @property
+    def stale_fault(self) -> str:
+        """Why changes that started from an older global state cannot be folded, or "" if they can.
+
+        A client that starts from what it kept sends changes that hold the way from the global state
+        to its own: added to a newer state they would count it twice.
+        """
+        if self.keeps_state and not self.personal_copy:
+            return (
+                "this scheme's clients start from what they kept and not from the global state, so "
+                "that their changes only fit the state they were sent; switch that off (fedalign: "
+                'gates = "consistency" or "average"; fcmoe: retention = "none")'
+            )
+        return ""
+
+    @property
     def personal_copy(self) -> bool:
         """Whether each client keeps a second model of its own beside the global one."""
         return False
@@ -228,6 +300,9 @@ class Scheme:
     def expert_weights(self, updates: ExpertUpdates) -> Tensor:
         """Return the members' weights for an expert, ``[M]``.
 
+        A scheme that reads no changes here, only ``updates.info`` and statistics, costs the server
+        the same memory for any number of clients.
+
         FedAvg averages over all clients: one that did not train the expert left it unchanged,
         so that its weight stays in the mean.
         """
@@ -235,7 +310,7 @@ class Scheme:
 
     def combine_expert(self, updates: ExpertUpdates) -> Tensor:
         """Combine the members' changes of an expert into the global change, ``[P]``."""
-        return weighted_sum(self.expert_weights(updates), updates.deltas)
+        return updates.weighted_sum(self.expert_weights(updates))
 
     def broadcast(self, info: RoundInfo) -> dict[str, Tensor]:
         """Return tensors to send to every client with the next round, by name."""

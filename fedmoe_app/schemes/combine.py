@@ -109,6 +109,11 @@ class Combination(Scheme):
         """Whether gates or experts keep anything."""
         return self.gates.keeps_state or self.experts.keeps_state
 
+    @property
+    def stale_fault(self) -> str:
+        """As gates or experts have it."""
+        return self.gates.stale_fault or self.experts.stale_fault
+
     def keep(self, received: ModelState, changes: ModelState) -> Tensors:
         """Keep for both parts, under names that tell them apart."""
         parts = ((_GATES, self.gates), (_EXPERTS, self.experts))

@@ -10,11 +10,13 @@ Shapes: L layers, E experts, N clients of the round, M members that trained an e
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fedmoe_app.schemes.base import ExpertUpdates, RoundInfo, Scheme
+from fedmoe_app.schemes.sums import dots
 
 logger = logging.getLogger("fedmoe")
 
@@ -39,11 +41,15 @@ class Diagnostics:
         self._num_clients = len(updates.info.num_examples)
         try:
             found = {
-                "conflict": conflict_share(updates.deltas, change),
+                "conflict": conflict_share(updates.rows, change),
                 "expert_weights": scheme.expert_weights(updates),
                 **scheme.diagnose_expert(updates, change),
             }
-            spread = {name: self._spread(value, updates.members) for name, value in found.items()}
+            spread = {
+                name: self._spread(value, updates.members)
+                for name, value in found.items()
+                if not self._is_too_large(value)
+            }
         except Exception as error:  # whatever a user's scheme does
             logger.warning("diagnostics of expert %s: %r", (updates.layer, updates.expert), error)
             return
@@ -53,17 +59,21 @@ class Diagnostics:
     def result(self, scheme: Scheme, info: RoundInfo) -> dict[str, Any]:
         """Return the tables of all experts and what the scheme says of the round."""
         layers, experts = self._shape
-        pairs = layers * experts * self._num_clients**2
         tables = {
             name: [[found.get((layer, e)) for e in range(experts)] for layer in range(layers)]
             for name, found in self._found.items()
-            if pairs <= MAX_PAIRS or not _is_matrix(found)
         }
         try:
             return tables | scheme.diagnose(info)
         except Exception as error:  # as in add()
             logger.warning("diagnostics of round %d: %r", info.server_round, error)
             return tables
+
+    def _is_too_large(self, value: Any) -> bool:
+        """Whether it is one of the matrices that a line has no room for."""
+        layers, experts = self._shape
+        is_matrix = isinstance(value, Tensor) and value.dim() == 2
+        return is_matrix and layers * experts * self._num_clients**2 > MAX_PAIRS
 
     def _spread(self, value: Any, members: tuple[int, ...]) -> Any:
         """Lay the members' numbers out over the round's N clients, null for the others."""
@@ -75,10 +85,9 @@ class Diagnostics:
         return _lay_out(rows, members, self._num_clients, [None] * self._num_clients)
 
 
-def conflict_share(deltas: Tensor, change: Tensor) -> float:
-    """Return the share of ``deltas`` ``[M, P]`` with ⟨Δ_i, change⟩ < 0."""
-    wide = change.double()
-    return sum(bool(delta.double() @ wide < 0) for delta in deltas) / len(deltas)
+def conflict_share(deltas: Sequence[Tensor] | Tensor, change: Tensor) -> float:
+    """Return the share of ``deltas``, M vectors ``[P]``, with ⟨Δ_i, change⟩ < 0."""
+    return float((dots(deltas, change) < 0).double().mean())
 
 
 def _lay_out(values: list[Any], members: tuple[int, ...], size: int, empty: Any = None) -> Any:
@@ -86,8 +95,3 @@ def _lay_out(values: list[Any], members: tuple[int, ...], size: int, empty: Any 
     for member, value in zip(members, values, strict=True):
         row[member] = value
     return row
-
-
-def _is_matrix(found: dict[_Expert, Any]) -> bool:
-    first = next(iter(found.values()))
-    return isinstance(first, list) and isinstance(first[0], list)

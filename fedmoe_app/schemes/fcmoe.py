@@ -37,7 +37,7 @@ from torch import Tensor
 from fedmoe_app.config import RunConfig
 from fedmoe_app.moe.state import ModelState, Tensors, expert_name, flatten, unflatten
 from fedmoe_app.schemes.base import ExpertUpdates, Scheme
-from fedmoe_app.schemes.sums import shares, weighted_sum
+from fedmoe_app.schemes.sums import dots, norms, shares, weighted_sum
 
 RETENTION_MODES = ("paper", "filtered")
 NO_RETENTION = "none"
@@ -54,8 +54,7 @@ def importance(counts: Tensor, deltas: Tensor) -> Tensor:
     Returns:
         Weights that sum to 1, or zeros if no client has both tokens and a change.
     """
-    values = counts.double() * torch.linalg.vector_norm(deltas, dim=1, dtype=torch.float64)
-    return shares(values).float()
+    return _importance(counts, norms(deltas))
 
 
 def consensus_update(
@@ -79,18 +78,7 @@ def consensus_update(
     consensus = weighted_sum(weights, deltas)  # [P]
     if not project:
         return consensus
-    return consensus * (1 + projection_gain(deltas, weights))
-
-
-def projection_gain(deltas: Tensor, weights: Tensor) -> float:
-    """κ ≥ 0 of the identity above: by how much step 3 lengthens the consensus.
-
-    Args:
-        deltas: the clients' changes of the expert, ``[N, P]``.
-        weights: their weights, ``[N]``.
-    """
-    conflicts = _conflicts(deltas, weights, weighted_sum(weights, deltas))  # [N], <= 0
-    return abs(float(weights.double() @ conflicts))  # no -0.0
+    return consensus * (1 + _gain(weights, norms(deltas), dots(deltas, consensus), consensus))
 
 
 def retention(own_delta: Tensor, global_old: Tensor, global_new: Tensor, mode: str) -> Tensor:
@@ -122,15 +110,25 @@ def retention(own_delta: Tensor, global_old: Tensor, global_new: Tensor, mode: s
     return _projection(own_delta, direction).float()
 
 
-def _conflicts(deltas: Tensor, weights: Tensor, consensus: Tensor) -> Tensor:
-    """min(0, ⟨Δ_i, Δ̄⟩/‖Δ̄‖²), ``[N]`` float64: the multiple of Δ̄ that step 3 takes from Δ_i."""
+def _importance(counts: Tensor, lengths: Tensor) -> Tensor:
+    """Step 1 from the norms ‖Δ_i‖, ``[N]`` float64."""
+    return shares(counts.double() * lengths).float()
+
+
+def _gain(weights: Tensor, lengths: Tensor, products: Tensor, consensus: Tensor) -> float:
+    """κ ≥ 0 of the identity above: by how much step 3 lengthens the consensus.
+
+    Args:
+        weights: of the clients, ``[N]``.
+        lengths: ‖Δ_i‖, ``[N]`` float64.
+        products: ⟨Δ_i, Δ̄⟩, ``[N]`` float64.
+        consensus: Δ̄, ``[P]``.
+    """
     direction = consensus.double()  # [P]
-    norms = torch.linalg.vector_norm(deltas, dim=1, dtype=torch.float64)  # [N]
-    if direction.norm() <= CANCELLED * (weights.double() @ norms):
-        return torch.zeros_like(norms)
-    # Row by row: a float64 copy of all changes would double the server's memory.
-    dots = torch.stack([delta.double() @ direction for delta in deltas])  # [N]
-    return (dots / (direction @ direction)).clamp_max(0)
+    if direction.norm() <= CANCELLED * (weights.double() @ lengths):
+        return 0.0
+    conflicts = (products / (direction @ direction)).clamp_max(0)  # [N]
+    return abs(float(weights.double() @ conflicts))  # no -0.0
 
 
 def _projection(vector: Tensor, onto: Tensor) -> Tensor:
@@ -201,20 +199,24 @@ class FCMoE(Scheme):
         """Return the importance weights (step 1), or n_i's, over the members, ``[M]``."""
         if not self.importance:
             return updates.num_examples / updates.num_examples.sum()
-        return importance(updates.routing_of("count"), updates.deltas)
+        return _importance(updates.routing_of("count"), updates.norms)
 
     def combine_expert(self, updates: ExpertUpdates) -> Tensor:
-        """Return the consensus of the members' changes (steps 2 to 4), ``[P]``."""
-        return consensus_update(
-            updates.deltas,
-            updates.routing_of("count"),
-            weights=self.expert_weights(updates),
-            project=self.projection,
-        )
+        """Return the consensus of the members' changes (steps 2 to 4), ``[P]``.
+
+        It reads the changes of one member at a time, three times.
+        """
+        weights = self.expert_weights(updates)
+        consensus = updates.weighted_sum(weights)  # [P]
+        if not self.projection:
+            return consensus
+        return consensus * (1 + _gain(weights, updates.norms, updates.dots(consensus), consensus))
 
     def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
         """Return κ, whether or not the projection is switched on."""
-        return {"kappa": projection_gain(updates.deltas, self.expert_weights(updates))}
+        weights = self.expert_weights(updates)
+        consensus = updates.weighted_sum(weights)
+        return {"kappa": _gain(weights, updates.norms, updates.dots(consensus), consensus)}
 
 
 def _unpack(kept: Mapping[str, Tensor], prefix: str) -> ModelState:

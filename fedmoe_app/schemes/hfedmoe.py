@@ -208,6 +208,13 @@ class HFedMoE(Scheme):
 
     # -- on the server -------------------------------------------------------------------------
 
+    @property
+    def stale_fault(self) -> str:
+        """Gates that are scaled as a whole are more than the sum of changes."""
+        if self.importance_gates and not self.normalise:
+            return "hfedmoe.normalise = false scales the gates themselves; set it to true"
+        return ""
+
     def expert_weights(self, updates: ExpertUpdates) -> Tensor:
         """Return n_i over the members with u_i(e) ≥ τ, ``[M]``."""
         if not self.usage_weights:

@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+CHUNK = 1 << 16  # values that are summed over all clients at a time: they fit into a core's cache
+BLOCK = 1 << 17  # columns of a product of changes at a time
+
 
 def weighted_sum(weights: Tensor, deltas: Tensor | Sequence[Tensor]) -> Tensor:
     """Σ_i weights[i]·deltas[i], added in client order in float32.
+
+    It needs the memory of one result, however many clients there are.
 
     Args:
         weights: ``[N]``, or ``[N, R]`` for one weight a row when ``deltas`` is ``[N, R, ...]``.
@@ -19,10 +24,29 @@ def weighted_sum(weights: Tensor, deltas: Tensor | Sequence[Tensor]) -> Tensor:
     """
     if len(weights) != len(deltas):
         raise ValueError(f"weights of shape {list(weights.shape)} for {len(deltas)} clients")
-    total = torch.zeros_like(deltas[0], dtype=torch.float32)
+    total = torch.zeros(deltas[0].shape, dtype=torch.float32, device=deltas[0].device)
+    if weights.dim() == 1:
+        _add_in_chunks(total, weights.float(), deltas)
+        return total
     for weight, delta in zip(weights.float(), deltas, strict=True):
         total += weight.reshape(weight.shape + (1,) * (delta.dim() - weight.dim())) * delta
     return total
+
+
+def _add_in_chunks(total: Tensor, weights: Tensor, deltas: Tensor | Sequence[Tensor]) -> None:
+    """Add Σ_i weights[i]·deltas[i] to ``total``, a chunk of values over all clients at a time.
+
+    A product and a sum of float32 each, not one fused step: bit for bit what whole tensors give.
+    """
+    flat = total.view(-1)
+    rows = [delta.reshape(-1) for delta in deltas]  # views
+    product = torch.empty(min(CHUNK, flat.numel()), dtype=torch.float32, device=total.device)
+    for start in range(0, flat.numel(), CHUNK):
+        part = flat[start : start + CHUNK]
+        scratch = product[: part.numel()]
+        for weight, row in zip(weights, rows, strict=True):
+            torch.mul(row[start : start + CHUNK], weight, out=scratch)
+            part += scratch
 
 
 def shares(values: Tensor) -> Tensor:
@@ -32,14 +56,43 @@ def shares(values: Tensor) -> Tensor:
 
 
 def cosines(vectors: Tensor) -> Tensor:
-    """Return cos(v_i, v_j), ``[N, N]`` float64: 1 on the diagonal, 0 of a zero vector to others."""
-    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # [N, D]
-    # Largest entry 1 first, so that no square overflows or vanishes.
-    scaled = normalize(wide, p=torch.inf, dim=1, eps=torch.finfo(wide.dtype).tiny)
-    gram = (scaled @ scaled.T).double()  # [N, N]
+    """Return cos(v_i, v_j), ``[N, N]`` float64: 1 on the diagonal, 0 of a zero vector to others.
+
+    Products run over blocks of columns, so that no second copy of the vectors is made.
+    """
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
+    if vectors.numel():
+        low, high = vectors.aminmax(dim=1)
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        # Largest entry 1 first, so that no square overflows or vanishes.
+        largest = torch.maximum(-low, high).to(wide).clamp_min(torch.finfo(wide).tiny)  # [N]
+        for block in vectors.split(BLOCK, dim=1):
+            scaled = block.to(wide) / largest.unsqueeze(1)
+            gram += scaled @ scaled.T  # [N, N]
     lengths = gram.diagonal().sqrt()
     cosines = gram / torch.outer(lengths, lengths).where(gram != 0, 1.0)
     return cosines.clamp(-1, 1).fill_diagonal_(1.0)
+
+
+def norms(rows: Sequence[Tensor] | Tensor) -> Tensor:
+    """‖v_i‖ of N vectors ``[P]``, taken one at a time, ``[N]`` float64."""
+    found = [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in rows]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def dots(rows: Sequence[Tensor] | Tensor, vector: Tensor) -> Tensor:
+    """⟨v_i, vector⟩ of N vectors ``[P]``, taken one at a time, ``[N]`` float64."""
+    # A float64 copy of all changes would double the server's memory.
+    wide = vector.double()
+    return torch.tensor([float(row.double() @ wide) for row in rows], dtype=torch.float64)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; one pass that makes no copy."""
+    if not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # a NaN becomes both
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def mean_of_pairs(matrix: Tensor) -> float:

@@ -7,11 +7,16 @@ read this way: ``numpy.load`` evaluates a file's header and allocates what it cl
 
 from __future__ import annotations
 
+import math
+import warnings
+from io import BytesIO
+
+import numpy as np
 import torch
 from flwr.app import Array
 from torch import Tensor
 
-_BF16 = "fedmoe.bf16"
+_NUMPY, _BF16 = "numpy.ndarray", "fedmoe.bf16"
 
 
 def to_array(tensor: Tensor, dtype: torch.dtype | None = None) -> Array:
@@ -25,18 +30,48 @@ def to_array(tensor: Tensor, dtype: torch.dtype | None = None) -> Array:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     if dtype is None or not tensor.is_floating_point():
-        return Array(tensor.numpy())
+        return _plain(tensor)
     rounded = tensor.to(dtype)
     if dtype != torch.bfloat16:
-        return Array(rounded.numpy())
-    whole = Array(rounded.view(torch.int16).numpy())
+        return _plain(rounded)
+    whole = _plain(rounded.view(torch.int16))
     return Array(dtype=whole.dtype, shape=whole.shape, stype=_BF16, data=whole.data)
+
+
+def _plain(tensor: Tensor) -> Array:
+    """Return what ``numpy.save`` writes, with one copy of the values in place of three."""
+    values = tensor.numpy()
+    if not values.size:
+        return Array(values)
+    data = b"".join((_header(values.shape, values.dtype), values.reshape(-1).data.cast("B")))
+    return Array(str(values.dtype), tuple(values.shape), _NUMPY, data)
 
 
 def read_array(array: Array) -> Tensor:
     """Decode what :func:`to_array` has encoded; values of 16 bits come as float32."""
     if array.stype == _BF16:
-        plain = Array(dtype=array.dtype, shape=array.shape, stype="numpy.ndarray", data=array.data)
+        plain = Array(dtype=array.dtype, shape=array.shape, stype=_NUMPY, data=array.data)
         return torch.from_numpy(plain.numpy().copy()).view(torch.bfloat16).float()
     tensor = torch.from_numpy(array.numpy().copy())
     return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def view_array(array: Array) -> Tensor:
+    """Return a view of the bytes of an array that this process has encoded: read it only."""
+    shape, dtype = tuple(array.shape), getattr(torch, array.dtype)
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    offset = len(_header(shape, np.dtype(array.dtype)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the view must not be written to
+        return torch.frombuffer(array.data, dtype=dtype, offset=offset).view(shape)
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Return the header that ``numpy.save`` writes for an array of this shape and type."""
+    stream = BytesIO()
+    described = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": described, "fortran_order": False, "shape": shape}
+    )
+    return stream.getvalue()

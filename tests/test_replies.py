@@ -1,0 +1,66 @@
+"""Taking replies as they arrive: the order changes nothing, and no message is held."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from pathlib import Path
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from fedmoe_app.inprocess import task_identity
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.replies import Decoded, Intake
+from fedmoe_app.roster import Roster
+from fedmoe_app.schemes import SCHEMES
+from fedmoe_app.spool import Spool
+from fedmoe_app.wire.records import UpdateSpec, encode_update
+from tests.test_spool import updates
+from tests.toy import assert_same, fold_toy, toy_state
+
+GIVEN = updates(seed=9)
+
+
+def message(client: int) -> Message:
+    asked = Message(RecordDict(), 10 + client, "train")
+    return Message(encode_update(GIVEN[client]), reply_to=asked)
+
+
+def taken(order: tuple[int, ...], spool: Spool | None = None) -> Decoded:
+    intake = Intake(UpdateSpec.of(toy_state(), region_size=4), Roster(seed=0), spool)
+    with task_identity():
+        for client in order:
+            intake.add(message(client))
+    return intake.finish()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_order_of_arrival_changes_no_bit(name: str, tmp_path: Path) -> None:
+    wanted: ModelState | None = None
+    for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 23):
+        spool = Spool(tmp_path, limit=100)  # other clients in memory, others in the file
+        state = fold_toy(SCHEMES[name](), taken(order, spool).updates)
+        spool.close()
+        wanted = wanted or state
+        assert_same(state, wanted)
+
+
+def test_a_reply_that_was_taken_over_is_not_held_by_anybody(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, limit=0)
+    intake = Intake(UpdateSpec.of(toy_state(), region_size=4), Roster(seed=0), spool)
+    with task_identity():
+        reply = message(0)
+        arrays = [weakref.ref(array) for array in reply.content["arrays"].values()]
+        intake.add(reply)
+        del reply
+    assert all(array() is None for array in arrays)
+
+
+def test_copies_of_a_client_are_rejected_whichever_came_first() -> None:
+    for order in ((0, 1, 0), (0, 0, 1), (1, 0, 0)):
+        decoded = taken(order)
+        assert [update.client for update in decoded.updates] == [1]
+        assert decoded.rejected == {
+            "client 0": "reply rejected: 2 nodes have partition-id = 0; give each its own"
+        }
