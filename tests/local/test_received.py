@@ -52,7 +52,7 @@ class Server:
             message = Message(sent, NODE, "train")
             message.metadata.__dict__["_message_id"] = "1"
             reply = Message(encode_score(ClientScore(0, 0.0, 0, 0), held), reply_to=message)
-        self.downloads._learn(Reply(NODE, reply, 0.0))
+        self.downloads.learn(Reply(NODE, reply, 0.0))
 
 
 def one_expert_changed() -> ModelState:
