@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shlex
 import sys
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedmoe_app.comparing.options import read_schemes
 from fedmoe_app.inprocess import run_in_process
@@ -56,23 +60,68 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 # -- code --------------------------------------------------------------------------------------
 
 
-def test_the_own_scheme_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    match = re.search(r"```python\n(.*?)```", text_of(DOCS / "own-scheme.md"), re.DOTALL)
-    assert match is not None
-    package = tmp_path / "my_schemes"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "tokens.py").write_text(match[1], encoding="utf-8")
+@pytest.fixture
+def own_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of docs/own-scheme.md in a folder that Python imports from."""
+    blocks = re.findall(r"```python\n(# (\S+)\n.*?)```", text_of(DOCS / "own-scheme.md"), re.DOTALL)
+    for code, name in blocks:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code, encoding="utf-8")
+    (tmp_path / "my_schemes" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
+    for module in [name for name in sys.modules if name.partition(".")[0] == "my_schemes"]:
+        monkeypatch.delitem(sys.modules, module)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("scheme", "args", "experts_sent"),
+    [
+        ("my_schemes.tokens:TokenWeights", {"power": 0.5}, 16),
+        ("my_schemes.steady:SteadyGates", {"experts": 3}, 6),  # of 2 layers
+    ],
+)
+def test_the_own_schemes_of_the_docs_run(
+    own_schemes: Path, scheme: str, args: dict[str, float], experts_sent: int
+) -> None:
     overrides = SMALL | {
-        "output-dir": str(tmp_path / "out"),
-        "scheme": "my_schemes.tokens:TokenWeights",
-        "scheme-args": '{"power": 0.5}',
+        "output-dir": str(own_schemes / "out"),
+        "scheme": scheme,
+        "scheme-args": json.dumps(args),
     }
     lines = read_metrics(run_in_process(flat_config(**overrides), 3))
     assert [line["status"] for line in lines] == ["ok"] * 3
     assert lines[-1]["loss"] < lines[0]["loss"]
-    assert "my_schemes.tokens" in sys.modules
+    sent = [client["experts_sent"] for client in lines[-1]["clients"]]
+    assert max(sent) <= experts_sent
+    assert scheme.partition(":")[0] in sys.modules
+
+
+def test_the_tests_of_own_schemes_in_the_docs_pass(own_schemes: Path) -> None:
+    tests = runpy.run_path(str(own_schemes / "tests" / "test_my_schemes.py"))
+    found = [tests[name] for name in tests if name.startswith("test_")]
+    assert len(found) == 4
+    for test in found:
+        test()
+
+
+# -- the site ----------------------------------------------------------------------------------
+
+
+def pages_of(navigation: object) -> list[str]:
+    """All pages below an entry of mkdocs' nav."""
+    if isinstance(navigation, str):
+        return [navigation]
+    entries = navigation.values() if isinstance(navigation, dict) else navigation
+    assert isinstance(entries, Iterable)
+    return [page for entry in entries for page in pages_of(entry)]
+
+
+def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+    assert sorted(pages_of(site["nav"])) == sorted(["index.md", *pages])
 
 
 # -- names -------------------------------------------------------------------------------------

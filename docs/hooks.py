@@ -1,0 +1,55 @@
+"""What mkdocs is told beyond mkdocs.yml: README.md is the home page, links to code become names.
+
+The pages are written to be read in the repository, too, where links to source files and to
+README.md lead somewhere; on the site there are only the pages.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+HOME, README = "index.md", "README.md"
+_LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add README.md as the home page."""
+    files.append(File.generated(config, HOME, abs_src_path=_root(config) + "/" + README))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
+    """Point links at pages of the site; where there is none, keep the text alone."""
+    uri = page.file.src_uri
+    folder = posixpath.dirname("README.md" if uri == HOME else f"docs/{uri}")
+    known = set(files.src_uris)
+
+    def site_link(match: re.Match[str]) -> str:
+        target, hash_sign, anchor = match["target"].partition("#")
+        if not target or ":" in target:
+            return match[0]
+        found = _on_site(posixpath.normpath(posixpath.join(folder, target)), known)
+        if found is None:
+            return match["text"]
+        relative = posixpath.relpath(found, posixpath.dirname(uri) or ".")
+        return f"{match['image']}[{match['text']}]({relative}{hash_sign}{anchor})"
+
+    return _LINK.sub(site_link, markdown)
+
+
+def _on_site(path: str, known: set[str]) -> str | None:
+    """Return the page or file of the site for a path in the repository."""
+    if path == README:
+        return HOME
+    inside = path.removeprefix("docs/")
+    return inside if path != inside and inside in known else None
+
+
+def _root(config: MkDocsConfig) -> str:
+    return posixpath.dirname(config.config_file_path)
