@@ -1,7 +1,7 @@
-"""Rests: a client that failed is left out for some rounds, longer each time it fails again.
+"""Rests: a client that keeps failing is left out for some rounds, longer each time.
 
-After f failures in a row a client rests for 2^(f-1) rounds: 1, 2, 4, ..., at most ``max_rest``. One
-usable reply ends the row. The rule knows rounds and names only, so that a run is repeated by its
+A first failure costs nothing: it may be a lost message. After f > 1 failures in a row a client
+rests for 2^(f-2) rounds: 1, 2, 4, ..., at most ``max_rest``. One usable reply ends the row. The rule knows rounds and names only, so that a run is repeated by its
 seed.
 """
 
@@ -32,7 +32,7 @@ class Rests:
         """Take what a round brought: the names of those that failed, and of those that did not."""
         for name in failed:
             failures = self._records[name].failures + 1 if name in self._records else 1
-            rest = min(2 ** (failures - 1), self._max_rest)
+            rest = min(2 ** (failures - 2), self._max_rest) if failures > 1 else 0
             self._records[name] = _Record(failures, server_round + rest)
         for name in good:
             self._records.pop(name, None)
