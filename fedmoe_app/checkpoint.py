@@ -40,6 +40,14 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class HeldExperts:
+    """A client's choice of experts as plain numbers: its budget, and the experts by layer."""
+
+    budget: int
+    subsets: list[list[int]]
+
+
+@dataclass(frozen=True)
 class Counters:
     """What the loop over rounds counts.
 
@@ -48,12 +56,14 @@ class Counters:
         unevaluated: whether the global model changed since its last evaluation.
         last_replies: client -> its last round with a usable reply.
         roster: node id (in decimal) -> client's number.
+        holding: client -> the experts that it holds in its next round, where nodes choose.
     """
 
     num_folded: int = 0
     unevaluated: bool = False
     last_replies: dict[int, int] = field(default_factory=dict)
     roster: dict[int, int] = field(default_factory=dict)
+    holding: dict[int, HeldExperts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,8 @@ def _counters(stored: Mapping[str, Any]) -> Counters:
         name: {int(key): value for key, value in stored[name].items()}
         for name in ("last_replies", "roster")
     }
-    return Counters(stored["num_folded"], stored["unevaluated"], **maps)
+    holding = {int(client): HeldExperts(**held) for client, held in stored["holding"].items()}
+    return Counters(stored["num_folded"], stored["unevaluated"], **maps, holding=holding)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -8,13 +8,15 @@ is not in it, or has a new node id, is asked again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedmoe_app.checkpoint import HeldExperts
 from fedmoe_app.exchange import Reply, exchange
 from fedmoe_app.moe.state import expert_of
 from fedmoe_app.roster import Roster
@@ -57,6 +59,21 @@ class Holding:
         """Return a node's choice, None if it has to be asked."""
         client = roster.client(node)
         return None if client is None else self.choices.get(client)
+
+    def book(self) -> dict[int, HeldExperts]:
+        """Return the choices as a checkpoint holds them."""
+        return {
+            client: HeldExperts(choice.budget, choice.subsets())
+            for client, choice in self.choices.items()
+        }
+
+    def restore(self, book: Mapping[int, HeldExperts]) -> None:
+        """Take the choices of a checkpoint, so that their nodes are not asked again."""
+        for client, entry in book.items():
+            held = torch.zeros(self.shape.num_layers, self.shape.num_experts, dtype=torch.bool)
+            for layer, experts in enumerate(entry.subsets):
+                held[layer, experts] = True
+            self.choices[client] = Choice(held, entry.budget)
 
     def content_for(self, roster: Roster, node: int, content: RecordDict) -> RecordDict:
         """Return a message's content with only the experts that a node holds."""

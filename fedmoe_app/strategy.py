@@ -137,7 +137,11 @@ class MoEStrategy(RoundLoop):
     def snapshot(self) -> Snapshot:
         """Return what the server needs to go on after this round."""
         counters = Counters(
-            self.num_folded, self._unevaluated, dict(self._last_replies), self.roster.clients
+            self.num_folded,
+            self._unevaluated,
+            dict(self._last_replies),
+            self.roster.clients,
+            self.holding.book() if self.holding is not None else {},
         )
         return Snapshot(self.rounds_done, self.run_key, self.state, self.broadcast, counters)
 
@@ -149,6 +153,8 @@ class MoEStrategy(RoundLoop):
         self._unevaluated = counters.unevaluated
         self._last_replies = dict(counters.last_replies)
         self.roster.clients = dict(counters.roster)
+        if self.holding is not None:
+            self.holding.restore(counters.holding)
 
     # -- messages out --------------------------------------------------------------------------
 

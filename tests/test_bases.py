@@ -68,11 +68,13 @@ def run_with_odd_node(
     spoil(copied)
     train = local_round.train_client
 
-    def train_client(config: RunConfig, node: Node, task: TrainTask) -> ClientUpdate:
+    def train_client(
+        config: RunConfig, node: Node, task: TrainTask, *more: Any, **options: Any
+    ) -> ClientUpdate:
         if node.client == 1:
             model = config.model.model_copy(update={"name": str(copied)})
             config = config.model_copy(update={"model": model})
-        return train(config, node, task)
+        return train(config, node, task, *more, **options)
 
     monkeypatch.setattr(local_round, "train_client", train_client)
     folder = run_in_process(config_of(base, **overrides), clients)

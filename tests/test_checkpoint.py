@@ -16,6 +16,7 @@ from fedmoe_app.checkpoint import (
     STATE_FILE,
     CheckpointError,
     Counters,
+    HeldExperts,
     Identity,
     Snapshot,
     prune_checkpoints,
@@ -46,7 +47,8 @@ def snapshot(server_round: int) -> Snapshot:
     state.experts[0, 1] = {"up": vector[:2], "down": vector[2:]}
     state.dense["b"], state.dense["a"] = torch.ones(1, dtype=torch.bfloat16), torch.zeros(0)
     broadcast = {"reference": torch.rand(2, 3), "empty": torch.zeros(0, 2)}
-    counters = Counters(server_round, True, {3: 1, 0: 2}, {8123456789012345678: 3})
+    held = {3: HeldExperts(2, [[0, 2], [1]])}
+    counters = Counters(server_round, True, {3: 1, 0: 2}, {8123456789012345678: 3}, held)
     return Snapshot(server_round, KEY, state, broadcast, counters)
 
 

@@ -46,6 +46,11 @@ def test_replies_bring_the_choice_of_the_next_round() -> None:
     assert holding.choice(roster, 77) is choice
     _, rejected = holding.accept([toy_update(6, 10, 0.5, [])])
     assert "another client's number" in rejected["client 6"]
+    again = Holding(ModelShape(2, 3, 2), timeout=1.0)
+    again.restore(holding.book())
+    assert again.choices.keys() == {5}
+    assert torch.equal(again.choices[5].held, HELD)
+    assert again.choices[5].budget == 2
     content = RecordDict({"arrays": encode_state(toy_state())})
     own = holding.content_for(roster, 77, content)
     assert len(decode_state(own.array_records["arrays"]).experts) == 4

@@ -26,7 +26,6 @@ from fedmoe_app.launching.overrides import (
 from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.paths import home
 from fedmoe_app.report.html.page import REPORT_FILE
-from fedmoe_app.report.html.run_page import write_run_page
 from fedmoe_app.report.log import (
     METRICS_FILE,
     ResultsError,
@@ -152,7 +151,10 @@ def _going_on(folder: Path | None) -> str:
 def _close_page(folder: Path | None) -> None:
     """Let the page of a run that was stopped no longer say that it runs."""
     if folder and (folder / REPORT_FILE).is_file():
-        with suppress(ResultsError, OSError):
+        # Where the command line runs alone there is no matplotlib, and the page stays as it is.
+        with suppress(ResultsError, OSError, ImportError):
+            from fedmoe_app.report.html.run_page import write_run_page
+
             write_run_page(folder)
 
 

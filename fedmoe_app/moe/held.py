@@ -26,11 +26,12 @@ from fedmoe_app.moe.checkpoint import checkpoint_folder, safetensors_files
 from fedmoe_app.moe.expert_files import ExpertFiles
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.packed import pack_matrix
-from fedmoe_app.moe.quantisers import BEFORE_LOADING, quantization_config
 from fedmoe_app.moe.slots import ExpertSlots, put_slots, use_slots
 from fedmoe_app.moe.structure import listed_experts, set_adapters, set_held
 from fedmoe_app.moe.subset import check_subset, restrict_router
 
+# Attribute of a quantization config: called with the model before its values are read.
+BEFORE_LOADING = "before_loading"
 _FILES = "_fedmoe_expert_files"  # attribute of a model: where its other experts are
 
 Subsets = Sequence[Collection[int]]  # the experts to hold of each layer; empty means none
@@ -102,6 +103,15 @@ def _checked(layers: Sequence[MoELayer], subsets: Subsets | None) -> list[list[i
     return [sorted(set(subset)) for subset in subsets]
 
 
+def _how_to_read(quantization: str, dtype: torch.dtype) -> Any:
+    """Return the quantization config that has transformers call ``BEFORE_LOADING``."""
+    if quantization == "none":
+        return _AsIs()
+    from fedmoe_app.moe.quantisers import quantization_config  # bitsandbytes is slow to import
+
+    return quantization_config(quantization, dtype)
+
+
 def _load_rest(
     empty: PreTrainedModel,
     config: PreTrainedConfig,
@@ -129,7 +139,7 @@ def _load_rest(
                 state.update(files.listed_slices(layer.index, e))
             put_back.append(_take_out_listed(layer, held))
 
-    how: Any = _AsIs() if quantization == "none" else quantization_config(quantization, dtype)
+    how = _how_to_read(quantization, dtype)
     setattr(how, BEFORE_LOADING, take_out)
     model: PreTrainedModel = type(empty).from_pretrained(
         None,

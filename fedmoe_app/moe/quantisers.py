@@ -21,6 +21,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
+from fedmoe_app.moe.held import BEFORE_LOADING
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.packed import (
     BLOCK,
@@ -39,8 +40,6 @@ from fedmoe_app.moe.streaming import (
 )
 
 LINEARS = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
-# Attribute of a quantization config: called with the model before its values are read.
-BEFORE_LOADING = "before_loading"
 
 
 class Int8Linear(bitsandbytes.nn.Linear8bitLt):
