@@ -1,8 +1,8 @@
 """Rests: a client that keeps failing is left out for some rounds, longer each time.
 
 A first failure costs nothing: it may be a lost message. After f > 1 failures in a row a client
-rests for 2^(f-2) rounds: 1, 2, 4, ..., at most ``max_rest``. One usable reply ends the row. The rule knows rounds and names only, so that a run is repeated by its
-seed.
+rests for 2^(f-2) rounds: 1, 2, 4, ..., at most ``max_rest``. One usable reply ends the row. The
+rule knows rounds and names only, so that a run is repeated by its seed.
 """
 
 from __future__ import annotations
