@@ -7,9 +7,14 @@
 import time
 from pathlib import Path
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+import torch
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.wire.records import decode_task, encode_update
+from fedmoe_app.wire.update import ClientUpdate
 
 app = ClientApp()
 
@@ -18,37 +23,23 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     client = int(context.node_config["partition-id"])
     control = Path(str(context.node_config["control"])) / f"client-{client}"
-    task = message.content["task"]
-    server_round = int(task["server-round"])
-    control.with_name(f"{control.name}-round-{server_round}").touch()
+    task = decode_task(message.content)
+    control.with_name(f"{control.name}-round-{task.server_round}").touch()
     started = time.monotonic()
-    while control.exists() and control.read_text() in ("wait", f"wait-in-{server_round}"):
+    while control.exists() and control.read_text() in ("wait", f"wait-in-{task.server_round}"):
         time.sleep(0.1)
     if control.exists() and control.read_text() == "raise":
         raise RuntimeError(f"client {client}: out of memory")
-    changes = {
-        key: Array(np.full(array.numpy().shape, float(server_round), np.float32))
-        for key, array in message.content["arrays"].items()
-    }
-    metrics = {
-        "protocol": task["protocol"],
-        "client": client,
-        "num-examples": 10,
-        "num-partitions": 0,
-        "train-loss": 1.0,
-        "seconds-train": time.monotonic() - started,
-    }
-    reply = {
-        "arrays": ArrayRecord(changes),
-        "routing": ArrayRecord({name: Array(values) for name, values in routing().items()}),
-        "metrics": MetricRecord(metrics),
-    }
-    return Message(RecordDict(reply), reply_to=message)
+    changes = ModelState()
+    for key, tensor in task.state.named():
+        changes.insert(key, torch.full_like(tensor, float(task.server_round)))
+    metrics = {"train-loss": 1.0, "seconds-train": time.monotonic() - started}
+    update = ClientUpdate(client, 10, changes, routing(), metrics)
+    return Message(encode_update(update), reply_to=message)
 
 
-def routing() -> dict[str, np.ndarray]:
+def routing() -> RoutingStats:
     """One layer of two experts, which share the tokens evenly; both were trained."""
-    ones, half = np.ones((1, 2), np.int64), np.full((1, 2), 0.5, np.float32)
-    zero = np.zeros((1, 2), np.float32)
-    counts = {"count": ones, "trained": ones, "tokens": np.array([2])}
-    return counts | {"prob": half, "margin": half, "peak": half, "kl": zero}
+    ones, half = torch.ones(1, 2, dtype=torch.int64), torch.full((1, 2), 0.5)
+    means = {"prob": half, "margin": half, "peak": half, "kl": torch.zeros(1, 2)}
+    return RoutingStats(count=ones, trained=ones, tokens=torch.tensor([2]), **means)
