@@ -20,6 +20,7 @@ from fedmoe_app.report.log import read_metrics
 from fedmoe_app.wire.choice import Choice
 from tests.bases import save_base
 from tests.conftest import flat_config
+from tests.test_resume import AFTER_CHECKPOINT, assert_same_run, interrupted
 
 EXPERTS, TOP_K, LAYERS = 8, 2, 2
 BUDGETS = (2, 4, 8)
@@ -140,6 +141,21 @@ def test_one_seed_gives_one_run_and_nodes_score_what_they_hold(base: Path, tmp_p
         line.pop("seconds")
     assert runs[0] == runs[1]
     assert [line["accuracy"] is not None for line in runs[0]] == [False, True]
+
+
+@pytest.mark.parametrize("downloads", ["full", pytest.param("changed", marks=pytest.mark.slow)])
+def test_a_resumed_run_is_the_uninterrupted_one(base: Path, tmp_path: Path, downloads: str) -> None:
+    """What the nodes chose is in the checkpoint; asked again, they would choose by other values."""
+    whole, stopped = (
+        config_of(base, tmp_path, **{"run-name": name, "wire.downloads": downloads})
+        for name in ("whole", "stopped")
+    )
+    nodes = nodes_of(2, 4)
+    expected = run_in_process(whole, 2, nodes)
+    with interrupted(*AFTER_CHECKPOINT, 1):
+        run_in_process(stopped, 2, nodes)
+    folder = run_in_process(stopped | {"resume": str(tmp_path / "stopped")}, 2, nodes)
+    assert_same_run(folder, expected, downloads == "full")
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ def fedmoe(group: ProcessGroup, *arguments: str) -> subprocess.Popen[str]:
     return group.start([sys.executable, "-m", "fedmoe_app.cli", *arguments], subprocess.PIPE)
 
 
+@pytest.mark.slow  # test_runs.py starts one of the real app
 def test_simulation_ends_with_table_and_folder(
     group: ProcessGroup, echo_app: Path, fedmoe_home: Path
 ) -> None:

@@ -68,7 +68,7 @@ def test_the_simulation_gives_the_same_model(in_process: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "supernode", [FLOWER_SUPERNODE, pytest.param(WARM_SUPERNODE, marks=pytest.mark.slow)], ids=str
+    "supernode", [pytest.param(FLOWER_SUPERNODE, marks=pytest.mark.slow), WARM_SUPERNODE], ids=str
 )
 def test_three_nodes_over_grpc_give_the_same_model(
     supernode: tuple[str, ...], in_process: Path, tmp_path: Path

@@ -2,7 +2,8 @@
 
 Every message of a SuperNode is answered by a process of its own, so what a client keeps must lie on
 the disk. One deployment serves all runs, one after the other. To save a run, FedAlign-MoE runs with
-HFedMoE's selection; HFedMoE alone is marked slow.
+HFedMoE's selection; FC-MoE and HFedMoE alone are marked slow. The nodes are of ``fedmoe supernode``,
+which forks the process of a message instead of starting it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 from fedmoe_app.inprocess import run_in_process
 from fedmoe_app.report.log import read_metrics
 from tests.conftest import REPOSITORY, flat_config
-from tests.end_to_end.processes import Deployment, deployment
+from tests.end_to_end.processes import WARM_SUPERNODE, Deployment, deployment
 from tests.end_to_end.test_runs import assert_same_run
 from tests.homes import home_with_cache, kept_files
 from tests.toy import write_topics
@@ -72,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     write_topics(folder / "test.jsonl", 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDMOE_HOME", str(home))
-        with deployment(folder, NODES, node_config) as flower:
+        with deployment(folder, NODES, node_config, supernode=WARM_SUPERNODE) as flower:
             yield Place(flower, folder, home)
         flower.assert_nothing_left()
 
@@ -81,6 +82,7 @@ def of_clients(line: dict[str, Any], name: str) -> list[Any]:
     return [client[name] for client in line["clients"]]
 
 
+@pytest.mark.slow
 def test_fcmoe_keeps_changes_across_processes_and_leaves_them_if_told_to(place: Place) -> None:
     lines = place.run(
         "fcmoe", **{"scheme": "fcmoe", "fcmoe.retention": "filtered", "keep-client-state": True}
