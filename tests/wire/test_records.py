@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.packing import raw_array
