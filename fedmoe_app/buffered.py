@@ -73,6 +73,7 @@ class BufferedStrategy(MoEStrategy):
         self._out: dict[str, _Asked] = {}  # by message id
         self._version = 0
         self._done: set[int] = set()  # nodes that were asked with the newest state
+        self._again: set[int] = set()  # nodes that could not put it together, once a round
         self._next_spool = self.spool.another()
         self._next: Intake | None = None  # the buffer after this one
         self._sent_rounds: dict[int, int] = {}  # client -> round of the task it answered last
@@ -84,6 +85,7 @@ class BufferedStrategy(MoEStrategy):
         started = time.monotonic()
         self.report = RoundReport(server_round)
         self._done.clear()
+        self._again.clear()
         wait_for_nodes(grid, self.limits.min_clients, self.limits.wait_for_clients)
         self.progress.round_started(server_round, self.limits.buffer_size)
         buffer = self._begin_buffer()
@@ -150,7 +152,8 @@ class BufferedStrategy(MoEStrategy):
 
     def _take(self, buffer: Intake, asked: _Asked, message: Message) -> None:
         reply = Reply(asked.node, message, time.monotonic() - asked.sent)
-        if not self.downloads.learn(reply):
+        if not self.downloads.learn(reply) and asked.node not in self._again:
+            self._again.add(asked.node)
             self._done.discard(asked.node)  # it is asked again, with the whole state
             return
         if reply.failure is not None:
@@ -176,7 +179,9 @@ class BufferedStrategy(MoEStrategy):
             len(connected), limits.fraction_train, limits.min_clients, limits.clients_per_round
         )
         idle = [node for node in connected if node not in busy and node not in self._done]
-        idle = self.roster.awake(idle, server_round, max(0, limits.min_clients - len(busy)))
+        idle = self.roster.awake(
+            grid, idle, server_round, max(0, limits.min_clients - len(busy))
+        )
         wanted = min(at_once - len(busy), len(idle))
         if wanted > 0:
             self._send(
@@ -195,6 +200,7 @@ class BufferedStrategy(MoEStrategy):
             if sent in pushed:
                 self._out[sent] = _Asked(node, server_round, self._version, time.monotonic())
             else:
+                self.downloads.learn(Reply(node, None, 0.0))
                 self._fail(self.roster.name(node), "the message could not be sent")
         self.report.num_asked += len(nodes)
         self.report.bytes_down_by_node |= sizes
@@ -206,6 +212,7 @@ class BufferedStrategy(MoEStrategy):
         for message_id, asked in list(self._out.items()):
             if now - asked.sent >= timeout:
                 del self._out[message_id]
+                self.downloads.learn(Reply(asked.node, None, now - asked.sent))
                 self._fail(self.roster.name(asked.node), f"no reply within {timeout:g} s")
 
     def round_of(self, update: ClientUpdate, server_round: int) -> int:

@@ -57,6 +57,8 @@ class Counters:
         last_replies: client -> its last round with a usable reply.
         roster: node id (in decimal) -> client's number.
         holding: client -> the experts that it holds in its next round, where nodes choose.
+        sizes: client -> training examples in its last usable reply.
+        rests: of :meth:`fedmoe_app.rests.Rests.dump`.
     """
 
     num_folded: int = 0
@@ -64,6 +66,8 @@ class Counters:
     last_replies: dict[int, int] = field(default_factory=dict)
     roster: dict[int, int] = field(default_factory=dict)
     holding: dict[int, HeldExperts] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    rests: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -228,10 +232,16 @@ def _counters(stored: Mapping[str, Any]) -> Counters:
     """Undo JSON, which knows strings as keys only."""
     maps = {
         name: {int(key): value for key, value in stored[name].items()}
-        for name in ("last_replies", "roster")
+        for name in ("last_replies", "roster", "sizes")
     }
     holding = {int(client): HeldExperts(**held) for client, held in stored["holding"].items()}
-    return Counters(stored["num_folded"], stored["unevaluated"], **maps, holding=holding)
+    return Counters(
+        stored["num_folded"],
+        stored["unevaluated"],
+        **maps,
+        holding=holding,
+        rests=stored["rests"],
+    )
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

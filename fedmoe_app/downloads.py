@@ -52,7 +52,8 @@ class Downloads:
         self._on_resend = on_resend
         self._held: dict[int, str] = {}  # node -> version that it says it has
         self._known: dict[str, dict[str, str]] = {}  # version -> name -> hash
-        self._full: dict[int, RecordDict] = {}  # node -> the whole of what it was sent last
+        # node -> the whole of the message that it has not answered yet; each is a whole state
+        self._full: dict[int, RecordDict] = {}
 
     def address(
         self, content: RecordDict, nodes: Sequence[int], message_type: str, group_id: str = ""
@@ -89,17 +90,21 @@ class Downloads:
         """
         started = time.monotonic()
         sent = {message.metadata.dst_node_id: message.metadata for message in messages}
-        again = []
+        again: dict[int, RecordDict] = {}  # node -> the whole message
         for reply in exchange(grid, messages, timeout):
-            if self.learn(reply):
+            full = self._full.get(reply.node_id)
+            if self.learn(reply) or full is None:
                 yield reply
             else:
-                again.append(reply.node_id)
+                again[reply.node_id] = full
+            del reply, full  # before the next one is pulled
         if again:
             left = max(0.0, timeout - (time.monotonic() - started))
-            for reply in exchange(grid, [self._whole(sent[n]) for n in sorted(again)], left):
+            whole = [self._whole(sent[node], full) for node, full in sorted(again.items())]
+            for reply in exchange(grid, whole, left):
                 self.learn(reply)
                 yield reply
+                del reply
 
     def _versioned(self, content: RecordDict) -> RecordDict:
         """Return the content with its state as it travels, and the state's version."""
@@ -131,13 +136,14 @@ class Downloads:
         held = self._held.get(node, "")
         return held if self._changed_only and held in self._known else ""
 
-    def _whole(self, sent: Metadata) -> Message:
-        full = self._full[sent.dst_node_id]
+    def _whole(self, sent: Metadata, full: RecordDict) -> Message:
+        self._full[sent.dst_node_id] = full
         self._on_resend(record_bytes(full))
         return Message(full, sent.dst_node_id, sent.message_type, group_id=sent.group_id)
 
     def learn(self, reply: Reply) -> bool:
         """Note what a node has now; False if it could not put its state together: send it all."""
+        self._full.pop(reply.node_id, None)
         if reply.failure is not None and CANNOT_BUILD in reply.failure:
             self._held.pop(reply.node_id, None)
             return False

@@ -26,7 +26,7 @@ class Roster:
 
     Attributes:
         clients: node id -> client's number, as far as known.
-        sizes: client -> training examples in its last reply.
+        sizes: client -> training examples in its last usable reply.
         rests: which clients are left out because they failed lately.
     """
 
@@ -45,9 +45,6 @@ class Roster:
         except InvalidUpdateError:
             return  # the reply is rejected with the reason where it is decoded
         self._serves(node_id, client)
-        size = dict(content.metric_records.get("metrics") or {}).get("num-examples")
-        if isinstance(size, int) and size > 0:
-            self.sizes[client] = size
 
     def _serves(self, node_id: int, client: int) -> None:
         self.clients[node_id] = client
@@ -73,9 +70,14 @@ class Roster:
             return named[1], named[2]
         return self.name(node_id), reason
 
-    def awake(self, nodes: list[int], server_round: int, at_least: int) -> list[int]:
+    def awake(self, grid: Grid, nodes: list[int], server_round: int, at_least: int) -> list[int]:
         """Leave out the nodes that rest after failures, but never so that too few are left."""
         resting = self.rests.order(server_round)  # those whose rest ends first, first
+        if not resting:
+            return nodes
+        # A client that rests may be back as another node, as after a resume.
+        new = [n for n in nodes if n not in self.clients and n not in self._asked]
+        self._describe(grid, new)
         by_name = {self.name(node): node for node in nodes}
         left_out = [by_name[name] for name in resting if name in by_name]
         awake = [node for node in nodes if node not in left_out]

@@ -142,6 +142,8 @@ class MoEStrategy(RoundLoop):
             dict(self._last_replies),
             self.roster.clients,
             self.holding.book() if self.holding is not None else {},
+            dict(self.roster.sizes),
+            self.roster.rests.dump(),
         )
         return Snapshot(self.rounds_done, self.run_key, self.state, self.broadcast, counters)
 
@@ -153,6 +155,8 @@ class MoEStrategy(RoundLoop):
         self._unevaluated = counters.unevaluated
         self._last_replies = dict(counters.last_replies)
         self.roster.clients = dict(counters.roster)
+        self.roster.sizes = dict(counters.sizes)
+        self.roster.rests.load(counters.rests)
         if self.holding is not None:
             self.holding.restore(counters.holding)
 
@@ -182,7 +186,7 @@ class MoEStrategy(RoundLoop):
         size = sample_size(
             len(nodes), limits.fraction_train, limits.min_clients, limits.clients_per_round
         )
-        awake = self.roster.awake(nodes, server_round, limits.min_clients)
+        awake = self.roster.awake(grid, nodes, server_round, limits.min_clients)
         return self.roster.draw(grid, awake, server_round, min(size, len(awake)))
 
     def configure_evaluate(
@@ -216,6 +220,7 @@ class MoEStrategy(RoundLoop):
                 self.report.bytes_up_total += record_bytes(reply.message.content)
             if why is not None:
                 self._fail(*self.roster.who_and_why(reply.node_id, why))
+            self._note_missed(reply, holding.timeout)
         return [node for node in nodes if holding.choice(self.roster, node) is not None]
 
     def _address(
@@ -282,10 +287,12 @@ class MoEStrategy(RoundLoop):
         if self.holding is not None:
             decoded.updates, strange = self.holding.accept(decoded.updates)
             decoded.rejected |= strange
+            decoded.kinds["client"] += len(strange)
         for who, why in decoded.rejected.items():
             self._fail(who, why)
         self.report.rejected = dict(decoded.kinds)
         updates = decoded.updates
+        self.roster.sizes |= {update.client: update.num_examples for update in updates}
         good = [f"client {update.client}" for update in updates]
         self.roster.rests.note(server_round, self.report.failures, good)
         self._note_lost_state(server_round, updates)

@@ -21,6 +21,7 @@ from fedmoe_app.schemes.hfedmoe import HFedMoE
 from fedmoe_app.schemes.pflmoe import PFLMoE
 from fedmoe_app.staleness import discount
 from fedmoe_app.wire.records import decode_state, encode_state, encode_update
+from fedmoe_app.wire.versions import CANNOT_BUILD
 from tests.test_strategy import ALL, Run, good, toy_app
 from tests.toy import toy_state, toy_update
 
@@ -116,6 +117,23 @@ def test_a_node_that_fails_is_not_asked_again_in_the_round() -> None:
         strategy.start(grid, encode_state(toy_state()), 1, timeout=5)
     assert sorted(staleness(reports[1])) == [0, 2]
     assert list(reports[1].failures.values()) == ["out of memory"]
+
+
+def test_a_node_that_can_never_put_its_state_together_fails() -> None:
+    def answer(client: int, server_round: int) -> RecordDict:
+        if client == 1:
+            raise ValueError(f"client 1: {CANNOT_BUILD}: OSError")
+        return good(client, server_round)
+
+    reports: list[RoundReport] = []
+    limits = Limits(min_clients=1, wait_for_clients=0, buffer_size=2)
+    strategy = BufferedStrategy(FedAvg(), limits, on_round=reports.append)
+    grid = InProcessGrid(toy_app(answer), {}, [{"partition-id": c} for c in range(2)])
+    with task_identity():
+        strategy.start(grid, encode_state(toy_state()), 1, timeout=60)
+    assert reports[1].num_asked == 3  # the second time with the whole state
+    assert list(reports[1].failures) == ["client 1"]
+    assert not strategy.downloads._full
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def snapshot(server_round: int) -> Snapshot:
     state.dense["b"], state.dense["a"] = torch.ones(1, dtype=torch.bfloat16), torch.zeros(0)
     broadcast = {"reference": torch.rand(2, 3), "empty": torch.zeros(0, 2)}
     held = {3: HeldExperts(2, [[0, 2], [1]])}
-    counters = Counters(server_round, True, {3: 1, 0: 2}, {8123456789012345678: 3}, held)
+    rests = {"client 3": [2, 9], "node 8123": [1, 7]}
+    counters = Counters(server_round, True, {3: 1, 0: 2}, {8123456789012345678: 3}, held, {3: 40}, rests)
     return Snapshot(server_round, KEY, state, broadcast, counters)
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from fedmoe_app.inprocess import InProcessGrid, task_identity
+from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.rests import Rests
 from fedmoe_app.roster import Roster, sample_size
 from fedmoe_app.rounds import Limits
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.wire.records import encode_state
 from tests.test_strategy import Run, good, toy_app
+from tests.toy import toy_state
 
 
 def test_a_rest_doubles_with_every_failure_up_to_its_limit() -> None:
@@ -87,3 +92,33 @@ def test_a_client_of_unknown_size_counts_as_the_mean() -> None:
     roster.sizes = {0: 100}
     drawn = Counter(roster._sample([0, 1], server_round, 1)[0] for server_round in range(200))
     assert 0.35 <= drawn[1] / 200 <= 0.65
+
+
+@pytest.mark.parametrize("other_nodes", [False, True])
+def test_a_resumed_run_asks_whom_the_uninterrupted_one_asks(other_nodes: bool) -> None:
+    """Client 1 fails in round 1 and rests in round 2; chances go by what clients told in round 1."""
+
+    def strategy(reports: list[RoundReport]) -> MoEStrategy:
+        limits = Limits(1, wait_for_clients=1, clients_per_round=2, sampling="examples", max_rest=2)
+        return MoEStrategy(FedAvg(), limits, on_round=reports.append)
+
+    def start(strategy: MoEStrategy, rounds: int, arrays: ArrayRecord) -> None:
+        grid = InProcessGrid(toy_app(failing_client_1), {}, [{"partition-id": c} for c in range(3)])
+        with task_identity():
+            strategy.start(grid, arrays, rounds, timeout=5)
+
+    def trained(reports: list[RoundReport]) -> list[tuple[list[int], list[str]]]:
+        return [([u.client for u in r.updates], sorted(r.failures)) for r in reports if r.updates]
+
+    whole: list[RoundReport] = []
+    start(strategy(whole), 5, encode_state(toy_state()))
+    parts: list[RoundReport] = []
+    first = strategy(parts)
+    start(first, 2, encode_state(toy_state()))
+    second = strategy(parts)
+    second.restore(first.snapshot())
+    if other_nodes:
+        second.roster.clients.clear()  # SuperNodes that were started again have new ids
+    start(second, 5, encode_state(first.state))
+    assert trained(parts) == trained(whole)
+    assert second.roster.sizes == {0: 1, 2: 3}

@@ -318,6 +318,8 @@ def test_a_node_that_lost_its_state_is_sent_all_of_it_in_the_same_round() -> Non
     assert [u.client for u in reports[1].updates] == [0, 1]
     assert not reports[1].failures
     assert reports[1].bytes_down == 3 * reports[1].bytes_down_to[0]
+    # A whole state a message: they must not pile up while other nodes are drawn.
+    assert not strategy.downloads._full
 
 
 def test_rejected_replies_are_counted_by_kind() -> None:

@@ -101,6 +101,8 @@ def decode_update(content: RecordDict, spec: UpdateSpec) -> ClientUpdate:
         raise InvalidUpdateError(
             f"records {_shown(sorted(content))}, expected {', '.join(records)}", "missing"
         )
+    if "arrays" not in content.array_records:
+        raise InvalidUpdateError("record arrays holds no arrays", "missing")
     codec = _checked_header(content.config_records["update"], spec)
     buffers = _buffers(content, spec, codec)
     client, num_examples, num_partitions = _counts(dict(metrics))
@@ -237,6 +239,11 @@ def _own_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         raise InvalidUpdateError(f"{len(metrics)} metrics, at most {_MAX_METRICS}", "metrics")
     own = {key: value for key, value in metrics.items() if key not in _COUNTS}
     for key, value in own.items():
+        if len(key) > _MAX_TEXT:  # names of phases go into metrics.jsonl
+            raise InvalidUpdateError(
+                f"metric {_shown(key)}: a name of {len(key)} characters, at most {_MAX_TEXT}",
+                "metrics",
+            )
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise InvalidUpdateError(
                 f"metric {_shown(key)} = {_shown(value)}: must be a finite number", "metrics"

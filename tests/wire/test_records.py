@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.packing import raw_array
@@ -129,6 +129,8 @@ FAULTS: dict[str, tuple[Callable[[RecordDict], None], str, str]] = {
     "npy": (claim("uint8", (80,), "numpy.ndarray"), "size", r"not plain bytes.*numpy"),
     "missing": (lambda r: r.array_records["arrays"].pop("small"), "missing", r"holds 2 buffers"),
     "unknown": (buffer("head.weight", b""), "missing", r"holds 4 buffers"),
+    "kind": (lambda r: r.update(arrays=MetricRecord()), "missing", r"arrays holds no arrays"),
+    "name": (metric("x" * 65, 1.0), "metrics", r"a name of 65 characters, at most 64"),
     "record": (lambda r: r.pop("update"), "missing", r"records \['arrays', 'metrics'\]"),
     "codec": (lambda r: header(r, "codec", "zip"), "codec", r"codec 'zip': not offered; .* fp32"),
     "offer": (lambda r: header(r, "codec", "int8"), "codec", r"codec 'int8': not offered"),
