@@ -126,6 +126,8 @@ def run(
         raise ConfigError(
             "--clients, --gpus and --cpus are for simulated nodes; leave out CONNECTION"
         )
+    if resume and not connection and not resume.expanduser().exists():
+        raise ConfigError(f"--resume {resume}: no such folder; name the result folder of a run")
     if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
     given: dict[str, str | int | None] = {
