@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: fedmoe run . --clients 10 --scheme fedmoe -c 'data.alpha=0.1'")
 def run(
     app_dir: AppDir = Path("."),
     connection: Annotated[
@@ -126,6 +126,8 @@ def run(
         raise ConfigError(
             "--clients, --gpus and --cpus are for simulated nodes; leave out CONNECTION"
         )
+    if resume and not connection and not resume.expanduser().exists():
+        raise ConfigError(f"--resume {resume}: no such folder; name the result folder of a run")
     if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
     given: dict[str, str | int | None] = {
@@ -146,7 +148,7 @@ def run(
         )
 
 
-@app.command()
+@app.command(epilog="Example: fedmoe compare --schemes fedavg,fedalign --seeds 1,2,3 --clients 10")
 def compare(
     app_dir: AppDir = Path("."),
     schemes: Annotated[
@@ -214,13 +216,13 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: fedmoe table ~/.fedmoe/results/fedavg-20261120-213315")
 def table(run_dir: RunDir, debug: Debug = False) -> None:
     """Print the table of a run again."""
     print_table(read_metrics(run_dir))
 
 
-@app.command()
+@app.command(epilog="Example: fedmoe status")
 def status(
     run_dir: Annotated[
         Path | None,
@@ -233,7 +235,7 @@ def status(
         print(line)
 
 
-@app.command()
+@app.command(epilog="Example: fedmoe plot ~/.fedmoe/results/fedavg-20261120-213315")
 def plot(run_dir: RunDir, debug: Debug = False) -> None:
     """Draw the pictures of a run again."""
     # matplotlib takes a second to import
@@ -243,7 +245,11 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
         print(path)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: fedmoe supernode --superlink lab1.example.org:9092 --root-certificates ca.crt "
+    "--auth-supernode-private-key node-0 --node-config 'partition-id=0'",
+)
 def supernode(context: typer.Context) -> None:
     """Join a deployment: `flower-supernode` with its arguments, and clients that start quickly."""
     from fedmoe_app.launching.supernode import become_supernode
@@ -251,7 +257,7 @@ def supernode(context: typer.Context) -> None:
     become_supernode(context.args)
 
 
-@app.command()
+@app.command(epilog="Example: fedmoe report ~/.fedmoe/results/fedavg-20261120-213315")
 def report(
     runs: Annotated[
         list[Path],
@@ -266,16 +272,13 @@ def report(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write report.html of a run or a comparison again, or hold several runs together.
-
-    Example: fedmoe report ~/.fedmoe/results/fedavg-20261120-213315
-    """
+    """Write report.html of a run or a comparison again, or hold several runs together."""
     from fedmoe_app.report_command import write_report
 
     print(write_report(runs, output))
 
 
-@app.command()
+@app.command(epilog="Example: fedmoe stop")
 def stop() -> None:
     """End the SuperLink that `flwr run .` left running in the background."""
     count = environment.stop_local_superlinks(environment.flwr_home())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from fedmoe_app import cli
 from fedmoe_app.launching import flower, runner
@@ -311,3 +312,16 @@ def test_a_failed_run_ends_with_how_to_go_on(
     code, _, error = fedmoe("run", "--resume", str(stopped))
     assert code == 1
     assert error.splitlines()[-1] == f"to go on: fedmoe run APP [CONNECTION] --resume {stopped}"
+
+
+# -- help --------------------------------------------------------------------------------------
+
+
+def test_every_command_has_an_example_and_every_option_a_line() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    shown = {name: command for name, command in commands.items() if not command.hidden}
+    for name, command in shown.items():
+        assert (command.epilog or "").startswith(f"Example: fedmoe {name}"), name
+        options = [each for each in command.params if each.param_type_name == "option"]
+        silent = [option.name for option in options if not option.help]
+        assert silent == [], name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedmoe_app.config import ConfigError
-from fedmoe_app.report.log import ResultsError
+from fedmoe_app.report.log import CHECKPOINTS, ResultsError, list_checkpoints
 
 Format = Literal["hf", "peft"]
 _FOLDERS: dict[Format, str] = {"hf": "model", "peft": "adapter"}
@@ -27,7 +27,9 @@ def read_format(text: str) -> Format:
 
 
 def export(run: Path, kind: Format, target: Path) -> Path:
-    """Copy a run's model to a new folder, which appears complete or not at all.
+    """Write a run's model to a new folder, which appears complete or not at all.
+
+    A run that was stopped has no model yet; it is made from the newest checkpoint that can be read.
 
     Args:
         run: result folder of a run.
@@ -38,34 +40,47 @@ def export(run: Path, kind: Format, target: Path) -> Path:
     Raises:
         ResultsError: the run has no such model, or ``target`` is there already.
     """
-    source = run / _FOLDERS[kind]
-    if not (source / _config_file(kind)).is_file():
-        raise ResultsError(_missing(run, kind))
+    source = source_of(run, kind)
     if target.exists():
         raise ResultsError(f"--output {target}: is there already; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        shutil.copytree(source, draft, dirs_exist_ok=True)
-        draft.chmod(0o755)
-        draft.rename(target)
-    except BaseException:
+        if source.name == CHECKPOINTS:
+            from fedmoe_app.commands.from_checkpoint import write_model  # imports torch
+
+            write_model(run, kind, draft / "model")
+        else:
+            shutil.copytree(source, draft / "model")
+        (draft / "model").rename(target)
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
     return target
+
+
+def source_of(run: Path, kind: Format) -> Path:
+    """Return the folder that a run's model is taken from: ``model``, ``adapter``, ``checkpoints``.
+
+    Raises:
+        ResultsError: there is none.
+    """
+    if not run.is_dir():
+        raise ResultsError(f"{run}: no such folder; name the result folder of a run")
+    source = run / _FOLDERS[kind]
+    if (source / _config_file(kind)).is_file():
+        return source
+    if (run / "model").is_dir() and kind == "peft":
+        raise ResultsError(
+            f'{source}: no adapter there; a run has one with model.train = "expert-lora" where '
+            "PEFT can represent it; --format hf gives the whole model"
+        )
+    if list_checkpoints(run):
+        return run / CHECKPOINTS
+    raise ResultsError(
+        f"{source}: no model there and no checkpoint beside it; name the result folder of a run "
+        "of which at least one round is done"
+    )
 
 
 def _config_file(kind: Format) -> str:
     return "config.json" if kind == "hf" else "adapter_config.json"
-
-
-def _missing(run: Path, kind: Format) -> str:
-    folder = run / _FOLDERS[kind]
-    if not run.is_dir():
-        return f"{run}: no such folder; name the result folder of a run"
-    if kind == "peft" and (run / "model").is_dir():
-        return (
-            f'{folder}: no adapter there; a run has one with model.train = "expert-lora" where '
-            "PEFT can represent it; --format hf gives the whole model"
-        )
-    return f"{folder}: no model there; a run has one once a round of it succeeded"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 from rich import box
 from rich.console import Console
@@ -15,39 +15,12 @@ from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model, resolve_head
 from fedmoe_app.moe.outline import Outline, outline
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.table import human_bytes
+from fedmoe_app.wire.codecs import make_codec
+from fedmoe_app.wire.names import CODEC_NAMES, TOPK
+from fedmoe_app.wire.packing import expected_packed
+from fedmoe_app.wire.spec import Shape, UpdateSpec
 
-_FLOAT32 = 4  # bytes
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Values that travel between the server and one node in a round.
-
-    Attributes:
-        dense, gates: parameters of these parts.
-        expert: parameters of one expert of one layer (of the largest layer).
-        experts: parameters of all experts of all layers.
-    """
-
-    dense: int
-    gates: int
-    expert: int
-    experts: int
-
-    @classmethod
-    def of(cls, state: ModelState) -> Traffic:
-        """Count what is trained."""
-        by_expert = [_count(tensors) for tensors in state.experts.values()]
-        return cls(
-            dense=_count(state.dense),
-            gates=sum(_count(tensors) for tensors in state.gates.values()),
-            expert=max(by_expert, default=0),
-            experts=sum(by_expert),
-        )
-
-    def bytes(self, share: float = 1.0) -> float:
-        """Return the size of a round's update in float32, with that share of the experts."""
-        return _FLOAT32 * (self.dense + self.gates + share * self.experts)
+_NOTE = "The routing histogram adds some bytes an expert; topk: for positions spread evenly."
 
 
 def inspect_model(config: RunConfig) -> Outline:
@@ -82,7 +55,9 @@ def print_outline(config: RunConfig, found: Outline, console: Console) -> None:
     )
     console.print(f"  weights in {model.dtype}: {human_bytes(_weights(config, found))}")
     console.print(_layer_table(found))
-    console.print(_traffic_table(config, Traffic.of(found.trained), found.layers[0].num_experts))
+    console.print(_traffic_table(config, found))
+    console.print(_NOTE)
+    console.print(_download(config, found.trained))
 
 
 def _weights(config: RunConfig, found: Outline) -> float:
@@ -101,37 +76,50 @@ def _layer_table(found: Outline) -> Table:
     return table
 
 
-def _traffic_table(config: RunConfig, traffic: Traffic, num_experts: int) -> Table:
-    trained = config.model.train
+def update_shapes(state: ModelState, budget: int) -> dict[str, Shape]:
+    """Return names and shapes of an update in which the first ``budget`` experts were trained."""
+    spec = UpdateSpec.of(state)
+    return spec.shapes([key for key in spec.experts if key[1] < budget])
+
+
+def _traffic_table(config: RunConfig, found: Outline) -> Table:
+    """A row a codec, a column a number of experts: bytes of one node's update of one round."""
     table = Table(
-        title=f'trained and sent a round and node, model.train = "{trained}"',
+        title=f'trained and sent up a round and node, model.train = "{config.model.train}"',
         box=box.SIMPLE_HEAD,
         title_justify="left",
         pad_edge=False,
     )
+    num_experts = found.layers[0].num_experts
+    by_budget = [update_shapes(found.trained, budget) for budget in _budgets(num_experts)]
     table.add_column("experts a layer")
-    for header in ("values", "float32", "of all"):
-        table.add_column(header, justify="right")
     for budget in _budgets(num_experts):
-        share = budget / num_experts
-        size = traffic.bytes(share)
-        table.add_row(
-            f"{budget} of {num_experts}",
-            _short(size / _FLOAT32),
-            human_bytes(size),
-            f"{size / traffic.bytes():.1%}",
-        )
+        table.add_column(f"{budget} of {num_experts}", justify="right")
+    values = [sum(math.prod(shape) for shape in shapes.values()) for shapes in by_budget]
+    table.add_row("values", *(_short(count) for count in values))
+    table.add_row("of all", *(f"{count / values[0]:.1%}" for count in values), end_section=True)
+    for name in CODEC_NAMES:
+        codec = make_codec(name, config.wire.topk_share)
+        sizes = (expected_packed(codec, shapes) for shapes in by_budget)
+        chosen = " (wire.codec)" if name == config.wire.codec else ""
+        share = f" of {config.wire.topk_share:.3g}" if name == TOPK else ""
+        table.add_row(f"{name}{share}{chosen}", *(human_bytes(size) for size in sizes))
     return table
+
+
+def _download(config: RunConfig, state: ModelState) -> str:
+    values = sum(tensor.numel() for _, tensor in state.named())
+    codec = config.wire.download_codec
+    size = human_bytes(values * (4 if codec == "fp32" else 2))
+    if config.model.experts_in_memory == "chosen":
+        return f"sent down: at most {size} in {codec}; of the experts only those that a node holds"
+    unchanged = "; what the node has already is left out" * (config.wire.downloads == "changed")
+    return f"sent down a round and node: at most {size} in {codec}{unchanged}"
 
 
 def _budgets(num_experts: int) -> list[int]:
     """Return E, E/2, E/4, E/8 as far as they are whole and at least 1."""
     return [num_experts // part for part in (1, 2, 4, 8) if num_experts % part == 0]
-
-
-def _count(tensors: object) -> int:
-    assert isinstance(tensors, dict)
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _short(count: float) -> str:

@@ -102,11 +102,13 @@ def export(
 ) -> None:
     """Copy a run's model to a folder that plain transformers or PEFT loads."""
     from fedmoe_app.commands.export import export as export_run
-    from fedmoe_app.commands.export import read_format
+    from fedmoe_app.commands.export import read_format, source_of
 
     chosen = read_format(kind)
-    target = output or Path(f"{run_dir.absolute().name}-{chosen}")
-    print(export_run(run_dir, chosen, target.absolute()))
+    run_dir = run_dir.expanduser().absolute()
+    target = (output or Path(f"{run_dir.name}-{chosen}")).expanduser().absolute()
+    print(f"from {source_of(run_dir, chosen)}")
+    print(export_run(run_dir, chosen, target))
 
 
 def doctor(debug: Debug = False) -> None:

@@ -15,14 +15,18 @@ DAYS = 365
 CONTROL_PORT = 8000  # of `flwr` and the SuperExec
 FLEET_PORT = 9092  # of the nodes
 
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of certificates and keys.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to ``fedmoe``."""
-    app.command()(certificates)
-    app.command()(register)
-    app.command()(health)
+    example = "Example: fedmoe "
+    app.command(
+        epilog=f"{example}certificates ~/keys --host lab1.example.org --nodes 3 --connection lab"
+    )(certificates)
+    app.command(epilog=f"{example}register ~/keys lab")(register)
+    app.command(epilog=f"{example}health 127.0.0.1:9190")(health)
 
 
 def certificates(
@@ -53,6 +57,7 @@ def certificates(
             "`flwr run . NAME` on the SuperLink's machine.",
         ),
     ] = None,
+    debug: Debug = False,
 ) -> None:
     """Make certificates and keys of a deployment: TLS, one key pair a node. Overwrites nothing."""
     from fedmoe_app.deployment.certificates import CA_CERTIFICATE, create, extend
@@ -80,6 +85,7 @@ def register(
     connection: Annotated[
         str, typer.Argument(help="SuperLink connection of your Flower configuration.")
     ],
+    debug: Debug = False,
 ) -> None:
     """Let the nodes whose public keys lie in DIR join; those that were let in stay so."""
     from fedmoe_app.deployment.certificates import node_names
@@ -98,6 +104,7 @@ def health(
     address: Annotated[
         str, typer.Argument(metavar="HOST:PORT", help="Its --health-server-address.")
     ],
+    debug: Debug = False,
 ) -> None:
     """Ask a SuperLink, SuperNode or SuperExec whether it is up; exit code 0 if so."""
     from fedmoe_app.deployment.health import is_serving

@@ -102,6 +102,12 @@ def max_packed(codec: Codec, shapes: Mapping[str, Shape]) -> dict[str, int]:
     }
 
 
+def expected_packed(codec: Codec, shapes: Mapping[str, Shape]) -> int:
+    """Return how long both buffers are together, see :meth:`Codec.expected_bytes`."""
+    parts = [(rows_of(part.values()), of_part) for _, part, of_part in _parts(shapes, codec)]
+    return sum(of_part.expected_bytes(rows) for rows, of_part in parts if rows)
+
+
 def _decoded(data: memoryview, codec: Codec, rows: Rows) -> Tensor:
     if not rows and data:
         raise InvalidUpdateError(f"{len(data)} bytes of data, expected none", "size")

@@ -1,15 +1,20 @@
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from transformers import MixtralConfig, OlmoeConfig
 
-from fedmoe_app.commands.inspect import Traffic, inspect_model, print_outline
+from fedmoe_app.commands.inspect import inspect_model, print_outline, update_shapes
 from fedmoe_app.config import parse_run_config
 from fedmoe_app.local.setup import load_setup
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.loading import ModelNotFoundError
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.wire.codecs import CODEC_NAMES, make_codec
+from fedmoe_app.wire.packing import expected_packed, pack_changes
 from tests.conftest import flat_config
 
 LABELS = tuple("abcdefgh")
@@ -29,13 +34,33 @@ def test_counts_are_those_of_the_real_model(train: str) -> None:
     assert found.gates == 2 * 8 * 64
     assert found.active == found.total - 2 * 6 * 3 * 128 * 64
     sent = sum(tensor.numel() for _, tensor in read_state(real.model, real.layers).named())
-    assert Traffic.of(found.trained).bytes() == 4 * sent
+    shapes = update_shapes(found.trained, budget=8)
+    assert sum(math.prod(shape) for shape in shapes.values()) == sent
+    assert expected_packed(make_codec("fp32"), shapes) == 4 * sent
 
 
 def test_half_of_the_experts_cost_half_of_their_bytes() -> None:
-    traffic = Traffic(dense=10, gates=6, expert=4, experts=32)
-    assert traffic.bytes() == 4 * 48
-    assert traffic.bytes(0.5) == 4 * 32
+    found = inspect_model(parse_run_config(flat_config(**{"data.label-names": ",".join(LABELS)})))
+    whole, half = (
+        expected_packed(make_codec("fp32"), update_shapes(found.trained, budget))
+        for budget in (8, 4)
+    )
+    assert whole - half == 4 * found.experts / 2
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("share", [0.002, 0.05, 0.4])
+def test_sizes_are_those_of_encoded_updates(name: str, share: float) -> None:
+    flat = {"model.train": "expert-lora", "data.label-names": ",".join(LABELS)}
+    found = inspect_model(parse_run_config(flat_config(**flat)))
+    generator = torch.Generator().manual_seed(0)
+    changes = ModelState()
+    for key, tensor in found.trained.named():
+        changes.insert(key, torch.randn(tensor.shape, generator=generator))
+    codec = make_codec(name, share)
+    encoded = sum(len(part) for part in pack_changes(changes, codec, [1]).values())
+    told = expected_packed(codec, update_shapes(found.trained, budget=8))
+    assert told == pytest.approx(encoded, rel=0.01 if name.startswith("topk") else 0)
 
 
 def test_a_seven_billion_model_is_counted_without_memory(tmp_path: Path) -> None:

@@ -51,6 +51,10 @@ class Codec(ABC):
     def max_bytes(self, rows: Rows) -> int:
         """Return how long an encoded vector can be."""
 
+    def expected_bytes(self, rows: Rows) -> int:
+        """Return how long an encoded vector is; exact, unless the codec says otherwise."""
+        return self.max_bytes(rows)
+
 
 def count(rows: Rows) -> int:
     """Return the number of values."""

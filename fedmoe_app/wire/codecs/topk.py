@@ -45,7 +45,7 @@ class TopK(Codec):
     def encode(self, values: Tensor, rows: Rows, seed: Sequence[int]) -> bytes:
         """Keep the largest magnitudes; of equal ones those that ``torch.topk`` prefers."""
         size = len(values)
-        kept = min(size, max(1, round(self._share * size)))
+        kept = self._kept(size)
         positions = values.abs().topk(kept, sorted=False).indices.sort().values  # [k]
         form, told = _shorter(positions.numpy(), size)
         coded = self._values.encode(values[positions], _value_rows(kept), seed)
@@ -75,6 +75,21 @@ class TopK(Codec):
         size = count(rows)
         longest = max(-(-size // 8), size + size // _SKIP + 1)
         return _HEADER.size + longest + self._values.max_bytes(_value_rows(size))
+
+    def expected_bytes(self, rows: Rows) -> int:
+        """Return the length for positions that are spread evenly at random.
+
+        A step is then longer than s with probability (1 − k/n)^s, so that 255 is gone on
+        q/(1 − q) times a position, q = (1 − k/n)^255.
+        """
+        size = count(rows)
+        kept = self._kept(size)
+        beyond = (1 - kept / size) ** _SKIP
+        told = min(-(-size // 8), round(kept / (1 - beyond)))
+        return _HEADER.size + told + self._values.expected_bytes(_value_rows(kept))
+
+    def _kept(self, size: int) -> int:
+        return min(size, max(1, round(self._share * size)))
 
 
 def _value_rows(kept: int) -> Rows:
