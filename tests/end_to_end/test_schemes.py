@@ -1,9 +1,9 @@
 """The alignment schemes over gRPC: the model of the in-process run, state kept by node processes.
 
 Every message of a SuperNode is answered by a process of its own, so what a client keeps must lie on
-the disk. One deployment serves all runs, one after the other. To save a run, FedAlign-MoE runs with
-HFedMoE's selection; FC-MoE and HFedMoE alone are marked slow. The nodes are of ``fedmoe supernode``,
-which forks the process of a message instead of starting it.
+the disk. One deployment serves all runs, one after the other. Its nodes are of ``fedmoe supernode``,
+which forks these processes. To save a run, FedAlign-MoE runs with HFedMoE's selection; FC-MoE alone
+and HFedMoE alone are marked slow.
 """
 
 from __future__ import annotations
