@@ -179,9 +179,7 @@ class BufferedStrategy(MoEStrategy):
             len(connected), limits.fraction_train, limits.min_clients, limits.clients_per_round
         )
         idle = [node for node in connected if node not in busy and node not in self._done]
-        idle = self.roster.awake(
-            grid, idle, server_round, max(0, limits.min_clients - len(busy))
-        )
+        idle = self.roster.awake(grid, idle, server_round, max(0, limits.min_clients - len(busy)))
         wanted = min(at_once - len(busy), len(idle))
         if wanted > 0:
             self._send(

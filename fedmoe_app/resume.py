@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedmoe_app.checkpoint import (
@@ -43,6 +44,7 @@ FREE = frozenset(
         "keep-client-state",
         "keep-checkpoints",
         "diagnostics",
+        "spool-above",
         "track",
         "server-device",
         "output-dir",
@@ -143,7 +145,9 @@ def _state_differences(before: ModelState, now: ModelState) -> list[str]:
 
 def _shapes(state: ModelState) -> dict[str, str]:
     def shape(tensor: Tensor) -> str:
-        return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        # The server folds and stores values of bfloat16 in float32.
+        dtype = torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
+        return f"{str(dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
     return {name: shape(tensor) for name, tensor in state.named()}
 

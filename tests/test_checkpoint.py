@@ -33,6 +33,8 @@ from fedmoe_app.report.log import (
     results_of,
 )
 from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
+from fedmoe_app.wire.records import encode_state
+from fedmoe_app.wire.views import view_state
 from tests.conftest import flat_config
 from tests.toy import assert_same, toy_state
 
@@ -49,7 +51,8 @@ def snapshot(server_round: int) -> Snapshot:
     broadcast = {"reference": torch.rand(2, 3), "empty": torch.zeros(0, 2)}
     held = {3: HeldExperts(2, [[0, 2], [1]])}
     rests = {"client 3": [2, 9], "node 8123": [1, 7]}
-    counters = Counters(server_round, True, {3: 1, 0: 2}, {8123456789012345678: 3}, held, {3: 40}, rests)
+    roster, sizes = {8123456789012345678: 3}, {3: 40}
+    counters = Counters(server_round, True, {3: 1, 0: 2}, roster, held, sizes, rests)
     return Snapshot(server_round, KEY, state, broadcast, counters)
 
 
@@ -207,6 +210,15 @@ def test_limits_may_change_and_rounds_unless_a_schedule_counts_them(tmp_path: Pa
     write_checkpoint(tmp_path, snapshot(3), replace(IDENTITY, config=IDENTITY.config | linear), {})
     longer = replace(IDENTITY, config=IDENTITY.config | linear | {"num-server-rounds": 9})
     refuse(tmp_path, "num-server-rounds = 6, now 9$", longer)
+
+
+def test_a_model_in_bfloat16_is_the_one_whose_values_were_folded(tmp_path: Path) -> None:
+    state = snapshot(2).state
+    folded = replace(snapshot(2), state=view_state(encode_state(state)))
+    write_checkpoint(tmp_path, folded, IDENTITY, {})
+    checkpoint = find_checkpoint(tmp_path)
+    assert checkpoint.snapshot.state.dense["b"].dtype == torch.float32
+    check_same_run(checkpoint, IDENTITY, state)
 
 
 def test_setting_back_cuts_lines_and_drops_later_checkpoints(tmp_path: Path) -> None:

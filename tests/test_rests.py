@@ -95,30 +95,34 @@ def test_a_client_of_unknown_size_counts_as_the_mean() -> None:
 
 
 @pytest.mark.parametrize("other_nodes", [False, True])
-def test_a_resumed_run_asks_whom_the_uninterrupted_one_asks(other_nodes: bool) -> None:
-    """Client 1 fails in round 1 and rests in round 2; chances go by what clients told in round 1."""
-
-    def strategy(reports: list[RoundReport]) -> MoEStrategy:
-        limits = Limits(1, wait_for_clients=1, clients_per_round=2, sampling="examples", max_rest=2)
-        return MoEStrategy(FedAvg(), limits, on_round=reports.append)
-
-    def start(strategy: MoEStrategy, rounds: int, arrays: ArrayRecord) -> None:
-        grid = InProcessGrid(toy_app(failing_client_1), {}, [{"partition-id": c} for c in range(3)])
-        with task_identity():
-            strategy.start(grid, arrays, rounds, timeout=5)
-
-    def trained(reports: list[RoundReport]) -> list[tuple[list[int], list[str]]]:
-        return [([u.client for u in r.updates], sorted(r.failures)) for r in reports if r.updates]
-
+@pytest.mark.parametrize("done", [1, 2, 3, 4])
+def test_a_resumed_run_asks_whom_the_uninterrupted_one_asks(done: int, other_nodes: bool) -> None:
     whole: list[RoundReport] = []
-    start(strategy(whole), 5, encode_state(toy_state()))
+    start(restful(whole), 6, encode_state(toy_state()))
     parts: list[RoundReport] = []
-    first = strategy(parts)
-    start(first, 2, encode_state(toy_state()))
-    second = strategy(parts)
+    first, second = restful(parts), restful(parts)
+    start(first, done, encode_state(toy_state()))
     second.restore(first.snapshot())
     if other_nodes:
         second.roster.clients.clear()  # SuperNodes that were started again have new ids
-    start(second, 5, encode_state(first.state))
-    assert trained(parts) == trained(whole)
-    assert second.roster.sizes == {0: 1, 2: 3}
+    start(second, 6, encode_state(first.state))
+    assert asked(parts) == asked(whole)
+    assert ["client 1"] in [failed for _, failed in asked(whole)]
+    assert second.roster.sizes == {0: 1, 2: 3, 3: 4}
+
+
+def restful(reports: list[RoundReport]) -> MoEStrategy:
+    """Draws two clients by their examples; one that failed rests."""
+    limits = Limits(1, wait_for_clients=1, clients_per_round=2, sampling="examples", max_rest=8)
+    return MoEStrategy(FedAvg(), limits, seed=3, on_round=reports.append)
+
+
+def start(strategy: MoEStrategy, rounds: int, arrays: ArrayRecord) -> None:
+    grid = InProcessGrid(toy_app(failing_client_1), {}, [{"partition-id": c} for c in range(4)])
+    with task_identity():
+        strategy.start(grid, arrays, rounds, timeout=5)
+
+
+def asked(reports: list[RoundReport]) -> list[tuple[list[int], list[str]]]:
+    rounds = [report for report in reports if report.server_round]
+    return [([u.client for u in r.updates], sorted(r.failures)) for r in rounds]

@@ -30,5 +30,6 @@ def client_seconds(
         if (total := round_trips.get(f"client {update.client}")) is not None:
             known = sum(seconds for name, seconds in phases.items() if name != CPU)
             phases |= {"upload": max(0.0, total - known), "total": total}
-        lines.append({"client": update.client} | {name: round(s, 3) for name, s in phases.items()})
+        client = {"client": update.client}  # whatever a node calls its phases
+        lines.append(client | {name: round(s, 3) for name, s in phases.items()} | client)
     return {"clients": lines} if lines else {}
