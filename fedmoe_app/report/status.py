@@ -95,6 +95,14 @@ def is_running(folder: Path) -> bool:
 
 def _is_alive(status: dict[str, Any]) -> bool:
     """Ask for the process where it can be asked, that is on its own host; else go by the beat."""
-    if status["host"] == socket.gethostname() and not psutil.pid_exists(status["pid"]):
+    if status["host"] == socket.gethostname() and not _is_process(status["pid"]):
         return False
     return bool(time.time() - status["updated"] < STALE_SECONDS)
+
+
+def _is_process(pid: int) -> bool:
+    """Whether there is such a process; one that was killed and not yet waited for is none."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -87,6 +88,16 @@ def test_a_finished_run_is_not_to_be_resumed(folder: Path) -> None:
 def change(folder: Path, **fields: Any) -> None:
     path = folder / "status.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_killed_process_that_nobody_waited_for_is_gone(folder: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        change(folder, state="running", pid=process.pid)
+        assert read_status(folder)["state"] == "running"
+        process.kill()
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert read_status(folder)["state"] == "stale"
 
 
 def test_a_run_whose_process_is_gone_is_stale(folder: Path) -> None:
