@@ -91,6 +91,7 @@ def change(folder: Path, **fields: Any) -> None:
 
 
 def test_a_killed_process_that_nobody_waited_for_is_gone(folder: Path) -> None:
+    started(folder)
     with subprocess.Popen(["sleep", "60"]) as process:
         change(folder, state="running", pid=process.pid)
         assert read_status(folder)["state"] == "running"
