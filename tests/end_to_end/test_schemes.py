@@ -1,7 +1,7 @@
 """The alignment schemes over gRPC: the model of the in-process run, state kept by node processes.
 
 Every message of a SuperNode is answered by a process of its own, so what a client keeps must lie on
-the disk. One deployment serves all runs, one after the other. Its nodes are of ``fedmoe supernode``,
+the disk. One deployment serves all runs, one after the other. Its nodes are ``fedmoe supernode``,
 which forks these processes. To save a run, FedAlign-MoE runs with HFedMoE's selection; FC-MoE alone
 and HFedMoE alone are marked slow.
 """
