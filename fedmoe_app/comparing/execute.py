@@ -169,6 +169,11 @@ def _run_in_processes(
     waiting = iter(todo.values())
     running: dict[Future[None], tuple[Cell, ProcessPoolExecutor]] = {}
     before = set(multiprocessing.active_children())
+    pools: list[ProcessPoolExecutor] = []
+
+    def another() -> ProcessPoolExecutor:
+        pools.append(_new_pool())
+        return pools[-1]
 
     def start(pool: ProcessPoolExecutor) -> None:
         if cell := next(waiting, None):
@@ -178,14 +183,14 @@ def _run_in_processes(
 
     try:
         for _ in range(workers):
-            start(_new_pool())
+            start(another())
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell, pool = running.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     pool.shutdown()
-                    pool = _new_pool()
+                    pool = another()
                     error = RuntimeError("its process died; the memory may have been too small")
                 ended(cell, error)
                 start(pool)
@@ -195,7 +200,8 @@ def _run_in_processes(
             process.terminate()
         raise
     finally:
-        for _, pool in running.values():
+        # All of them: Ctrl-C may come before a started cell is noted as running.
+        for pool in pools:
             pool.shutdown()
 
 
