@@ -99,10 +99,7 @@ class BufferedStrategy(MoEStrategy):
         arrays, metrics = self.finish_train(server_round, buffer.finish())
         if arrays is not None and metrics is not None:
             self._version += 1
-            self.num_folded += 1
-            self.result.arrays = arrays
-            self.result.train_metrics_clientapp[server_round] = metrics
-            self._unevaluated = True
+            self._adopt(server_round, arrays, metrics)
         self.report.seconds["train"] = time.monotonic() - started
 
     def configure_evaluate(

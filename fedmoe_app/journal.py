@@ -110,6 +110,8 @@ class Journal:
         here = {"resume": "", "output-dir": str(path.parent), "run-name": path.name}
         kept = here if self._resumed is not None else {}
         self.folder.write_config(flatten_run_config(config) | kept)
+        # First of all: a tracker that cannot be opened stops the run, which has no status yet.
+        self._watchers = Watchers(config, path, first_round)
         run = {"run": path.name, "scheme": config.scheme}
         self._events = EventLog(path / LOG_FILE, run)
         logger.addHandler(self._events)
@@ -120,7 +122,6 @@ class Journal:
             round=first_round - 1,
             num_rounds=config.num_server_rounds,
         )
-        self._watchers = Watchers(config, path, first_round)
         if self._resumed is not None:
             extra = described("resumed", round=first_round - 1)
             logger.info("going on from %s", self._resumed.path, extra=extra)

@@ -30,8 +30,8 @@ from fedmoe_app.report.log import (
 
 logger = logging.getLogger("fedmoe")
 
-# What may change between the parts of a run: it decides how long is waited, what is written down
-# and where, not what is computed. num-server-rounds is one of them only while no learning-rate
+# What may change between the parts of a run: it decides how long is waited, how many clients are
+# asked at least, what is written down and where, not how replies are folded. num-server-rounds is one of them only while no learning-rate
 # schedule runs over all rounds.
 FREE = frozenset(
     {

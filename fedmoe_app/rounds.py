@@ -132,11 +132,15 @@ class RoundLoop(Strategy):
         replies = self._collect(grid, messages, timeout)
         arrays, metrics = self.aggregate_train(server_round, replies)
         if arrays is not None and metrics is not None:
-            self.result.arrays = arrays
-            self.result.train_metrics_clientapp[server_round] = metrics
-            self.num_folded += 1
-            self._unevaluated = True
+            self._adopt(server_round, arrays, metrics)
         self.report.seconds["train"] = time.monotonic() - started
+
+    def _adopt(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
+        """Take what a round was folded into as the global state."""
+        self.result.arrays = arrays
+        self.result.train_metrics_clientapp[server_round] = metrics
+        self.num_folded += 1
+        self._unevaluated = True
 
     def _evaluate_round(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -182,3 +183,18 @@ def test_a_folder_in_which_a_run_goes_on_is_refused(tmp_path: Path) -> None:
     (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
     with pytest.raises(ResultsError, match="still running"):
         resume(flat, folder)
+
+
+def test_a_run_that_cannot_begin_leaves_no_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracker that cannot be opened, say: nothing must say for ever that the run goes on."""
+
+    def closed(*_: object) -> None:
+        raise OSError("the tracker's server does not answer")
+
+    monkeypatch.setattr("fedmoe_app.journal.Watchers", closed)
+    with pytest.raises(OSError, match="does not answer"):
+        run_in_process(config(tmp_path, **{"run-name": "run"}), CLIENTS)
+    assert not (tmp_path / "out" / "run" / "status.json").exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "fedmoe-status"]

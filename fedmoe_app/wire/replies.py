@@ -29,6 +29,7 @@ _ROUTING = "routing"
 _HEADER = {"codec": str, "held": str, "checksum": bytes}  # entries of the record "update"
 _MAX_TEXT = 64  # characters of an entry or of a metric's name
 _MAX_METRICS = 200
+_MAX_STEPS = 10**8  # optimiser steps of a round
 _COUNTS = ("protocol", "client", "num-examples", "num-partitions")
 
 # A client's weight is its number of examples: one that claims more would be alone in the mean.
@@ -248,4 +249,9 @@ def _own_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
             raise InvalidUpdateError(
                 f"metric {_shown(key)} = {_shown(value)}: must be a finite number", "metrics"
             )
+    steps = own.get("num-steps", 0)
+    if not 0 <= steps <= _MAX_STEPS:  # schemes may weigh clients by it
+        raise InvalidUpdateError(
+            f"num-steps = {_shown(steps)}: must be 0 to {_MAX_STEPS}", "metrics"
+        )
     return {key: float(value) for key, value in own.items()}
