@@ -29,7 +29,7 @@ from torch import Tensor
 from fedmoe_app.budgets import Budget, experts_in
 from fedmoe_app.config import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, ModelShape, RoundInfo, Scheme
+from fedmoe_app.schemes.base import LocalClient, ModelShape, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import shares
 
 
@@ -215,12 +215,17 @@ class HFedMoE(Scheme):
             return "hfedmoe.normalise = false scales the gates themselves; set it to true"
         return ""
 
-    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
-        """Return n_i over the members with u_i(e) ≥ τ, ``[M]``."""
+    def expert_shares(self, info: RoundInfo, layer: int) -> Tensor:
+        """Return n_i of the clients with u_i(e) ≥ τ."""
+        examples = super().expert_shares(info, layer)  # [N, E]
         if not self.usage_weights:
-            return super().expert_weights(updates)
-        usage = updates.routing_of("prob").unsqueeze(1)  # [M, 1]
-        return expert_weights(usage, updates.num_examples, self.tau).squeeze(1)
+            return examples
+        return examples * _qualifies(info.routing_of("prob", layer), self.tau)
+
+    @property
+    def absent_count(self) -> bool:
+        """Not where usage decides."""
+        return not self.usage_weights
 
     def gate_weights(self, info: RoundInfo, layer: int) -> Tensor:
         """Return α, or n_i's weights, ``[N]``."""
