@@ -38,7 +38,7 @@ from torch import Tensor
 
 from benchmarks.cells import print_markdown
 from benchmarks.peaks import MIB, anonymous, in_own_process, watch_memory
-from fedmoe_app.freed_memory import keep_freed_memory
+from fedmoe_app.allocation import keep_memory_steady
 from fedmoe_app.inprocess import task_identity
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState, expert_name
@@ -245,7 +245,7 @@ class _Own(_Timed):
 
     def __init__(self, kind: str, clients: int, tensors: int, folder: str) -> None:
         super().__init__()
-        keep_freed_memory()  # as the server does
+        keep_memory_steady()  # as the server does
         self._folder = Path(folder)
         self._order = range(clients)[:: -1 if "waiting" in kind else 1]
         self._strategy = MoEStrategy(

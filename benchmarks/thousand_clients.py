@@ -27,6 +27,7 @@ from flwr.app import Message, RecordDict
 
 from benchmarks.cells import print_markdown, run_config
 from benchmarks.peaks import MIB, in_own_process, watch_memory
+from fedmoe_app.allocation import keep_memory_steady
 from fedmoe_app.config import parse_run_config
 from fedmoe_app.inprocess import task_identity
 from fedmoe_app.moe.state import ModelState
@@ -146,6 +147,7 @@ class _Round:
 
 def _measure(scheme: str, clients: int, file: Path) -> dict[str, float]:
     state, real = torch.load(file, weights_only=False)
+    keep_memory_steady()  # as the server does
     layers, experts = real[0].routing.count.shape
     folder = Path(os.path.dirname(file))
     strategy = MoEStrategy(
