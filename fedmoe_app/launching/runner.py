@@ -23,6 +23,7 @@ from fedmoe_app.launching.overrides import (
     with_output_dir,
     with_run_name,
 )
+from fedmoe_app.launching.preflight import check_scheme_name, check_simulated
 from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.paths import home
 from fedmoe_app.report.html.page import REPORT_FILE
@@ -76,6 +77,7 @@ def run_simulated(
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
     require_trackers(config)
     share = check_cpus(cpus, config.train.threads), check_gpus(gpus)
+    check_simulated(config, num_clients)
     nodes = flower.Simulation(num_clients, *share)
     print(f"starting {num_clients} simulated nodes ...", flush=True)
     _execute(
@@ -91,6 +93,7 @@ def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
     flat = with_run_name(app_defaults(app) | given, datetime.now())
     # On another machine the ServerApp knows better where results belong.
     config = check(with_output_dir(flat) if connection.is_local else flat, None)
+    check_scheme_name(config.scheme)
     print(f"connecting to {name} ({connection.address}) ...", flush=True)
     _execute(
         lambda output: flower.run_connected(app, flatten_run_config(config), connection, output),
