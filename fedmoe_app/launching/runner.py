@@ -108,6 +108,7 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
         folder = results_of(Path(config.resume))
     else:
         _refuse_used(folder)
+        _refuse_unwritable(folder)
     log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,6 +131,22 @@ def _refuse_used(folder: Path | None) -> None:
         raise ConfigError(
             f"run-name = {folder.name!r}: {folder} holds files of an earlier run; "
             "choose another name with --name"
+        )
+
+
+def _refuse_unwritable(folder: Path | None) -> None:
+    """Make the folder that the run's own will lie in, which shows whether it can be written."""
+    if folder is None:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder.parent, os.W_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ConfigError(
+            f'output-dir = "{folder.parent}": {reason}; name a folder that can be written with '
+            "--output, or set FEDMOE_HOME"
         )
 
 
@@ -163,8 +180,10 @@ def _close_page(folder: Path | None) -> None:
 
 def _show_table(screen: Screen, folder: Path | None) -> None:
     """Print the table unless the ServerApp did."""
-    if not screen.table_shown and folder and (folder / METRICS_FILE).is_file():
-        print_table(read_metrics(folder))
+    if screen.table_shown or folder is None or not (folder / METRICS_FILE).is_file():
+        return
+    if lines := read_metrics(folder):
+        print_table(lines)
 
 
 def _reason(outcome: flower.Outcome, log_path: Path) -> str:
