@@ -203,8 +203,8 @@ def test_a_missing_data_file_stops_before_anything_starts(
 ) -> None:
     monkeypatch.setattr(flower, "run_simulation", lambda *_: pytest.fail("started"))
     code, lines, error = fedmoe("run", "-c", 'data.source="no.jsonl"')
-    assert (code, lines) == (1, [])
-    assert error.startswith("error: no.jsonl: there is no such file")
+    assert (code, lines) == (2, [])
+    assert error.startswith('error: data.source = "no.jsonl": there is no such file')
 
 
 def test_an_unknown_scheme_is_not_sent_to_a_superlink(

@@ -8,6 +8,7 @@ which takes seconds.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from fedmoe_app.config import EMBEDDED, NODES, ConfigError, RunConfig
 from fedmoe_app.launching.environment import default_environment
@@ -85,5 +86,20 @@ def _check_data(config: RunConfig, num_clients: int) -> None:
     from fedmoe_app.data.partitions import partition_sizes
     from fedmoe_app.data.sources import load_text_data
 
+    _check_files("data.source", data.source)
+    _check_files("data.test-source", data.test_source)
     train = load_text_data(data).train
     partition_sizes(train, data, num_clients, config.seed)
+
+
+def _check_files(key: str, names: str) -> None:
+    """Say which key names a file that is not there; what is in a file, its reader says."""
+    from fedmoe_app.data.files import looks_like_file
+
+    for name in filter(None, map(str.strip, names.split(","))):
+        if looks_like_file(name) and not Path(name).expanduser().is_file():
+            raise ConfigError(
+                f'{key} = "{name}": there is no such file (looked for '
+                f"{Path(name).expanduser().absolute()}); name your own, by a path from this folder "
+                "or an absolute one"
+            )

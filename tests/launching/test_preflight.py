@@ -71,8 +71,14 @@ def test_a_class_of_the_user_is_imported_here_but_not_for_a_superlink_elsewhere(
         ({"scheme": "combine", "combine.loss": "pflmoe"}, 'combine.loss = "pflmoe": choose one of'),
         ({"model.name": "qwen3moe-tinny"}, 'model.name = "qwen3moe-tinny": not a preset'),
         ({"data.source": "nodes"}, "simulated nodes bring no data of their own"),
-        ({"data.source": "/no/such/file.jsonl"}, "/no/such/file.jsonl: there is no such file"),
-        ({"data.test-source": "/no/test.csv"}, "/no/test.csv: there is no such file"),
+        (
+            {"data.source": "/no/such/file.jsonl"},
+            'data.source = "/no/such/file.jsonl": there is no such file',
+        ),
+        (
+            {"data.test-source": "/no/test.csv"},
+            'data.test-source = "/no/test.csv": there is no such',
+        ),
     ],
 )
 def test_what_is_not_there_is_refused(overrides: dict[str, str], message: str) -> None:
