@@ -3,15 +3,16 @@
     python -m benchmarks.aggregation [--rounds 5] [--clients 10] [--megabytes 200] [--turns 3]
 
 The same dense arrays, float32 in tensors of 4 MB, go to ``FedAvg.aggregate_train`` of Flower and to
-this project's strategy with ``scheme = "fedavg"``: decoding, every check, spool, sums, and encoding
-the new state. Each is a process of its own; they take turns, and medians over the rounds of all are
-compared. Only the call is timed: making a reply is not. Flower's API takes a list of all replies;
-this one takes them as they arrive, so that each is made when it is pulled. Both peaks hold the
-replies as far as the API makes the server hold them, the old arrays and the new ones.
+this project's strategy with ``scheme = "fedavg"``: decoding, every check, sums, and encoding the
+new state. Each is a process of its own; they take turns, and medians over the rounds of all are
+compared. Only the call is timed: making a reply, here reading it from a file, is not. Flower's API
+takes a list of all replies; this one takes them as they arrive. Both peaks hold the replies as far
+as the API makes the server hold them, the old arrays and the new ones.
 
-"sparse": the same values as experts of which each client trained a quarter. ``in memory`` keeps all
-replies, as a run does below ``spool-above``. The memory bandwidth is that of copying and of
-a ← b + s·c on one thread, in bytes read and written.
+``fedmoe``: clients that are known from an earlier round answer in order, and each reply is summed
+as it comes. ``waiting``: they answer in reverse order, so that all but the last wait in a file.
+``sparse``: the same values as experts of which each client trained a quarter. The memory bandwidth
+is that of reading, of copying and of a ← a + s·b on one thread, in bytes read and written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -34,20 +38,22 @@ from torch import Tensor
 
 from benchmarks.cells import print_markdown
 from benchmarks.peaks import MIB, anonymous, in_own_process, watch_memory
+from fedmoe_app.freed_memory import keep_freed_memory
 from fedmoe_app.inprocess import task_identity
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState, expert_name
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.rounds import Limits
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.spool import DEFAULT_LIMIT, Spool
+from fedmoe_app.spool import Spool
 from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.wire.packing import CODED, raw_array
 from fedmoe_app.wire.records import encode_update
 from fedmoe_app.wire.update import ClientUpdate
 from fedmoe_app.wire.views import encode_one_by_one, view_state
 
 VALUES = MIB  # of a tensor: 4 MB
-KINDS = ("Flower", "fedmoe", "fedmoe, in memory", "fedmoe, sparse")
+KINDS = ("Flower", "fedmoe", "fedmoe, waiting", "fedmoe, sparse")
 SHARE = 4  # sparse: one expert in so many was trained
 
 
@@ -96,21 +102,32 @@ def _print(found: dict[str, list[dict[str, list[float]]]], size: int) -> None:
         )
     headers = ("", "first round s", "later s", "CPU s", "peak MiB")
     print_markdown((*headers, "time", "CPU time", "peak", "GB/s of replies"), rows)
-    copy, triad = _bandwidth()
-    print(f"\nmemory bandwidth of one thread: copy {copy:.1f} GB/s, triad {triad:.1f} GB/s")
+    read, copy, triad = _bandwidth()
+    print(
+        f"\nmemory bandwidth of one thread: read {read:.1f} GB/s, copy {copy:.1f} GB/s, "
+        f"triad {triad:.1f} GB/s"
+    )
+    # Each value is read twice, for the checks and for the sum, and its sum read and written.
+    bound = size / 1e9 * (1 / read + 3 / triad)
+    print(f"checks and sums at these bandwidths: {bound:.2f} s")
 
 
-def _bandwidth() -> tuple[float, float]:
+def _bandwidth() -> tuple[float, float, float]:
     source, target = torch.ones(48 * MIB), torch.zeros(48 * MIB)
-    copies, triads = [], []
-    for _ in range(5):
-        begin = time.process_time()
-        target.copy_(source)
-        copies.append(2 * source.nbytes / (time.process_time() - begin) / 1e9)
-        begin = time.process_time()
-        target.add_(source, alpha=0.5)
-        triads.append(3 * source.nbytes / (time.process_time() - begin) / 1e9)
-    return statistics.median(copies), statistics.median(triads)
+    calls = (
+        (1, lambda: torch.dot(source, source)),
+        (2, lambda: target.copy_(source)),
+        (3, lambda: target.add_(source, alpha=0.5)),
+    )
+    found = []
+    for passes, call in calls:
+        seconds = []
+        for _ in range(7):
+            begin = time.process_time()
+            call()
+            seconds.append(time.process_time() - begin)
+        found.append(passes * source.nbytes / statistics.median(seconds) / 1e9)
+    return found[0], found[1], found[2]
 
 
 def _measure(kind: str, rounds: int, clients: int, tensors: int) -> dict[str, list[float]]:
@@ -144,7 +161,7 @@ def _values(client: int, tensor: int) -> np.ndarray:
 
 @cache
 def _base() -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(VALUES, dtype=np.float32)
+    return np.random.default_rng(0).standard_normal((1024, VALUES // 1024), dtype=np.float32)
 
 
 class _Timed:
@@ -183,39 +200,36 @@ class _Flower(_Timed):
         self._arrays = arrays
 
 
-class _Own(_Timed):
-    """This project's strategy: replies one at a time."""
+@dataclass(frozen=True)
+class _Replies:
+    """What clients send: dense tensors, or ``sparse`` the same values as experts."""
 
-    def __init__(self, kind: str, clients: int, tensors: int, folder: str) -> None:
-        super().__init__()
-        self._sparse, self._clients, self._tensors = "sparse" in kind, clients, tensors
-        limit = 2**60 if "memory" in kind else DEFAULT_LIMIT
-        self._strategy = MoEStrategy(
-            FedAvg(), Limits(min_clients=1), spool=Spool(Path(folder), limit), diagnose=False
-        )
-        self._asked = Message(RecordDict(), 1, "train")
-        everything = range(tensors)
-        self._arrays = encode_one_by_one(self._changes(99, everything))
-        self._strategy.state = view_state(self._arrays)
+    sparse: bool
+    tensors: int
+    folder: Path
 
-    def _changes(self, client: int, trained: Iterable[int]) -> Iterator[tuple[str, Tensor]]:
-        if self._sparse:
+    def changes(self, client: int, trained: Iterable[int]) -> Iterator[tuple[str, Tensor]]:
+        if self.sparse:
             for expert in trained:
                 yield expert_name(0, expert, "up"), torch.from_numpy(_values(client, expert))
             return
-        for tensor in range(self._tensors):
+        for tensor in range(self.tensors):
             yield f"t{tensor}", torch.from_numpy(_values(client, tensor))
         yield expert_name(0, 0, "up"), torch.zeros(1)  # a global state has some expert
 
-    def _reply(self, client: int) -> Message:
-        trained = range(client % SHARE, self._tensors, SHARE) if self._sparse else range(1)
-        content = encode_update(self._update(client, trained))
-        content["arrays"] = encode_one_by_one(self._changes(client, trained))
-        return Message(content, reply_to=self._asked)
+    def save(self, client: int) -> RecordDict:
+        """Write the large buffer of a client's reply to a file; return the rest of the reply."""
+        trained = range(client % SHARE, self.tensors, SHARE) if self.sparse else range(1)
+        changes = ModelState()
+        for name, values in self.changes(client, trained):
+            changes.insert(name, values)
+        content = encode_update(self._update(client, trained, changes))
+        coded = content.array_records["arrays"].pop(CODED)
+        (self.folder / f"{client}").write_bytes(coded.data)
+        return content
 
-    def _update(self, client: int, trained: Iterable[int]) -> ClientUpdate:
-        """All of an update but its changes, which are encoded one by one."""
-        experts = self._tensors if self._sparse else 1
+    def _update(self, client: int, trained: Iterable[int], changes: ModelState) -> ClientUpdate:
+        experts = self.tensors if self.sparse else 1
         steps = torch.zeros(1, experts, dtype=torch.int64)
         steps[0, list(trained)] = 1
         zeros = torch.zeros(1, experts)
@@ -223,10 +237,39 @@ class _Own(_Timed):
         routing = RoutingStats(
             torch.ones_like(steps), prob, zeros, prob, zeros, trained=steps, tokens=tokens
         )
-        return ClientUpdate(client, 100 + client, ModelState(), routing, {"train-loss": 1.0})
+        return ClientUpdate(client, 100 + client, changes, routing, {"train-loss": 1.0})
+
+
+class _Own(_Timed):
+    """This project's strategy: replies one at a time."""
+
+    def __init__(self, kind: str, clients: int, tensors: int, folder: str) -> None:
+        super().__init__()
+        keep_freed_memory()  # as the server does
+        self._folder = Path(folder)
+        self._order = range(clients)[:: -1 if "waiting" in kind else 1]
+        self._strategy = MoEStrategy(
+            FedAvg(), Limits(min_clients=1), spool=Spool(self._folder), diagnose=False
+        )
+        self._asked = {client: Message(RecordDict(), 1 + client, "train") for client in self._order}
+        replies = _Replies("sparse" in kind, tensors, self._folder)
+        self._arrays = encode_one_by_one(replies.changes(99, range(tensors)))
+        self._strategy.state = view_state(self._arrays)
+        # In a process of its own: what that takes is not in this one's peak.
+        with ProcessPoolExecutor(1, get_context("fork")) as other:
+            self._headers = dict(
+                zip(self._order, other.map(replies.save, self._order), strict=True)
+            )
+
+    def _reply(self, client: int) -> Message:
+        content = RecordDict(dict(self._headers[client]))
+        arrays = dict(content.array_records["arrays"])
+        arrays[CODED] = raw_array((self._folder / f"{client}").read_bytes())
+        content["arrays"] = ArrayRecord(arrays)
+        return Message(content, reply_to=self._asked[client])
 
     def _replies(self) -> Iterator[Message]:
-        for client in range(self._clients):
+        for client in self._order:
             self.clock(+1)
             reply = [self._reply(client)]
             self.clock(-1)
@@ -235,6 +278,8 @@ class _Own(_Timed):
     def aggregate(self) -> None:
         self.seconds = self.cpu = 0.0
         self._strategy.report = RoundReport(1)
+        self._strategy.roster.clients = {1 + client: client for client in self._order}
+        self._strategy.expect(1 + client for client in self._order)
         self.clock(-1)
         arrays, _ = self._strategy.aggregate_train(1, self._replies())
         self.clock(+1)

@@ -61,10 +61,6 @@ FINE_SETTINGS: Mapping[str, Any] = {
     "model.lora-rank": 8,
     "num-server-rounds": 4,
 }
-FINE_DENSE: Mapping[str, Mapping[str, Any]] = {
-    DENSE_LORA: {"scheme": "fedavg"},
-    DENSE: {"scheme": "fedavg", "model.train": "all"},
-}
 SETTINGS = ("embedded", "ag_news", FINE)
 
 
@@ -87,14 +83,19 @@ def main() -> None:
             print(f"{name}: left out, {name}/train.jsonl.gz is not beside the repository")
         elif name == FINE:
             entries = _entries("fedmoe", options.codecs)
-            entries += [SchemeEntry(row, dict(own)) for row, own in FINE_DENSE.items()]
-            settings = settings_of("embedded") | dict(FINE_SETTINGS) | reduced
-            settings |= {"model.name": str(save_fine_model(settings))}
-            compare(name, entries, settings, seeds, options.workers, (DENSE, DENSE_LORA))
+            base = settings_of("embedded") | reduced
+            base |= {"model.name": str(save_fine_model(base))}
+            dense = {DENSE: _dense_bytes(base), DENSE_LORA: _dense_bytes(base | FINE_SETTINGS)}
+            compare(name, entries, base | FINE_SETTINGS, seeds, options.workers, dense)
         else:
             entries = _entries("fedavg", options.codecs)
             settings = settings_of(name) | reduced
-            compare(name, entries, settings, seeds, options.workers, (FP32,))
+            compare(name, entries, settings, seeds, options.workers)
+
+
+def _dense_bytes(settings: Mapping[str, Any]) -> float:
+    """Return the bytes of all clients' replies in fp32 with all experts, of a round."""
+    return CLIENTS * float(reply_bytes(run_config(settings), None, FP32))
 
 
 def _entries(scheme: str, codecs: Sequence[str]) -> list[SchemeEntry]:
@@ -108,18 +109,21 @@ def compare(
     settings: Mapping[str, Any],
     seeds: range,
     workers: int,
-    dense: Sequence[str],
+    dense: Mapping[str, float] | None = None,
 ) -> None:
-    """Run one setting and print its table; ``dense`` names the rows that bytes are divided by."""
+    """Run one setting and print its table.
+
+    Bytes are divided by those of ``dense``, by name; None are those of fp32.
+    """
     rows = measure(
         f"bytes-{name}", entries, [UNEQUAL], settings, seeds, CLIENTS, workers, centralised=False
     )
-    sizes = {row.scheme: row.bytes_up or 0.0 for row in rows}
+    dense = dense or {row.scheme: row.bytes_up or 0.0 for row in rows if row.scheme == FP32}
     headers = ["codec", "bytes up a round", *(f"part of {row}" for row in dense)]
     print(f"\n{name}, {UNEQUAL.name}, {CLIENTS} clients, {len(seeds)} seeds")
     print_markdown(
         [*headers, "accuracy", "points lost"],
-        [_shown(row, [sizes[each] for each in dense]) for row in rows],
+        [_shown(row, list(dense.values())) for row in rows],
     )
 
 

@@ -89,6 +89,7 @@ class BufferedStrategy(MoEStrategy):
         wait_for_nodes(grid, self.limits.min_clients, self.limits.wait_for_clients)
         self.progress.round_started(server_round, self.limits.buffer_size)
         buffer = self._begin_buffer()
+        self._begin_sums()  # of clients that nobody knows beforehand: all wait
         while buffer.num_usable < self.limits.buffer_size:
             self._ask(grid, server_round, config or ConfigRecord())
             if not self._out or time.monotonic() - started >= timeout:
@@ -120,15 +121,15 @@ class BufferedStrategy(MoEStrategy):
 
     # -- the buffer ----------------------------------------------------------------------------
 
-    def _intake(self) -> Intake:
+    def _new_buffer(self) -> Intake:
         return Intake(self.update_spec(), self.roster, self._next_spool)
 
     def _begin_buffer(self) -> Intake:
         """Take the replies that came too late for the last buffer; open the one after."""
-        buffer = self._next or self._intake()
+        buffer = self._next or self._new_buffer()
         self.spool, self._next_spool = self._next_spool, self.spool
         self._next_spool.clear()  # its buffer is folded
-        self._next = self._intake()
+        self._next = self._new_buffer()
         return buffer
 
     def _pull(self, grid: Grid, buffer: Intake) -> bool:

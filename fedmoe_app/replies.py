@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
+from fedmoe_app.at_once import AtOnce
 from fedmoe_app.roster import Roster
 from fedmoe_app.spool import Spool, SpoolError
 from fedmoe_app.staleness import discounted
@@ -42,21 +43,33 @@ class Intake:
         spec: names and shapes that an update may hold.
         roster: knows which node serves which client.
         spool: where the changes wait; None keeps all of them in memory.
+        holders: client -> the node that served it in earlier rounds, of those that were asked.
+        num_partitions: of the clients in earlier rounds; 0 if none is known.
+        at_once: takes what need not wait until the round is complete.
     """
 
-    def __init__(self, spec: UpdateSpec, roster: Roster, spool: Spool | None = None) -> None:
+    def __init__(
+        self,
+        spec: UpdateSpec,
+        roster: Roster,
+        spool: Spool | None = None,
+        holders: Mapping[int, int] | None = None,
+        num_partitions: int = 0,
+        at_once: AtOnce | None = None,
+    ) -> None:
         self._spec, self._roster, self._spool = spec, roster, spool
+        self._holders, self._num_partitions = holders or {}, num_partitions
+        self._at_once = at_once
         self._rejected: dict[str, str] = {}
         self._kinds: Counter[str] = Counter()
-        self._updates: dict[int, ClientUpdate] = {}
-        self._bytes_up: dict[int, int] = {}
-        self._copies: Counter[int] = Counter()  # replies by client
+        self._updates: dict[int, dict[int, ClientUpdate]] = {}  # client -> node -> its update
+        self._bytes_up: dict[int, int] = {}  # by node
         self.nodes: set[int] = set()  # that gave a good reply
 
     @property
     def num_usable(self) -> int:
         """Clients with one good reply so far."""
-        return sum(self._copies[client] == 1 for client in self._updates)
+        return sum(self._chosen(client) is not None for client in self._updates)
 
     def add(
         self, message: Message, node: int | None = None, staleness: int | None = None
@@ -69,14 +82,14 @@ class Intake:
             staleness: folds since the state that the reply started from; None is a synchronous
                 round, in which there is no such thing.
         """
+        node = message.metadata.src_node_id if node is None else node
         try:
             update = decode_update(message.content, self._spec)
             if staleness is not None:
                 update = discounted(update, staleness)
-            self._copies[update.client] += 1
-            if self._copies[update.client] == 1:
-                self._put(update, record_bytes(message.content))
-            self.nodes.add(message.metadata.src_node_id if node is None else node)
+            self._put(update, node)
+            self._bytes_up[node] = record_bytes(message.content)
+            self.nodes.add(node)
             return update
         except InvalidUpdateError as error:
             self._reject(message, f"reply rejected: {error}", error.kind)
@@ -89,26 +102,63 @@ class Intake:
     def finish(self) -> Decoded:
         """Return what is left when all replies are in."""
         decoded = Decoded(rejected=self._rejected, kinds=self._kinds)
-        for client, update in sorted(self._updates.items()):
-            copies = self._copies[client]
-            if copies > 1:
-                # Which of them is right cannot be told, and the first to arrive is no reason.
-                decoded.kinds["client"] += copies
-                decoded.rejected[f"client {client}"] = (
-                    f"reply rejected: {copies} nodes have partition-id = {client}; "
-                    "give each its own"
-                )
-                continue
-            decoded.updates.append(update)
-            decoded.bytes_up[client] = self._bytes_up[client]
-        _drop_other_splits(decoded)
+        for client, copies in sorted(self._updates.items()):
+            node = self._chosen(client)
+            self._reject_copies(client, [other for other in copies if other != node], node)
+            if node is not None:
+                decoded.updates.append(copies[node])
+                decoded.bytes_up[client] = self._bytes_up[node]
+        _drop_other_splits(decoded, self._num_partitions)
         return decoded
 
-    def _put(self, update: ClientUpdate, num_bytes: int) -> None:
-        if self._spool is not None:
-            update = replace(update, changes=self._spool.store(update.changes))
-        self._updates[update.client] = update
-        self._bytes_up[update.client] = num_bytes
+    def _chosen(self, client: int) -> int | None:
+        """Return the node whose update of a client counts, None if that cannot be told.
+
+        Of several it is the one that served this client in an earlier round. The first to arrive
+        would be no reason.
+        """
+        copies = self._updates[client]
+        if len(copies) == 1:
+            return next(iter(copies))
+        holder = self._holders.get(client)
+        return holder if holder in copies else None
+
+    def _reject_copies(self, client: int, nodes: Sequence[int], holder: int | None) -> None:
+        if not nodes:
+            return
+        self._kinds["client"] += len(nodes)
+        if holder is None:
+            self._rejected[f"client {client}"] = (
+                f"reply rejected: {len(nodes)} nodes have partition-id = {client}; "
+                "give each its own"
+            )
+            return
+        for node in nodes:
+            self._roster.forget(node)  # it would pass for the client's node in the next round
+            self._rejected[f"node {node}"] = (
+                f"reply rejected: partition-id = {client} is that of node {holder} since an "
+                "earlier round; give each its own"
+            )
+
+    def _put(self, update: ClientUpdate, node: int) -> None:
+        copies = self._updates.setdefault(update.client, {})
+        if node in copies:
+            raise InvalidUpdateError("the node has answered before", "client")
+        if self._spool is None:
+            copies[node] = update
+            return
+        at_once = self._at_once
+        if at_once is None or not at_once.is_next(update, node):
+            copies[node] = replace(update, changes=self._spool.store(update.changes))
+            if at_once is not None:
+                at_once.put_off(update, node)
+            return
+        copies[node] = at_once.take(update)
+        for client, rest in at_once.take_waiting(self._of_holder).items():
+            self._updates[client][self._holders[client]] = rest
+
+    def _of_holder(self, client: int) -> ClientUpdate:
+        return self._updates[client][self._holders[client]]
 
     def _reject(self, message: Message, reason: str, kind: str) -> None:
         self._kinds[kind] += 1
@@ -125,19 +175,23 @@ def release(message: Message) -> None:
         record.clear()
 
 
-def _drop_other_splits(decoded: Decoded) -> None:
-    """Reject clients that split the data into another number of partitions than most do."""
+def _drop_other_splits(decoded: Decoded, known: int) -> None:
+    """Reject clients that split the data into another number of partitions than the run does.
+
+    That is ``known``, or what most have if it is 0.
+    """
     numbers = Counter(u.num_partitions for u in decoded.updates if u.num_partitions)
-    if len(numbers) < 2:
+    if not numbers or set(numbers) == {known}:
         return
-    usual = max(numbers, key=lambda number: (numbers[number], -number))
+    usual = known or max(numbers, key=lambda number: (numbers[number], -number))
+    others = "earlier rounds had" if known else "most nodes have"
     for update in list(decoded.updates):
         if update.num_partitions not in (0, usual):
             decoded.updates.remove(update)
             decoded.kinds["client"] += 1
             del decoded.bytes_up[update.client]
             decoded.rejected[f"client {update.client}"] = (
-                f"reply rejected: num-partitions = {update.num_partitions}, but most nodes have "
+                f"reply rejected: num-partitions = {update.num_partitions}, but {others} "
                 f"{usual}; give all nodes the same"
             )
 

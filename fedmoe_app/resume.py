@@ -31,8 +31,8 @@ from fedmoe_app.report.log import (
 logger = logging.getLogger("fedmoe")
 
 # What may change between the parts of a run: it decides how long is waited, how many clients are
-# asked at least, what is written down and where, not how replies are folded. num-server-rounds is one of them only while no learning-rate
-# schedule runs over all rounds.
+# asked at least, what is written down and where, not how replies are folded. num-server-rounds is
+# one of them only while no learning-rate schedule runs over all rounds.
 FREE = frozenset(
     {
         "num-server-rounds",

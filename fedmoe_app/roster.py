@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -49,6 +50,16 @@ class Roster:
     def _serves(self, node_id: int, client: int) -> None:
         self.clients[node_id] = client
         self.rests.rename(f"node {node_id}", f"client {client}")
+
+    def forget(self, node_id: int) -> None:
+        """Forget which client a node said it serves."""
+        self.clients.pop(node_id, None)
+
+    def holders(self, nodes: Iterable[int]) -> dict[int, int]:
+        """Return client -> node for these nodes, without clients that two of them claim."""
+        known = [(c, node) for node in nodes if (c := self.client(node)) is not None]
+        counts = Counter(client for client, _ in known)
+        return {client: node for client, node in known if counts[client] == 1}
 
     def client(self, node_id: int) -> int | None:
         """Return a node's client number, None if it is not known yet."""

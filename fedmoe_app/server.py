@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedmoe_app.buffered import BufferedStrategy, check_buffered
 from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.freed_memory import keep_freed_memory
 from fedmoe_app.holding import Holding
 from fedmoe_app.journal import open_journal
 from fedmoe_app.local.choosing import check_holds_chosen
@@ -48,6 +49,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             checkpoint that it can be resumed from.
     """
     require_trackers(config)
+    keep_freed_memory()
     scheme = make_scheme(config)
     data = server_data(config)
     check_holds_chosen(config, scheme)

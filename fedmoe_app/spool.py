@@ -63,16 +63,20 @@ class Spool:
         """Return a second, empty one with the same folder and limit."""
         return Spool(self.folder, self._limit)
 
-    def store(self, changes: ModelState) -> ModelState:
+    def store(self, changes: ModelState, views: bool = False) -> ModelState:
         """Take over changes; what is returned reads as they did, until :meth:`clear`.
+
+        Args:
+            changes: float32.
+            views: whether they are parts of something larger, which must not stay in memory.
 
         Raises:
             SpoolError: if the file cannot be written. What was stored before stays as it is.
         """
-        size = sum(tensor.nbytes for _, tensor in changes.named())
+        size = _size(changes)
         if self._kept + size <= self._limit:
             self._kept += size
-            return changes
+            return _copied(changes) if views else changes
         start = self._end
         try:
             for _, tensor in changes.named():
@@ -82,6 +86,13 @@ class Spool:
             where = self.folder or tempfile.gettempdir()
             raise SpoolError(f"the server could not store it in {where}: {error}") from error
         return self._stored(changes, start // _ITEM)
+
+    def keep_part(self, stored: ModelState, part: ModelState) -> ModelState:
+        """Give up what :meth:`store` returned but for a part of it, which is returned."""
+        if isinstance(stored.dense, _StoredTensors):
+            return part
+        self._kept -= _size(stored)
+        return self.store(part, views=True)  # it fits where the whole has been
 
     def clear(self) -> None:
         """Begin a new round: what was stored must not be read any more."""
@@ -167,3 +178,14 @@ class _StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._layout)
+
+
+def _size(changes: ModelState) -> int:
+    return sum(tensor.nbytes for _, tensor in changes.named())
+
+
+def _copied(changes: ModelState) -> ModelState:
+    copy = ModelState()
+    for key, tensor in changes.named():
+        copy.insert(key, tensor.clone())
+    return copy

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedmoe_app.at_once import AtOnce
 from fedmoe_app.checkpoint import Counters, Snapshot
 from fedmoe_app.downloads import Downloads
 from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
@@ -28,7 +29,9 @@ from fedmoe_app.schemes.base import ModelShape, Scheme
 from fedmoe_app.schemes.diagnostics import Diagnostics
 from fedmoe_app.schemes.fold import FoldError, folded_tensors, round_info
 from fedmoe_app.schemes.projection import PairRule
+from fedmoe_app.schemes.running import RunningSums
 from fedmoe_app.spool import Spool
+from fedmoe_app.wire.arrays import ArrayBuffers
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import (
     UpdateSpec,
@@ -100,6 +103,9 @@ class MoEStrategy(RoundLoop):
         self.data_fingerprint = data_fingerprint
         self.base_fingerprint = base_fingerprint
         self.broadcast: dict[str, Tensor] = {}
+        self._asked: tuple[int, ...] = ()  # nodes of the round
+        self._begin_sums()
+        self._num_partitions = 0  # into which the clients of earlier rounds split the data
         self._last_replies: dict[int, int] = {}  # client -> its last round with a usable reply
 
     def summary(self) -> None:
@@ -173,6 +179,7 @@ class MoEStrategy(RoundLoop):
         if (holding := self.holding) is not None:
             question = self._content(server_round, held_arrays(arrays, None), config)
             nodes = self._ask_to_choose(grid, holding, nodes, question)
+        self.expect(nodes)
         content = self._content(server_round, arrays, config)
         messages, sizes = self._address(content, nodes, MessageType.TRAIN, server_round)
         self.report.bytes_down_by_node = sizes
@@ -269,11 +276,29 @@ class MoEStrategy(RoundLoop):
         replies can be used.
         """
         self.spool.clear()
-        intake = Intake(self.update_spec(), self.roster, self.spool)
+        intake = self._intake(self._asked)
         for message in replies:
             intake.add(message)
             del message  # before the next one is pulled
         return self.finish_train(server_round, intake.finish())
+
+    def expect(self, nodes: Iterable[int]) -> None:
+        """Note which nodes were asked for the replies of the next :meth:`aggregate_train`."""
+        self._asked = tuple(nodes)
+
+    def _intake(self, asked: Sequence[int]) -> Intake:
+        """Return what takes the replies of a round, summing at once what can be."""
+        holders = self.roster.holders(asked)
+        self._begin_sums()
+        at_once, split = None, self._num_partitions
+        # A node whose client is not known may be any; held experts are checked at the end.
+        if len(holders) == len(asked) and self.holding is None:
+            at_once = AtOnce(self._sums, holders, split, self.spool)
+        return Intake(self.update_spec(), self.roster, self.spool, holders, split, at_once)
+
+    def _begin_sums(self) -> None:
+        self._buffers = ArrayBuffers()
+        self._sums = RunningSums(self.scheme, not self.diagnose, self._buffers.zeros)
 
     def update_spec(self) -> UpdateSpec:
         """Return what a reply to the present state may hold."""
@@ -307,6 +332,8 @@ class MoEStrategy(RoundLoop):
         if arrays is None:
             return None, None
         self.report.bytes_up = decoded.bytes_up
+        known = [update.num_partitions for update in updates if update.num_partitions]
+        self._num_partitions = known[0] if known else self._num_partitions
         return arrays, _mean_metrics(updates)
 
     def _fold(self, server_round: int, updates: Sequence[ClientUpdate]) -> ArrayRecord | None:
@@ -314,9 +341,11 @@ class MoEStrategy(RoundLoop):
         info = round_info(server_round, updates)
         layers, experts = info.routing[0].count.shape
         diagnostics = Diagnostics(layers, experts) if self.diagnose else None
-        folded = folded_tensors(self.state, updates, self.scheme, info, diagnostics, self.pairs)
+        folded = folded_tensors(
+            self.state, updates, self.scheme, info, diagnostics, self.pairs, self._sums
+        )
         try:
-            arrays = encode_one_by_one(folded)
+            arrays = encode_one_by_one(folded, self._buffers)
         except FoldError as error:
             self._fail("round", f"{error} ({self.scheme}); the global model stays as it was")
             return None

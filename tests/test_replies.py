@@ -22,16 +22,17 @@ from tests.toy import assert_same, fold_toy, toy_state
 GIVEN = updates(seed=9)
 
 
-def message(client: int) -> Message:
-    asked = Message(RecordDict(), 10 + client, "train")
+def message(client: int, node: int | None = None) -> Message:
+    asked = Message(RecordDict(), 10 + client if node is None else node, "train")
     return Message(encode_update(GIVEN[client]), reply_to=asked)
 
 
 def taken(order: tuple[int, ...], spool: Spool | None = None) -> Decoded:
     intake = Intake(UpdateSpec.of(toy_state(), region_size=4), Roster(seed=0), spool)
     with task_identity():
-        for client in order:
-            intake.add(message(client))
+        for position, client in enumerate(order):
+            is_copy = client in order[:position]
+            intake.add(message(client, 90 + position if is_copy else None))
     return intake.finish()
 
 

@@ -152,6 +152,20 @@ class PackedStack(nn.Module):
         kind = NF4Weight if self.kind == "nf4" else Int8Weight
         return kind(values, scales.view(torch.float32), (out_features, self.in_features), dtype)
 
+    def dequantise(self, out_features: int, dtype: torch.dtype) -> Tensor:
+        """Return all experts' weights ``[E, out, in]``."""
+        values, scales = self.get_buffer("values"), self.get_buffer("scales")
+        experts = values.shape[0]
+        if self.kind == "nf4":  # blocks lie one after the other: one call for all
+            rows = (experts * out_features, self.in_features)
+            whole = NF4Weight(values.view(-1), scales.view(torch.float32).view(-1), rows, dtype)
+            return whole.dequantise().view(experts, out_features, self.in_features)
+        shape = (experts, out_features, self.in_features)
+        full = torch.empty(shape, dtype=dtype, device=values.device)
+        for e in range(experts):  # what is between int8 and 16 bits is in 32 bits
+            full[e] = self.weight(e, out_features, dtype).dequantise()
+        return full
+
     def nbytes(self) -> int:
         """Return the bytes of the packed values with their scales."""
         return sum(buffer.nbytes for buffer in self.buffers())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from fedmoe_app.moe.grouped import can_group, run_grouped
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
 from fedmoe_app.moe.packed import packed_weights
 
@@ -112,9 +113,9 @@ def slots_forward(
 ) -> Tensor:
     """Mix the experts' outputs: ``[T, H]``, ``[T, K]``, ``[T, K]`` to ``[T, H]``.
 
-    Tokens are sorted by expert once; each expert that got a token runs once. Every gather is a
-    permutation and the sum over K is a plain reduction, so the result does not depend on the order
-    of concurrent additions.
+    Tokens are sorted by expert once; each expert that got a token runs once, or all run at once
+    (:mod:`fedmoe_app.moe.grouped`). Every gather is a permutation and the sum over K is a plain
+    reduction, so the result does not depend on the order of concurrent additions.
     """
     slots: ExpertSlots | None = getattr(self, _ATTRIBUTE, None)
     if slots is None and (packed := packed_weights(self)):  # quantised, without adapters
@@ -124,18 +125,27 @@ def slots_forward(
         return eager(self, hidden_states, top_k_index, top_k_weights)
     tokens, top_k = top_k_index.shape
     expert_ids, order = torch.sort(top_k_index.reshape(-1), stable=True)  # [S], [S]
-    counts = torch.bincount(expert_ids, minlength=len(slots.weights)).tolist()
+    counts = torch.bincount(expert_ids, minlength=len(slots.weights))  # [E]
     pairs = hidden_states.unsqueeze(1).expand(-1, top_k, -1).reshape(tokens * top_k, -1)
-    groups = pairs.index_select(0, order).split(counts)  # E tensors [count, H]
-    outputs = [
-        _expert(self, x, weights, slots.scaling)
-        for x, weights in zip(groups, slots.weights, strict=True)
-        if x.shape[0]
-    ]
+    pairs = pairs.index_select(0, order)  # [S, H]
+    if can_group(self, slots.weights, pairs):
+        outputs = run_grouped(self, pairs, expert_ids, counts, slots.weights, slots.scaling)
+    else:
+        outputs = _run_each(self, pairs, counts.tolist(), slots)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.shape[0], device=order.device)
-    mixed = torch.cat(outputs).index_select(0, inverse).view(tokens, top_k, -1)  # [T, K, H]
+    mixed = outputs.index_select(0, inverse).view(tokens, top_k, -1)  # [T, K, H]
     return (mixed * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+
+
+def _run_each(module: Any, x: Tensor, counts: Sequence[int], slots: ExpertSlots) -> Tensor:
+    """Run the experts one by one on their parts of ``[S, H]``, which is sorted by expert."""
+    outputs = [
+        _expert(module, part, weights, slots.scaling)
+        for part, weights in zip(x.split(counts), slots.weights, strict=True)
+        if part.shape[0]
+    ]
+    return torch.cat(outputs)
 
 
 def _expert(module: Any, x: Tensor, weights: dict[str, Any], scaling: float) -> Tensor:

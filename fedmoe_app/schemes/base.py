@@ -22,7 +22,7 @@ from fedmoe_app.config import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState, Tensors, flatten
 from fedmoe_app.schemes.projection import PairRule, project
-from fedmoe_app.schemes.sums import cosines, dots, norms, weighted_sum
+from fedmoe_app.schemes.sums import cosines, dots, mean_of, norms, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -297,16 +297,42 @@ class Scheme:
         """Return the factor on the gate's old values: gate ← scale·gate + Σ weights·changes."""
         return 1.0
 
-    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
-        """Return the members' weights for an expert, ``[M]``.
+    def expert_shares(self, info: RoundInfo, layer: int) -> Tensor:
+        """Return what each client counts in the mean of an expert's changes, ``[N, E]``.
 
-        A scheme that reads no changes here, only ``updates.info`` and statistics, costs the server
-        the same memory for any number of clients.
-
-        FedAvg averages over all clients: one that did not train the expert left it unchanged,
-        so that its weight stays in the mean.
+        Row i goes by client i's own examples and statistics, whoever else is in the round: the
+        server then need not keep its reply until all are in.
         """
-        return self.dense_weights(updates.info)[list(updates.members)]
+        num_experts = info.routing[0].count.shape[1]
+        return info.num_examples.unsqueeze(1).expand(-1, num_experts)  # [N, E]
+
+    @property
+    def absent_count(self) -> bool:
+        """Whether the clients that did not train an expert count in its mean, as unchanged.
+
+        FedAvg averages over all clients.
+        """
+        return True
+
+    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
+        """Return the members' weights for an expert, ``[M]``: their part of all shares.
+
+        Override this where a weight depends on the other clients, too. A scheme that reads no
+        changes here, only ``updates.info`` and statistics, costs the server the same memory for
+        any number of clients.
+        """
+        shares = self.expert_shares(updates.info, updates.layer)[:, updates.expert]  # [N]
+        members = shares[list(updates.members)]
+        return mean_of(members.clone(), shares if self.absent_count else members)
+
+    @property
+    def means_of_experts(self) -> bool:
+        """Whether an expert's change is the mean by :meth:`expert_shares` and nothing more."""
+        own = type(self)
+        return (
+            own.expert_weights is Scheme.expert_weights
+            and own.combine_expert is Scheme.combine_expert
+        )
 
     def combine_expert(self, updates: ExpertUpdates) -> Tensor:
         """Combine the members' changes of an expert into the global change, ``[P]``."""

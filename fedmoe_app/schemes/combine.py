@@ -141,6 +141,20 @@ class Combination(Scheme):
         """As the gates have it."""
         return self.gates.gate_scale(info, layer)
 
+    @property
+    def means_of_experts(self) -> bool:
+        """As the experts have it."""
+        return self.experts.means_of_experts
+
+    @property
+    def absent_count(self) -> bool:
+        """As the experts have it."""
+        return self.experts.absent_count
+
+    def expert_shares(self, info: RoundInfo, layer: int) -> Tensor:
+        """As the experts have it."""
+        return self.experts.expert_shares(info, layer)
+
     def expert_weights(self, updates: ExpertUpdates) -> Tensor:
         """As the experts have it."""
         return self.experts.expert_weights(updates)

@@ -195,6 +195,16 @@ class FCMoE(Scheme):
             experts[key] = {name: value + parts[name] for name, value in values.items()}
         return ModelState(received.dense, received.gates, experts)
 
+    @property
+    def means_of_experts(self) -> bool:
+        """With neither importance nor projection it is the mean by examples."""
+        return not self.importance and not self.projection
+
+    @property
+    def absent_count(self) -> bool:
+        """Never: an expert's weights are among those that trained it."""
+        return False
+
     def expert_weights(self, updates: ExpertUpdates) -> Tensor:
         """Return the importance weights (step 1), or n_i's, over the members, ``[M]``."""
         if not self.importance:

@@ -313,6 +313,16 @@ class FedAlignMoE(Scheme):
             return super().gate_weights(info, layer)
         return self._omega(info, layer)
 
+    @property
+    def means_of_experts(self) -> bool:
+        """With experts = "index" it is the mean by examples."""
+        return self.experts == "index"
+
+    @property
+    def absent_count(self) -> bool:
+        """Never: an expert's weights are among those that trained it."""
+        return False
+
     def expert_weights(self, updates: ExpertUpdates) -> Tensor:
         """Return the semantic weights of the members, or n_i's among them, ``[M]``."""
         if self.experts == "index":

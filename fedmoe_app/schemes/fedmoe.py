@@ -17,10 +17,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fedmoe_app.config import ConfigError, RunConfig
-from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, ModelShape, Scheme
+from fedmoe_app.schemes.base import LocalClient, ModelShape, Scheme
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class FedMoE(Scheme):
         """Always."""
         return True
 
-    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
-        """Return n_i / Σ_{j∈S_e} n_j, ``[M]``."""
-        return updates.num_examples / updates.num_examples.sum()
+    @property
+    def absent_count(self) -> bool:
+        """Never: weights are n_i / Σ_{j∈S_e} n_j."""
+        return False

@@ -29,7 +29,7 @@ from torch import Tensor
 from fedmoe_app.budgets import Budget, experts_in
 from fedmoe_app.config import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, ModelShape, RoundInfo, Scheme
+from fedmoe_app.schemes.base import LocalClient, ModelShape, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import shares
 
 
@@ -81,18 +81,15 @@ def select_experts(scores: Tensor, budget: int, routed: Tensor | None = None) ->
     return chosen & routed
 
 
-def expert_weights(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
-    """n_i over the clients with u_i(e) ≥ τ, ``[N, E]`` float32.
+def usage_shares(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
+    """n_i of the clients with u_i(e) ≥ τ, 0 of the others, ``[N, E]``.
 
     Args:
         usage: u_i(e), ``[N, E]``.
         num_examples: n_i, ``[N]``.
         tau: τ, the least mean probability that counts as usage; 0 keeps everybody.
-
-    Returns:
-        Columns that sum to 1, or to 0 where nobody qualifies.
     """
-    return shares(_qualifies(usage, tau) * num_examples.double().unsqueeze(1)).float()
+    return _qualifies(usage, tau) * num_examples.unsqueeze(1)
 
 
 def gate_weights(usage: Tensor, importance: Tensor, tau: float, normalise: bool = True) -> Tensor:
@@ -101,7 +98,7 @@ def gate_weights(usage: Tensor, importance: Tensor, tau: float, normalise: bool 
     Args:
         usage: u_i(e), ``[N, E]``.
         importance: s_i(e) over the client's data, ``[N, E]``.
-        tau: τ of :func:`expert_weights`.
+        tau: τ of :func:`usage_shares`.
         normalise: divide by Σα, so that the weights sum to 1 (or 0); False is the printed form,
             which is meant for the gates themselves, not for their changes.
     """
@@ -215,12 +212,16 @@ class HFedMoE(Scheme):
             return "hfedmoe.normalise = false scales the gates themselves; set it to true"
         return ""
 
-    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
-        """Return n_i over the members with u_i(e) ≥ τ, ``[M]``."""
+    def expert_shares(self, info: RoundInfo, layer: int) -> Tensor:
+        """Return n_i of the clients with u_i(e) ≥ τ."""
         if not self.usage_weights:
-            return super().expert_weights(updates)
-        usage = updates.routing_of("prob").unsqueeze(1)  # [M, 1]
-        return expert_weights(usage, updates.num_examples, self.tau).squeeze(1)
+            return super().expert_shares(info, layer)
+        return usage_shares(info.routing_of("prob", layer), info.num_examples, self.tau)
+
+    @property
+    def absent_count(self) -> bool:
+        """Not where usage decides."""
+        return not self.usage_weights
 
     def gate_weights(self, info: RoundInfo, layer: int) -> Tensor:
         """Return α, or n_i's weights, ``[N]``."""

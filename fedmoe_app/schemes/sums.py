@@ -26,27 +26,35 @@ def weighted_sum(weights: Tensor, deltas: Tensor | Sequence[Tensor]) -> Tensor:
         raise ValueError(f"weights of shape {list(weights.shape)} for {len(deltas)} clients")
     total = torch.zeros(deltas[0].shape, dtype=torch.float32, device=deltas[0].device)
     if weights.dim() == 1:
-        _add_in_chunks(total, weights.float(), deltas)
-        return total
+        return add_scaled(total, weights.float().tolist(), deltas)
     for weight, delta in zip(weights.float(), deltas, strict=True):
         total += weight.reshape(weight.shape + (1,) * (delta.dim() - weight.dim())) * delta
     return total
 
 
-def _add_in_chunks(total: Tensor, weights: Tensor, deltas: Tensor | Sequence[Tensor]) -> None:
-    """Add Σ_i weights[i]·deltas[i] to ``total``, a chunk of values over all clients at a time.
+def add_scaled(
+    total: Tensor, factors: Sequence[float], deltas: Tensor | Sequence[Tensor]
+) -> Tensor:
+    """Add Σ_i factors[i]·deltas[i] to ``total``, which is contiguous, in client order; return it.
 
-    A product and a sum of float32 each, not one fused step: bit for bit what whole tensors give.
+    A chunk of values over all clients at a time stays in the core's cache. Each value goes through
+    the same steps whatever the chunk, so that adding some clients now and others later is the same
+    bit for bit.
     """
     flat = total.view(-1)
     rows = [delta.reshape(-1) for delta in deltas]  # views
-    product = torch.empty(min(CHUNK, flat.numel()), dtype=torch.float32, device=total.device)
-    for start in range(0, flat.numel(), CHUNK):
-        part = flat[start : start + CHUNK]
-        scratch = product[: part.numel()]
-        for weight, row in zip(weights, rows, strict=True):
-            torch.mul(row[start : start + CHUNK], weight, out=scratch)
-            part += scratch
+    chunk = CHUNK if len(rows) > 1 else max(flat.numel(), 1)
+    for start in range(0, flat.numel(), chunk):
+        part = flat[start : start + chunk]
+        for factor, row in zip(factors, rows, strict=True):
+            part.add_(row[start : start + chunk], alpha=factor)
+    return total
+
+
+def mean_of(total: Tensor, parts: Tensor) -> Tensor:
+    """Divide a sum over clients, in place, by Σ_i parts[i], ``[N]``; zeros where that is 0."""
+    whole = float(parts.sum())
+    return total.div_(whole) if whole else total.zero_()
 
 
 def shares(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -45,6 +46,38 @@ def _plain(tensor: Tensor) -> Array:
         return Array(values)
     data = b"".join((_header(values.shape, values.dtype), values.reshape(-1).data.cast("B")))
     return Array(str(values.dtype), tuple(values.shape), _NUMPY, data)
+
+
+class ArrayBuffers:
+    """Tensors of zeros that are to become arrays: their values are then not copied.
+
+    A server that sums a model of gigabytes so holds the sums and the arrays made of them once.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, Array] = {}  # by address of the values
+
+    def zeros(self, shape: Sequence[int]) -> Tensor:
+        """Return zeros, float32, to be written to until :meth:`array` is asked for."""
+        size = math.prod(shape)
+        if not size:
+            return torch.zeros(*shape)
+        header = _header(tuple(shape), np.dtype(np.float32))
+        # Nobody else knows these bytes yet: until then they may be written to as in C.
+        data = bytes(len(header) + 4 * size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that bytes are not writable
+            torch.frombuffer(data, dtype=torch.uint8)[: len(header)] = torch.frombuffer(
+                bytearray(header), dtype=torch.uint8
+            )
+            values = torch.frombuffer(data, dtype=torch.float32, offset=len(header)).view(*shape)
+        self._arrays[values.data_ptr()] = Array("float32", tuple(shape), _NUMPY, data)
+        return values
+
+    def array(self, tensor: Tensor) -> Array:
+        """Encode a tensor; one of :meth:`zeros` is not copied, and not written to from then on."""
+        array = self._arrays.pop(tensor.data_ptr(), None)
+        return to_array(tensor) if array is None else array
 
 
 def read_array(array: Array) -> Tensor:

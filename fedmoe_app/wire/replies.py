@@ -19,7 +19,14 @@ from fedmoe_app.wire.choice import RECORD as CHOICE
 from fedmoe_app.wire.choice import decode_choice, encode_choice
 from fedmoe_app.wire.codecs import FP32, Codec, make_codec
 from fedmoe_app.wire.names import CODEC_NAMES, PROTOCOL
-from fedmoe_app.wire.packing import max_packed, pack_changes, raw_array, read_raw, unpack_changes
+from fedmoe_app.wire.packing import (
+    Squares,
+    max_packed,
+    pack_changes,
+    raw_array,
+    read_raw,
+    unpack_changes,
+)
 from fedmoe_app.wire.routing import max_routing, pack_routing, unpack_routing
 from fedmoe_app.wire.spec import UpdateSpec
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
@@ -108,12 +115,13 @@ def decode_update(content: RecordDict, spec: UpdateSpec) -> ClientUpdate:
     buffers = _buffers(content, spec, codec)
     client, num_examples, num_partitions = _counts(dict(metrics))
     own_metrics = _own_metrics(metrics)
-    _check_sum(content, metrics)
+    squares = Squares()
+    _check_sum(content, metrics, squares if codec.lossless else None)
     routing = unpack_routing(buffers[_ROUTING], spec, codec.lossless)
     trained = [(layer, expert) for layer, expert in (routing.trained > 0).nonzero().tolist()]
     if unknown := [key for key in trained if key not in spec.experts]:
         raise InvalidUpdateError(f"an expert {unknown[0]} was trained that the model has not")
-    changes = unpack_changes(buffers, codec, spec.shapes(trained))
+    changes = unpack_changes(buffers, codec, spec.shapes(trained), squares)
     shape = (spec.num_layers, spec.num_experts)
     choice = decode_choice(content, shape, spec.top_k) if spec.top_k else None
     return ClientUpdate(
@@ -199,10 +207,11 @@ def _buffers(content: RecordDict, spec: UpdateSpec, codec: Codec) -> dict[str, m
     return {name: read_raw(arrays[name], name, most) for name, most in longest.items()}
 
 
-def _check_sum(content: RecordDict, metrics: Mapping[str, Any]) -> None:
+def _check_sum(content: RecordDict, metrics: Mapping[str, Any], squares: Squares | None) -> None:
     header = dict(content.config_records["update"])
     said = header.pop("checksum")
-    if said != checksum(header, metrics, *_array_records(content)):
+    watch = {} if squares is None else {"watch": squares.add}
+    if said != checksum(header, metrics, *_array_records(content), **watch):
         raise InvalidUpdateError("the checksum is wrong: the reply was damaged", "checksum")
 
 

@@ -8,14 +8,17 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.wire.arrays import to_array, view_array
+from fedmoe_app.wire.arrays import ArrayBuffers, to_array, view_array
 
 
-def encode_one_by_one(tensors: Iterable[tuple[str, Tensor]]) -> ArrayRecord:
+def encode_one_by_one(
+    tensors: Iterable[tuple[str, Tensor]], buffers: ArrayBuffers | None = None
+) -> ArrayRecord:
     """Encode tensors as they come, each freed before the next one is made."""
+    encode = to_array if buffers is None else buffers.array
     record = ArrayRecord()
     for key, tensor in tensors:
-        record[key] = to_array(tensor)
+        record[key] = encode(tensor)
     return record
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fedmoe_app.moe import grouped
 from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.quantise import quantise
@@ -15,6 +16,7 @@ from fedmoe_app.moe.trainable import Trainables
 
 from .families import batch, real_tokens
 from .four_bit_families import build
+from .test_grouped import adapted, loss_and_gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,3 +89,33 @@ def test_routing_statistics_are_those_of_the_cpu_and_lie_there(family: str) -> N
     assert gpu.tokens.tolist() == [real_tokens(layer) for layer in find_moe_layers(model)]
     assert torch.equal(gpu.count, cpu.count)
     assert torch.allclose(gpu.prob, cpu.prob, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("family", ["Olmoe", "GptOss", "Qwen2Moe"])
+def test_all_experts_at_once_are_those_one_by_one(
+    family: str, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(family, kind, dtype=dtype, device="cuda")
+    found = loss_and_gradients(model)
+    again = loss_and_gradients(model)
+    assert all(torch.equal(value, again[name]) for name, value in found.items())
+    monkeypatch.setattr(grouped, "_fast_on", lambda device: False)
+    near = 1e-4 if dtype == torch.float32 else 0.1
+    for name, value in loss_and_gradients(model).items():
+        assert (found[name] - value).norm() <= near * value.norm() + 1e-6, name
+
+
+def test_an_expert_without_tokens_gets_no_gradient_of_old_memory() -> None:
+    model = adapted("Olmoe", "nf4", device="cuda")
+    layer = find_moe_layers(model)[0]
+    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    weights = torch.full((6, 2), 0.5, device="cuda")
+    chosen = torch.tensor([[0, 2]] * 6, device="cuda")
+    old = [torch.full((size,), torch.nan, device="cuda") for size in (512, 1024, 4096, 2**20)]
+    del old  # its memory is given to the next tensors
+    layer.experts_module(x, chosen, weights).sum().backward()
+    gradients = [[p.grad for p in tensors.values()] for tensors in layer.adapters]
+    assert all(g is not None and bool(g.isfinite().all()) for gs in gradients for g in gs)
+    assert [any(bool(g.any()) for g in gs) for gs in gradients] == [True, False, True, False]

@@ -60,6 +60,15 @@ def test_int8_by_hand() -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_experts_at_once_are_each_of_them(kind: str, transposed: bool) -> None:
+    packed = pack(stack(transposed), kind, transposed)
+    every = packed.dequantise(OUT, torch.float32)
+    for e in range(EXPERTS):
+        assert torch.equal(every[e], packed.weight(e, OUT, torch.float32).dequantise())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_map_and_its_gradient(kind: str, dtype: torch.dtype, transposed: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,9 +25,11 @@ class Float(Codec):
         return raw_bytes(values.to(self._dtype))
 
     def decode(self, data: memoryview, rows: Rows) -> Tensor:
-        """Widen to float32."""
+        """Widen to float32; values of 32 bits are a view of the data, which is only read."""
         check_length(data, self.max_bytes(rows), self.name)
-        return from_raw(data, self._dtype).float()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the view must not be written to
+            return torch.frombuffer(data, dtype=self._dtype).float()
 
     def max_bytes(self, rows: Rows) -> int:
         """Return the exact length."""
