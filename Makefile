@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet -e '.[dev]'
 	$(BIN)/fedmoe hook .flwr --clients $(CLIENTS)
 	touch $(INSTALLED)
 
@@ -46,7 +46,7 @@ lint: install ## Check style and types
 	$(BIN)/mypy
 
 docs: install ## Build the docs site into site/; warnings are errors
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --quiet -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site: $(CURDIR)/site/index.html"
 

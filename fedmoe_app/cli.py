@@ -16,7 +16,12 @@ from fedmoe_app.deployment import commands
 from fedmoe_app.launching import environment
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.connections import LaunchError
-from fedmoe_app.launching.overrides import clients_to_resume, config_to_resume, read_overrides
+from fedmoe_app.launching.overrides import (
+    check_resumable,
+    clients_to_resume,
+    config_to_resume,
+    read_overrides,
+)
 from fedmoe_app.launching.processes import signals_raise
 from fedmoe_app.launching.runner import (
     INTERRUPTED,
@@ -24,7 +29,7 @@ from fedmoe_app.launching.runner import (
     run_on_connection,
     run_simulated,
 )
-from fedmoe_app.report.log import ResultsError, read_metrics
+from fedmoe_app.report.log import ResultsError, read_rounds
 from fedmoe_app.report.overview import newest_run, overview
 from fedmoe_app.report.table import print_table
 
@@ -64,6 +69,13 @@ def main() -> None:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stdout.flush()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -126,8 +138,8 @@ def run(
         raise ConfigError(
             "--clients, --gpus and --cpus are for simulated nodes; leave out CONNECTION"
         )
-    if resume and not connection and not resume.expanduser().exists():
-        raise ConfigError(f"--resume {resume}: no such folder; name the result folder of a run")
+    if resume and not connection:
+        check_resumable(resume)
     if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
     given: dict[str, str | int | None] = {
@@ -219,7 +231,10 @@ def compare(
 @app.command(epilog="Example: fedmoe table ~/.fedmoe/results/fedavg-20261120-213315")
 def table(run_dir: RunDir, debug: Debug = False) -> None:
     """Print the table of a run again."""
-    print_table(read_metrics(run_dir))
+    lines = read_rounds(run_dir)
+    if not lines:
+        raise ResultsError(f"{run_dir}: no round is done yet; wait for round 0")
+    print_table(lines)
 
 
 @app.command(epilog="Example: fedmoe status")
@@ -241,6 +256,7 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
     # matplotlib takes a second to import
     from fedmoe_app.report.plots import plot_run
 
+    read_rounds(run_dir)
     for path in plot_run(run_dir):
         print(path)
 

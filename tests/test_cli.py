@@ -179,6 +179,10 @@ def test_the_page_of_an_interrupted_run_no_longer_says_that_it_runs(
         (["/nowhere"], "no pyproject.toml"),
         ([".", "lab", "--clients", "2"], "leave out CONNECTION"),
         (["--name", "a/b"], "plain folder name"),
+        (["--scheme", "fedalgin"], 'scheme = "fedalgin": unknown; choose one of fedavg, '),
+        (["--resume", "/nowhere"], "--resume /nowhere: no such folder"),
+        (["--output", "/proc/no"], 'output-dir = "/proc/no": No such file or directory; name a'),
+        (["--output", str(REPOSITORY / "README.md")], 'README.md": File exists; name a folder'),
     ],
 )
 def test_a_wrong_value_stops_before_anything_starts(
@@ -192,6 +196,50 @@ def test_a_wrong_value_stops_before_anything_starts(
     assert code == 2
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_a_missing_data_file_stops_before_anything_starts(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower, "run_simulation", lambda *_: pytest.fail("started"))
+    code, lines, error = fedmoe("run", "-c", 'data.source="no.jsonl"')
+    assert (code, lines) == (2, [])
+    assert error.startswith('error: data.source = "no.jsonl": there is no such file')
+
+
+def test_an_unknown_scheme_is_not_sent_to_a_superlink(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    write_connection(tmp_path / "flwr", "lab", "far:1")
+    monkeypatch.setattr(flower, "run_connected", lambda *_: pytest.fail("started"))
+    code, _, error = fedmoe("run", ".", "lab", "--scheme", "fedalgin")
+    assert code == 2
+    assert "choose one of fedavg" in error
+
+
+def test_a_folder_without_a_checkpoint_cannot_be_resumed(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(flower, "run_simulation", lambda *_: pytest.fail("started"))
+    code, _, error = fedmoe("run", "--resume", str(tmp_path))
+    assert code == 2
+    assert f"--resume {tmp_path}: no checkpoint there" in error
+
+
+def test_a_run_without_a_round_has_no_table(fedmoe: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    code, lines, error = fedmoe("table", str(tmp_path))
+    assert (code, lines) == (1, [])
+    assert "no round is done yet" in error
+
+
+def test_what_the_system_refuses_is_one_line(fedmoe: Callable[..., Any]) -> None:
+    code, _, error = fedmoe("partition", "--output", "/proc/no/picture.png")
+    assert code == 1
+    assert error.startswith("error: /proc/no")
+    assert error.count("\n") == 1
+    assert "Errno" not in error
 
 
 def test_a_used_name_is_refused(fedmoe: Callable[..., Any], simulated: Call) -> None:

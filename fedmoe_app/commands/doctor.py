@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedmoe_app.commands.gpus import EXTRA, Driver, has_nvml, read_driver, why_unused
 from fedmoe_app.launching.processes import program
 from fedmoe_app.paths import home
 from fedmoe_app.report.table import human_bytes
@@ -94,18 +95,42 @@ def _versions() -> Iterator[Finding]:
 def _gpu() -> Iterator[Finding]:
     import torch
 
-    if not torch.cuda.is_available():
+    driver = read_driver()
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield _usable(index, driver)
+    elif driver and driver.cards:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        yield Finding("GPU", WARNING, *why_unused(driver, torch.version.cuda, hidden))
+    else:
         built = "a CPU build of torch" if torch.version.cuda is None else "no usable device"
         yield Finding(
             "GPU", WARNING, built, "small models train on the CPU; for more, a CUDA build of torch"
         )
-        return
-    for index in range(torch.cuda.device_count()):
+
+
+def _usable(index: int, driver: Driver | None) -> Finding:
+    """Describe a GPU that torch can use, in torch's numbering."""
+    import torch
+
+    uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+    card = next((card for card in driver.cards if card.uuid == uuid), None) if driver else None
+    if driver is None or card is None:  # a part of a card (MIG) has an own name
         free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        yield Finding(
-            f"GPU {index}", OK, f"{name}, {human_bytes(free)} of {human_bytes(total)} free"
-        )
+        found = f"{torch.cuda.get_device_name(index)}, {_room_in(free, total)}"
+        remedy = "" if has_nvml() else f"pip install '{EXTRA}' shows driver and programs, too"
+        return Finding(f"GPU {index}", OK, found, remedy)
+    cuda = ".".join(map(str, driver.cuda))
+    return Finding(
+        f"GPU {index}",
+        OK,
+        f"{card.name}, {_room_in(card.free, card.total)}, {card.processes} programs on it; "
+        f"driver {driver.version} for CUDA up to {cuda}, torch for {torch.version.cuda}",
+    )
+
+
+def _room_in(free: int, total: int) -> str:
+    return f"{human_bytes(free)} of {human_bytes(total)} free"
 
 
 def _four_bits() -> Iterator[Finding]:

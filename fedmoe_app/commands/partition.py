@@ -76,9 +76,9 @@ def print_split(split: Split, console: Console) -> None:
     shown = split.values[:MAX_COLUMNS]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("client", "examples", "distance"):
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(header, justify="right", no_wrap=True, min_width=len(header))
     for value in shown:
-        table.add_column(value, justify="right", max_width=12, overflow="ellipsis", no_wrap=True)
+        table.add_column(value, justify="right", max_width=12, overflow="fold")
     rest = len(split.values) - len(shown)
     if rest:
         table.add_column(f"{rest} more", justify="right", no_wrap=True)

@@ -22,7 +22,9 @@ from fedmoe_app.comparing.reading import running
 from fedmoe_app.comparing.run_cell import in_process, simulated
 from fedmoe_app.comparing.summary import Result, Row, results_of, summarise
 from fedmoe_app.comparing.tables import failures, markdown, print_summary
+from fedmoe_app.config import DataConfig, ModelConfig, parse_run_config
 from fedmoe_app.launching.overrides import Flat, app_defaults, with_absolute_paths
+from fedmoe_app.launching.preflight import check_sources
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.log import write_atomic
 from fedmoe_app.schemes import SCHEMES
@@ -73,6 +75,7 @@ def compare(request: Request) -> bool:
         KeyboardInterrupt: when interrupted; the finished runs stay.
     """
     plan = plan_of(request)
+    _check_sources(plan)
     with ComparisonFolder(request.output or results_dir() / f"compare-{plan.key}") as folder:
         folder.write_plan(plan)
         print(f"comparison: {folder.path}", flush=True)
@@ -87,6 +90,17 @@ def compare(request: Request) -> bool:
         print(line)
     print(f"results: {folder.path}", flush=True)
     return not outcomes.failures
+
+
+def _check_sources(plan: Plan) -> None:
+    """Look once at each model and partition of the first seed, before any run is started."""
+    seen: list[tuple[DataConfig, ModelConfig, int]] = []
+    for cell in plan.cells:
+        config = parse_run_config(cell.flat)
+        sources = (config.data, config.model, cell.clients)
+        if cell.seed == plan.seeds[0] and sources not in seen:
+            seen.append(sources)
+            check_sources(config, cell.clients)
 
 
 def plan_of(request: Request) -> Plan:

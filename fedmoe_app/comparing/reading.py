@@ -20,7 +20,7 @@ from fedmoe_app.comparing.folder import CELL_FILE, PLAN_FILE, ComparisonFolder
 from fedmoe_app.comparing.options import FEDERATED
 from fedmoe_app.comparing.plan import NO_PARTITION, Cell, Plan, partition_name
 from fedmoe_app.config import flatten_table
-from fedmoe_app.report.log import CONFIG_FILE, METRICS_FILE, ResultsError, read_metrics
+from fedmoe_app.report.log import CONFIG_FILE, METRICS_FILE, ResultsError, read_metrics, read_rounds
 
 Lines = list[dict[str, Any]]
 # What may differ between runs of one row: the place, the seed, and what makes the column.
@@ -115,7 +115,7 @@ def collect_runs(folders: Sequence[Path]) -> Comparison:
     cells: list[Cell] = []
     outcomes, lines = Outcomes(), {}
     for path, flat in flats.items():
-        found = read_metrics(path)
+        found = read_rounds(path)
         rounds = int(flat["num-server-rounds"])
         try:
             figures = figures_of(found, rounds)

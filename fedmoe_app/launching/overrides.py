@@ -21,7 +21,7 @@ from fedmoe_app.config import (
     parse_run_config,
 )
 from fedmoe_app.paths import results_dir
-from fedmoe_app.report.log import CONFIG_FILE, ResultsError, results_of
+from fedmoe_app.report.log import CONFIG_FILE, ResultsError, list_checkpoints, results_of
 from fedmoe_app.report.status import read_status
 
 Flat = dict[str, bool | float | int | str]
@@ -63,6 +63,22 @@ def read_overrides(items: Sequence[str]) -> Flat:
     for item in items:
         flat |= _read_file(Path(item)) if item.endswith(".toml") else _read_pairs(item)
     return flat
+
+
+def check_resumable(path: Path) -> None:
+    """Refuse to go on from a folder of this machine that holds nothing to go on from.
+
+    Raises:
+        ConfigError: no such folder, or no checkpoint in it.
+    """
+    found = path.expanduser().absolute()
+    if not found.exists():
+        raise ConfigError(f"--resume {path}: no such folder; name the result folder of a run")
+    if not list_checkpoints(results_of(found)):
+        raise ConfigError(
+            f"--resume {path}: no checkpoint there; name the result folder of a run of which at "
+            "least one round is done, or one of the folders in its checkpoints/"
+        )
 
 
 def config_to_resume(path: Path) -> Flat:

@@ -23,6 +23,7 @@ from fedmoe_app.launching.overrides import (
     with_output_dir,
     with_run_name,
 )
+from fedmoe_app.launching.preflight import check_scheme_name, check_simulated
 from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.paths import home
 from fedmoe_app.report.html.page import REPORT_FILE
@@ -76,6 +77,7 @@ def run_simulated(
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
     require_trackers(config)
     share = check_cpus(cpus, config.train.threads), check_gpus(gpus)
+    check_simulated(config, num_clients)
     nodes = flower.Simulation(num_clients, *share)
     print(f"starting {num_clients} simulated nodes ...", flush=True)
     _execute(
@@ -91,6 +93,7 @@ def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
     flat = with_run_name(app_defaults(app) | given, datetime.now())
     # On another machine the ServerApp knows better where results belong.
     config = check(with_output_dir(flat) if connection.is_local else flat, None)
+    check_scheme_name(config.scheme)
     print(f"connecting to {name} ({connection.address}) ...", flush=True)
     _execute(
         lambda output: flower.run_connected(app, flatten_run_config(config), connection, output),
@@ -105,6 +108,7 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
         folder = results_of(Path(config.resume))
     else:
         _refuse_used(folder)
+        _refuse_unwritable(folder)
     log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -127,6 +131,22 @@ def _refuse_used(folder: Path | None) -> None:
         raise ConfigError(
             f"run-name = {folder.name!r}: {folder} holds files of an earlier run; "
             "choose another name with --name"
+        )
+
+
+def _refuse_unwritable(folder: Path | None) -> None:
+    """Make the folder that the run's own will lie in, which shows whether it can be written."""
+    if folder is None:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder.parent, os.W_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ConfigError(
+            f'output-dir = "{folder.parent}": {reason}; name a folder that can be written with '
+            "--output, or set FEDMOE_HOME"
         )
 
 
@@ -160,8 +180,10 @@ def _close_page(folder: Path | None) -> None:
 
 def _show_table(screen: Screen, folder: Path | None) -> None:
     """Print the table unless the ServerApp did."""
-    if not screen.table_shown and folder and (folder / METRICS_FILE).is_file():
-        print_table(read_metrics(folder))
+    if screen.table_shown or folder is None or not (folder / METRICS_FILE).is_file():
+        return
+    if lines := read_metrics(folder):
+        print_table(lines)
 
 
 def _reason(outcome: flower.Outcome, log_path: Path) -> str:

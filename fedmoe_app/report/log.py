@@ -23,6 +23,11 @@ SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
 CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
 
+# What every line of metrics.jsonl has, and tables and pages are made of.
+LINE_KEYS = (
+    *("round", "status", "loss", "accuracy", "num_clients", "bytes_up", "bytes_down"),
+    *("clients", "failures", "seconds"),
+)
 _CHECKPOINT = re.compile(r"round-(\d{5,})")
 
 
@@ -90,6 +95,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
     numbered = enumerate(whole.split("\n"), start=1)
     return [_parse(text, file, number) for number, text in numbered if text.strip()]
+
+
+def read_rounds(path: Path) -> list[dict[str, Any]]:
+    """Read the metrics lines as :func:`read_metrics`, and make sure that a run wrote them.
+
+    Raises:
+        ResultsError: also when a line lacks a key.
+    """
+    lines = read_metrics(path)
+    for number, line in enumerate(lines, start=1):
+        if missing := [key for key in LINE_KEYS if key not in line]:
+            raise ResultsError(
+                f"{path}: line {number} of {METRICS_FILE} lacks {', '.join(missing)}; the file is "
+                "damaged, or not written by this release"
+            )
+    return lines
 
 
 def list_checkpoints(results: Path) -> list[Path]:

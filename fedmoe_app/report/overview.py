@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.paths import results_dir
-from fedmoe_app.report.log import METRICS_FILE, ResultsError, list_checkpoints, read_metrics
+from fedmoe_app.report.log import METRICS_FILE, ResultsError, list_checkpoints, read_rounds
 from fedmoe_app.report.progress import duration
 from fedmoe_app.report.status import COMPLETED, FAILED, RUNNING, STALE, STATUS_FILE, read_status
 from fedmoe_app.report.table import human_bytes
@@ -44,7 +44,7 @@ def overview(folder: Path) -> list[str]:
     """
     folder = folder.absolute()
     status = read_status(folder)
-    lines = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+    lines = read_rounds(folder) if (folder / METRICS_FILE).is_file() else []
     return [
         *_state(folder, status),
         *_figures(lines),

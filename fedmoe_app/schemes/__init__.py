@@ -1,10 +1,11 @@
-"""The registry of aggregation schemes: the only place where their names stand."""
+"""The registry of aggregation schemes."""
 
 from __future__ import annotations
 
 import importlib
 
 from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.names import COMBINE, is_own_scheme, unknown_scheme
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.fcmoe import FCMoE
@@ -15,7 +16,6 @@ from fedmoe_app.schemes.fedprox import FedProx
 from fedmoe_app.schemes.hfedmoe import HFedMoE
 from fedmoe_app.schemes.pflmoe import PFLMoE
 
-COMBINE = "combine"
 SCHEMES: dict[str, type[Scheme]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
@@ -37,12 +37,9 @@ def make_scheme(config: RunConfig) -> Scheme:
     name = config.scheme
     if name == COMBINE:
         return _combination(config)
-    scheme_class = _import_scheme(name) if ":" in name else SCHEMES.get(name)
+    scheme_class = _import_scheme(name) if is_own_scheme(name) else SCHEMES.get(name)
     if scheme_class is None:
-        raise ConfigError(
-            f'scheme = "{name}": unknown; choose one of {", ".join([*SCHEMES, COMBINE])}, '
-            'or your own as "package.module:Class"'
-        )
+        raise ConfigError(unknown_scheme(name))
     if name in SCHEMES and config.scheme_args:
         raise ConfigError(
             f'scheme-args = {config.scheme_args}: only for your own scheme; scheme = "{name}" '

@@ -8,11 +8,13 @@ import torch
 
 from fedmoe_app.config import default_run_config
 from fedmoe_app.report.log import (
+    LINE_KEYS,
     SAMPLES_FILE,
     ResultsError,
     RunFolder,
     nest,
     read_metrics,
+    read_rounds,
     write_atomic,
 )
 
@@ -77,6 +79,13 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"round": 0}\n' + line + "\n")
     with pytest.raises(ResultsError, match=r"metrics\.jsonl, line 2: not"):
         read_metrics(tmp_path)
+
+
+def test_a_line_that_no_run_wrote_is_named(tmp_path: Path) -> None:
+    whole = dict.fromkeys(LINE_KEYS, 0)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(whole) + '\n{"round": 1}\n')
+    with pytest.raises(ResultsError, match=r"line 2 of metrics\.jsonl lacks status, loss, "):
+        read_rounds(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

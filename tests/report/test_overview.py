@@ -28,10 +28,12 @@ def line(server_round: int, **fields: Any) -> dict[str, Any]:
         "loss": 2.0 - server_round,
         "accuracy": 0.25 * server_round,
         "metric": "accuracy",
+        "num_clients": 2,
         "bytes_up": 1000,
         "bytes_down": 3000,
         "clients": [{"client": 0}, {"client": 4}],
         "failures": [],
+        "seconds": {},
         **fields,
     }
 

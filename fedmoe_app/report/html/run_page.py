@@ -9,7 +9,7 @@ from typing import Any
 from fedmoe_app.report.diagnostics.values import Line
 from fedmoe_app.report.html import charts, facts, maps, settings
 from fedmoe_app.report.html.page import State, render, write_page
-from fedmoe_app.report.log import ResultsError, read_metrics
+from fedmoe_app.report.log import ResultsError, read_rounds
 
 # Seconds after which the page of a run that goes on is loaded again.
 REFRESH = 15
@@ -22,7 +22,7 @@ def write_run_page(folder: Path) -> Path:
     Raises:
         ResultsError: when config or metrics are missing or broken, or there is no round yet.
     """
-    flat, lines = settings.read_settings(folder), read_metrics(folder)
+    flat, lines = settings.read_settings(folder), read_rounds(folder)
     if not lines:
         raise ResultsError(f"{folder}: metrics.jsonl is empty; there is nothing to report yet")
     return write_page(folder, run_page(folder, flat, lines, state_of(flat, lines)))

@@ -154,13 +154,22 @@ function drawCell(svg, map, value, range, written, at) {
       x2: at.x + at.width - 2, y2: at.y + 1, "pointer-events": "none" }));
   if (none || !written) return;
   svg.append(shape("text", { x: at.x + at.width / 2 - 0.5, y: at.y + at.height / 2 + 3.5,
-    "text-anchor": "middle", "pointer-events": "none" }, inCell(map, value)));
+    "text-anchor": "middle", "pointer-events": "none" }, inCell(map, value, range)));
   Object.assign(svg.lastChild.style, { fill: inkOn(rgb), fontSize: "11px" });
 }
 
-function inCell(map, value) {
+// Numbers too small for two decimals are written as multiples of the power of ten returned here.
+function powerOfTen(map, range) {
+  const most = Math.max(...range.map(Math.abs));
+  const small = map.format !== "share" && map.format !== "count" && most < 0.05;
+  return small ? Math.floor(Math.log10(most)) : 0;
+}
+
+function inCell(map, value, range) {
   if (map.format === "share") return String(Math.round(100 * value));
   if (map.format === "count") return String(Math.round(value));
+  const power = powerOfTen(map, range);
+  if (power) return (value / 10 ** power).toFixed(1);
   return value.toFixed(2).replace(/^(-?)0\./, "$1.");
 }
 
@@ -173,7 +182,9 @@ function scaleParts(map, [low, high]) {
     context.fillRect(i, 0, 1, 1);
   }
   const parts = [format(low), canvas, format(high), element("i"), "none"];
+  const power = powerOfTen(map, [low, high]);
   if (map.format === "share") parts.push("(numbers in cells: %)");
+  if (power) parts.push(`(numbers in cells: times 10^${power})`);
   return parts.map(part => (typeof part === "string" ? element("span", {}, part) : part));
 }
 """

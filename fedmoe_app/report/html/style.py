@@ -88,7 +88,8 @@ table { border-collapse: collapse; width: 100%; font-size: 0.9rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--grid);
   vertical-align: top; white-space: nowrap; }
-th { position: sticky; top: 0; background: var(--panel); text-align: right; font-weight: 600; }
+th { position: sticky; top: 0; background: var(--panel); text-align: right; font-weight: 600;
+  white-space: normal; vertical-align: bottom; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid; }
 th[aria-sort=ascending] button::after { content: " ▲"; font-size: 0.7em; }
 th[aria-sort=descending] button::after { content: " ▼"; font-size: 0.7em; }

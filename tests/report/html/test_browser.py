@@ -148,6 +148,27 @@ def test_values_are_shown_under_the_pointer(driver: Any, page: Path) -> None:
     assert driver.execute_script(tip) == "MoE layer 0, expert 0\n30.0 %"
 
 
+def test_small_numbers_are_written_as_multiples_of_a_power_of_ten(
+    driver: Any, tmp_path: Path
+) -> None:
+    entry = line(1)
+    entry["diagnostics"] = {"kappa": [[0.0024, 0.0, 0.0011, 0.0]] * 2}
+    open_page(driver, write_report([write_run(tmp_path / "run", [line(0), entry])]), DESKTOP)
+    shown = "#kappa rect.cell + text"
+    texts = "return [...document.querySelectorAll(arguments[0])].map(t => t.textContent)"
+    assert driver.execute_script(texts, shown)[:4] == ["2.4", "0.0", "1.1", "0.0"]
+    assert "times 10^-3" in driver.find_element("css selector", "#kappa .scale").text
+    assert faults(driver) == []
+
+
+def test_a_desk_shows_every_column_of_the_clients(driver: Any, page: Path) -> None:
+    open_page(driver, page, DESKTOP)
+    room = "const [box] = arguments; return [box.scrollWidth, box.clientWidth]"
+    table = driver.find_element("css selector", "#clients ~ .wide")
+    needed, there = driver.execute_script(room, table)
+    assert needed <= there
+
+
 def test_the_theme_can_be_switched(driver: Any, page: Path) -> None:
     open_page(driver, page, DESKTOP)
     driver.execute_script("sessionStorage.clear()")

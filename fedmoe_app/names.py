@@ -1,0 +1,24 @@
+"""Names that the command line knows without torch, whose import takes seconds.
+
+The registries, :data:`fedmoe_app.schemes.SCHEMES` and :data:`fedmoe_app.moe.loading.PRESETS`, say
+what they mean; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+COMBINE = "combine"
+SCHEME_NAMES = ("fedavg", "fedprox", "fedmoe", "pflmoe", "hfedmoe", "fcmoe", "fedalign", COMBINE)
+PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
+
+
+def is_own_scheme(name: str) -> bool:
+    """Tell whether ``scheme`` names a user's class, ``package.module:Class``."""
+    return ":" in name
+
+
+def unknown_scheme(name: str) -> str:
+    """Return what to say of a ``scheme`` that is neither built in nor a user's class."""
+    return (
+        f'scheme = "{name}": unknown; choose one of {", ".join(SCHEME_NAMES)}, '
+        'or your own as "package.module:Class"'
+    )
