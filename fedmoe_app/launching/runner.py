@@ -35,6 +35,7 @@ from fedmoe_app.report.log import (
     results_of,
 )
 from fedmoe_app.report.overview import how_to_resume
+from fedmoe_app.report.status import note_interruption
 from fedmoe_app.report.table import print_table
 from fedmoe_app.report.trackers import require_trackers
 
@@ -116,6 +117,8 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
             outcome = start(flower.Output(log, screen, verbose))
     except KeyboardInterrupt:
         print(f"interrupted; log: {_keep_log(log_path, folder)}{_going_on(folder)}")
+        if folder is not None:
+            note_interruption(folder)  # the ServerApp had no time to
         _close_page(folder)
         raise typer.Exit(INTERRUPTED) from None
     log_path = _keep_log(log_path, folder)

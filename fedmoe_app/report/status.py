@@ -86,6 +86,15 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status
 
 
+def note_interruption(folder: Path) -> None:
+    """Let the status of a run whose process was ended from outside say so; else it stays."""
+    with suppress(ResultsError, OSError):
+        status = read_status(folder)
+        if status["state"] == STALE:
+            ended = status | {"state": INTERRUPTED, "ended": time.time()}
+            write_atomic(folder / STATUS_FILE, json.dumps(ended, indent=1))
+
+
 def is_running(folder: Path) -> bool:
     """Whether a process is writing to this result folder."""
     with suppress(ResultsError):

@@ -18,7 +18,7 @@ from fedmoe_app.cli import app
 from fedmoe_app.report import status
 from fedmoe_app.report.log import ResultsError, RunFolder
 from fedmoe_app.report.overview import newest_run, overview
-from fedmoe_app.report.status import StatusFile, read_status
+from fedmoe_app.report.status import StatusFile, note_interruption, read_status
 
 
 def line(server_round: int, **fields: Any) -> dict[str, Any]:
@@ -115,6 +115,20 @@ def test_a_run_whose_process_is_gone_is_stale(folder: Path) -> None:
     assert read_status(folder)["state"] == "running"
     change(folder, updated=time.time() - 2 * status.STALE_SECONDS)
     assert read_status(folder)["state"] == "stale"
+
+
+def test_a_run_that_was_ended_from_outside_says_so_afterwards(folder: Path) -> None:
+    started(folder).end(status.COMPLETED)
+    change(folder, state="running", pid=os.getpid(), updated=time.time())
+    note_interruption(folder)  # it goes on: the status is its own
+    assert read_status(folder)["state"] == "running"
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    change(folder, pid=done.pid)
+    note_interruption(folder)
+    assert read_status(folder)["state"] == "interrupted"
+    assert any("--resume" in text for text in overview(folder))
+    note_interruption(folder / "unknown")  # says nothing: there may be no results yet
 
 
 def test_the_beat_renews_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
