@@ -14,7 +14,8 @@ def keep_memory_steady() -> None:
 
     By itself glibc stops doing that once it has seen some, and puts replies of megabytes between
     the small objects that outlive them: the process then grows, by chance up to twice its size over
-    a thousand replies. Does nothing without glibc.
+    a thousand replies. The price: the sums of a round take fresh pages each time, about two seconds
+    a gigabyte (docs/scale.md). Does nothing without glibc.
     """
     if sys.platform != "linux":
         return
