@@ -6,6 +6,7 @@ that is missing from the run config is an error, too.
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,12 +64,16 @@ class DataConfig(Section):
     """``data.*``: where the text comes from and how it is split over the clients."""
 
     source: Text
+    source_kind: Literal["auto", "glob", "folder"]
     test_source: str
+    encoding: Text
+    delimiter: Annotated[str, Field(min_length=1)]
     task: Literal["classification", "causal-lm", "multiple-choice"]
     metric: Literal["auto", "accuracy", "acc-norm", "token-accuracy", "exact-match"]
     text_field: Text
     label_field: Text
     label_names: str
+    label_kind: Literal["name", "index"]
     instruction_field: Text
     context_field: str
     response_field: Text
@@ -96,6 +101,21 @@ class DataConfig(Section):
         """Column that the Dirichlet or natural partition goes by."""
         return self.partition_by or self.label_field
 
+    @field_validator("encoding")
+    @classmethod
+    def _is_encoding(cls, value: str) -> str:
+        if value != "auto":
+            check_encoding(value)
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_delimiter(cls, value: str) -> str:
+        value = {"tab": "\t", "\\t": "\t"}.get(value, value)
+        if value != "auto" and (len(value) > 1 or value in '"\r\n' or not value.isascii()):
+            raise ValueError('must be "auto", "tab" or one ASCII character, such as ";" or "|"')
+        return value
+
     @model_validator(mode="after")
     def _partition_needs_a_column(self) -> DataConfig:
         if self.task != "classification" and self.partition != "iid" and not self.partition_by:
@@ -114,6 +134,23 @@ class DataConfig(Section):
                 f"{', '.join(choices)}"
             )
         return self
+
+
+def check_encoding(name: str) -> None:
+    """Refuse what is no encoding of text.
+
+    Raises:
+        ValueError: naming examples.
+    """
+    try:
+        known = codecs.lookup(name)
+    except LookupError:
+        known = None
+    if known is None or not known._is_text_encoding:
+        raise ValueError(
+            'no encoding of text; "auto", or a name that Python knows: utf-8, utf-16, cp1252, '
+            "latin-1, cp1251, gb18030, shift_jis"
+        )
 
 
 def check_quantization(quantization: str, train: str) -> None:

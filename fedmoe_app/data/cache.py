@@ -29,7 +29,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    draft.chmod(0o755)  # mkdtemp makes it private
+    # mkdtemp made it private, and so it stays: it may hold somebody's text.
     try:
         os.rename(draft, folder)
     except OSError:

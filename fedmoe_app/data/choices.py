@@ -16,7 +16,8 @@ of ARC's labels, a letter from A, or the option's text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,8 @@ from fedmoe_app.config import DataConfig
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.table import (
     Table,
+    check_column,
     column_names,
-    non_empty,
-    read_feature,
     read_labels,
     read_texts,
 )
@@ -71,7 +71,7 @@ def format_question(question: str) -> str:
 def multiple_choice(table: Table, config: DataConfig) -> tuple[dict[str, list[Any]], list[int]]:
     """Return the uniform columns and the numbers of the rows that they are made of.
 
-    Rows with an empty question are dropped, with a warning.
+    Rows with an empty question are left out.
 
     Raises:
         DataError: unknown columns, or a row with fewer than two options, an empty option or an
@@ -79,7 +79,7 @@ def multiple_choice(table: Table, config: DataConfig) -> tuple[dict[str, list[An
     """
     shape = find_shape(table, config)
     questions = read_texts(table, shape.question, "data.question-field")
-    rows = non_empty(table, questions, [shape.question])
+    rows = [row for row, question in enumerate(questions) if question]
     options = _read_options(table, shape)
     answers = read_labels(table, shape.answer, "data.answer-field")
     for row in rows:
@@ -97,17 +97,21 @@ def find_shape(table: Table, config: DataConfig) -> Shape:
     Raises:
         DataError: there is none.
     """
-    features = table.dataset.features
+    if shape := shape_of(table.columns, config):
+        return shape
     shapes = [_with_own_names(shape, config) for shape in SHAPES]
-    for shape in shapes:
-        if all(column in features for column in shape.columns):
-            return shape
     known = "; ".join(dict.fromkeys(", ".join(shape.columns) for shape in shapes))
     named = "" if table.private else f" {column_names(table)}"
     raise DataError(
         f"{table.origin}: its columns{named} are not those of multiple choice "
         f"({known}); name them in data.question-field, data.options-field and data.answer-field"
     )
+
+
+def shape_of(columns: Collection[str], config: DataConfig) -> Shape | None:
+    """Return the first known shape, with the config's names in it, that these columns have."""
+    shapes = (_with_own_names(shape, config) for shape in SHAPES)
+    return next((shape for shape in shapes if set(shape.columns) <= set(columns)), None)
 
 
 def _with_own_names(shape: Shape, config: DataConfig) -> Shape:
@@ -124,7 +128,7 @@ def _read_options(table: Table, shape: Shape) -> list[Options]:
         columns = [read_texts(table, name, "data.options-field") for name in shape.options]
         return [Options(_without_empty_end(texts), []) for texts in zip(*columns, strict=True)]
     column = shape.options[0]
-    read_feature(table, column, "data.options-field")
+    check_column(table, column, "data.options-field")
     cells = enumerate(table.dataset[column])
     return [_options_in_cell(table, column, cell, row) for row, cell in cells]
 
@@ -136,26 +140,34 @@ def _without_empty_end(texts: Sequence[str]) -> list[str]:
 
 
 def _options_in_cell(table: Table, column: str, cell: Any, row: int) -> Options:
+    if isinstance(cell, str) and cell.startswith(("[", "{")):
+        cell = _from_json(cell)  # as lists come out of a file
     texts, labels = cell, []
     if isinstance(cell, Mapping) and {"text", "label"} <= cell.keys():
         texts, labels = cell["text"], cell["label"]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise DataError(
-            f'{table.origin}, row {row + 1}: column "{column}" does not hold a list of texts; '
+            f'{table.where(row)}: column "{column}" does not hold a list of texts; '
             'for options in columns of their own set data.options-field = "first, second"'
         )
     return Options([text.strip() for text in texts], [str(label) for label in labels])
 
 
+def _from_json(cell: str) -> Any:
+    try:
+        return json.loads(cell, parse_int=str, parse_float=str)
+    except ValueError:
+        return cell
+
+
 def _check_options(table: Table, options: Options, row: int) -> None:
     if len(options.texts) < 2:
         raise DataError(
-            f"{table.origin}, row {row + 1}: {len(options.texts)} options; a question needs at "
-            "least two"
+            f"{table.where(row)}: {len(options.texts)} options; a question needs at least two"
         )
     if not all(options.texts):
         position = options.texts.index("") + 1
-        raise DataError(f"{table.origin}, row {row + 1}: option {position} is empty")
+        raise DataError(f"{table.where(row)}: option {position} is empty")
 
 
 def _answer(table: Table, value: str | int | None, options: Options, row: int) -> int:
@@ -164,7 +176,7 @@ def _answer(table: Table, value: str | int | None, options: Options, row: int) -
     if not 0 <= index < len(options.texts):
         answer = "its answer" if table.private else f"answer {value!r}"
         raise DataError(
-            f"{table.origin}, row {row + 1}: {answer} names none of the {len(options.texts)} "
+            f"{table.where(row)}: {answer} names none of the {len(options.texts)} "
             "options; give an index from 0, a letter from A or the option's text"
         )
     return index

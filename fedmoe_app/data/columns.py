@@ -6,20 +6,41 @@ them, the column that a partition goes by keeps its name.
 
 Rows with an empty text (or an empty instruction or response) are dropped, with one warning that
 tells how many. A missing or unknown label is an error: guessing would train on a wrong answer.
-Rows are numbered from 1, blank lines and a CSV header not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, List, Value
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable
+from pyarrow import compute
 
 from fedmoe_app.config import DataConfig
-from fedmoe_app.data.choices import multiple_choice
+from fedmoe_app.data.choices import find_shape, multiple_choice, shape_of
 from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.table import Table, listed, non_empty, read_feature, read_labels, read_texts
+from fedmoe_app.data.labels import companion, find_label_names, label_column, label_indices
+from fedmoe_app.data.reading.columns import ROWS, Asked
+from fedmoe_app.data.reading.stored import held
+from fedmoe_app.data.table import (
+    Table,
+    batches,
+    check_column,
+    read_labels,
+    read_texts,
+    text_array,
+)
+
+__all__ = ["Table", "asked_columns", "find_label_names", "format_prompt", "unify"]
+
+_BATCH = 1 << 16
+_log = logging.getLogger(__name__)
 
 
 def format_prompt(instruction: str, context: str = "") -> str:
@@ -35,31 +56,23 @@ def partition_column(config: DataConfig) -> str:
     return config.partition_column
 
 
-def find_label_names(tables: Sequence[Table], config: DataConfig) -> tuple[str, ...]:
-    """Return the class names in index order.
+def asked_columns(config: DataConfig, names: Sequence[str]) -> Asked:
+    """Return the columns of a file that a run reads; no other is looked at.
 
-    They are ``data.label-names`` if given; else the names that come with the data set; else, for
-    text labels, the sorted texts; else, for integers, those in a text column called like the label
-    column plus ``_name``, if there is one, or the sorted integers themselves.
-
-    Raises:
-        DataError: a repeated name, a missing column, or labels that are neither text nor integers.
+    Args:
+        config: the task and the names that it sets.
+        names: the file's columns.
     """
-    if config.labels:
-        names: Sequence[str] = config.labels
-    elif all(isinstance(read_feature(table, config.label_field), ClassLabel) for table in tables):
-        names = read_feature(tables[0], config.label_field).names
-    else:
-        found = {
-            value for table in tables for value in _present(read_labels(table, config.label_field))
-        }
-        if all(isinstance(value, int) for value in found):
-            names = _companion_names(tables, config.label_field) or [str(i) for i in sorted(found)]
-        else:
-            names = sorted(str(value) for value in found)
-    if len(set(names)) < len(names):
-        raise DataError(f"data.label-names = {listed(names)}: a name stands there twice")
-    return tuple(names)
+    by = () if config.partition == "iid" else (config.partition_column,)
+    if config.task == "classification":
+        beside = [companion(config.label_field)]
+        optional = tuple(name for name in beside if name in names)
+        return Asked((config.text_field, config.label_field, *optional, *by))
+    if config.task == "multiple-choice":
+        shape = shape_of(names, config)
+        return Asked(by, shape.columns if shape else ())
+    context = (config.context_field,) if config.context_field else ()
+    return Asked((config.instruction_field, config.response_field, *context, *by))
 
 
 def unify(
@@ -78,27 +91,139 @@ def unify(
         DataError: a missing column, one of the wrong type, a label outside ``label_names``, or no
             row left.
     """
+    by = partition_column(config) if keep_partition_column and config.partition != "iid" else None
     if config.task == "classification":
-        columns, rows = _classification(table, config, label_names)
-    elif config.task == "multiple-choice":
-        columns, rows = multiple_choice(table, config)
-    else:
-        columns, rows = _causal_lm(table, config)
-    if keep_partition_column and config.partition != "iid":
-        _add_partition_column(columns, rows, table, config)
-    return _dataset(columns)
+        return _classification(table, config, label_names, by)
+    return _by_rows(table, config, by)
+
+
+@dataclass
+class _Dropped:
+    """Rows that are left out since they are empty."""
+
+    count: int = 0
+    first: int | None = None
+
+    def note(self, start: int, kept: np.ndarray) -> None:
+        """Add a piece's rows: ``kept`` is a mask, ``[rows]``, of rows from ``start`` on."""
+        rows = np.flatnonzero(~kept)
+        self.count += len(rows)
+        if len(rows) and self.first is None:
+            self.first = start + int(rows[0])
+
+    def report(self, table: Table, columns: Sequence[str]) -> None:
+        """Warn of what was left out.
+
+        Raises:
+            DataError: it was every row.
+        """
+        named = " or ".join(f'"{column}"' for column in columns)
+        total = len(table.dataset)
+        if self.count == total:
+            raise DataError(f"{table.origin}: every row is empty in {named}")
+        if self.first is not None:
+            _log.warning(
+                "%s: dropped %d of %d rows, which are empty in %s (the first is row %d)",
+                table.origin,
+                self.count,
+                total,
+                named,
+                self.first + 1,
+            )
 
 
 def _classification(
-    table: Table, config: DataConfig, label_names: Sequence[str]
-) -> tuple[dict[str, list[Any]], list[int]]:
-    texts = read_texts(table, config.text_field, "data.text-field")
-    rows = non_empty(table, texts, [config.text_field])
-    labels = read_labels(table, config.label_field)
-    return {
-        "text": [texts[row] for row in rows],
-        "label": _label_indices(table, labels, rows, label_names),
-    }, rows
+    table: Table, config: DataConfig, label_names: Sequence[str], by: str | None
+) -> Dataset:
+    """Return texts, which stay where they lie (in a mapped file, mostly), and class indices."""
+    check_column(table, config.text_field, "data.text-field")
+    source = label_column(table, config, label_names)
+    extra = _extra_column(table, config, by, ("text", "label"))
+    dropped, masks, pieces = _Dropped(), [], []
+    for start, batch in batches(table.dataset, _BATCH):
+        texts = text_array(table, config.text_field, batch, "data.text-field")
+        kept = compute.fill_null(compute.not_equal(texts, ""), False)
+        masks.append(kept.to_numpy(zero_copy_only=False))
+        dropped.note(start, masks[-1])
+        labels = text_array(table, source, batch, "data.label-field")
+        # The label of a row that is dropped may be anything.
+        labels = compute.if_else(kept, labels, label_names[0])
+        columns = {
+            "text": texts,
+            "label": label_indices(table, config, labels, start, label_names),
+        }
+        if extra:
+            columns[extra] = _filled(table, extra, batch, start, kept)
+        pieces.append(pa.table(columns))
+    dropped.report(table, [config.text_field])
+    dataset = _dataset(pa.concat_tables(pieces))
+    return dataset.select(np.flatnonzero(np.concatenate(masks))) if dropped.count else dataset
+
+
+def _extra_column(
+    table: Table, config: DataConfig, by: str | None, taken: Sequence[str]
+) -> str | None:
+    """Return the column to keep for the partition; None where there is none but the label."""
+    classifies = config.task == "classification"
+    by_label = classifies and by == "label" and config.label_field == config.partition_column
+    if by is None or by_label:
+        return None
+    if by in taken:
+        raise DataError(
+            f'data.partition-by = "{by}": this name is taken by the text itself or its label; '
+            "rename the column in the data"
+        )
+    check_column(table, by, "data.partition-by")
+    return by
+
+
+def _filled(
+    table: Table, column: str, batch: pa.RecordBatch, start: int, kept: pa.Array
+) -> pa.Array:
+    """Return a column that must have a value in every row that is kept."""
+    values = text_array(table, column, batch, "data.partition-by")
+    empty = compute.fill_null(compute.equal(values, ""), True)
+    missing = compute.and_(kept, empty)
+    if compute.any(missing).as_py():
+        row = start + compute.index(missing, True).as_py()
+        raise DataError(f'{table.where(row)}: column "{column}" has no value')
+    return values
+
+
+def _by_rows(table: Table, config: DataConfig, by: str | None) -> Dataset:
+    """Return rows that are made one by one, a piece of the table at a time."""
+    dropped = _Dropped()
+    pieces = _pieces(table, config, by, dropped)
+    first = next(pieces)
+    result = held(first.schema, _chained(first, pieces))
+    dropped.report(table, _needed_texts(table, config))
+    return _dataset(result)
+
+
+def _pieces(
+    table: Table, config: DataConfig, by: str | None, dropped: _Dropped
+) -> Iterator[pa.Table]:
+    for part in table.parts(ROWS):
+        make = multiple_choice if config.task == "multiple-choice" else _causal_lm
+        columns, rows = make(part, config)
+        kept = np.zeros(len(part.dataset), dtype=bool)
+        kept[rows] = True
+        dropped.note(part.first_row, kept)
+        if extra := _extra_column(part, config, by, tuple(columns)):
+            columns[extra] = _values_at(part, extra, rows)
+        yield pa.table(columns, schema=_schema(columns))
+
+
+def _chained(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    yield from rest
+
+
+def _needed_texts(table: Table, config: DataConfig) -> list[str]:
+    """Return the columns that must not be empty."""
+    if config.task == "multiple-choice":
+        return [find_shape(table, config).question]
+    return [config.instruction_field, config.response_field]
 
 
 def _causal_lm(table: Table, config: DataConfig) -> tuple[dict[str, list[Any]], list[int]]:
@@ -107,87 +232,28 @@ def _causal_lm(table: Table, config: DataConfig) -> tuple[dict[str, list[Any]], 
     contexts = [""] * len(responses)
     if config.context_field:
         contexts = read_texts(table, config.context_field, "data.context-field")
-    shorter = [min(pair, key=len) for pair in zip(instructions, responses, strict=True)]
-    rows = non_empty(table, shorter, [config.instruction_field, config.response_field])
+    pairs = zip(instructions, responses, strict=True)
+    rows = [row for row, pair in enumerate(pairs) if all(pair)]
     return {
         "prompt": [format_prompt(instructions[row], contexts[row]) for row in rows],
         "response": [responses[row] for row in rows],
     }, rows
 
 
-def _add_partition_column(
-    columns: dict[str, list[Any]], rows: list[int], table: Table, config: DataConfig
-) -> None:
-    name = partition_column(config)
-    if name == "label" and config.label_field == config.partition_column and "label" in columns:
-        return
-    if name in columns:
-        raise DataError(
-            f'data.partition-by = "{name}": this name is taken by the text itself or its label; '
-            "rename the column in the data"
-        )
-    values = read_labels(table, name, "data.partition-by")
+def _values_at(table: Table, column: str, rows: Sequence[int]) -> list[str]:
+    values = read_labels(table, column, "data.partition-by")
     for row in rows:
         if values[row] is None:
-            raise DataError(f'{table.origin}, row {row + 1}: column "{name}" has no value')
-    columns[name] = [values[row] for row in rows]
+            raise DataError(f'{table.where(row)}: column "{column}" has no value')
+    return [values[row] or "" for row in rows]
 
 
-def _dataset(columns: dict[str, list[Any]]) -> Dataset:
-    types = {name: _type(values[0]) for name, values in columns.items()}
-    return Dataset.from_dict(columns, features=Features(types))
+def _schema(columns: dict[str, list[Any]]) -> pa.Schema:
+    """Return the columns' types, which do not depend on the values of one piece."""
+    kinds = {"options": pa.list_(pa.string()), "answer": pa.int64()}
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
 
 
-def _type(value: int | str | list[str]) -> Value | List:
-    if isinstance(value, list):
-        return List(Value("string"))
-    return Value("int64" if isinstance(value, int) else "string")
-
-
-def _present(values: Iterable[Any]) -> Iterable[Any]:
-    return (value for value in values if value is not None)
-
-
-def _companion_names(tables: Sequence[Table], label_field: str) -> list[str] | None:
-    """Names of integer labels out of the column ``<label_field>_name``, if it fits."""
-    column = f"{label_field}_name"
-    pairs: set[tuple[Any, Any]] = set()
-    for table in tables:
-        if column not in table.dataset.features:
-            return None
-        pairs |= set(zip(table.dataset[label_field], table.dataset[column], strict=True))
-    names = dict(pairs)
-    fits = sorted(names) == list(range(len(pairs))) if None not in names else False
-    fits = fits and all(isinstance(name, str) for name in names.values())
-    return [names[index] for index in range(len(pairs))] if fits else None
-
-
-def _label_indices(
-    table: Table, labels: Sequence[Any], rows: Sequence[int], label_names: Sequence[str]
-) -> list[int]:
-    """Turn names or integers into indices.
-
-    An integer is a position in ``label_names``, unless the names are integers themselves, in
-    which case it is a name.
-    """
-    known: dict[Any, int] = {name: index for index, name in enumerate(label_names)}
-    if all(name.lstrip("-").isdecimal() for name in label_names):
-        known |= {int(name): index for index, name in enumerate(label_names)}
-    else:
-        known |= {index: index for index in range(len(label_names))}
-    indices = []
-    for row in rows:
-        if labels[row] not in known:
-            raise DataError(_bad_label(table, labels[row], row, label_names))
-        indices.append(known[labels[row]])
-    return indices
-
-
-def _bad_label(table: Table, value: Any, row: int, label_names: Sequence[str]) -> str:
-    if value is None:
-        return f"{table.origin}, row {row + 1}: the label is missing"
-    label = "its label" if table.private else f"label {value!r}"
-    return (
-        f"{table.origin}, row {row + 1}: {label} is not one of the {len(label_names)} "
-        f"label names {listed(label_names)}; correct the row, or set data.label-names"
-    )
+def _dataset(table: pa.Table) -> Dataset:
+    # A fingerprint of its own: datasets would hash all of the rows.
+    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())

@@ -7,43 +7,30 @@ Text longer than the context is cut; how many rows were cut is returned, to be r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fedmoe_app.data.encoded import EncodeBatch, Encoded, Row
+
+__all__ = [
+    "IGNORED_LABEL",
+    "Encoded",
+    "Row",
+    "causal_lm_encoder",
+    "collate",
+    "encode_causal_lm",
+    "encode_classification",
+    "encode_multiple_choice",
+    "encode_prompts",
+]
+
+Columns = dict[str, list[Any]]
+
 IGNORED_LABEL = -100  # what PyTorch's cross-entropy leaves out
-
-
-class Row(TypedDict):
-    """One encoded example; ``labels`` is a class index or one token id per position.
-
-    A row of exact match has also ``prompt`` (token ids to answer) and ``reference`` (the right
-    answer as text). One of multiple choice has the prompt in ``input_ids``, the right option's
-    index in ``labels``, ``options`` (token ids of each) and ``texts`` (the same as text).
-    """
-
-    input_ids: list[int]
-    labels: int | list[int]
-    prompt: NotRequired[list[int]]
-    reference: NotRequired[str]
-    options: NotRequired[list[list[int]]]
-    texts: NotRequired[list[str]]
-
-
-class Encoded(list[Row]):
-    """Encoded examples in the order of the data set, a plain list but for its count.
-
-    Attributes:
-        num_cut: rows that did not fit into the context and were cut.
-    """
-
-    def __init__(self, rows: Iterable[Row], num_cut: int) -> None:
-        """Take the rows and the number of them that were cut."""
-        super().__init__(rows)
-        self.num_cut = num_cut
 
 
 def encode_classification(
@@ -56,12 +43,16 @@ def encode_classification(
     """
     start, end = _special_tokens(tokenizer)
     room = max_length - len(start) - len(end)
-    whole = _token_ids(tokenizer, dataset["text"])
-    rows = [
-        Row(input_ids=start + ids[:room] + end, labels=label)
-        for ids, label in zip(whole, dataset["label"], strict=True)
-    ]
-    return Encoded(rows, sum(len(ids) > room for ids in whole))
+
+    def encode(batch: Columns) -> tuple[list[Row], int]:
+        whole = _token_ids(tokenizer, batch["text"])
+        rows = [
+            Row(input_ids=start + ids[:room] + end, labels=label)
+            for ids, label in zip(whole, batch["label"], strict=True)
+        ]
+        return rows, sum(len(ids) > room for ids in whole)
+
+    return Encoded.of(dataset, encode)
 
 
 def encode_causal_lm(
@@ -81,27 +72,38 @@ def encode_causal_lm(
     An encoder-decoder model gets the prompt with its special tokens as input and ``response eos``
     as labels, each cut at its end to ``max_length``.
     """
+    return Encoded.of(dataset, causal_lm_encoder(tokenizer, max_length, encoder_decoder))
+
+
+def causal_lm_encoder(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, encoder_decoder: bool
+) -> EncodeBatch:
+    """Return what encodes some rows as :func:`encode_causal_lm` does."""
     start, end = _special_tokens(tokenizer)
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    rows, num_cut = [], 0
-    prompts, responses = (_token_ids(tokenizer, dataset[name]) for name in ("prompt", "response"))
-    for prompt, response in zip(prompts, responses, strict=True):
-        response = response + eos
-        if encoder_decoder:
-            room = max_length - len(start) - len(end)
-            ids, labels = start + prompt[:room] + end, response[:max_length]
-            cut = len(prompt) > room or len(response) > max_length
-        else:
-            head, labels = _fit(prompt, response, max_length - len(start))
-            ids, labels = start + head + labels, [IGNORED_LABEL] * len(start + head) + labels
-            cut = len(ids) < len(start + prompt + response)
-        rows.append(Row(input_ids=ids, labels=labels))
-        num_cut += cut
-    return Encoded(rows, num_cut)
+
+    def encode(batch: Columns) -> tuple[list[Row], int]:
+        rows, num_cut = [], 0
+        prompts, responses = (_token_ids(tokenizer, batch[name]) for name in ("prompt", "response"))
+        for prompt, response in zip(prompts, responses, strict=True):
+            response = response + eos
+            if encoder_decoder:
+                room = max_length - len(start) - len(end)
+                ids, labels = start + prompt[:room] + end, response[:max_length]
+                cut = len(prompt) > room or len(response) > max_length
+            else:
+                head, labels = _fit(prompt, response, max_length - len(start))
+                ids, labels = start + head + labels, [IGNORED_LABEL] * len(start + head) + labels
+                cut = len(ids) < len(start + prompt + response)
+            rows.append(Row(input_ids=ids, labels=labels))
+            num_cut += cut
+        return rows, num_cut
+
+    return encode
 
 
 def encode_prompts(
-    dataset: Dataset,
+    dataset: Dataset | Columns,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     encoder_decoder: bool = False,
@@ -137,35 +139,39 @@ def encode_multiple_choice(
     """
     start, end = _special_tokens(tokenizer)
     num_eos = 0 if tokenizer.eos_token_id is None else 1
-    prompts = _token_ids(tokenizer, dataset["prompt"])
-    all_options = _options(dataset, tokenizer, encoder_decoder)
-    rows, num_cut = [], 0
-    examples = zip(prompts, all_options, dataset["options"][:], dataset["answer"][:], strict=True)
-    for prompt, options, texts, answer in examples:
-        longest = max(len(option) for option in options)
-        if encoder_decoder:
-            head, room = prompt[: max_length - len(start) - len(end)], max_length - num_eos
-            ids = start + head + end
-        else:
-            room = max_length - len(start) - num_eos
-            head = _last(prompt, max(room - longest, room // 4))
-            ids, room = start + head, room - len(head)
-        cut = [option[:room] for option in options]
-        rows.append(Row(input_ids=ids, labels=answer, options=cut, texts=texts))
-        num_cut += len(head) < len(prompt) or longest > room
-    return Encoded(rows, num_cut)
+
+    def encode(batch: Columns) -> tuple[list[Row], int]:
+        prompts = _token_ids(tokenizer, batch["prompt"])
+        all_options = _options(batch, tokenizer, encoder_decoder)
+        rows, num_cut = [], 0
+        examples = zip(prompts, all_options, batch["options"], batch["answer"], strict=True)
+        for prompt, options, texts, answer in examples:
+            longest = max(len(option) for option in options)
+            if encoder_decoder:
+                head, room = prompt[: max_length - len(start) - len(end)], max_length - num_eos
+                ids = start + head + end
+            else:
+                room = max_length - len(start) - num_eos
+                head = _last(prompt, max(room - longest, room // 4))
+                ids, room = start + head, room - len(head)
+            cut = [option[:room] for option in options]
+            rows.append(Row(input_ids=ids, labels=answer, options=cut, texts=texts))
+            num_cut += len(head) < len(prompt) or longest > room
+        return rows, num_cut
+
+    return Encoded.of(dataset, encode)
 
 
 def _options(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool
+    batch: Columns, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool
 ) -> list[list[list[int]]]:
     """Return the token ids of every question's options."""
-    all_texts = dataset["options"][:]
+    all_texts = batch["options"]
     alone = iter(_token_ids(tokenizer, [text for texts in all_texts for text in texts]))
     if encoder_decoder:
         return [[next(alone) for _ in texts] for texts in all_texts]
     # The prompt's last line is context enough to part the tokens, and much shorter.
-    lines = [prompt.rpartition("\n")[2] for prompt in dataset["prompt"]]
+    lines = [prompt.rpartition("\n")[2] for prompt in batch["prompt"]]
     pairs = zip(lines, all_texts, strict=True)
     wholes = iter(
         _token_ids(tokenizer, [f"{line} {text}" for line, texts in pairs for text in texts])

@@ -1,30 +1,78 @@
-"""Read one local data file through ``datasets``, with errors that say where it is broken."""
+"""Read one local data file, with errors that say where it is broken."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO
 
 import datasets
+import pyarrow as pa
+import xxhash
 from datasets import Dataset
 from datasets.table import InMemoryTable
-from pyarrow import parquet
 
+from fedmoe_app.data.cache import build_once
 from fedmoe_app.data.errors import DataError
+from fedmoe_app.data.reading.arrow_text import trimmed
+from fedmoe_app.data.reading.columns import Asked, Rows
+from fedmoe_app.data.reading.csv_rows import read_csv, read_header
+from fedmoe_app.data.reading.json_rows import read_json
+from fedmoe_app.data.reading.parquet_rows import read_parquet
+from fedmoe_app.data.reading.stored import held, map_file, write_batches
+from fedmoe_app.data.reading.streams import AUTO, is_packed, open_bytes, undecodable
 from fedmoe_app.paths import cache_dir
 
-# Ending -> loader of ``datasets``. Each may be followed by .gz.
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_QUOTED = re.compile(r"""b?'[^']*'?|b?"[^"]*"?""")
+# Ending -> kind. Each may be followed by .gz.
+FORMATS = {
+    ".tsv": "csv",
+    ".ndjson": "json",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+# A quoted value. A mark between two letters is an apostrophe, in the words around it or in it.
+_QUOTED = re.compile(
+    r"""(?<!\w)b?(?:'(?:[^']|(?<=\w)'(?=\w))*(?:'|$)|"(?:[^"]|(?<=\w)"(?=\w))*(?:"|$))"""
+)
 _ENDINGS = f"{', '.join(FORMATS)}, each also with .gz"
+_RECIPE_VERSION = 1  # raise it whenever the same file would be read differently
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How text files are written.
+
+    Attributes:
+        encoding: Python's name of it, or ``auto``: UTF-8, or what a byte order mark says.
+        delimiter: of CSV; ``auto``: comma, semicolon or tab, by the header.
+    """
+
+    encoding: str = AUTO
+    delimiter: str = AUTO
+
+
+@dataclass(frozen=True)
+class FileColumns:
+    """What was read of a file.
+
+    Attributes:
+        dataset: the columns that were asked for and are there, as text or null.
+        names: all columns of the file; of JSON, those of its first rows.
+        declared: class names of columns that ``datasets`` wrote as ``ClassLabel``; the values of
+            these columns are the names.
+    """
+
+    dataset: Dataset
+    names: tuple[str, ...]
+    declared: dict[str, tuple[str, ...]]
 
 
 def looks_like_file(source: str) -> bool:
@@ -36,20 +84,69 @@ def looks_like_file(source: str) -> bool:
 
 
 def read_file(source: str, keep_copy: bool = True) -> Dataset:
-    """Return the rows of a file, as they stand there.
+    """Return all columns of a file, as text and exactly as they stand there.
+
+    Lists and objects come as JSON text. Arguments and errors are those of :func:`read_columns`.
+    """
+    return read_columns(source, None, keep_copy=keep_copy, trim=False).dataset
+
+
+def column_names(source: str, dialect: Dialect = Dialect(), private: bool = False) -> list[str]:
+    """Return the names of a file's columns; of JSON, those of its first thousand rows.
+
+    Raises:
+        DataError: as :func:`read_columns`.
+    """
+    path = _checked(source)
+    with _explained(path, dialect):
+        if FORMATS[_ending(path)] == "csv":
+            return list(read_header(path, dialect.encoding, dialect.delimiter).names)
+        return list(_open_rows(path, Asked(), dialect, private).names)
+
+
+def read_columns(
+    source: str,
+    asked: Asked | None,
+    dialect: Dialect = Dialect(),
+    keep_copy: bool = True,
+    trim: bool = True,
+    private: bool = False,
+) -> FileColumns:
+    """Read columns of a file, in memory that does not grow with the file.
 
     Args:
-        source: the file's path.
-        keep_copy: whether ``datasets`` may keep its copy, under ``cache_dir()/datasets`` in a
-            folder named by the file's contents, so that a changed file is never taken from the
-            cache. With False the rows are in memory only: the copy goes through a temporary
-            folder that only this user can read and that is gone, after an error too, when this
-            returns.
+        source: the file's path, taken literally: ``*``, ``?`` and ``[`` are part of a name.
+        asked: the columns; None means all of them.
+        dialect: how a text file is written.
+        keep_copy: whether a copy may be kept, under ``cache_dir()/text`` in a folder named by the
+            file's contents, so that a changed file is never taken from the cache. With False the
+            rows are in memory, or in a file without a name that is gone with this process.
+        trim: take outer white space away.
+        private: whether messages must not name the file's own columns.
 
     Raises:
         DataError: a missing, unreadable, empty or broken file, or an unknown ending.
     """
+    path = _checked(source)
+    with _explained(path, dialect):
+        rows = _open_rows(path, asked, dialect, private)
+        key = _key(path, asked, dialect, trim)
+        table = _cached(key, rows, trim) if keep_copy else _held(rows, trim)
+    if table.num_rows == 0:
+        raise DataError(f"{source}: the file holds no rows")
+    there = [name for name in table.column_names if name in rows.names or _has_values(table, name)]
+    # Without a fingerprint datasets would hash all of the rows.
+    dataset = Dataset(InMemoryTable(table.select(there)), fingerprint=key)
+    return FileColumns(dataset, rows.names, rows.declared)
+
+
+def _checked(source: str) -> Path:
     path = Path(source).expanduser()
+    if path.is_dir():
+        raise DataError(
+            f'{source}: is a folder; name the files, or set data.source-kind = "folder" to read '
+            "all data files in it"
+        )
     if not path.is_file():
         raise DataError(
             f"{source}: there is no such file (looked for {path.absolute()}); give an absolute "
@@ -59,10 +156,7 @@ def read_file(source: str, keep_copy: bool = True) -> Dataset:
         raise DataError(f"{source}: unknown ending; a data file ends in one of {_ENDINGS}")
     if _is_empty(path):
         raise DataError(f"{source}: the file is empty")
-    dataset = _load(path, keep_copy)
-    if len(dataset) == 0:
-        raise DataError(f"{source}: the file holds no rows")
-    return dataset
+    return path
 
 
 def _ending(path: Path) -> str:
@@ -74,86 +168,96 @@ def _ending(path: Path) -> str:
 
 def _is_empty(path: Path) -> bool:
     try:
-        with _open(path) as file:
-            return not file.read(65536).strip()
-    except (OSError, EOFError) as error:
+        with open_bytes(path) as file:
+            while block := file.read(_BLOCK):
+                if block.strip():
+                    return False
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({_without_values(error)})") from None
+    return True
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _open_rows(path: Path, asked: Asked | None, dialect: Dialect, private: bool) -> Rows:
+    kind = FORMATS[_ending(path)]
+    if kind == "csv":
+        return read_csv(path, asked, dialect.encoding, dialect.delimiter, private)
+    if kind == "json":
+        return read_json(path, asked, dialect.encoding)
+    return read_parquet(path, asked, open_bytes(path) if is_packed(path) else None)
 
 
-def _load(path: Path, keep_copy: bool) -> Dataset:
-    loader = FORMATS[_ending(path)]
-    try:
-        if loader == "parquet" and path.suffix.lower() == ".gz":  # not unpacked by datasets
-            with _open(path) as unpacked:
-                return Dataset(InMemoryTable(parquet.read_table(unpacked)))
-        with _copies_of(path, keep_copy) as folder:
-            return _load_through(folder, path, loader, in_memory=not keep_copy)
-    except Exception as error:  # many types, of pyarrow, pandas and datasets
-        # The chain is cut: a traceback in a node's log would show the library's own words.
-        raise DataError(f"{path}: {_explain(path, loader, error)}") from None
+def _key(path: Path, asked: Asked | None, dialect: Dialect, trim: bool) -> str:
+    """Return what changes whenever the file's contents or the way to read them do."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            state.update(block)
+    way = [asked and astuple(asked), astuple(dialect), trim, _ending(path), is_packed(path)]
+    state.update(json.dumps([_RECIPE_VERSION, *way]).encode())
+    return state.hexdigest()
+
+
+def _cached(key: str, rows: Rows, trim: bool) -> pa.Table:
+    def build(folder: Path) -> None:
+        schema, batches = _begun(rows, trim)
+        write_batches(folder / "rows.arrow", schema, batches)
+
+    return map_file(build_once(cache_dir() / "text" / key, build) / "rows.arrow")
+
+
+def _held(rows: Rows, trim: bool) -> pa.Table:
+    return held(*_begun(rows, trim))
+
+
+def _begun(rows: Rows, trim: bool) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
+    """Return the schema of the first batch, and all batches."""
+    batches = (_trimmed(batch) if trim else batch for batch in rows.batches)
+    first = next(batches, None)
+    if first is None:
+        return pa.schema([]), ()
+    return first.schema, _chained(first, batches)
+
+
+def _chained(first: pa.RecordBatch, rest: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from rest
+
+
+def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [trimmed(column) for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _has_values(table: pa.Table, name: str) -> bool:
+    return bool(table[name].null_count < len(table))
 
 
 @contextmanager
-def _copies_of(path: Path, keep: bool) -> Iterator[Path]:
-    """Give the folder for the copies that ``datasets`` makes: in the cache, or one that goes."""
-    if keep:
-        with path.open("rb") as file:
-            contents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        yield cache_dir() / "datasets" / contents
-    else:
-        with tempfile.TemporaryDirectory(prefix="fedmoe-") as folder:  # mode 0700
-            yield Path(folder)
+def _explained(path: Path, dialect: Dialect) -> Iterator[None]:
+    """Turn what libraries raise into an error that names the place and no value of a row."""
+    try:
+        yield
+    except DataError as error:
+        raise error from None  # or a traceback would show what a library said before
+    except (UnicodeError, pa.ArrowException, OSError, EOFError, zlib.error, ValueError) as error:
+        kind = FORMATS[_ending(path)]
+        fault = None if kind == "parquet" else _not_decodable(path, dialect)
+        message = fault or f"cannot be read as {kind} ({_without_values(error)})"
+        # The chain is cut: a traceback in a node's log would show the library's own words.
+        raise DataError(f"{path}: {message}") from None
 
 
-def _load_through(folder: Path, path: Path, loader: str, in_memory: bool) -> Dataset:
-    # pandas would read a class called "None" or "NA" as a missing value.
-    options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}
-    with quiet_datasets():
-        return datasets.load_dataset(
-            loader,
-            data_files={"train": str(path.absolute())},
-            split="train",
-            cache_dir=str(folder),
-            keep_in_memory=in_memory,
-            **options,
-        )
-
-
-def _explain(path: Path, loader: str, error: Exception) -> str:
-    if "corresponds to no data" in str(error):
-        return "the file holds no rows"
-    if loader == "json" and (fault := _json_fault(path)):
-        return fault
-    return f"cannot be read as {loader} ({_without_values(error.__cause__ or error)})"
+def _not_decodable(path: Path, dialect: Dialect) -> str | None:
+    try:
+        return undecodable(path, dialect.encoding)
+    except (OSError, EOFError, zlib.error):
+        return None  # the file breaks off before
 
 
 def _without_values(error: BaseException) -> str:
     """Return a library's message without what it quotes: that may be out of a node's own rows."""
     message = str(error).strip() or type(error).__name__
     return _QUOTED.sub("...", message.splitlines()[0])
-
-
-def _json_fault(path: Path) -> str | None:
-    """Find the first line that is not a JSON object; None if the lines are not to blame.
-
-    The line itself is not quoted: of a node's file, the message reaches the server.
-    """
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1 and line.lstrip().startswith(b"["):
-                return None  # one JSON array, not JSON Lines
-            try:
-                value = json.loads(line) if line.strip() else {}
-            except ValueError as error:
-                reason = getattr(error, "msg", error)  # without json's own line number
-                return f"line {number} is not valid JSON ({reason})"
-            if not isinstance(value, dict):
-                return f"line {number} is not a JSON object"
-    return None
 
 
 @contextmanager

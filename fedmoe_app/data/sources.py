@@ -3,16 +3,16 @@
 ``data.source`` is one of
 
 - ``embedded``: the docstring corpus of :mod:`fedmoe_app.data.corpus`;
-- a file that ends in .jsonl, .json, .csv or .parquet, also with .gz; or several, comma-separated;
-- the name of a hub data set, ``owner/name`` or ``owner/name:subset``, or a local folder laid out
-  like one. These live in the usual Hugging Face cache.
+- a file that ends in one of ``FORMATS``, also with .gz; or several, comma-separated. A path is
+  taken literally; patterns and folders are read where ``data.source-kind`` says so;
+- the name of a hub data set, ``owner/name`` or ``owner/name:subset``. These live in the usual
+  Hugging Face cache.
 
 One list, ``SOURCES``, holds the three; the first that claims a name reads it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,29 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import xxhash
 from datasets import ClassLabel, Dataset, concatenate_datasets
+from pyarrow import compute
 
 from fedmoe_app.config import EMBEDDED, DataConfig
-from fedmoe_app.data.columns import Table, find_label_names, unify
+from fedmoe_app.data.columns import Table, asked_columns, find_label_names, unify
 from fedmoe_app.data.corpus import load_corpus
 from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.files import FORMATS, looks_like_file, quiet_datasets, read_file
+from fedmoe_app.data.files import (
+    FORMATS,
+    Dialect,
+    column_names,
+    looks_like_file,
+    quiet_datasets,
+    read_columns,
+)
+from fedmoe_app.data.found import find_files
+from fedmoe_app.data.names import file_names
 
 # The caps draw the same examples in every run; the run seed only changes the partition.
 _CAP_SEED = 0
+_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Source:
     """A kind of source: which names it claims and how it reads one."""
 
     claims: Callable[[str], bool]
-    read: Callable[[str], RawData]
+    read: Callable[[str, DataConfig], RawData]
 
 
 def load_text_data(config: DataConfig, with_test: bool = True) -> TextData:
@@ -69,7 +82,7 @@ def load_text_data(config: DataConfig, with_test: bool = True) -> TextData:
     Raises:
         DataError: naming file, row, value and choices.
     """
-    raw = _read(config.source)
+    raw = _read(config)
     label_names: tuple[str, ...] = ()
     if config.task == "classification":
         label_names = find_label_names(raw.train, config)
@@ -80,7 +93,10 @@ def load_text_data(config: DataConfig, with_test: bool = True) -> TextData:
 
 
 def _test_set(raw: RawData, config: DataConfig, label_names: Sequence[str]) -> Dataset | None:
-    tables = _read_files(config.test_source).train if config.test_source else raw.test
+    tables = raw.test
+    if config.test_source:
+        files = find_files(config.test_source, config.source_kind, test=True)
+        tables = [_read_file(path, config) for path in files.train]
     if not tables:
         return None
     test = _unify_all(tables, config, label_names, keep_partition_column=False)
@@ -90,20 +106,19 @@ def _test_set(raw: RawData, config: DataConfig, label_names: Sequence[str]) -> D
 def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[str]) -> Dataset:
     """Load the file of a node that brings its own data (``data-path`` in its node config).
 
-    The text is in memory only: no copy of a node's file is left on the disk.
+    No copy of a node's file is left on the disk: the text is in memory, or, if there is much of
+    it, in a file without a name that goes with this process.
 
     Args:
         path: the file; ``data.source`` is not looked at.
         config: the run's data section: task and field names.
-        label_names: the run's class names; integers in the file are positions in them.
+        label_names: the run's class names.
 
     Raises:
         DataError: also when a label is not one of ``label_names``, with the row number.
     """
-    tables = [
-        Table(table.dataset, table.origin, private=True)
-        for table in _read_files(str(path), keep_copies=False).train
-    ]
+    files = find_files(str(path), config.source_kind)
+    tables = [_read_file(found, config, private=True) for found in files.all]
     return _unify_all(tables, config, label_names, keep_partition_column=False)
 
 
@@ -116,8 +131,8 @@ def cap(dataset: Dataset, max_examples: int) -> Dataset:
         return dataset
     order = np.random.default_rng(_CAP_SEED).permutation(len(dataset))
     if "label" in dataset.column_names:
-        order = _spread(np.asarray(dataset["label"])[order], order)
-    return dataset.select(sorted(order[:max_examples].tolist()))
+        order = _spread(dataset.with_format("numpy")["label"][:][order], order)
+    return dataset.select(np.sort(order[:max_examples]))
 
 
 def _spread(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -129,11 +144,13 @@ def _spread(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
     return order[np.argsort(place, kind="stable")]
 
 
-def _read(source: str) -> RawData:
-    return next(kind for kind in SOURCES if kind.claims(source)).read(source)
+def _read(config: DataConfig) -> RawData:
+    if config.source_kind != "auto" and config.source != EMBEDDED:
+        return _read_files(config.source, config)
+    return next(kind for kind in SOURCES if kind.claims(config.source)).read(config.source, config)
 
 
-def _read_embedded(source: str) -> RawData:
+def _read_embedded(source: str, config: DataConfig) -> RawData:
     corpus = load_corpus()
     names = ClassLabel(names=list(corpus.label_names))
     with quiet_datasets():
@@ -141,12 +158,27 @@ def _read_embedded(source: str) -> RawData:
     return RawData([Table(train, source)], [Table(test, f"{source} (test)")])
 
 
-def _read_files(sources: str, keep_copies: bool = True) -> RawData:
-    paths = [path.strip() for path in sources.split(",") if path.strip()]
-    return RawData([Table(read_file(path, keep_copies), path) for path in paths], [])
+def _read_files(source: str, config: DataConfig) -> RawData:
+    files = find_files(source, config.source_kind)
+    return RawData(
+        [_read_file(path, config) for path in files.train],
+        [_read_file(path, config) for path in files.test],
+    )
 
 
-def _read_hub(source: str) -> RawData:
+def _read_file(path: str, config: DataConfig, private: bool = False) -> Table:
+    dialect = Dialect(config.encoding, config.delimiter)
+    asked = asked_columns(config, column_names(path, dialect, private))
+    found = read_columns(path, asked, dialect, keep_copy=not private, private=private)
+    return Table(found.dataset, path, private, found.names, found.declared)
+
+
+def _read_hub(source: str, config: DataConfig) -> RawData:
+    if Path(source).expanduser().is_dir():
+        raise DataError(
+            f'data.source = "{source}": is a folder; set data.source-kind = "folder" to read all '
+            "data files in it, or name one file"
+        )
     name, _, subset = source.partition(":")
     try:
         with quiet_datasets():
@@ -165,7 +197,7 @@ def _read_hub(source: str) -> RawData:
 
 
 def _are_files(source: str) -> bool:
-    return any(looks_like_file(part.strip()) for part in source.split(","))
+    return any(looks_like_file(part) for part in file_names(source))
 
 
 SOURCES = (
@@ -186,7 +218,19 @@ def _unify_all(
 
 
 def _fingerprint(train: Dataset, label_names: Sequence[str]) -> str:
-    state = hashlib.sha256(json.dumps(list(label_names)).encode())
-    columns = {name: train[name][:] for name in train.column_names}
-    state.update(json.dumps(columns, sort_keys=True).encode())
+    """Hash names and rows, whatever pieces they lie in and files they lie in."""
+    state = xxhash.xxh3_128(json.dumps([list(label_names), train.column_names]).encode())
+    arrow = train.with_format("arrow")
+    for start in range(0, len(train), _ROWS):
+        for column in arrow[start : start + _ROWS].columns:
+            _hash_column(state, column.combine_chunks())
     return state.hexdigest()[:16]
+
+
+def _hash_column(state: xxhash.xxh3_128, column: pa.Array) -> None:
+    if column.type == pa.string():
+        # Lengths as well as bytes: or "ab", "c" would be "a", "bc".
+        state.update(compute.binary_length(column).to_numpy(zero_copy_only=False).tobytes())
+        state.update("".join(column.to_pylist()).encode())
+    else:
+        state.update(json.dumps(column.to_pylist()).encode())

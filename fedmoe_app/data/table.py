@@ -1,34 +1,79 @@
-"""Read the columns of a table of unknown make, with errors that say where a value is wrong.
+"""Read the columns of a table as text, with errors that say where a value is wrong.
 
-Rows are numbered from 1 in messages, blank lines and a CSV header not counted.
+Whatever a column's type is, its values are the text that stands in the file: a label is the class
+whose name it equals, be it ``1``, ``"1"`` or ``true``. Rows are numbered from 1 in messages, blank
+lines and a CSV header not counted.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
 from datasets import ClassLabel, Dataset
+from datasets.table import InMemoryTable
 
 from fedmoe_app.data.errors import DataError
+from fedmoe_app.data.reading.arrow_text import NotText, as_text, is_nested, trimmed
 
 _MAX_LISTED = 20
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as they were read, and where from (for messages)."""
+    """Rows as they were read, and where from (for messages).
+
+    Attributes:
+        dataset: columns of any type; of a file, those that the run reads, as text.
+        origin: the file's or data set's name.
+        private: a node's own: messages reach the server and must not quote its values.
+        names: all columns of the file; empty for those of ``dataset``.
+        declared: class names of columns that are declared as a class index; the values of such a
+            column of ``dataset`` are the names themselves.
+        first_row: where these rows begin in the file, from 0.
+    """
 
     dataset: Dataset
     origin: str
-    private: bool = False  # a node's own: messages reach the server and must not quote its values
+    private: bool = False
+    names: tuple[str, ...] = ()
+    declared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    first_row: int = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns."""
+        return tuple(dict.fromkeys((*self.names, *self.dataset.column_names)))
+
+    def where(self, row: int) -> str:
+        """Return file and row for a message; ``row`` counts from 0 in ``dataset``."""
+        return f"{self.origin}, row {self.first_row + row + 1}"
+
+    def parts(self, num_rows: int) -> Iterator[Table]:
+        """Give the rows piece by piece, at most so many at once, without a copy."""
+        for start, batch in batches(self.dataset, num_rows):
+            features = self.dataset.features
+            part = Dataset(
+                InMemoryTable(pa.Table.from_batches([batch])),
+                info=self.dataset.info.copy() if features else None,
+                fingerprint=f"{start:x}",
+            )
+            yield replace(self, dataset=part, first_row=self.first_row + start)
 
 
-def read_feature(table: Table, column: str, key: str = "data.label-field") -> Any:
-    """Return a column's type.
+def batches(dataset: Dataset, num_rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Give a data set's rows as they lie in memory, at most so many at once, with their start."""
+    arrow = dataset.with_format("arrow")
+    for start in range(0, len(dataset), num_rows):
+        offset = start
+        for batch in arrow[start : start + num_rows].to_batches():
+            yield offset, batch
+            offset += len(batch)
+
+
+def check_column(table: Table, column: str, key: str = "data.label-field") -> None:
+    """Refuse a table without a column.
 
     Args:
         table: the rows as read.
@@ -38,13 +83,11 @@ def read_feature(table: Table, column: str, key: str = "data.label-field") -> An
     Raises:
         DataError: there is no such column.
     """
-    features = table.dataset.features
-    if column not in features:
+    if column not in table.dataset.column_names:
         raise DataError(
             f'{key} = "{column}": {table.origin} has no such column; choose one of '
             f"{column_names(table)}"
         )
-    return features[column]
 
 
 def column_names(table: Table) -> str:
@@ -52,62 +95,51 @@ def column_names(table: Table) -> str:
 
     Where a CSV file lacks its header, the names are the values of the first row.
     """
-    features = table.dataset.features
-    return f"its {len(features)} columns" if table.private else listed(features)
+    names = table.columns
+    return f"its {len(names)} columns" if table.private else listed(names)
+
+
+def class_names(table: Table, column: str) -> tuple[str, ...] | None:
+    """Return the names of a column that is declared as a class index; None for any other."""
+    if column in table.declared:
+        return tuple(table.declared[column])
+    feature = table.dataset.features.get(column)
+    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def text_array(table: Table, column: str, batch: pa.RecordBatch, key: str) -> pa.Array:
+    """Return a column of a batch as text without outer white space, null where it is missing.
+
+    Raises:
+        DataError: for a column of lists or objects, or of bytes that are no text.
+    """
+    array = batch.column(column)
+    names = None if column in table.declared else class_names(table, column)
+    try:
+        if is_nested(array.type):
+            raise NotText(f"holds {array.type}, not text")
+        return trimmed(as_text(array, names))
+    except NotText as error:
+        raise DataError(f'{key} = "{column}": {table.origin} {error}') from None
 
 
 def read_texts(table: Table, column: str, key: str) -> list[str]:
     """Return a text column, stripped; a missing value becomes the empty text."""
-    feature = read_feature(table, column, key)
-    kind = getattr(feature, "dtype", type(feature).__name__)
-    if kind not in ("string", "large_string", "null"):
-        raise DataError(f'{key} = "{column}": {table.origin} holds {kind} there, not text')
-    return [(value or "").strip() for value in table.dataset[column]]
+    return [value or "" for value in _read(table, column, key)]
 
 
-def non_empty(table: Table, texts: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """Return the rows whose text is not empty, with one warning about the others.
-
-    Raises:
-        DataError: every row is empty.
-    """
-    rows = [row for row, text in enumerate(texts) if text]
-    named = " or ".join(f'"{column}"' for column in columns)
-    if not rows:
-        raise DataError(f"{table.origin}: every row is empty in {named}")
-    if len(rows) < len(texts):
-        first = next(row for row, text in enumerate(texts) if not text)
-        _log.warning(
-            "%s: dropped %d of %d rows, which are empty in %s (the first is row %d)",
-            table.origin,
-            len(texts) - len(rows),
-            len(texts),
-            named,
-            first + 1,
-        )
-    return rows
+def read_labels(table: Table, column: str, key: str = "data.label-field") -> list[str | None]:
+    """Return a column of names, stripped, None where the value is missing or empty."""
+    return [value or None for value in _read(table, column, key)]
 
 
-def read_labels(
-    table: Table, column: str, key: str = "data.label-field"
-) -> list[str | None] | list[int | None]:
-    """Return a column of names or integers, None where the value is missing."""
-    feature = read_feature(table, column, key)
-    values = table.dataset[column]
-    if isinstance(feature, ClassLabel):
-        # -1 is how unlabelled test sets on the hub are marked.
-        return [feature.names[i] if i is not None and i >= 0 else None for i in values]
-    kind = getattr(feature, "dtype", type(feature).__name__)
-    if kind in ("string", "large_string", "null"):
-        return [(value or "").strip() or None for value in values]
-    if kind == "bool":
-        return [None if value is None else str(value) for value in values]
-    if kind.startswith(("int", "uint")):
-        return list(values)
-    raise DataError(
-        f'{key} = "{column}": {table.origin} holds values of type {kind} there; names or integers '
-        "are needed, all of one kind and none missing"
+def _read(table: Table, column: str, key: str) -> list[str | None]:
+    check_column(table, column, key)
+    arrays = (
+        text_array(table, column, batch, key)
+        for _, batch in batches(table.dataset, max(1, len(table.dataset)))
     )
+    return [value for array in arrays for value in array.to_pylist()]
 
 
 def listed(names: Iterable[str]) -> str:

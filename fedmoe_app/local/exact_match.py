@@ -12,13 +12,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row, encode_prompts
+from fedmoe_app.data.encoding import (
+    IGNORED_LABEL,
+    Encoded,
+    Row,
+    causal_lm_encoder,
+    encode_prompts,
+)
 from fedmoe_app.local.tasks import CausalLM, Score
 
 _MARK = "####"
@@ -37,11 +44,16 @@ class ExactMatch(CausalLM):
 
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise as :class:`CausalLM`; keep the whole prompt and the reference beside it."""
-        rows = super().encode(dataset)
-        prompts = encode_prompts(dataset, self.tokenizer, self.max_length, self.encoder_decoder)
-        for row, prompt, reference in zip(rows, prompts, dataset["response"], strict=True):
-            row["prompt"], row["reference"] = prompt, reference
-        return rows
+        encode_pairs = causal_lm_encoder(self.tokenizer, self.max_length, self.encoder_decoder)
+
+        def encode(batch: dict[str, list[Any]]) -> tuple[list[Row], int]:
+            rows, num_cut = encode_pairs(batch)
+            prompts = encode_prompts(batch, self.tokenizer, self.max_length, self.encoder_decoder)
+            for row, prompt, reference in zip(rows, prompts, batch["response"], strict=True):
+                row["prompt"], row["reference"] = prompt, reference
+            return rows, num_cut
+
+        return Encoded.of(dataset, encode)
 
     @torch.no_grad()
     def score_rows(self, model: PreTrainedModel, rows: Sequence[Row]) -> Score:

@@ -13,11 +13,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from fedmoe_app.config import EMBEDDED, RunConfig
 from fedmoe_app.data.cache import build_once
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
+from fedmoe_app.data.found import find_files
+from fedmoe_app.data.names import file_names
+from fedmoe_app.data.reading.stored import map_file, write_batches
 from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.setup import Setup, client_data
@@ -25,8 +30,8 @@ from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.paths import cache_dir
 from fedmoe_app.wire.records import TrainTask
 
-_FILE = "rows.json"
-_RECIPE_VERSION = 1  # raise it whenever the same config would be encoded or split differently
+_NUM_CUT = b"num_cut"
+_RECIPE_VERSION = 2  # raise it whenever the same config would be encoded or split differently
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,11 @@ class ClientRows:
 
 def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> ClientRows:
     """Return this node's encoded examples, from the cache where that is safe."""
-    source = _source_key(config)
-    if node.data_path is not None or source is None or config.model.name not in PRESETS:
+    source, tokens = _source_key(config), _tokens_key(config, setup)
+    if node.data_path is not None or source is None or tokens is None:
         return _encode(config, node, task, setup)
     inputs = [
-        [_RECIPE_VERSION, tokenizer_key()],
+        [_RECIPE_VERSION, tokens],
         config.model.name,  # an encoder-decoder model's rows are others
         config.data.model_dump(),
         [config.seed, node.partition_id, node.num_partitions],
@@ -52,18 +57,32 @@ def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) ->
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
     folder = build_once(
         cache_dir() / "rows" / key,
-        lambda draft: _write(draft / _FILE, _encode(config, node, task, setup)),
+        lambda draft: _write(draft, _encode(config, node, task, setup)),
     )
-    return _read(folder / _FILE)
+    return _read(folder)
+
+
+def _tokens_key(config: RunConfig, setup: Setup) -> str | None:
+    """Return what changes when the tokenizer does; None if that cannot be told."""
+    if config.model.name in PRESETS:
+        return tokenizer_key()
+    backend = getattr(setup.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    kind = setup.model.config.is_encoder_decoder
+    parts = [backend.to_str(), str(setup.tokenizer), str(setup.tokenizer.chat_template), kind]
+    return xxhash.xxh3_128(json.dumps(parts).encode()).hexdigest()
 
 
 def _source_key(config: RunConfig) -> str | None:
     """Return what changes when the source does; None if that cannot be told cheaply."""
-    source = config.data.source
-    if source == EMBEDDED:
+    data = config.data
+    if data.source == EMBEDDED:
         return recipe_key()
-    paths = [Path(part.strip()) for part in source.split(",")]
-    if not all(looks_like_file(str(path)) and path.is_file() for path in paths):
+    if data.source_kind == "auto" and not all(map(looks_like_file, file_names(data.source))):
+        return None
+    paths = [Path(name).expanduser() for name in find_files(data.source, data.source_kind).all]
+    if not all(path.is_file() for path in paths):
         return None
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return str(stats)
@@ -75,11 +94,13 @@ def _encode(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> Cli
     return ClientRows(train, setup.task.encode(data.test) if data.test else Encoded([], 0))
 
 
-def _write(path: Path, rows: ClientRows) -> None:
-    parts = {name: [part, part.num_cut] for name, part in vars(rows).items()}
-    path.write_text(json.dumps(parts), encoding="utf-8")
+def _write(folder: Path, rows: ClientRows) -> None:
+    for name, part in vars(rows).items():
+        table = part.table().replace_schema_metadata({_NUM_CUT: str(part.num_cut)})
+        write_batches(folder / f"{name}.arrow", table.schema, [table])
 
 
-def _read(path: Path) -> ClientRows:
-    parts = json.loads(path.read_text(encoding="utf-8"))
-    return ClientRows(**{name: Encoded(*part) for name, part in parts.items()})
+def _read(folder: Path) -> ClientRows:
+    tables = {name: map_file(folder / f"{name}.arrow") for name in ("train", "test")}
+    cut = {name: int(table.schema.metadata[_NUM_CUT]) for name, table in tables.items()}
+    return ClientRows(**{name: Encoded(table, cut[name]) for name, table in tables.items()})

@@ -86,8 +86,8 @@ def test_own_column_names(config: MakeConfig) -> None:
     ("columns", "message"),
     [
         ({"text": ["x"]}, "its columns text are not those of multiple choice"),
-        (PLAIN | {"label": [1, 3]}, "row 2: answer 3 names none of the 3 options"),
-        (PLAIN | {"label": [-1, 0]}, "row 1: answer -1 names none of the 2 options"),
+        (PLAIN | {"label": [1, 3]}, "row 2: answer '3' names none of the 3 options"),
+        (PLAIN | {"label": [-1, 0]}, "row 1: answer '-1' names none of the 2 options"),
         (PLAIN | {"answer": ["A", "D"]}, "row 2: answer 'D' names none of the 3"),
         (PLAIN | {"answer": ["A", None]}, "row 2: answer None names none"),
         (PLAIN | {"choices": [["a"], ["b", "c"]], "label": [0, 0]}, "row 1: 1 options; a question"),

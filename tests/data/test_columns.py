@@ -30,9 +30,14 @@ def test_integer_labels_become_names(config: MakeConfig) -> None:
     assert unify(data, config(), names, True)["label"][:] == [1, 0, 0]
 
 
-def test_integer_labels_with_given_names_are_positions(config: MakeConfig) -> None:
+def test_integer_labels_are_positions_where_the_config_says_so(config: MakeConfig) -> None:
     data = table(text=["a", "b"], label=[1, 0])
-    given = config(label_names="News, Sport")
+    named = config(label_names="News, Sport")
+    with pytest.raises(DataError, match=r"label '1' is not one of.*data.label-kind = .index."):
+        unify(data, named, ("News", "Sport"), True)
+    with pytest.raises(DataError, match="positions among data.label-names, which is empty"):
+        find_label_names([data], config(label_kind="index"))
+    given = config(label_names="News, Sport", label_kind="index")
     assert find_label_names([data], given) == ("News", "Sport")
     assert unify(data, given, ("News", "Sport"), True)["label"][:] == [1, 0]
 
@@ -65,11 +70,12 @@ def test_a_repeated_label_name_is_refused(config: MakeConfig) -> None:
     ("labels", "message"),
     [
         (["x", "q"], r"some\.jsonl, row 2: label 'q' is not one of the 2 label names x, y"),
-        ([0, 2], r"row 2: label 2 is not one of the 2 label names x, y"),
-        ([-1, 0], r"row 1: label -1 is not"),
+        ([0, 2], r"row 1: label '0' is not one of the 2 label names x, y"),
+        ([-1, 0], r"row 1: label '-1' is not"),
         (["x", None], r"row 2: the label is missing"),
         (["x", " "], r"row 2: the label is missing"),
-        ([0.5, 1.0], r'label-field = "label": some\.jsonl holds values of type float64'),
+        ([0.5, 1.0], r"row 1: label '0.5' is not"),
+        ([["x"], ["y"]], r'label-field = "label": some\.jsonl holds list'),
     ],
 )
 def test_bad_labels(config: MakeConfig, labels: list[object], message: str) -> None:
@@ -85,9 +91,11 @@ def test_a_missing_column_lists_the_columns(config: MakeConfig) -> None:
         find_label_names([data], config(label_field="kind"))
 
 
-def test_text_must_be_text(config: MakeConfig) -> None:
-    with pytest.raises(DataError, match='"text": some.jsonl holds int64 there, not text'):
-        unify(table(text=[1, 2], label=["x", "x"]), config(), ("x",), True)
+def test_numbers_are_text_and_lists_are_not(config: MakeConfig) -> None:
+    numbers = table(text=[1, 2], label=["x", "x"])
+    assert unify(numbers, config(), ("x",), True)["text"][:] == ["1", "2"]
+    with pytest.raises(DataError, match='"text": some.jsonl holds list.*, not text'):
+        unify(table(text=[["a"]], label=["x"]), config(), ("x",), True)
 
 
 def test_empty_texts_are_dropped_with_a_warning(

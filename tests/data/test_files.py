@@ -5,13 +5,13 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
 
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.files import looks_like_file, read_file
+from fedmoe_app.data.reading import stored
 
 JSONL = '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'
 ROWS = {"text": ["a", "b"], "label": ["x", "y"]}
@@ -63,7 +63,7 @@ def test_a_changed_file_is_read_anew_even_with_the_same_time(
         write(path, f"text,label\n{text},x\n")
         os.utime(path, (1000, 1000))
         assert read_file(str(path))["text"][:] == [text]
-    assert (own_home / "cache" / "datasets").is_dir()
+    assert (own_home / "cache" / "text").is_dir()
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,11 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         ("a.jsonl", JSONL + '{"text": "c", "la', r"line 3 is not valid JSON \(Untermin.* at\)$"),
         ("a.jsonl", JSONL + '"just text"\n', "line 3 is not a JSON object"),
         ("a.jsonl.gz", '{"text": }\n' + JSONL, "line 1 is not valid JSON"),
-        ("a.csv", "text,label\na,x\nb,y,z\n", "cannot be read as csv.*line 3"),
+        (
+            "a.csv",
+            "text,label\na,x\nb,y,z\n",
+            r"line 3 has 3 fields, the header has 2 \(tex",
+        ),
         ("a.parquet", "not parquet", "cannot be read as parquet"),
     ],
 )
@@ -115,22 +119,22 @@ def test_what_looks_like_a_file(tmp_path: Path) -> None:
     assert not looks_like_file("owner/name") and not looks_like_file(str(tmp_path))
 
 
-def test_without_a_copy_the_rows_are_in_memory_and_the_folder_is_private_and_gone(
+def test_without_a_copy_nothing_is_left_on_the_disk(
     tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    modes, load_dataset = [], datasets.load_dataset
-
-    def spy(*args: Any, **options: Any) -> Any:
-        modes.append(stat.S_IMODE(os.stat(options["cache_dir"]).st_mode))
-        return load_dataset(*args, **options)
-
-    monkeypatch.setattr(datasets, "load_dataset", spy)
+    monkeypatch.setattr(stored, "IN_MEMORY", 10)  # larger tables go to a file without a name
     rows = read_file(write(tmp_path / "a.jsonl", JSONL), keep_copy=False)
     with pytest.raises(DataError, match="line 3 is not valid JSON"):
         read_file(write(tmp_path / "b.jsonl", JSONL + "{"), keep_copy=False)
-    assert modes == [0o700, 0o700]
     assert (rows[:], rows.cache_files) == (ROWS, [])
     assert list((tmp_path / "temporary").iterdir()) == []
     assert not own_home.exists()
+
+
+def test_the_cache_is_private(tmp_path: Path, own_home: Path) -> None:
+    read_file(write(tmp_path / "a.jsonl", JSONL))
+    copies = list((own_home / "cache" / "text").rglob("*"))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in copies if path.is_file()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in copies if path.is_dir()} == {0o700}

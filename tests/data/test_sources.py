@@ -83,7 +83,9 @@ def test_a_local_folder_with_splits(tmp_path: Path, config: MakeConfig) -> None:
     folder.mkdir()
     for split in ("train", "test"):
         write(folder / f"{split}.jsonl", [{"text": split, "label": "x"}])
-    data = load_text_data(config(source=str(folder)))
+    with pytest.raises(DataError, match=r'is a folder; set data\.source-kind = "folder"'):
+        load_text_data(config(source=str(folder)))
+    data = load_text_data(config(source=str(folder), source_kind="folder"))
     assert data.test is not None
     assert (data.train["text"][:], data.test["text"][:]) == (["train"], ["test"])
 

@@ -1,0 +1,57 @@
+"""What the readers of all formats share: which columns are asked for, and batches of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+# Rows that go through Python at once.
+ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The columns that a caller wants.
+
+    Attributes:
+        scalars: that hold one value a row: text, a number, true or false.
+        nested: that may also hold lists or objects; these come as JSON text.
+    """
+
+    scalars: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((*self.scalars, *self.nested)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A file's columns of text.
+
+    Attributes:
+        names: all columns of the file; of JSON, those of its first rows.
+        batches: text or null, in the order of the file; made while they are read.
+        declared: class names of the columns that hold an index into them (``ClassLabel``); their
+            values are the names already.
+    """
+
+    names: tuple[str, ...]
+    batches: Iterator[pa.RecordBatch]
+    declared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def schema_of(names: Sequence[str]) -> pa.Schema:
+    """Return text columns of these names."""
+    return pa.schema([(name, pa.string()) for name in names])
+
+
+def json_text(value: Any) -> str:
+    """Return a list or object as JSON text, its numbers as they stood in the file."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

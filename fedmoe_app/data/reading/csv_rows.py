@@ -1,0 +1,240 @@
+"""CSV: all fields are text, all rows are as wide as the header.
+
+pyarrow parses; what it would pass over without a word (a quotation mark that is not doubled) or
+would explain with the row's own text (a row of another width) is looked for by Python's ``csv``,
+which knows the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+
+from fedmoe_app.data.errors import DataError
+from fedmoe_app.data.reading.columns import Asked, Rows
+from fedmoe_app.data.reading.streams import AUTO, open_utf8
+
+DELIMITERS = (",", ";", "\t")  # recognised; in this order where two fit equally well
+_HEADER_BYTES = 1 << 20
+_BLOCKS = (4 << 20, 1 << 30)  # the second for files with longer rows than the first
+_SEPARATOR_LINE = "sep="  # Excel's first line, before the header
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first row, how it is written, and where the rows begin."""
+
+    names: tuple[str, ...]
+    delimiter: str
+    num_bytes: int
+    num_lines: int
+
+
+def read_csv(path: Path, asked: Asked | None, encoding: str, delimiter: str, private: bool) -> Rows:
+    """Read the columns that are asked for (None: all); see :func:`read_rows` of ``files``."""
+    header = read_header(path, encoding, delimiter)
+    found = [(index, name) for index, name in enumerate(header.names) if _is_asked(name, asked)]
+    for _, name in found:
+        if header.names.count(name) > 1:
+            shown = "a column" if private else f'column "{name}"'
+            raise DataError(f"{path}: {shown} stands twice in the header")
+    return Rows(header.names, _batches(path, header, found, encoding, private))
+
+
+def read_header(path: Path, encoding: str, delimiter: str = AUTO) -> Header:
+    """Read the first row that is not blank; its names without outer spaces."""
+    with open_utf8(path, encoding) as file:
+        head = _whole_characters(file.read(_HEADER_BYTES))
+    lines, skipped = _skip_blank(io.StringIO(head, newline="").readlines())
+    if lines and lines[0].lower().startswith(_SEPARATOR_LINE):
+        given = lines[0].strip()[len(_SEPARATOR_LINE) :]
+        delimiter = given or delimiter if delimiter == AUTO else delimiter
+        skipped.append(lines.pop(0))
+    if delimiter == AUTO:
+        delimiter = _delimiter_of(path, lines)
+    names, used = _first_record(lines, delimiter)
+    taken = skipped + lines[:used]
+    size = sum(len(line.encode()) for line in taken)
+    return Header(tuple(name.strip() for name in names), delimiter, size, len(taken))
+
+
+def _whole_characters(data: bytes) -> str:
+    # The cut may go through a character; a file that is no UTF-8 is found when it is read.
+    return (
+        data.decode("utf-8", "replace")
+        if len(data) < _HEADER_BYTES
+        else data.decode("utf-8", "ignore")
+    )
+
+
+def _skip_blank(lines: list[str]) -> tuple[list[str], list[str]]:
+    first = next((index for index, line in enumerate(lines) if line.strip()), len(lines))
+    return lines[first:], lines[:first]
+
+
+def _delimiter_of(path: Path, lines: Sequence[str]) -> str:
+    """Return the separator that cuts the header into the most columns."""
+    known = [suffix.lower() for suffix in path.suffixes]
+    order = ("\t", ",", ";") if ".tsv" in known else DELIMITERS
+    counts = {mark: len(_first_record(lines, mark)[0]) for mark in order}
+    return max(order, key=lambda mark: counts[mark])
+
+
+def _first_record(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
+    """Return the first row's fields and how many lines it takes."""
+    with _long_fields():
+        reader = csv.reader(lines, delimiter=delimiter)
+        record = next(reader, [])
+        return record, reader.line_num
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _is_asked(name: str, asked: Asked | None) -> bool:
+    return asked is None or name in asked.names
+
+
+def _batches(
+    path: Path, header: Header, found: Sequence[tuple[int, str]], encoding: str, private: bool
+) -> Iterator[pa.RecordBatch]:
+    names = [name for _, name in found]
+    for block in _BLOCKS:
+        stream = _Watched(open_utf8(path, encoding), header)
+        first = True
+        try:
+            with stream.file:
+                for batch in _parsed(stream, header, [index for index, _ in found], block):
+                    first = False
+                    yield batch.rename_columns(names)
+            if stream.is_suspect:
+                _check_quotes(path, header, encoding, private)
+            return
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" in str(error):
+                return  # nothing follows the header
+            if "straddling" in str(error) and first and block != _BLOCKS[-1]:
+                continue
+            _check_rows(path, header, encoding, private)
+            raise
+
+
+def _parsed(
+    stream: _Watched, header: Header, columns: Sequence[int], block: int
+) -> Iterator[pa.RecordBatch]:
+    # Columns have numbers meanwhile: names may stand twice where nobody asks for them.
+    numbers = [str(index) for index in range(len(header.names))]
+    reader = arrow_csv.open_csv(
+        stream,
+        # One thread: blocks are parsed as they are read, and nothing waits in a queue.
+        read_options=arrow_csv.ReadOptions(
+            use_threads=False, block_size=block, column_names=numbers
+        ),
+        parse_options=arrow_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(numbers, pa.string()),
+            include_columns=[numbers[index] for index in columns],
+        ),
+    )
+    yield from reader
+
+
+class _Watched:
+    """The rows' bytes, with an eye on quotation marks in the middle of a field."""
+
+    def __init__(self, file: IO[bytes], header: Header) -> None:
+        self.file = file
+        self.is_suspect = False
+        self._borders = np.zeros(256, dtype=bool)
+        self._borders[[ord(mark) for mark in header.delimiter + '\n\r"']] = True
+        self._last = ord("\n")
+        file.read(header.num_bytes)
+
+    closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        data = self.file.read(size)
+        if not self.is_suspect and b'"' in data:
+            self._look(data)
+        if data:
+            self._last = data[-1]
+        return data
+
+    def _look(self, data: bytes) -> None:
+        # Such a mark may be right (6" in a field without quotes): the slow check decides.
+        whole = np.frombuffer(bytes([self._last]) + data + b"\n", dtype=np.uint8)
+        marks = np.flatnonzero(whole[1:-1] == ord('"')) + 1
+        inside = ~self._borders[whole[marks - 1]] & ~self._borders[whole[marks + 1]]
+        self.is_suspect = bool(inside.any())
+
+
+def _check_quotes(path: Path, header: Header, encoding: str, private: bool) -> None:
+    for _ in _records(path, header, encoding, private):
+        pass
+
+
+def _check_rows(path: Path, header: Header, encoding: str, private: bool) -> None:
+    """Find the first row that is not as wide as the header.
+
+    Raises:
+        DataError: with its line and both numbers of fields.
+    """
+    width = len(header.names)
+    for line, record in _records(path, header, encoding, private):
+        if record and len(record) != width:
+            raise DataError(f"{path}: {_wrong_width(line, record, header, private)}")
+
+
+def _records(
+    path: Path, header: Header, encoding: str, private: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """Give every row with the number of its first line, by the strict rules of RFC 4180."""
+    with open_utf8(path, encoding) as file, _long_fields():
+        file.read(header.num_bytes)
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        reader = csv.reader(text, delimiter=header.delimiter, strict=True)
+        line = header.num_lines
+        try:
+            for record in reader:
+                yield line + 1, record
+                line = header.num_lines + reader.line_num
+        except csv.Error as error:
+            raise DataError(f"{path}: {_wrong_quotes(line + 1, str(error))}") from None
+
+
+def _wrong_width(line: int, record: list[str], header: Header, private: bool) -> str:
+    width = len(header.names)
+    shown = "" if private else f" ({', '.join(header.names)})"
+    count = "1 field" if len(record) == 1 else f"{len(record)} fields"
+    message = f"line {line} has {count}, the header has {width}{shown}"
+    if len(record) > width and not any(record[width:]):
+        return f"{message}: the line ends in a separator too many; take it away, or name the column"
+    if len(record) > width:
+        return f"{message}: a text with a separator in it must stand in quotation marks"
+    return message
+
+
+def _wrong_quotes(line: int, reason: str) -> str:
+    if "end of data" in reason:
+        return f"line {line}: a quotation mark is opened there and never closed"
+    return (
+        f"line {line}: text follows a closing quotation mark; a mark inside of a quoted text must "
+        'be doubled ("")'
+    )

@@ -1,0 +1,142 @@
+"""Open a text file as a stream of UTF-8 bytes, whatever its compression and encoding."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+from pathlib import Path
+from typing import IO
+
+from fedmoe_app.data.errors import DataError
+
+AUTO = "auto"
+UTF_8 = "utf-8"
+
+# The longer mark first: UTF-32's begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, UTF_8),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_HEAD = 4096
+_BLOCK = 1 << 20
+
+
+def is_packed(path: Path) -> bool:
+    """Tell whether a file is compressed by gzip, from its name."""
+    return path.suffix.lower() == ".gz"
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked."""
+    return gzip.open(path) if is_packed(path) else path.open("rb")  # type: ignore[return-value]
+
+
+def open_utf8(path: Path, encoding: str = AUTO) -> IO[bytes]:
+    """Open a text file as UTF-8 without a byte order mark.
+
+    Args:
+        path: the file.
+        encoding: Python's name of its encoding, or ``auto``: what the byte order mark says, UTF-8
+            without one.
+
+    Raises:
+        DataError: with ``auto``, for UTF-16 without a byte order mark. Bytes that are no UTF-8 are
+            not looked at here; see :func:`undecodable`.
+    """
+    name = _encoding_of(path, encoding)
+    raw = open_bytes(path)
+    if codecs.lookup(name).name == UTF_8:
+        if raw.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            raw.seek(0)
+        return raw
+    return io.BufferedReader(_Recoded(raw, name), _BLOCK)  # type: ignore[type-var]
+
+
+def undecodable(path: Path, encoding: str = AUTO) -> str | None:
+    """Say where a file is not in its encoding; None if all of it is.
+
+    The message names the place and the way out, and no byte of the file.
+    """
+    name = _encoding_of(path, encoding)
+    decoder = codecs.getincrementaldecoder(name)()
+    start = lines = 0
+    with open_bytes(path) as file:
+        while True:
+            block = file.read(_BLOCK)
+            pending = len(decoder.getstate()[0])
+            try:
+                lines += decoder.decode(block, final=not block).count("\n")
+            except UnicodeDecodeError as error:
+                good = bytes(error.object[: error.start]).decode(name, "ignore").count("\n")
+                where = f"byte {start - pending + error.start}, line {lines + good + 1}"
+                return f"{where}: not {_shown(name)}; {_way_out(path, name)}"
+            if not block:
+                return None
+            start += len(block)
+
+
+def _encoding_of(path: Path, encoding: str) -> str:
+    if encoding != AUTO:
+        return encoding
+    with open_bytes(path) as file:
+        head = file.read(_HEAD)
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    # Text in UTF-8 has no zero bytes; Latin letters in UTF-16 have one each.
+    if head.count(0) * 10 > len(head):
+        order = "le" if head[1::2].count(0) > head[::2].count(0) else "be"
+        raise DataError(
+            f"{path}: looks like UTF-16 without a byte order mark; set data.encoding = "
+            f'"utf-16-{order}", or convert it: iconv -f UTF-16{order.upper()} -t UTF-8'
+        )
+    return UTF_8
+
+
+def _shown(name: str) -> str:
+    return codecs.lookup(name).name.upper()
+
+
+def _way_out(path: Path, name: str) -> str:
+    if codecs.lookup(name).name != UTF_8:
+        return "data.encoding must name the encoding that the file is in"
+    return (
+        'files of Windows and Excel are often in cp1252: set data.encoding = "cp1252" (or the name '
+        "of the right one, such as cp1251, gb18030 or shift_jis), or convert the file: "
+        "iconv -f CP1252 -t UTF-8"
+    )
+
+
+class _Recoded(io.RawIOBase):
+    """Bytes of a text file in another encoding, as UTF-8."""
+
+    def __init__(self, raw: IO[bytes], encoding: str) -> None:
+        super().__init__()
+        # newline="": line ends inside a quoted field are the file's own.
+        self._text = io.TextIOWrapper(raw, encoding, newline="")
+        self._rest = b""
+        self._begins = True
+
+    def readable(self) -> bool:
+        """Tell that this can be read."""
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        """Fill a buffer with the next bytes; 0 at the end."""
+        if not self._rest:
+            text = self._text.read(_BLOCK)
+            # "utf-16-le" keeps the mark as a character.
+            self._rest = (text.removeprefix("\ufeff") if self._begins else text).encode()
+            self._begins = False
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+    def close(self) -> None:
+        """Close the file, too."""
+        self._text.close()
+        super().close()
