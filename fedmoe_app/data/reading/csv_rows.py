@@ -26,7 +26,7 @@ from fedmoe_app.data.reading.streams import AUTO, open_utf8
 
 DELIMITERS = (",", ";", "\t")  # recognised; in this order where two fit equally well
 _HEADER_BYTES = 1 << 20
-_BLOCKS = (4 << 20, 1 << 30)  # the second for files with longer rows than the first
+_BLOCKS = (4 << 20, 256 << 20)  # the second for files with longer rows than the first
 _SEPARATOR_LINE = "sep="  # Excel's first line, before the header
 
 
@@ -115,21 +115,23 @@ def _batches(
     path: Path, header: Header, found: Sequence[tuple[int, str]], encoding: str, private: bool
 ) -> Iterator[pa.RecordBatch]:
     names = [name for _, name in found]
+    done = 0
     for block in _BLOCKS:
         stream = _Watched(open_utf8(path, encoding), header)
-        first = True
+        skip = done
         try:
             with stream.file:
                 for batch in _parsed(stream, header, [index for index, _ in found], block):
-                    first = False
-                    yield batch.rename_columns(names)
+                    left, skip = batch.slice(skip), max(0, skip - len(batch))
+                    done += len(left)
+                    yield left.rename_columns(names)
             if stream.is_suspect:
                 _check_quotes(path, header, encoding, private)
             return
         except pa.ArrowInvalid as error:
             if "Empty CSV" in str(error):
                 return  # nothing follows the header
-            if "straddling" in str(error) and first and block != _BLOCKS[-1]:
+            if "straddling" in str(error) and block != _BLOCKS[-1]:
                 continue
             _check_rows(path, header, encoding, private)
             raise
