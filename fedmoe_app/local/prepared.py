@@ -26,7 +26,7 @@ from fedmoe_app.paths import cache_dir
 from fedmoe_app.wire.records import TrainTask
 
 _FILE = "rows.json"
-_RECIPE_VERSION = 1  # raise it whenever the same config would be encoded or split differently
+_RECIPE_VERSION = 2  # raise it whenever the same config would be encoded or split differently
 
 
 @dataclass(frozen=True)
