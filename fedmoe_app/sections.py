@@ -80,6 +80,7 @@ class DataConfig(Section):
     question_field: str
     options_field: str
     answer_field: str
+    answer_kind: Literal["auto", "text", "index", "letter"]
     partition: Literal["iid", "dirichlet", "natural"]
     alpha: Annotated[float, Field(gt=0)]
     partition_by: str

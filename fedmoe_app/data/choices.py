@@ -10,8 +10,8 @@ train and MMLU or PIQA evaluate. ``data.question-field``, ``data.options-field``
 ``data.answer-field`` take the place of a shape's names where they are set.
 
 Options stand in one column, as a list of texts or as ARC's ``{"text": [...], "label": [...]}``, or
-each in a column of its own (``options-field = "sol1, sol2"``). The answer is an index from 0, one
-of ARC's labels, a letter from A, or the option's text.
+each in a column of its own (``options-field = "sol1, sol2"``). How an answer names an option is
+told from the whole column: :mod:`fedmoe_app.data.answers`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmoe_app.config import DataConfig
+from fedmoe_app.data.answers import AnswerColumn, Options, read_answers
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.table import (
     Table,
@@ -55,14 +56,6 @@ SHAPES = (
 )
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of a row and, where it has them, their labels."""
-
-    texts: list[str]
-    labels: list[str]
-
-
 def format_question(question: str) -> str:
     """Return the prompt that every option is scored as the continuation of."""
     return f"Question: {question.strip()}\nAnswer:"
@@ -75,19 +68,27 @@ def multiple_choice(table: Table, config: DataConfig) -> tuple[dict[str, list[An
 
     Raises:
         DataError: unknown columns, or a row with fewer than two options, an empty option or an
-            answer that is none of them.
+            answer that is none of them or cannot be told.
     """
     shape = find_shape(table, config)
     questions = read_texts(table, shape.question, "data.question-field")
     rows = [row for row, question in enumerate(questions) if question]
     options = _read_options(table, shape)
-    answers = read_labels(table, shape.answer, "data.answer-field")
+    values = read_labels(table, shape.answer, "data.answer-field")
     for row in rows:
         _check_options(table, options[row], row)
+    answers = AnswerColumn(
+        [values[row] for row in rows],
+        [options[row] for row in rows],
+        rows,
+        table.origin,
+        shape.answer,
+        table.private,
+    )
     return {
         "prompt": [format_question(questions[row]) for row in rows],
-        "options": [options[row].texts for row in rows],
-        "answer": [_answer(table, answers[row], options[row], row) for row in rows],
+        "options": [list(options[row].texts) for row in rows],
+        "answer": read_answers(answers, config.answer_kind),
     }, rows
 
 
@@ -145,12 +146,17 @@ def _options_in_cell(table: Table, column: str, cell: Any, row: int) -> Options:
     texts, labels = cell, []
     if isinstance(cell, Mapping) and {"text", "label"} <= cell.keys():
         texts, labels = cell["text"], cell["label"]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    plain = isinstance(texts, list) and all(isinstance(text, str | int | float) for text in texts)
+    if not plain:
         raise DataError(
             f'{table.where(row)}: column "{column}" does not hold a list of texts; '
             'for options in columns of their own set data.options-field = "first, second"'
         )
-    return Options([text.strip() for text in texts], [str(label) for label in labels])
+    return Options([_as_text(text) for text in texts], [_as_text(label) for label in labels])
+
+
+def _as_text(value: str | bool | float) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
 def _from_json(cell: str) -> Any:
@@ -168,27 +174,3 @@ def _check_options(table: Table, options: Options, row: int) -> None:
     if not all(options.texts):
         position = options.texts.index("") + 1
         raise DataError(f"{table.where(row)}: option {position} is empty")
-
-
-def _answer(table: Table, value: str | int | None, options: Options, row: int) -> int:
-    """Return the index of the right option; the first reading that fits counts."""
-    index = _index_of(value, options)
-    if not 0 <= index < len(options.texts):
-        answer = "its answer" if table.private else f"answer {value!r}"
-        raise DataError(
-            f"{table.where(row)}: {answer} names none of the {len(options.texts)} "
-            "options; give an index from 0, a letter from A or the option's text"
-        )
-    return index
-
-
-def _index_of(value: str | int | None, options: Options) -> int:
-    if value is None or isinstance(value, int):
-        return -1 if value is None else value
-    if value in options.labels:
-        return options.labels.index(value)
-    if len(value) == 1 and "A" <= value <= "Z":
-        return ord(value) - ord("A")
-    if value.isdecimal():
-        return int(value)
-    return options.texts.index(value) if value in options.texts else -1

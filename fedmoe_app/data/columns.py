@@ -203,8 +203,10 @@ def _by_rows(table: Table, config: DataConfig, by: str | None) -> Dataset:
 def _pieces(
     table: Table, config: DataConfig, by: str | None, dropped: _Dropped
 ) -> Iterator[pa.Table]:
-    for part in table.parts(ROWS):
-        make = multiple_choice if config.task == "multiple-choice" else _causal_lm
+    # How answers name options is told from all rows together.
+    whole = config.task == "multiple-choice"
+    make = multiple_choice if whole else _causal_lm
+    for part in table.parts(max(1, len(table.dataset)) if whole else ROWS):
         columns, rows = make(part, config)
         kept = np.zeros(len(part.dataset), dtype=bool)
         kept[rows] = True

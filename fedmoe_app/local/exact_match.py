@@ -3,15 +3,15 @@
 A reference that ends in ``#### 72`` (Cobbe et al. 2021, arXiv:2110.14168), or that is nothing but
 a number, is compared by value with the answer's number: the one after ``####`` where the model
 writes that, else the last number of the answer. These are the filters ``strict-match`` and
-``flexible-extract`` of EleutherAI's lm-evaluation-harness in one. Any other reference is compared
-as text, without case, outer space and a closing full stop.
+``flexible-extract`` of EleutherAI's lm-evaluation-harness in one. How numbers may be written:
+:mod:`fedmoe_app.local.answer_numbers`. Any other reference is compared as text, without case, outer
+space and a closing full stop.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -26,11 +26,10 @@ from fedmoe_app.data.encoding import (
     causal_lm_encoder,
     encode_prompts,
 )
+from fedmoe_app.local.answer_numbers import first_number, has_number, last_number, whole_number
 from fedmoe_app.local.tasks import CausalLM, Score
 
 _MARK = "####"
-# The minus is a sign only where nothing to subtract from stands before it: "10-5" ends in 5.
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 class ExactMatch(CausalLM):
@@ -88,24 +87,16 @@ def is_match(answer: str, reference: str) -> bool:
     return final_number(answer) == expected
 
 
-def final_number(text: str) -> Decimal | None:
+def final_number(text: str) -> Fraction | None:
     """Return the first number after ``####``, else the last number of the text, if any."""
-    _, mark, marked = text.partition(_MARK)
-    if mark and (found := _NUMBER.search(marked)):
-        return _value(found.group())
-    numbers = _NUMBER.findall(text)
-    return _value(numbers[-1]) if numbers else None
+    _, _, marked = text.partition(_MARK)
+    return first_number(marked) if has_number(marked) else last_number(text)
 
 
-def _reference_number(reference: str) -> Decimal | None:
+def _reference_number(reference: str) -> Fraction | None:
     if _MARK in reference:
         return final_number(reference.rpartition(_MARK)[2])
-    whole = _NUMBER.fullmatch(reference.strip())
-    return _value(whole.group()) if whole else None
-
-
-def _value(number: str) -> Decimal:
-    return Decimal(number.replace("$", "").replace(",", ""))
+    return whole_number(reference)
 
 
 def _plain(text: str) -> str:

@@ -31,7 +31,7 @@ from fedmoe_app.paths import cache_dir
 from fedmoe_app.wire.records import TrainTask
 
 _NUM_CUT = b"num_cut"
-_RECIPE_VERSION = 2  # raise it whenever the same config would be encoded or split differently
+_RECIPE_VERSION = 3  # raise it whenever the same config would be encoded or split differently
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -39,11 +41,12 @@ SETTINGS = [
 def test_every_row_is_in_one_partition_and_the_same_again(
     dataset: Dataset, config: MakeConfig, setting: dict[str, object]
 ) -> None:
-    parts = assign(dataset, config(**setting), 4, seed=1)
-    assert sorted(row for rows in parts for row in rows) == list(range(100))
-    assert assign(dataset, config(**setting), 4, seed=1) == parts
-    changes = assign(dataset, config(**setting), 4, seed=2) != parts
-    assert changes == (setting["partition"] != "natural")
+    def parts(seed: int) -> list[list[int]]:
+        return [rows.tolist() for rows in assign(dataset, config(**setting), 4, seed)]
+
+    assert sorted(row for rows in parts(1) for row in rows) == list(range(100))
+    assert parts(1) == parts(1)
+    assert (parts(1) != parts(2)) == (setting["partition"] != "natural")
 
 
 def test_partition_returns_the_assigned_rows(dataset: Dataset, config: MakeConfig) -> None:
@@ -92,6 +95,44 @@ def test_partition_labels(dataset: Dataset, config: MakeConfig) -> None:
     assert partition_labels(unlabelled, config(partition="iid"), 2, seed=0) == [{}, {}]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["b", None, "a", "b", "b", "a"],
+        [[2], [1], None, [2], [2], [1]],
+        [2.5, None, 1.0, 2.5, 2.5, 1],
+    ],
+)
+@pytest.mark.parametrize("kind", ["natural", "dirichlet"])
+def test_values_without_an_order(config: MakeConfig, values: list[object], kind: str) -> None:
+    data = Dataset.from_dict({"text": list("abcdef"), "v": values})
+    setting = config(partition=kind, partition_by="v", alpha=1e6, min_partition_size=0)
+    parts = assign(data, setting, 3, seed=0)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(6))
+    if kind == "natural":
+        assert sorted(len(rows) for rows in parts) == [1, 2, 3]
+        assert parts[0].tolist() == [0, 3, 4]  # the most frequent value
+    labels = partition_labels(data, setting, 3, seed=0)
+    counts = sorted(count for part in labels for count in part.values())
+    assert counts == ([1, 2, 3] if kind == "natural" else [1, 1, 1, 1, 1, 1])
+
+
+def test_equal_values_of_natural_go_by_their_order_and_rows_by_theirs(config: MakeConfig) -> None:
+    data = Dataset.from_dict({"text": list("abcdef"), "v": ["z", "a", "z", "m", "a", "m"]})
+    natural = config(partition="natural", partition_by="v")
+    parts = assign(data, natural, 3, seed=0)
+    assert [rows.tolist() for rows in parts] == [[1, 4], [3, 5], [0, 2]]
+    selected = data.select([5, 4, 3, 2])  # values m, a, m, z: numbers of rows are the selection's
+    assert [rows.tolist() for rows in assign(selected, natural, 3, seed=0)] == [[0, 2], [1], [3]]
+
+
+def test_iid_rows_are_those_of_flwr_datasets(dataset: Dataset, config: MakeConfig) -> None:
+    parts = assign(dataset, config(partition="iid"), 3, seed=4)
+    order = np.random.default_rng(4).permutation(100)
+    assert np.concatenate(parts).tolist() == order.tolist()
+    assert all(rows.dtype == np.int64 for rows in parts)
+
+
 @pytest.mark.parametrize("partition_id", [-1, 4])
 def test_partition_id_out_of_range(dataset: Dataset, config: MakeConfig, partition_id: int) -> None:
     with pytest.raises(PartitionError, match=f"partition-id = {partition_id}.*choose 0 to 3"):
@@ -128,6 +169,46 @@ def test_a_minimum_that_cannot_be_met(
         PartitionError, match=f"min-partition-size = {setting['min_partition_size']}"
     ):
         partition_sizes(dataset, config(**setting), 2, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "natural"])
+def test_too_few_rows_for_the_minimum_is_not_blamed_on_alpha(
+    dataset: Dataset, config: MakeConfig, kind: str
+) -> None:
+    setting = {"partition": kind, "partition_by": "site"}
+    with pytest.raises(PartitionError, match="100 examples are too few for 4 clients") as error:
+        assign(dataset, config(min_partition_size=26, **setting), 4, seed=0)
+    message = str(error.value)
+    assert "min-partition-size to 25 or less, use at most 3 clients" in message
+    assert "raise" not in message and "choose data.alpha" not in message
+    with pytest.raises(PartitionError) as error:
+        assign(dataset, config(min_partition_size=101, **setting), 2, seed=0)
+    assert "at most" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "clients", "minimum"), [(0.05, 10, 1), (0.1, 4, 20), (1.0, 5, 19), (1e-6, 90, 1)]
+)
+def test_what_the_message_proposes_works(
+    dataset: Dataset, config: MakeConfig, alpha: float, clients: int, minimum: int
+) -> None:
+    with pytest.raises(PartitionError) as error:
+        assign(dataset, config(alpha=alpha, min_partition_size=minimum), clients, seed=0)
+    ways = str(error.value).rpartition("choose ")[2]
+    (better,) = re.findall(r"data\.alpha = (\S+),", ways)
+    (fewer,) = re.findall(r"(\d+) clients?$", ways)
+    assert float(better) > alpha and int(fewer) < clients
+    tries = [(float(better), clients, minimum), (alpha, int(fewer), minimum)]
+    tries += [(alpha, clients, int(size)) for size in re.findall(r"size = (\d+),", ways)]
+    for alpha_, clients_, minimum_ in tries:
+        setting = config(alpha=alpha_, min_partition_size=minimum_)
+        assert min(partition_sizes(dataset, setting, clients_, seed=0)) >= minimum_
+
+
+def test_the_minimum_is_met_by_drawing_again(dataset: Dataset, config: MakeConfig) -> None:
+    first = partition_sizes(dataset, config(alpha=0.3, min_partition_size=0), 5, seed=0)
+    again = partition_sizes(dataset, config(alpha=0.3, min_partition_size=10), 5, seed=0)
+    assert min(first) < 10 <= min(again)
 
 
 def test_an_empty_partition(dataset: Dataset, config: MakeConfig) -> None:

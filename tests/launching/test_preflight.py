@@ -100,7 +100,7 @@ def test_a_model_folder_without_a_model_is_refused(tmp_path: Path) -> None:
             {"data.partition": "natural", "data.partition-by": "site"},
             'data.partition-by = "site": .*no such column',
         ),
-        ({"data.min-partition-size": 3}, "partition .* would get 2 examples"),
+        ({"data.min-partition-size": 3}, "8 examples are too few for 4 clients of 3 or more"),
     ],
 )
 def test_a_file_without_the_columns_or_rows_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from datasets import Dataset
@@ -44,10 +46,7 @@ SUMS = Dataset.from_dict(
     ],
 )
 def test_the_number_of_an_answer(text: str, number: str | None) -> None:
-    found = final_number(text)
-    assert (None if found is None else str(found)) == (
-        None if number is None else "0.5" if number == ".5" else number
-    )
+    assert final_number(text) == (None if number is None else Fraction(number))
 
 
 @pytest.mark.parametrize(
