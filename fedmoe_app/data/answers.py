@@ -33,6 +33,8 @@ _DOUBT = 0.001
 # which on that is no accident. MMLU's mathematics has 0.1, all of MMLU 0.005.
 _MANY_TEXTS = 0.25
 
+Picks = list[int | None]  # the option of each row, from 0; None where a reading does not fit
+
 
 @dataclass(frozen=True)
 class Options:
@@ -96,9 +98,6 @@ def read_answers(column: AnswerColumn, kind: str = "auto") -> list[int]:
     if name == "index":
         _check_start(column)
     return _complete(fitting[name])
-
-
-Picks = list[int | None]
 
 
 def _by_text(answer: str, options: Options) -> int | None:
