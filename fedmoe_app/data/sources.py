@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from datasets import ClassLabel, Dataset, concatenate_datasets
-from pyarrow import compute
 
 from fedmoe_app.config import EMBEDDED, DataConfig
 from fedmoe_app.data.columns import Table, asked_columns, find_label_names, unify
@@ -170,7 +169,7 @@ def _read_file(path: str, config: DataConfig, private: bool = False) -> Table:
     dialect = Dialect(config.encoding, config.delimiter)
     asked = asked_columns(config, column_names(path, dialect, private))
     found = read_columns(path, asked, dialect, keep_copy=not private, private=private)
-    return Table(found.dataset, path, private, found.names, found.declared)
+    return Table(found.dataset, path, private, found.names, found.declared, is_trimmed=True)
 
 
 def _read_hub(source: str, config: DataConfig) -> RawData:
@@ -230,7 +229,11 @@ def _fingerprint(train: Dataset, label_names: Sequence[str]) -> str:
 def _hash_column(state: xxhash.xxh3_128, column: pa.Array) -> None:
     if column.type == pa.string():
         # Lengths as well as bytes: or "ab", "c" would be "a", "bc".
-        state.update(compute.binary_length(column).to_numpy(zero_copy_only=False).tobytes())
-        state.update("".join(column.to_pylist()).encode())
+        _, offsets, data = column.buffers()
+        ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+        state.update(np.diff(ends).tobytes())
+        state.update(memoryview(data or b"")[ends[0] : ends[-1]])
+    elif pa.types.is_integer(column.type):
+        state.update(column.to_numpy().tobytes())
     else:
         state.update(json.dumps(column.to_pylist()).encode())

@@ -32,6 +32,7 @@ class Table:
         declared: class names of columns that are declared as a class index; the values of such a
             column of ``dataset`` are the names themselves.
         first_row: where these rows begin in the file, from 0.
+        is_trimmed: its text columns have no outer white space.
     """
 
     dataset: Dataset
@@ -40,6 +41,7 @@ class Table:
     names: tuple[str, ...] = ()
     declared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     first_row: int = 0
+    is_trimmed: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -118,7 +120,8 @@ def text_array(table: Table, column: str, batch: pa.RecordBatch, key: str) -> pa
     try:
         if is_nested(array.type):
             raise NotText(f"holds {array.type}, not text")
-        return trimmed(as_text(array, names))
+        text = as_text(array, names)
+        return text if table.is_trimmed else trimmed(text)
     except NotText as error:
         raise DataError(f'{key} = "{column}": {table.origin} {error}') from None
 

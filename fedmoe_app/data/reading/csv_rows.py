@@ -229,7 +229,10 @@ def _wrong_width(line: int, record: list[str], header: Header, private: bool) ->
     if len(record) > width and not any(record[width:]):
         return f"{message}: the line ends in a separator too many; take it away, or name the column"
     if len(record) > width:
-        return f"{message}: a text with a separator in it must stand in quotation marks"
+        return (
+            f"{message}: a text with a separator in it must stand in quotation marks, or the "
+            "header lacks a column's name"
+        )
     return message
 
 

@@ -17,8 +17,8 @@ def write_batches(
     path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table]
 ) -> None:
     """Write batches to a new file that only its owner may read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batches:
             writer.write(batch)
 
