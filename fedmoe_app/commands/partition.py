@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedmoe_app.config import NODES, ConfigError, RunConfig
 from fedmoe_app.data.partitions import partition_labels, partition_sizes
 from fedmoe_app.data.sources import load_text_data
+from fedmoe_app.shown.pictures import picture, picture_names, save
+from fedmoe_app.shown.terminal import Console, Table
+from fedmoe_app.shown.text import readable, shorten, tell_apart
 
 MAX_COLUMNS = 8  # values that get a column in the table; the plot shows all
-_DOTS_PER_INCH = 130
+MAX_HEADER, MAX_TICK, MAX_TITLE = 36, 24, 40  # characters of a value, and of a name in a title
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def print_split(split: Split, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("client", "examples", "distance"):
         table.add_column(header, justify="right", no_wrap=True, min_width=len(header))
-    for value in shown:
+    for value in tell_apart(shown, MAX_HEADER):
         table.add_column(value, justify="right", max_width=12, overflow="fold")
     rest = len(split.values) - len(shown)
     if rest:
@@ -104,28 +105,26 @@ def plot_split(split: Split, title: str, path: Path) -> Path:
     axes = figure.subplots()
     image = axes.imshow(split.counts, cmap="cividis", aspect="auto")
     axes.set_yticks(range(num_clients), [f"{i}  ({n})" for i, n in enumerate(split.sizes)])
-    axes.set_xticks(range(num_values), _shortened(split.values), rotation=60, ha="right")
+    names = picture_names(split.values, MAX_TICK)
+    axes.set_xticks(range(num_values), names, rotation=60, ha="right")
     axes.set_ylabel("client (examples)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(picture(title), fontsize=10)
     figure.colorbar(image, ax=axes, label="examples")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=path.suffix.lstrip(".") or "png")
-    temporary.replace(path)
-    return path
+    return save(figure, path)
 
 
 def describe_setting(config: RunConfig) -> str:
     """Return how the run config splits, for a title."""
     data = config.data
-    by = "" if data.partition == "iid" else f" by {data.partition_column}"
+    source, column = (
+        shorten(readable(text), MAX_TITLE)
+        for text in (Path(data.source).name, data.partition_column)
+    )
+    by = "" if data.partition == "iid" else f" by {column}"
     alpha = f", α = {data.alpha:g}" if data.partition == "dirichlet" else ""
-    return f"{Path(data.source).name}: {data.partition}{by}{alpha}, seed {config.seed}"
+    return f"{source}: {data.partition}{by}{alpha}, seed {config.seed}"
 
 
 def _name(value: str | int, label_names: Sequence[str]) -> str:
     return label_names[value] if isinstance(value, int) and label_names else str(value)
-
-
-def _shortened(values: Sequence[str], limit: int = 24) -> list[str]:
-    return [value if len(value) <= limit else f"{value[: limit - 1]}…" for value in values]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from fedmoe_app.comparing.statistics import Estimate, Reached
 from fedmoe_app.comparing.summary import SHARES, Result, Row
+from fedmoe_app.shown.tables import csv_cell
 
 _TARGETS = [f"{100 * share:.0f}" for share in SHARES]
 _CELL_COLUMNS = (
@@ -39,7 +40,7 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
     return text.getvalue()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from fedmoe_app.data.errors import DataError
+from fedmoe_app.shown.logs import log_line
 
 _MAX_LISTED = 20
 _log = logging.getLogger(__name__)
@@ -79,10 +80,10 @@ def non_empty(table: Table, texts: Sequence[str], columns: Sequence[str]) -> lis
         first = next(row for row, text in enumerate(texts) if not text)
         _log.warning(
             "%s: dropped %d of %d rows, which are empty in %s (the first is row %d)",
-            table.origin,
+            log_line(table.origin),
             len(texts) - len(rows),
             len(texts),
-            named,
+            log_line(named),
             first + 1,
         )
     return rows

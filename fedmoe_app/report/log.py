@@ -18,6 +18,8 @@ from typing import Any
 
 import tomli_w
 
+from fedmoe_app.shown.logs import json_line
+
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
@@ -194,7 +196,7 @@ def _parse(text: str, file: Path, number: int) -> dict[str, Any]:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
+    return json_line(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
+
+from fedmoe_app.shown.terminal import Console, Table
 
 # Columns of a plain log, where there is no terminal to ask.
 LOG_WIDTH = 100
@@ -35,8 +35,7 @@ def print_table(lines: Sequence[dict[str, Any]], file: IO[str] | None = None) ->
     """Print the table; without a terminal in plain text, 100 columns wide."""
     file = file or sys.stdout
     width = None if file.isatty() else LOG_WIDTH
-    console = Console(file=file, width=width, highlight=False)
-    console.print(metrics_table(lines))
+    Console(file=file, width=width).print(metrics_table(lines))
 
 
 def human_bytes(count: float | None) -> str:

@@ -1,0 +1,42 @@
+"""Cells of CSV and Markdown files: no text is a formula, a border or markup."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fedmoe_app.shown.text import visible
+
+# What spreadsheets take for the start of a formula, forms of full width included. (Tab and carriage
+# return, which some skip, are written as escapes.)
+_FORMULA = re.compile("'*\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# An underscore inside a word is none of Markdown's.
+_MARKUP = re.compile(r"[\\`*\[\]<>~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|^#|#$")
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value for a CSV file: text that a spreadsheet would compute begins with ``'``.
+
+    Numbers stay, also those that are text already, and so does the ``-`` of what is missing.
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    is_formula = _FORMULA.match(text) and text != "-" and not _NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
+
+
+def text_of_csv(cell: str) -> str:
+    """Return the text of a cell that :func:`csv_cell` made; characters that it escaped stay so."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell[1:]) else cell
+
+
+def markdown(text: object) -> str:
+    """Return text for a line of a Markdown page."""
+    return _MARKUP.sub(r"\\\g<0>", visible(text))
+
+
+def markdown_cell(text: object) -> str:
+    """Return text for a cell of a Markdown table."""
+    return markdown(text).replace("|", r"\|")
