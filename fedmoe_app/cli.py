@@ -69,14 +69,15 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         sys.stdout.flush()
-        say_lines(f"error: {error}", sys.stderr)
+        # Only a run that failed has a second line, which says how to go on.
+        (say_lines if isinstance(error, RunFailedError) else say)(f"error: {error}", sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except OSError as error:
         if "--debug" in sys.argv:
             raise
         sys.stdout.flush()
         where = f"{error.filename}: " if error.filename else ""
-        say_lines(f"error: {where}{error.strerror or error}", sys.stderr)
+        say(f"error: {where}{error.strerror or error}", sys.stderr)
         sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:

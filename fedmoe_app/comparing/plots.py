@@ -29,7 +29,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#6E6E6E"
-MAX_NAME = 40  # characters of a scheme or partition
+MAX_NAME = 30  # characters of a scheme or partition
 MAX_COLUMNS = 3
 
 

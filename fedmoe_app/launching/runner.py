@@ -193,4 +193,4 @@ def _show_table(screen: Screen, folder: Path | None) -> None:
 
 def _reason(outcome: flower.Outcome, log_path: Path) -> str:
     details = f": {outcome.details}" if outcome.details else ""
-    return f"the run ended as {outcome.status}{details} (whole log: {log_path})"
+    return visible(f"the run ended as {outcome.status}{details} (whole log: {log_path})")

@@ -32,6 +32,12 @@ def families_for(text: str) -> list[str]:
     return list(dict.fromkeys(entry.name for entry in found if entry is not None))
 
 
+def look_again() -> None:
+    """Forget which fonts there are, after one was added to matplotlib's list."""
+    for found in (_font_with, _others):
+        found.cache_clear()
+
+
 def _is_selector(character: str) -> bool:
     """Tell whether a character only chooses between two forms of the one before it."""
     return "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"

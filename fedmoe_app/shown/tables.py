@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedmoe_app.shown.text import visible
@@ -11,8 +14,21 @@ from fedmoe_app.shown.text import visible
 # return, which some skip, are written as escapes.)
 _FORMULA = re.compile("'*\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-# An underscore inside a word is none of Markdown's.
-_MARKUP = re.compile(r"[\\`*\[\]<>~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|^#|#$")
+# What Markdown and GitHub's act on: escapes, links, tags, entities, emoji codes, ends of a heading;
+# and marks that act in pairs, of which an underscore inside a word is none.
+_PAIRED = "*_`~$"
+_MARKUP = re.compile(
+    r"\\(?=[!-/:-@\[-`{-~])|\](?=[(\[])|<(?=[A-Za-z/!?])|&(?=#?\w+;)|:(?=[\w+-]+:)|^#|#$"
+    r"|[*`~$]|(?<![^\W_])_|_(?![^\W_])"
+)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a whole CSV file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([csv_cell(value) for value in row] for row in (columns, *rows))
+    return text.getvalue()
 
 
 def csv_cell(value: Any) -> Any:
@@ -34,7 +50,9 @@ def text_of_csv(cell: str) -> str:
 
 def markdown(text: object) -> str:
     """Return text for a line of a Markdown page."""
-    return _MARKUP.sub(r"\\\g<0>", visible(text))
+    shown = visible(text)
+    alone = {mark for mark in _PAIRED if shown.count(mark) == 1}
+    return _MARKUP.sub(lambda found: found[0] if found[0] in alone else f"\\{found[0]}", shown)
 
 
 def markdown_cell(text: object) -> str:

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import count
 
 ELLIPSIS = "…"
 
@@ -108,13 +109,21 @@ def tell_apart(
     for value, text in shown.items():
         if alike[_look(text)] > 1 and _look(value) != value:
             shown[value] = form(_spelled(value, ascii_only=True))
-    shown = {value: shorten(text, limit) for value, text in shown.items()}
-    count, seen = Counter(map(_look, shown.values())), Counter[str]()
+    numbered = _numbered({value: shorten(text, limit) for value, text in shown.items()})
+    return [numbered[str(value)] for value in values]
+
+
+def _numbered(shown: dict[str, str]) -> dict[str, str]:
+    """Number the texts that look the same, with numbers that make no other text."""
+    looks = Counter(map(_look, shown.values()))
+    taken = set(looks)
+    numbered = dict(shown)
     for value, text in shown.items():
-        if count[_look(text)] > 1:
-            seen[_look(text)] += 1
-            shown[value] = f"{text} #{seen[_look(text)]}"
-    return [shown[str(value)] for value in values]
+        if looks[_look(text)] > 1:
+            forms = (f"{text} #{number}" for number in count(1))
+            numbered[value] = next(form for form in forms if _look(form) not in taken)
+            taken.add(_look(numbered[value]))
+    return numbered
 
 
 def _escaped(found: str) -> str:
