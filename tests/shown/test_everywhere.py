@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import csv
-import html
 import io
 import json
 import re
@@ -31,9 +30,10 @@ from fedmoe_app.comparing.page import comparison_page
 from fedmoe_app.comparing.reading import read_comparison
 from fedmoe_app.inprocess import run_in_process
 from fedmoe_app.launching.live import LiveScreen, Screen
+from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.status import STATUS_FILE
 from fedmoe_app.shown.terminal import Console
-from fedmoe_app.shown.text import readable, visible
+from fedmoe_app.shown.text import visible
 from tests.comparing.fakes import lines, plan_and_outcomes
 from tests.conftest import REPOSITORY, flat_config
 from tests.report.html.runs import line, write_run
@@ -173,6 +173,17 @@ def test_files_of_a_run_act_on_no_terminal_and_read_back(place: Path, fedmoe: Ru
     assert page.count("</script>") == 2
 
 
+def test_lines_of_a_run_are_written_so_that_they_read_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / NAME)
+    texts = [*HOSTILE, *ORDINARY]
+    folder.append({"round": 0, "texts": texts})
+    folder.append_samples(0, [{"prompt": text} for text in texts])
+    (entry,) = read_metrics(folder.path)
+    assert entry["texts"] == texts
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert not ACTING.search((folder.path / name).read_text())
+
+
 # -- pictures ---------------------------------------------------------------------------------
 
 
@@ -249,6 +260,7 @@ def test_tables_of_a_comparison(comparison: Path) -> None:
     table = [row for row in text.splitlines() if row.startswith("|")]
     assert len(table) == 2 + len(SCHEMES)
     assert len({row.replace(r"\|", "").count("|") for row in table}) == 1
+    assert any(row.startswith('| " " ') for row in table)
 
 
 class Terminal(io.StringIO):
@@ -285,7 +297,11 @@ def test_the_page_of_a_comparison(comparison: Path) -> None:
     assert not ACTING.search(page)
     assert page.count("</script>") == 2
     assert "<b>" not in page.partition("<body>")[2]
-    assert readable(" ") in html.unescape(page)
+    found = re.search(r'id="data">(.*?)</script>', page)
+    assert found is not None
+    names = json.loads(found[1])["charts"]["final-0"]["rows"]
+    assert visible(NAME) in names
+    assert not [name for name in names if ACTING.search(name)]
 
 
 # -- the screen of a run ----------------------------------------------------------------------
