@@ -7,7 +7,7 @@ import re
 from fedmoe_app.shown.text import visible
 
 MAX_TITLE = 128  # characters; Weights & Biases refuses longer names of runs
-MAX_VALUE = 500  # characters; older servers of MLflow refuse longer parameters
+MAX_VALUE = 6000  # characters; MLflow refuses longer parameters
 
 # What all three take. Letters of any script belong to it.
 _OTHER = re.compile(r"[^\w./-]")
