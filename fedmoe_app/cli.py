@@ -32,6 +32,7 @@ from fedmoe_app.launching.runner import (
 from fedmoe_app.report.log import ResultsError, read_rounds
 from fedmoe_app.report.overview import newest_run, overview
 from fedmoe_app.report.table import print_table
+from fedmoe_app.shown.terminal import say, say_lines, say_whatever_the_encoding
 
 DEFAULT_CLIENTS = 8
 
@@ -60,6 +61,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 def main() -> None:
     """Run the command line; an expected error is one paragraph and exit code 1 or 2."""
+    say_whatever_the_encoding()
     try:
         with signals_raise(signal.SIGTERM, signal.SIGHUP):
             app()
@@ -67,14 +69,15 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
+        # Only a run that failed has a second line, which says how to go on.
+        (say_lines if isinstance(error, RunFailedError) else say)(f"error: {error}", sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except OSError as error:
         if "--debug" in sys.argv:
             raise
         sys.stdout.flush()
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        say(f"error: {where}{error.strerror or error}", sys.stderr)
         sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
@@ -82,7 +85,7 @@ def main() -> None:
         sys.stdout.flush()
         ours = isinstance(error, ValueError)  # wrong data or models explain themselves
         hint = "" if ours else f" ({type(error).__name__}; --debug shows where)"
-        print(f"error: {error}{hint}", file=sys.stderr)
+        say_lines(f"error: {error}{hint}", sys.stderr)
         sys.exit(1)
 
 
@@ -222,7 +225,7 @@ def compare(
     try:
         complete = comparing.compare(request)
     except KeyboardInterrupt:
-        print("interrupted; finished runs are kept: the same command goes on from there")
+        say("interrupted; finished runs are kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
     if not complete:
         raise typer.Exit(1)
@@ -247,7 +250,7 @@ def status(
 ) -> None:
     """Show how a run stands: rounds, clients, last metrics, failures, how to go on."""
     for line in overview(run_dir or newest_run()):
-        print(line)
+        say(line)
 
 
 @app.command(epilog="Example: fedmoe plot ~/.fedmoe/results/fedavg-20261120-213315")
@@ -258,7 +261,7 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
 
     read_rounds(run_dir)
     for path in plot_run(run_dir):
-        print(path)
+        say(path)
 
 
 @app.command(
@@ -291,14 +294,14 @@ def report(
     """Write report.html of a run or a comparison again, or hold several runs together."""
     from fedmoe_app.report_command import write_report
 
-    print(write_report(runs, output))
+    say(write_report(runs, output))
 
 
 @app.command(epilog="Example: fedmoe stop")
 def stop() -> None:
     """End the SuperLink that `flwr run .` left running in the background."""
     count = environment.stop_local_superlinks(environment.flwr_home())
-    print(f"{count} SuperLink ended" if count else "no SuperLink of this checkout is running")
+    say(f"{count} SuperLink ended" if count else "no SuperLink of this checkout is running")
 
 
 @app.command(hidden=True)
@@ -307,7 +310,7 @@ def hook(
     clients: Annotated[int, typer.Option(min=1)] = DEFAULT_CLIENTS,
 ) -> None:
     """Write the run environment into this virtual environment (`make install` does)."""
-    print(environment.install_hook(flwr_home, clients))
+    say(environment.install_hook(flwr_home, clients))
 
 
 register(app)

@@ -126,7 +126,9 @@ def _readable(error: ValidationError) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value as TOML writes it; JSON would call infinity ``Infinity``."""
-    return str(value) if isinstance(value, float) else json.dumps(value, default=str)
+    if isinstance(value, float):
+        return str(value)
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _choices(loc: tuple[int | str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,4 +66,9 @@ def _existing(folder: Path) -> Path:
 def _joined(names: Sequence[str]) -> str:
     """Name the folder by the first runs: file names have an end."""
     more = f"-and-{len(names) - 3}-more" if len(names) > 3 else ""
-    return "report-" + "-".join(name[:40] for name in names[:3]) + more
+    return "report-" + "-".join(map(_cut, names[:3])) + more
+
+
+def _cut(name: str) -> str:
+    """Cut a name to 40 characters and 60 bytes: a file name has at most 255 bytes."""
+    return os.fsencode(name[:40])[:60].decode(errors="ignore")

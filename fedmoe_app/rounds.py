@@ -20,6 +20,7 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
 from fedmoe_app.roster import Roster
+from fedmoe_app.shown.text import visible
 from fedmoe_app.wire.records import record_bytes
 from fedmoe_app.wire.views import view_state
 
@@ -228,6 +229,6 @@ class RoundLoop(Strategy):
         self.progress.say(f"{who}: late reply dropped; it is asked again", "late-reply", who=who)
 
     def _fail(self, who: str, reason: str) -> None:
-        reason = reason[:MAX_REASON]
+        reason = visible(reason, MAX_REASON)
         self.report.failures[who] = reason
         self.progress.failure(who, reason)

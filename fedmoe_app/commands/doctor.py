@@ -14,13 +14,12 @@ from importlib import metadata
 import psutil
 from packaging.requirements import Requirement
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedmoe_app.commands.gpus import EXTRA, Driver, has_nvml, read_driver, why_unused
 from fedmoe_app.launching.processes import program
 from fedmoe_app.paths import home
 from fedmoe_app.report.table import human_bytes
+from fedmoe_app.shown.terminal import Console, Table, literal
 
 OK, WARNING, FAILURE = "ok", "warning", "FAILURE"
 _SHOWN = ("flwr", "torch", "transformers", "peft", "bitsandbytes", "datasets", "grpcio")
@@ -58,7 +57,7 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     for header in ("", "what", "found", "what to do"):
         table.add_column(header, overflow="fold")
     for finding in findings:
-        state = f"[{_STYLES[finding.state]}]{finding.state}[/]"
+        state = literal(finding.state, _STYLES[finding.state])
         table.add_row(state, finding.what, finding.found, finding.remedy)
     console.print(table)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedmoe_app.config import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
@@ -15,6 +13,8 @@ from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model, resolve_head
 from fedmoe_app.moe.outline import Outline, outline
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.table import human_bytes
+from fedmoe_app.shown.terminal import Console, Table, literal
+from fedmoe_app.shown.text import readable
 from fedmoe_app.wire.codecs import make_codec
 from fedmoe_app.wire.names import CODEC_NAMES, TOPK
 from fedmoe_app.wire.packing import expected_packed
@@ -47,7 +47,9 @@ def inspect_model(config: RunConfig) -> Outline:
 def print_outline(config: RunConfig, found: Outline, console: Console) -> None:
     """Print the model, its MoE layers, and what travels."""
     model = config.model
-    console.print(f"[bold]{model.name}[/bold]: {found.family}, {_short(found.total)} parameters")
+    title = literal(readable(model.name), "bold")
+    title.append(f": {found.family}, {_short(found.total)} parameters", "not bold")
+    console.print(title, soft_wrap=True)  # a path stays in one piece
     console.print(
         f"  experts {_short(found.experts)}, gates {_short(found.gates)}, dense "
         f"{_short(found.dense)}; a token uses {_short(found.active)} "

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
 
 from fedmoe_app.config import NODES, ConfigError, RunConfig
 from fedmoe_app.data.partitions import partition_labels, partition_sizes
 from fedmoe_app.data.sources import load_text_data
+from fedmoe_app.shown.pictures import picture, picture_names, save
+from fedmoe_app.shown.terminal import Console, Table
+from fedmoe_app.shown.text import readable, shorten, tell_apart
 
 MAX_COLUMNS = 8  # values that get a column in the table; the plot shows all
-_DOTS_PER_INCH = 130
+WIDTHS = (36, 24, 12)  # at most, of such a column: as wide as there is room for
+MAX_TICK, MAX_TITLE = 24, 40  # characters of a value in the picture, and of a name in the title
+_FIRST_COLUMNS, _REST_COLUMN, _GAP = 30, 12, 3  # widths
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,12 @@ def split_of(config: RunConfig, num_clients: int) -> Split:
 
 def print_split(split: Split, console: Console) -> None:
     """Print a row a client: its examples, how unusual they are, and its commonest values."""
-    shown = split.values[:MAX_COLUMNS]
+    shown, most = _columns(split, console.width)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("client", "examples", "distance"):
         table.add_column(header, justify="right", no_wrap=True, min_width=len(header))
     for value in shown:
-        table.add_column(value, justify="right", max_width=12, overflow="fold")
+        table.add_column(value, justify="right", max_width=most, overflow="fold")
     rest = len(split.values) - len(shown)
     if rest:
         table.add_column(f"{rest} more", justify="right", no_wrap=True)
@@ -95,37 +100,57 @@ def print_split(split: Split, console: Console) -> None:
     )
 
 
+def _columns(split: Split, width: int) -> tuple[list[str], int]:
+    """Return the names of the values that get a column, and how wide one may be.
+
+    Names are folded where there is no room for them, but no narrower than the last of WIDTHS: then
+    fewer values get a column.
+    """
+    named = tell_apart(split.values[:MAX_COLUMNS], WIDTHS[0])
+    rest = _REST_COLUMN if len(split.values) > MAX_COLUMNS else 0
+    for most in WIDTHS:
+        if _FIRST_COLUMNS + sum(_widths(split, named, most)) + rest <= width:
+            return named, most
+    room = width - _FIRST_COLUMNS - _REST_COLUMN
+    fit = [i for i in range(1, len(named)) if sum(_widths(split, named[:i], most)) <= room]
+    return named[: max(fit, default=1)], most
+
+
+def _widths(split: Split, names: Sequence[str], most: int) -> list[int]:
+    digits = len(str(split.counts.max(initial=0)))
+    return [_GAP + max(digits, min(most, cell_len(name))) for name in names]
+
+
 def plot_split(split: Split, title: str, path: Path) -> Path:
     """Draw the examples by client and value as a heat map; returns ``path``."""
     num_clients, num_values = split.counts.shape
-    figure = Figure(
-        figsize=(2.5 + 0.35 * max(num_values, 6), 1.8 + 0.3 * num_clients), layout="constrained"
-    )
+    names = picture_names(split.values, MAX_TICK)
+    width = 2.5 + 0.35 * max(num_values, 6)
+    height = 1.2 + 0.08 * max(map(len, names), default=0) + 0.3 * max(num_clients, 4)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(split.counts, cmap="cividis", aspect="auto")
     axes.set_yticks(range(num_clients), [f"{i}  ({n})" for i, n in enumerate(split.sizes)])
-    axes.set_xticks(range(num_values), _shortened(split.values), rotation=60, ha="right")
+    axes.set_xticks(range(num_values), names, rotation=60, ha="right")
     axes.set_ylabel("client (examples)")
-    axes.set_title(title, fontsize=10)
+    lines = wrap(title, int(14 * width))
+    axes.set_title("\n".join(map(picture, lines)), fontsize=10)
     figure.colorbar(image, ax=axes, label="examples")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=path.suffix.lstrip(".") or "png")
-    temporary.replace(path)
-    return path
+    return save(figure, path)
 
 
 def describe_setting(config: RunConfig) -> str:
     """Return how the run config splits, for a title."""
     data = config.data
-    by = "" if data.partition == "iid" else f" by {data.partition_column}"
+    source, column = (
+        shorten(readable(text), MAX_TITLE)
+        for text in (Path(data.source).name, data.partition_column)
+    )
+    by = "" if data.partition == "iid" else f" by {column}"
     alpha = f", α = {data.alpha:g}" if data.partition == "dirichlet" else ""
-    return f"{Path(data.source).name}: {data.partition}{by}{alpha}, seed {config.seed}"
+    return f"{source}: {data.partition}{by}{alpha}, seed {config.seed}"
 
 
 def _name(value: str | int, label_names: Sequence[str]) -> str:
     return label_names[value] if isinstance(value, int) and label_names else str(value)
-
-
-def _shortened(values: Sequence[str], limit: int = 24) -> list[str]:
-    return [value if len(value) <= limit else f"{value[: limit - 1]}…" for value in values]

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.overrides import app_defaults, check, read_overrides, with_absolute_paths
 from fedmoe_app.report.table import LOG_WIDTH
+from fedmoe_app.shown.terminal import Console, say
 
 App = Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")]
 RunConfigItems = Annotated[
@@ -81,9 +81,9 @@ def partition(
     flat = app_defaults(app_folder(app_dir)) | read_overrides(run_config or [])
     config = check(with_absolute_paths(flat, Path.cwd()), None)
     split = split_of(config, clients)
-    print(describe_setting(config))
+    say(describe_setting(config))
     print_split(split, _console())
-    print(f"picture: {plot_split(split, describe_setting(config), path)}")
+    say(f"picture: {plot_split(split, describe_setting(config), path)}")
 
 
 def export(
@@ -107,8 +107,8 @@ def export(
     chosen = read_format(kind)
     run_dir = run_dir.expanduser().absolute()
     target = (output or Path(f"{run_dir.name}-{chosen}")).expanduser().absolute()
-    print(f"from {source_of(run_dir, chosen)}")
-    print(export_run(run_dir, chosen, target))
+    say(f"from {source_of(run_dir, chosen)}")
+    say(export_run(run_dir, chosen, target))
 
 
 def doctor(debug: Debug = False) -> None:
@@ -142,5 +142,5 @@ def _allow_downloads(online: bool) -> None:
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=LOG_WIDTH, highlight=False)
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)

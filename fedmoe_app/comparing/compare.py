@@ -28,6 +28,7 @@ from fedmoe_app.launching.preflight import check_sources
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.log import write_atomic
 from fedmoe_app.schemes import SCHEMES
+from fedmoe_app.shown.terminal import say
 
 __all__ = ["SCHEMES", "Request", "compare", "read_alphas", "read_schemes", "read_seeds"]
 
@@ -78,17 +79,17 @@ def compare(request: Request) -> bool:
     _check_sources(plan)
     with ComparisonFolder(request.output or results_dir() / f"compare-{plan.key}") as folder:
         folder.write_plan(plan)
-        print(f"comparison: {folder.path}", flush=True)
+        say(f"comparison: {folder.path}")
         run = partial(simulated, request.app.absolute()) if request.simulation else in_process
         outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)
         write_comparison_page(folder.path, running(folder, plan, outcomes))
-    print()
+    say()
     print_summary(plan, rows, metric)
     for line in failures(results):
-        print(line)
-    print(f"results: {folder.path}", flush=True)
+        say(line)
+    say(f"results: {folder.path}")
     return not outcomes.failures
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
 from fedmoe_app.comparing.statistics import Estimate, Reached
 from fedmoe_app.comparing.summary import SHARES, Result, Row
+from fedmoe_app.shown.tables import csv_text
 
 _TARGETS = [f"{100 * share:.0f}" for share in SHARES]
 _CELL_COLUMNS = (
@@ -27,20 +26,12 @@ _ROW_COLUMNS = (
 
 def cells_csv(results: Iterable[Result]) -> str:
     """Return one line a run; what is not known is empty."""
-    return _csv(_CELL_COLUMNS, (_cell_values(result) for result in results))
+    return csv_text(_CELL_COLUMNS, (_cell_values(result) for result in results))
 
 
 def summary_csv(rows: Iterable[Row]) -> str:
     """Return one line a scheme and partition; what is not known is empty."""
-    return _csv(_ROW_COLUMNS, (_row_values(row) for row in rows))
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(_ROW_COLUMNS, (_row_values(row) for row in rows))
 
 
 def _cell_values(result: Result) -> Sequence[object]:

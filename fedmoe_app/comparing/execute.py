@@ -22,6 +22,7 @@ from fedmoe_app.launching.environment import default_environment
 from fedmoe_app.report.log import ResultsError
 from fedmoe_app.report.progress import duration
 from fedmoe_app.report.table import human_bytes
+from fedmoe_app.shown.terminal import say
 
 _NO_TRACKER_WARNING = "ignore::UserWarning:multiprocessing.resource_tracker"
 
@@ -70,7 +71,7 @@ def run_cells(
     todo = _not_kept(cells, folder, outcomes)
     kept = f", {len(outcomes.figures)} of them kept" if outcomes.figures else ""
     count = len({cell.key for cell in cells})
-    _say(f"{count} run{'s' * (count != 1)}{kept}; {len(todo)} to do")
+    say(f"{count} run{'s' * (count != 1)}{kept}; {len(todo)} to do")
     progress = _Progress(len(todo), folder, outcomes)
     one = partial(run_cell, run, folder.path)
     if here:
@@ -89,11 +90,11 @@ def _not_kept(
         try:
             figures = folder.kept(cell)
         except ResultsError as error:
-            _say(f"{cell.label}: kept, but cannot be read, so it is run again: {error}")
+            say(f"{cell.label}: kept, but cannot be read, so it is run again: {error}")
             folder.drop(cell)
             figures = None
         if figures and figures.failure:
-            _say(f"{cell.label}: kept, but it failed, so it is run again: {figures.failure}")
+            say(f"{cell.label}: kept, but it failed, so it is run again: {figures.failure}")
             folder.drop(cell)
             figures = None
         if figures:
@@ -136,7 +137,7 @@ class _Progress:
         waiting = self._count - self._done
         left = (time.monotonic() - self._started) / self._done * waiting
         rest = f"; about {duration(left)} left" if waiting else ""
-        _say(f"[{self._done}/{self._count}] {cell.label}: {text}{rest}")
+        say(f"[{self._done}/{self._count}] {cell.label}: {text}{rest}")
 
 
 def describe(figures: Figures) -> str:
@@ -234,7 +235,3 @@ def _environment() -> Iterator[None]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -21,8 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import tomli_w
-
 from fedmoe_app.comparing.figures import Figures, figures_of
 from fedmoe_app.comparing.plan import Cell, Plan
 from fedmoe_app.report.log import (
@@ -33,6 +31,7 @@ from fedmoe_app.report.log import (
     read_metrics,
     write_atomic,
 )
+from fedmoe_app.shown.logs import toml_text
 
 PLAN_FILE = "comparison.toml"
 CELL_FILE = "cell.json"
@@ -96,7 +95,7 @@ class ComparisonFolder:
             "seeds": list(plan.seeds),
             "clients": plan.clients,
         }
-        write_atomic(self.path / PLAN_FILE, tomli_w.dumps(asked))
+        write_atomic(self.path / PLAN_FILE, toml_text(asked))
 
     def kept(self, cell: Cell) -> Figures | None:
         """Return the figures of a finished cell; None when there is none.
@@ -141,7 +140,7 @@ class ComparisonFolder:
         """Keep the results of a run: without model and plots, under the cell's own name."""
         os.replace(log, results / LOG_FILE)
         # Where it was run is gone: the config names no place.
-        write_atomic(results / CONFIG_FILE, tomli_w.dumps(nest(cell.flat)))
+        write_atomic(results / CONFIG_FILE, toml_text(nest(cell.flat)))
         about = {
             "scheme": cell.scheme,
             "partition": cell.partition,

@@ -205,7 +205,7 @@ def _sort_key(text: str) -> float | str | None:
         return None
     try:
         return float(text.split()[0])
-    except ValueError:
+    except (ValueError, IndexError):
         return text
 
 

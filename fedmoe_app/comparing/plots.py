@@ -7,7 +7,6 @@ are 95 % Student-t intervals over the seeds.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +22,20 @@ from fedmoe_app.comparing.options import CENTRALISED
 from fedmoe_app.comparing.plan import Plan
 from fedmoe_app.comparing.statistics import Estimate, estimate
 from fedmoe_app.comparing.summary import Result
+from fedmoe_app.shown.pictures import legend_name, picture, picture_names, save
 
 # Okabe-Ito without yellow, which is hard to see on white; the first scheme is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#6E6E6E"
-DOTS_PER_INCH = 130
+MAX_NAME = 30  # characters of a scheme or partition
 MAX_COLUMNS = 3
 
 
 @dataclass(frozen=True)
 class _Style:
+    name: str  # as the picture shows it
     colour: str
     marker: str
     line: str | tuple[int, tuple[int, ...]]
@@ -46,7 +47,7 @@ def plot_comparison(folder: Path, plan: Plan, results: Sequence[Result], metric:
         "accuracy.png": draw_curves(plan, results, metric),
         "final.png": draw_final(plan, results, metric),
     }
-    return [_save(figure, folder / name) for name, figure in figures.items()]
+    return [save(figure, folder / name) for name, figure in figures.items()]
 
 
 def draw_curves(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
@@ -67,12 +68,12 @@ def draw_curves(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
         partition = plan.partitions[index]
         _draw_central(axes, central)
         for scheme, style in _styles(plan).items():
-            _draw_curve(axes, _of(results, scheme, partition), scheme, style, opacity)
-        axes.set_title(partition, fontsize=11)
+            _draw_curve(axes, _of(results, scheme, partition), style, opacity)
+        axes.set_title(picture(partition, MAX_NAME), fontsize=11)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if index % columns == 0:
-            axes.set_ylabel(f"global {metric}")
+            axes.set_ylabel(f"global {picture(metric)}")
         _plain(axes, "y")
     _legend(figure, figure.axes, 2 * columns + 1)
     return figure
@@ -81,7 +82,7 @@ def draw_curves(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
 def draw_final(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
     """Draw the final accuracy of each scheme with interval and single seeds, and beside it the
     local accuracy; a row of panels a partition."""
-    schemes = list(_styles(plan))
+    schemes = [style.name for style in _styles(plan).values()]
     rows = len(plan.partitions)
     height = (0.32 * len(schemes) + 0.9) * rows + 0.7
     figure = Figure(figsize=(10.0, max(2.6, height)), layout="constrained")
@@ -96,11 +97,11 @@ def draw_final(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
             _draw_dots(right, position, _final(of_scheme, local=True), style)
         left.set_yticks(range(len(schemes)), schemes)
         left.set_ylim(len(schemes) - 0.4, -0.6)
-        left.set_title(partition, fontsize=11, loc="left")
+        left.set_title(picture(partition, MAX_NAME), fontsize=11, loc="left")
         for axes in (left, right):
             _plain(axes, "x")
             _within_accuracy(axes)
-    panels[-1][0].set_xlabel(f"global {metric} after the last round")
+    panels[-1][0].set_xlabel(f"global {picture(metric)} after the last round")
     panels[-1][1].set_xlabel("local accuracy after the last round, mean over clients")
     _explain_final(panels[0][0])
     _legend(figure, [panels[0][0]], 3)
@@ -109,8 +110,11 @@ def draw_final(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
 
 def _styles(plan: Plan) -> Mapping[str, _Style]:
     names = [name for name in plan.schemes if name != CENTRALISED]
+    shown = picture_names(names, MAX_NAME)
     return {
-        name: _Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
+        name: _Style(
+            shown[i], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]
+        )
         for i, name in enumerate(names)
     }
 
@@ -135,16 +139,14 @@ def _draw_central(axes: Axes, results: Sequence[Result]) -> None:
         )  # fmt: skip
 
 
-def _draw_curve(
-    axes: Axes, results: Sequence[Result], scheme: str, style: _Style, opacity: float
-) -> None:
+def _draw_curve(axes: Axes, results: Sequence[Result], style: _Style, opacity: float) -> None:
     points = _mean_curve(results)
     if not points:
         return
     rounds = list(points)
     axes.plot(
         rounds, [point.mean for point in points.values()], ls=style.line, color=style.colour,
-        marker=style.marker, ms=4.5, lw=1.7, label=scheme, zorder=3,
+        marker=style.marker, ms=4.5, lw=1.7, label=legend_name(style.name), zorder=3,
     )  # fmt: skip
     ends = [point.interval for point in points.values()]
     if all(end is not None for end in ends):
@@ -217,10 +219,3 @@ def _legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
             list(by_label.values()), list(by_label), loc="outside lower center", ncols=columns,
             frameon=False, handlelength=3.2,
         )  # fmt: skip
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-    os.replace(temporary, path)
-    return path

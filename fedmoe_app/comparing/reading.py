@@ -21,6 +21,7 @@ from fedmoe_app.comparing.options import FEDERATED
 from fedmoe_app.comparing.plan import NO_PARTITION, Cell, Plan, partition_name
 from fedmoe_app.config import flatten_table
 from fedmoe_app.report.log import CONFIG_FILE, METRICS_FILE, ResultsError, read_metrics, read_rounds
+from fedmoe_app.shown.tables import csv_cell, text_of_csv
 
 Lines = list[dict[str, Any]]
 # What may differ between runs of one row: the place, the seed, and what makes the column.
@@ -72,10 +73,12 @@ def read_comparison(folder: Path) -> Comparison:
     outcomes = Outcomes()
     for cell in cells:
         outcomes.add(cell, figures_of(lines[cell.key], cell.rounds))
+    written = {csv_cell(name): name for name in (*asked["rows"], *asked["partitions"])}
     for row in _failed_rows(folder, {Path(cell.key).name for cell in cells}):
-        named = (row["scheme"], row["partition"], int(row["seed"]), int(asked["clients"]))
+        scheme, partition = (written.get(row[key], row[key]) for key in ("scheme", "partition"))
+        named = (scheme, partition, int(row["seed"]), int(asked["clients"]))
         cell = KeptCell(*named, cells[0].flat, FEDERATED, row["cell"])
-        outcomes.failures[cell.key] = row["failure"]
+        outcomes.failures[cell.key] = text_of_csv(row["failure"])
         cells.append(cell)
     rows, partitions, seeds = (tuple(asked[key]) for key in ("rows", "partitions", "seeds"))
     plan = Plan(rows, partitions, seeds, int(asked["clients"]), tuple(cells))

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import IO
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
 
 from fedmoe_app.comparing.figures import losses
 from fedmoe_app.comparing.options import CENTRALISED
@@ -17,6 +16,10 @@ from fedmoe_app.comparing.statistics import Estimate, Reached
 from fedmoe_app.comparing.summary import SHARES, Result, Row
 from fedmoe_app.report.progress import duration
 from fedmoe_app.report.table import MISSING, human_bytes
+from fedmoe_app.shown.tables import markdown as plain
+from fedmoe_app.shown.tables import markdown_cell
+from fedmoe_app.shown.terminal import Console, Table, say
+from fedmoe_app.shown.text import readable, visible
 
 _TARGETS = [f"{100 * share:.0f}" for share in SHARES]
 
@@ -24,13 +27,15 @@ _TARGETS = [f"{100 * share:.0f}" for share in SHARES]
 def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric: str) -> str:
     """Return the summary as a Markdown page: what was compared, the table, the failed runs."""
     seeds = ", ".join(map(str, plan.seeds))
+    names = [readable(name) for name in plan.schemes if name != CENTRALISED]
     text = [
-        f"# Comparison of {', '.join(name for name in plan.schemes if name != CENTRALISED)}",
+        f"# Comparison of {plain(', '.join(names))}",
         "",
-        f"{plan.clients} clients, {plan.cells[0].rounds} rounds, seeds {seeds}. {legend(metric)}",
+        f"{plan.clients} clients, {plan.cells[0].rounds} rounds, seeds {seeds}. "
+        + plain(legend(metric)),
         "",
         *markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows]),
-        *[f"\n{line}" for line in failures(results)],
+        *[f"\n{plain(line)}" for line in failures(results)],
     ]
     return "\n".join(text) + "\n"
 
@@ -57,7 +62,8 @@ def first_scheme(plan: Plan) -> str:
 def headers(first: str, metric: str) -> list[str]:
     """Return the column headers; ``first`` is what the others are held against."""
     return [
-        "scheme", "partition", f"global {metric}", "95% interval", f"minus {first}",
+        "scheme", "partition", f"global {visible(metric)}", "95% interval",
+        f"minus {readable(first)}",
         "local accuracy", "variance", *(f"rounds to {n}%" for n in _TARGETS),
         "up a round", "time", "runs",
     ]  # fmt: skip
@@ -66,8 +72,8 @@ def headers(first: str, metric: str) -> list[str]:
 def shown(row: Row) -> list[str]:
     """Return a row as text."""
     return [
-        row.scheme,
-        row.partition,
+        readable(row.scheme),
+        visible(row.partition),
         mean_and_std(row.accuracy, row.seeds),
         _interval(row.accuracy, "{:.3f}"),
         _difference(row.difference, row.seeds),
@@ -132,14 +138,15 @@ def failures(results: Iterable[Result]) -> list[str]:
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table with aligned columns."""
-    escaped = [[text.replace("|", "\\|") for text in row] for row in (headers, *rows)]
-    widths = [max(len(row[i]) for row in escaped) for i in range(len(headers))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
-        for row in escaped
-    ]
+    escaped = [[markdown_cell(text) for text in row] for row in (headers, *rows)]
+    widths = [max(cell_len(row[i]) for row in escaped) for i in range(len(headers))]
+    lines = ["| " + " | ".join(map(_padded, row, widths)) + " |" for row in escaped]
     rule = "| " + " | ".join("-" * width for width in widths) + " |"
     return [lines[0], rule, *lines[1:]]
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
 
 
 def print_summary(
@@ -148,10 +155,11 @@ def print_summary(
     """Print the summary: a table that fits the terminal, or Markdown where there is none."""
     file = file or sys.stdout
     if file.isatty():
-        Console(file=file, highlight=False).print(rich_table(plan, rows, metric))
+        Console(file=file).print(rich_table(plan, rows, metric))
     else:
         table = markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows])
-        print("\n".join(table), file=file)
+        for line in table:
+            say(line, file)
 
 
 def rich_table(plan: Plan, rows: Sequence[Row], metric: str) -> Table:
@@ -190,7 +198,7 @@ def _stacked(row: Row) -> list[str]:
     minus, _, ends = text[4].replace(", ", "\n").partition(" (")
     rounds = [value.replace(" (reached ", "\n").rstrip(")") for value in text[7:9]]
     return [
-        f"{row.scheme}\n{row.partition}",
+        f"{text[0]}\n{text[1]}",
         text[2].replace(" (", "\n(") + f"\n{text[3]}",
         f"{minus}\n{ends.rstrip(')')}",
         f"{text[5]}\n{text[6]}",

@@ -36,6 +36,7 @@ from fedmoe_app.data.table import (
     read_texts,
     text_array,
 )
+from fedmoe_app.shown.logs import log_line
 
 __all__ = ["Table", "asked_columns", "find_label_names", "format_prompt", "unify"]
 
@@ -124,10 +125,10 @@ class _Dropped:
         if self.first is not None:
             _log.warning(
                 "%s: dropped %d of %d rows, which are empty in %s (the first is row %d)",
-                table.origin,
+                log_line(table.origin),
                 self.count,
                 total,
-                named,
+                log_line(named),
                 self.first + 1,
             )
 

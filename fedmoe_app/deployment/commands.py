@@ -10,6 +10,8 @@ import typer
 from fedmoe_app.config import ConfigError
 from fedmoe_app.launching.connections import add_connection, find_connection, refuse_known
 from fedmoe_app.launching.environment import LOOPBACK, flwr_home
+from fedmoe_app.shown.terminal import say, say_lines, shell_word
+from fedmoe_app.shown.text import visible
 
 DAYS = 365
 CONTROL_PORT = 8000  # of `flwr` and the SuperExec
@@ -71,13 +73,13 @@ def certificates(
         refuse_known(flwr_home(), connection)  # before anything is made
     made = (extend if add else create)(folder, hosts, nodes, days)
     for path in made:
-        print(path)
+        say(path)
     if connection:
         address = f"{LOOPBACK}:{CONTROL_PORT}"
         file = add_connection(flwr_home(), connection, address, folder / CA_CERTIFICATE)
-        print(f"connection {connection} ({address}): {file}")
+        say(f"connection {connection} ({address}): {file}")
     if not add:
-        print(_next_commands(folder.absolute(), hosts[0], connection or "lab"))
+        say_lines(_next_commands(folder.absolute(), hosts[0], connection or "lab"))
 
 
 def register(
@@ -97,7 +99,7 @@ def register(
         raise ConfigError(f"{folder}: holds no public key node-N.pub")
     for name in names:
         is_new = register_node(found, folder / f"{name}.pub", name)
-        print(f"{name}: {'registered' if is_new else 'was registered before'}", flush=True)
+        say(f"{name}: {'registered' if is_new else 'was registered before'}")
 
 
 def health(
@@ -110,25 +112,27 @@ def health(
     from fedmoe_app.deployment.health import is_serving
 
     if not is_serving(address):
-        print(f"{address}: not serving")
+        say(f"{address}: not serving")
         raise typer.Exit(1)
-    print(f"{address}: serving")
+    say(f"{address}: serving")
 
 
 def _next_commands(folder: Path, host: str, connection: str) -> str:
     """Return what comes next, as commands to copy."""
+    ca, certificate, key = (shell_word(folder / n) for n in ("ca.crt", "server.crt", "server.key"))
+    link = shell_word(connection)
     return f"""
-Keep {folder}/ca.key here. The next commands:
+Keep {visible(folder)}/ca.key here. The next commands:
 
 on the SuperLink's machine
-  flower-superlink --ssl-ca-certfile {folder}/ca.crt --ssl-certfile {folder}/server.crt \\
-    --ssl-keyfile {folder}/server.key --enable-supernode-auth --database superlink.db \\
+  flower-superlink --ssl-ca-certfile {ca} --ssl-certfile {certificate} \\
+    --ssl-keyfile {key} --enable-supernode-auth --database superlink.db \\
     --fleet-api-address 0.0.0.0:{FLEET_PORT}
-  fedmoe register {folder} {connection}
+  fedmoe register {shell_word(folder)} {link}
 
-on each node N, with ca.crt and node-N of {folder} copied there
+on each node N, with ca.crt and node-N of {visible(folder)} copied there
   flower-supernode --superlink {host}:{FLEET_PORT} --root-certificates ca.crt \\
     --auth-supernode-private-key node-N --node-config 'partition-id=N data-path="/data/train.jsonl"'
 
 then
-  flwr run . {connection} --stream"""
+  flwr run . {link} --stream"""

@@ -25,6 +25,7 @@ from fedmoe_app.launching.environment import LOOPBACK, run_environment
 from fedmoe_app.launching.log_filter import LogFilter
 from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 from fedmoe_app.report.log import nest
+from fedmoe_app.shown.logs import output_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,7 +225,7 @@ class _Stream:
             self.run_id = started[1] if (started := _STARTED.search(raw)) else None
 
     def _pass_on(self, raw: str) -> None:
-        self._output.log.write(raw)
+        self._output.log.write(output_line(raw) + "\n")
         self._output.log.flush()
         line = self._readable(raw)
         if self._output.verbose:

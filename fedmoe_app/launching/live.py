@@ -13,14 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from fedmoe_app.report.log import ResultsError, read_metrics
 from fedmoe_app.report.table import metrics_table
+from fedmoe_app.shown.terminal import Console, Table, literal, say_output
+from fedmoe_app.shown.text import visible, without_colours
 
 # Headers by which the ServerApp's table is recognised.
 TABLE_MARKS = ("bytes up", "bytes down")
@@ -68,7 +68,7 @@ class Screen:
             if self.table_shown:
                 return
         self.table_shown |= all(header in line for header in TABLE_MARKS)
-        print(line, flush=True)
+        say_output(line)
 
 
 class RunView:
@@ -117,12 +117,12 @@ class RunView:
     def __rich__(self) -> RenderableType:
         """Draw the table of the last rounds and the state of this one."""
         bar = Table.grid(padding=(0, 2, 0, 0))
-        done = Text(f"{self._done} of {self._asked} clients", style="bold")
+        done = literal(f"{self._done} of {self._asked} clients", style="bold")
         if self._num_rounds:
-            name = Text(f"round {self._round} of {self._num_rounds}", style="bold cyan")
+            name = literal(f"round {self._round} of {self._num_rounds}", style="bold cyan")
             bar.add_row(name, ProgressBar(max(1, self._asked), self._done, width=24), done,
                         self._left)  # fmt: skip
-        last = Text(self._last, style="dim", overflow="ellipsis", no_wrap=True)
+        last = literal(visible(self._last), style="dim", overflow="ellipsis", no_wrap=True)
         lines = self._lines()
         return Group(*([metrics_table(lines)] if lines else []), bar, last)
 
@@ -172,13 +172,13 @@ class LiveScreen(Screen):
         if self._has_folder and all(header in line for header in TABLE_MARKS):
             self._in_table = True
         if not self._in_table and not self._view.take(line):
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(literal(visible(without_colours(line))), soft_wrap=True)
         self._live.refresh()
 
 
 def open_screen(folder: Path | None, verbose: bool) -> Screen:
     """Return the live table where the output is a terminal that can draw it, else plain lines."""
-    console = Console(highlight=False)
+    console = Console()
     live = console.is_terminal and not console.is_dumb_terminal and not verbose
     return LiveScreen(folder, console) if live else Screen()
 

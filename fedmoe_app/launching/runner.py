@@ -38,6 +38,8 @@ from fedmoe_app.report.overview import how_to_resume
 from fedmoe_app.report.status import note_interruption
 from fedmoe_app.report.table import print_table
 from fedmoe_app.report.trackers import require_trackers
+from fedmoe_app.shown.terminal import say, say_lines
+from fedmoe_app.shown.text import visible
 
 LOG_FILE = "flower.log"
 RESULTS = "results: "
@@ -80,7 +82,7 @@ def run_simulated(
     share = check_cpus(cpus, config.train.threads), check_gpus(gpus)
     check_simulated(config, num_clients)
     nodes = flower.Simulation(num_clients, *share)
-    print(f"starting {num_clients} simulated nodes ...", flush=True)
+    say(f"starting {num_clients} simulated nodes ...")
     _execute(
         lambda output: flower.run_simulation(app, flatten_run_config(config), nodes, output),
         config,
@@ -95,7 +97,7 @@ def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
     # On another machine the ServerApp knows better where results belong.
     config = check(with_output_dir(flat) if connection.is_local else flat, None)
     check_scheme_name(config.scheme)
-    print(f"connecting to {name} ({connection.address}) ...", flush=True)
+    say(f"connecting to {name} ({connection.address}) ...")
     _execute(
         lambda output: flower.run_connected(app, flatten_run_config(config), connection, output),
         config,
@@ -116,7 +118,7 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
         with log_path.open("w", encoding="utf-8") as log, open_screen(folder, verbose) as screen:
             outcome = start(flower.Output(log, screen, verbose))
     except KeyboardInterrupt:
-        print(f"interrupted; log: {_keep_log(log_path, folder)}{_going_on(folder)}")
+        say_lines(f"interrupted; log: {visible(_keep_log(log_path, folder))}{_going_on(folder)}")
         if folder is not None:
             note_interruption(folder)  # the ServerApp had no time to
         _close_page(folder)
@@ -126,7 +128,7 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
     if not outcome.completed:
         raise RunFailedError(_reason(outcome, log_path) + _going_on(folder))
     where = folder or screen.results or f"{config.run_name} in the SuperLink's result folder"
-    print(f"{RESULTS}{where}", flush=True)
+    say(f"{RESULTS}{where}")
 
 
 def _refuse_used(folder: Path | None) -> None:
@@ -191,4 +193,4 @@ def _show_table(screen: Screen, folder: Path | None) -> None:
 
 def _reason(outcome: flower.Outcome, log_path: Path) -> str:
     details = f": {outcome.details}" if outcome.details else ""
-    return f"the run ended as {outcome.status}{details} (whole log: {log_path})"
+    return visible(f"the run ended as {outcome.status}{details} (whole log: {log_path})")

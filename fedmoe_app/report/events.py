@@ -7,13 +7,14 @@ Nothing of a data row is ever in it: messages of clients name file, line, row an
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from fedmoe_app.shown.logs import json_line, log_line
 
 LOG_FILE = "log.jsonl"
 MESSAGE = "message"  # the event of a line that has no name of its own
@@ -43,7 +44,7 @@ class EventLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a full disk must not stop the run."""
         try:
-            line = json.dumps(self._line(record), ensure_ascii=False, default=str)
+            line = json_line(self._line(record), allow_nan=True, default=str)
             self._file.write(line + "\n")
             self._file.flush()
         except (OSError, ValueError):
@@ -67,5 +68,5 @@ class EventLog(logging.Handler):
             "event": getattr(record, "event", MESSAGE),
             **({who[1]: int(who[2])} if who else {}),
             **fields,
-            "message": record.getMessage().strip(),
+            "message": log_line(record.getMessage().strip()),
         }

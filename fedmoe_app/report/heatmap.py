@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from fedmoe_app.shown.pictures import picture
+
 MAX_COLUMNS = 4
 # Up to so many cells a panel, the percentage is written into each.
 MAX_NUMBERS = 80
@@ -96,7 +98,7 @@ def _set_ticks(axes: Axes, num_experts: int, names: list[str]) -> None:
     step = _step(num_experts, 16)
     axes.set_xticks(range(0, num_experts, step))
     step = _step(len(names), 25)
-    axes.set_yticks(range(0, len(names), step), names[::step])
+    axes.set_yticks(range(0, len(names), step), list(map(picture, names[::step])))
 
 
 def _step(count: int, most: int) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
+from fedmoe_app.shown.logs import json_line, toml_text
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -63,7 +63,7 @@ class RunFolder:
 
     def write_config(self, flat: Mapping[str, Any]) -> Path:
         """Write the flat run config as nested tables, as ``flwr run --run-config`` takes them."""
-        return write_atomic(self.path / CONFIG_FILE, tomli_w.dumps(nest(flat)))
+        return write_atomic(self.path / CONFIG_FILE, toml_text(nest(flat)))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on the disk when this returns.
@@ -194,7 +194,7 @@ def _parse(text: str, file: Path, number: int) -> dict[str, Any]:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
+    return json_line(_plain(value))
 
 
 def _plain(value: Any) -> Any:

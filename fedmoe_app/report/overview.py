@@ -13,6 +13,8 @@ from fedmoe_app.report.log import METRICS_FILE, ResultsError, list_checkpoints, 
 from fedmoe_app.report.progress import duration
 from fedmoe_app.report.status import COMPLETED, FAILED, RUNNING, STALE, STATUS_FILE, read_status
 from fedmoe_app.report.table import human_bytes
+from fedmoe_app.shown.terminal import shell_word
+from fedmoe_app.shown.text import visible
 
 _MAX_REASON = 160  # characters of a failure's reason that are shown
 _MEANING = {
@@ -59,7 +61,7 @@ def _state(folder: Path, status: Mapping[str, Any]) -> Iterator[str]:
     yield f"scheme    {status['scheme']}"
     yield f"state     {_MEANING.get(state, state)}"
     if status.get("error"):
-        yield f"reason    {_cut(status['error'])}"
+        yield f"reason    {visible(status['error'], _MAX_REASON)}"
     end = status.get("ended") or (status["updated"] if state == STALE else time.time())
     yield f"rounds    {max(status['round'], 0)} of {status['num_rounds']} done"
     yield f"time      {duration(end - status['started'])}"
@@ -92,7 +94,8 @@ def _failures(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "failures  none"
     for who, count in sorted(counts.items()):
         server_round, reason = last[who]
-        yield f"failures  {who}: {count}, last in round {server_round}: {_cut(reason)}"
+        shown = visible(reason, _MAX_REASON)
+        yield f"failures  {who}: {count}, last in round {server_round}: {shown}"
 
 
 def _going_on(folder: Path, status: Mapping[str, Any]) -> Iterator[str]:
@@ -105,8 +108,4 @@ def _going_on(folder: Path, status: Mapping[str, Any]) -> Iterator[str]:
 
 def how_to_resume(folder: Path) -> str:
     """Return the command that goes on with the run of a result folder."""
-    return f"fedmoe run APP [CONNECTION] --resume {folder}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_REASON else f"{text[: _MAX_REASON - 3]}..."
+    return f"fedmoe run APP [CONNECTION] --resume {shell_word(folder)}"

@@ -6,7 +6,6 @@ cividis, which readers with a colour-vision deficiency can tell apart.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
 from fedmoe_app.report.heatmap import draw_routing
 from fedmoe_app.report.log import ResultsError, read_metrics
 from fedmoe_app.report.table import human_bytes
+from fedmoe_app.shown.pictures import picture, save
 
 Line = dict[str, Any]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY, RED = "#7F7F7F", "#CC3311"
-DOTS_PER_INCH = 130
 # Up to so many clients get a line each, more of them a band.
 MAX_LINES = 12
 FAILED = "failed round"
@@ -50,7 +49,7 @@ def plot_run(folder: Path) -> list[Path]:
         **DIAGNOSTIC_DRAWINGS,
     }
     figures = {name: draw(lines) for name, draw in drawings.items()}
-    return [_save(figure, folder / name) for name, figure in figures.items() if figure]
+    return [save(figure, folder / name) for name, figure in figures.items() if figure]
 
 
 def draw_accuracy(lines: Sequence[Line]) -> Figure:
@@ -62,7 +61,7 @@ def draw_accuracy(lines: Sequence[Line]) -> Figure:
     _draw_line(left, lines, "accuracy", "global model, server's test set", BLUE)
     _draw_local(left, lines, "local_accuracy")
     left.set_ylim(-0.02, 1.02)
-    _finish(left, lines, metric)
+    _finish(left, lines, picture(metric))
     _draw_clients(right, lines, "loss")
     _draw_line(right, lines, "loss", "global model, server's test set", BLUE)
     _draw_line(right, lines, "train_loss", "local training loss, mean over examples", GREEN, ":")
@@ -168,10 +167,3 @@ def _legend(figure: Figure, *panels: Axes) -> None:
     labels = sorted(by_label, key=lambda label: label == FAILED)
     handles = [by_label[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-    os.replace(temporary, path)
-    return path

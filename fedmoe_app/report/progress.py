@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedmoe_app.report.events import MESSAGE, described
+from fedmoe_app.shown.logs import LineFormatter
 
 if TYPE_CHECKING:
     from fedmoe_app.report.lines import RoundReport
@@ -20,7 +21,7 @@ def log_to_stdout() -> None:
     """Show this app's progress lines, once, whatever Flower's own logging does."""
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False

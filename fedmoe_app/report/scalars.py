@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedmoe_app.report.diagnostics.values import to_array
+from fedmoe_app.shown.tags import tag
 
 # Name: key of the metrics line (fedmoe_app/report/lines.py).
 OF_THE_ROUND = {
@@ -43,7 +44,7 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     means over all experts of diagnostics ``[L, E]``.
     """
     found = dict(_all(line))
-    return {name: float(value) for name, value in found.items() if _is_number(value)}
+    return {tag(name): float(value) for name, value in found.items() if _is_number(value)}
 
 
 def _all(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

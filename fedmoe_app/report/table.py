@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
+
+from fedmoe_app.shown.terminal import Console, Table
+from fedmoe_app.shown.text import visible
 
 # Columns of a plain log, where there is no terminal to ask.
 LOG_WIDTH = 100
 MISSING = "-"
+MAX_METRIC = 24  # characters of its name
 
 
 def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
@@ -23,6 +25,7 @@ def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
     """
     metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    metric = visible(metric, MAX_METRIC)
     headers = ("round", "loss", metric, "bytes up", "bytes down", "clients", "failed", "seconds")
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
@@ -35,8 +38,7 @@ def print_table(lines: Sequence[dict[str, Any]], file: IO[str] | None = None) ->
     """Print the table; without a terminal in plain text, 100 columns wide."""
     file = file or sys.stdout
     width = None if file.isatty() else LOG_WIDTH
-    console = Console(file=file, width=width, highlight=False)
-    console.print(metrics_table(lines))
+    Console(file=file, width=width).print(metrics_table(lines))
 
 
 def human_bytes(count: float | None) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fedmoe_app.config import ConfigError, RunConfig, flatten_run_config
 from fedmoe_app.sections import split_names
+from fedmoe_app.shown.tags import setting, title
 
 PROJECT = "fedmoe"  # of Weights & Biases; the experiment of MLflow
 
@@ -62,7 +63,7 @@ class WandbTracker:
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=folder.name,
+            name=title(folder.name),
             dir=str(folder),
             config=dict(flat),
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -90,8 +91,8 @@ class MlflowTracker:
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or store)
         found = self._client.get_experiment_by_name(PROJECT)
         experiment = found.experiment_id if found else self._client.create_experiment(PROJECT)
-        self._run_id = self._client.create_run(experiment, run_name=folder.name).info.run_id
-        params = [Param(key, str(value)) for key, value in flat.items() if value != ""]
+        self._run_id = self._client.create_run(experiment, run_name=title(folder.name)).info.run_id
+        params = [Param(key, setting(value)) for key, value in flat.items() if value != ""]
         self._client.log_batch(self._run_id, params=params)
 
     def log(self, server_round: int, values: Mapping[str, float]) -> None:

@@ -23,6 +23,14 @@ def test_what_is_installed_is_found() -> None:
     assert "bitsandbytes" in console.export_text()
 
 
+def test_brackets_of_a_remedy_are_no_markup() -> None:
+    console = Console(record=True, width=120)
+    row = Finding("disk at /a [/b]", WARNING, "[/c]", "pip install 'fedmoe[gpu]'")
+    doctor.print_findings([row], console)
+    text = console.export_text()
+    assert all(part in text for part in (row.what, row.found, row.remedy))
+
+
 def test_a_version_outside_the_range_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     real = metadata.version
 

@@ -1,3 +1,4 @@
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,16 @@ def test_listed_and_stacked_experts_are_named(tmp_path: Path) -> None:
         config = parse_run_config(flat)
         print_outline(config, inspect_model(config), console)
         assert stored in console.export_text()
+
+
+def test_the_path_of_a_model_is_no_markup_and_stays_in_one_piece(tmp_path: Path) -> None:
+    folder = tmp_path / "a rather long name of a folder [/closed] $x$" / "[moe] x"
+    OlmoeConfig(num_hidden_layers=1).save_pretrained(folder)
+    changes = {"model.name": str(folder), "data.task": "causal-lm", "data.partition": "iid"}
+    config = parse_run_config(flat_config(**changes))
+    console = Console(file=io.StringIO(), width=60)
+    print_outline(config, inspect_model(config), console)
+    assert console.file.getvalue().startswith(f"{folder}: olmoe")  # type: ignore[attr-defined]
 
 
 def test_a_name_that_leads_nowhere() -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 
@@ -61,6 +62,48 @@ def test_a_picture_is_drawn(config: RunConfig, tmp_path: Path) -> None:
     assert "dirichlet by label, α = 0.3" in describe_setting(config)
     assert path.read_text().startswith("<?xml")
     assert [file.name for file in path.parent.iterdir()] == ["split.svg"]
+
+
+def shown(values: tuple[str, ...], width: int = 140) -> str:
+    """The table of a split with these values."""
+    counts = np.ones((2, len(values)), dtype=int)
+    console = Console(file=io.StringIO(), width=width)  # rich's own, which reads markup
+    print_split(Split(values, counts, (len(values),) * 2), console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("[/closed]", "[bold]open", "plain"),
+        ("$0-$50", "$50_$", "100% & \\frac"),
+        ("Berlin [Mitte]", "[/north]", "$5-$9 & up_"),
+        (":smile:", "{x}^2_#", "None", "nan", "inf"),
+        ("العربية", "שלום", "中文标签", "e\u0301te\u0301"),
+    ],
+)
+def test_labels_are_shown_as_they_are(values: tuple[str, ...], tmp_path: Path) -> None:
+    text = shown(values)
+    assert all(value in text for value in values)
+    split = Split(values, np.ones((2, len(values)), dtype=int), (3, 3))
+    assert plot_split(split, "a [x] $y$_{", tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_labels_that_act_are_written_as_escapes_and_labels_alike_are_told_apart() -> None:
+    assert r"red\x1b[31m" in shown(("red\x1b[31m",))
+    assert r"a\nb" in shown(("a\nb",))
+    assert '"\\xa0"' in shown(("\u00a0", "b"))
+    assert "…xxxxxxxxxxA" in shown(("x" * 200 + "A", "x" * 200 + "B"))
+    alike = shown(("é", "e\u0301"))
+    assert "é " in alike
+    assert r"e\u0301" in alike
+
+
+def test_a_narrow_terminal_shows_fewer_values_not_parts_of_them() -> None:
+    text = shown(("commonest", "less common", "rare"), width=60)
+    assert "commonest" in text
+    assert "2 more" in text
+    assert max(map(len, text.splitlines())) <= 60
 
 
 def test_nodes_with_their_own_data_have_nothing_to_split() -> None:

@@ -120,6 +120,15 @@ def test_what_report_is_given_wrongly(tmp_path: Path, runs: list[Path]) -> None:
         write_report([runs[0], comparison(tmp_path / "c")])
 
 
+def test_the_folder_of_many_long_names_of_any_script_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
+    runs = [run(tmp_path / f"{i}{'中' * 80}", 0.4, seed=i) for i in range(3)]
+    path = write_report(runs)
+    assert path.parent.name == "report-" + "-".join(f"{i}{'中' * 19}" for i in range(3))
+
+
 def test_the_command_prints_the_path_last(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

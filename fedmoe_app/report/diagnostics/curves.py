@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from fedmoe_app.report.diagnostics.values import Line, Points
+from fedmoe_app.shown.pictures import legend_name, picture
 
 # Okabe-Ito without its yellow, which is too light for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -41,7 +42,8 @@ def draw_curves(
         return
     for name, points in curves.items():
         style = line_style(names.index(name), len(names))
-        axes.plot(*zip(*points, strict=True), **style, label=name, clip_on=False, zorder=3)
+        label = legend_name(picture(name))
+        axes.plot(*zip(*points, strict=True), **style, label=label, clip_on=False, zorder=3)
 
 
 def line_style(index: int, count: int) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from matplotlib.figure import FigureBase
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter
 
+from fedmoe_app.shown.pictures import picture
+
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr_r"  # violet below the centre, orange above; safe for colour-vision deficiency
 MAX_COLUMNS = 4
@@ -70,7 +72,7 @@ def draw_map(axes: Axes, values: np.ndarray, rows: Sequence[str], scale: Scale) 
     axes.patch.set(facecolor="#EDEDED", hatch="/////", edgecolor="#A8A8A8", linewidth=0)
     axes.set_xticks(range(0, values.shape[1], thinning(values.shape[1], MAX_EXPERT_LABELS)))
     step = thinning(len(rows), scale.max_row_labels)
-    axes.set_yticks(range(0, len(rows), step), rows[::step])
+    axes.set_yticks(range(0, len(rows), step), list(map(picture, rows[::step])))
     axes.tick_params(length=2, labelsize=8)
     if values.size <= scale.max_numbers:
         _write_numbers(axes, image, values, scale)

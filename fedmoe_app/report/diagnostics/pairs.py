@@ -20,6 +20,7 @@ from fedmoe_app.report.diagnostics.maps import (
     thinning,
 )
 from fedmoe_app.report.diagnostics.values import Line, client_names, diagnostic
+from fedmoe_app.shown.pictures import picture
 
 MATRICES = {"S": "similarity", "D": "agreement"}
 MAX_LAYERS, MAX_EXPERTS = 2, 4
@@ -124,6 +125,6 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, line: Line, scale: Scale) -> Ax
     names = client_names(line, len(matrix))
     image = draw_map(axes, matrix, names, scale)
     step = thinning(len(names), MAX_LABELS)
-    axes.set_xticks(range(0, len(names), step), names[::step])
+    axes.set_xticks(range(0, len(names), step), list(map(picture, names[::step])))
     axes.set_aspect("equal")
     return image

@@ -22,6 +22,7 @@ from fedmoe_app.report.html.script_maps import MAPS_JS
 from fedmoe_app.report.html.script_page import PAGE_JS
 from fedmoe_app.report.html.style import CSS
 from fedmoe_app.report.log import write_atomic
+from fedmoe_app.shown.pages import html_data, html_text
 
 REPORT_FILE = "report.html"
 SCRIPT = f'"use strict";\n{PAGE_JS}{CHARTS_JS}{MAPS_JS}start();\n'
@@ -48,7 +49,7 @@ def render(
         name: which template.
         title: of the page.
         state: shown below the title.
-        content: what the template lays out; strings are escaped.
+        content: what the template lays out; strings are escaped and what acts is made visible.
         data: what the script draws (``charts``, ``cubes``, ``maps``); plain JSON values.
         refresh: seconds after which the browser loads the page again; 0 for never.
     """
@@ -66,7 +67,7 @@ def render(
             script=Markup(SCRIPT),
             script_hash=_source_hash(SCRIPT),
             # "<", ">", "&" and "'" become \\u escapes: no string can end the element.
-            data=htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
+            data=htmlsafe_json_dumps(html_data(data), separators=(",", ":"), allow_nan=False),
             version=_version(),
             epoch=int(now),
             written=f"{datetime.fromtimestamp(now):%Y-%m-%d %H:%M:%S}",
@@ -86,7 +87,12 @@ def _environment() -> Environment:
         "run": template.RUN,
         "comparison": template.COMPARISON,
     }
-    return Environment(loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined)
+    return Environment(
+        loader=DictLoader(sources),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=html_text,
+    )
 
 
 def _source_hash(text: str) -> Markup:

@@ -228,7 +228,7 @@ function drawDots(width, chart, shown) {
 
 function drawDotRow(svg, chart, shown, at) {
   const room = Math.floor((at.left - 8) / 6.6);
-  const name = at.name.length > room ? at.name.slice(0, room - 1) + "…" : at.name;
+  const name = shorten(at.name, room);
   svg.append(shape("text", { x: at.left - 8, y: at.y + 4, "text-anchor": "end" }, name));
   const texts = [];
   const one = shown.filter(s => !Array.isArray(s.values[at.row]) && s.values[at.row] !== null);

@@ -23,6 +23,14 @@ function shape(tag, attributes = {}, text = null) {
   return made;
 }
 
+// Without the middle: names may differ at their ends only.
+function shorten(name, room) {
+  const all = Array.from(name), tail = Math.max(0, Math.floor((room - 1) / 3));
+  if (all.length <= room) return name;
+  return all.slice(0, Math.max(0, room - 1 - tail)).join("") + "…"
+    + all.slice(all.length - tail).join("");
+}
+
 // -- numbers ------------------------------------------------------------------------------------
 
 function humanBytes(value) {

@@ -37,6 +37,7 @@ h3 { font-size: 1rem; margin: 0 0 4px; }
 p { margin: 4px 0 10px; }
 a { color: var(--accent); }
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 0.92em; }
+code, .quiet, .state { unicode-bidi: isolate; }
 .quiet, figcaption { color: var(--quiet); font-size: 0.9rem; }
 .top { display: flex; gap: 12px; justify-content: space-between; align-items: flex-start; }
 .state { font-weight: 600; }
@@ -70,7 +71,7 @@ svg .quiet-text { fill: var(--quiet); }
 svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--line); }
 .plot { overflow-x: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 0.86rem; margin-top: 6px; }
-.legend span { display: inline-flex; align-items: center; gap: 6px; }
+.legend span { display: inline-flex; align-items: center; gap: 6px; overflow-wrap: anywhere; }
 .legend svg { width: 30px; height: 14px; flex: none; }
 .controls { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; margin: 6px 0; }
 .controls label { display: inline-flex; gap: 6px; align-items: center; font-size: 0.9rem; }

@@ -187,6 +187,27 @@ def test_hostile_text_is_only_text(driver: Any, tmp_path: Path) -> None:
     assert driver.execute_script("return document.images.length") == 0
 
 
+def test_hostile_names_of_rows_fit_and_are_told_apart(driver: Any, tmp_path: Path) -> None:
+    names = ("[x]</script><b>$y$\x1b\u202e", "x" * 120 + "A", "x" * 120 + "B")
+    runs = [
+        write_run(tmp_path / f"run {number}", [line(0), line(1)], scheme=name)
+        for number, name in enumerate(names)
+    ]
+    page = write_report(runs, tmp_path / "both [x] $y$\u202e")
+    for size in (PHONE, DESKTOP):
+        open_page(driver, page, size)
+        assert ready(driver)
+        assert faults(driver) == []
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
+        shown = driver.execute_script(
+            "return [...document.querySelectorAll('#final-0 svg text')].map(t => t.textContent)"
+        )
+        assert [text[0] + text[-1] for text in shown[-3:]] == ["[e", "xA", "xB"]
+    legend = driver.find_elements("css selector", "#accuracy-0 .legend span")
+    assert [item.text for item in legend] == [r"[x]</script><b>$y$\x1b\u202e", *names[1:]]
+    assert driver.title == r"both [x] $y$\u202e · fedmoe"
+
+
 def test_runs_side_by_side(driver: Any, tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / f"{scheme}-{seed}", [line(0), line(1), line(2)],
