@@ -1,7 +1,7 @@
 """Bring any table into the uniform columns, and refuse what cannot be used.
 
-Classification: ``text`` (str) and ``label`` (int index into the label names). Causal-lm:
-``prompt`` and ``response`` (str). Multiple choice: see :mod:`fedmoe_app.data.choices`. In all of
+Classification: ``text`` (str) and ``label`` (int index into the label names). Causal-lm: see
+:mod:`fedmoe_app.data.causal_lm`. Multiple choice: see :mod:`fedmoe_app.data.choices`. In all of
 them, the column that a partition goes by keeps its name.
 
 Rows with an empty text (or an empty instruction or response) are dropped, with one warning that
@@ -17,15 +17,16 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from fedmoe_app.config import DataConfig
+from fedmoe_app.data.causal_lm import language_rows
 from fedmoe_app.data.choices import multiple_choice
 from fedmoe_app.data.errors import DataError
+from fedmoe_app.data.prompt_format import ALPACA, PromptFormat
 from fedmoe_app.data.table import Table, listed, non_empty, read_feature, read_labels, read_texts
 
 
 def format_prompt(instruction: str, context: str = "") -> str:
-    """Return the prompt of an instruction, in the layout of Alpaca (Taori et al., 2023)."""
-    passage = f"### Context:\n{context.strip()}\n\n" if context.strip() else ""
-    return f"### Instruction:\n{instruction.strip()}\n\n{passage}### Response:\n"
+    """Return the prompt of an instruction in the default layout."""
+    return PromptFormat(ALPACA).prompt(instruction, context)
 
 
 def partition_column(config: DataConfig) -> str:
@@ -83,7 +84,7 @@ def unify(
     elif config.task == "multiple-choice":
         columns, rows = multiple_choice(table, config)
     else:
-        columns, rows = _causal_lm(table, config)
+        columns, rows = language_rows(table, config)
     if keep_partition_column and config.partition != "iid":
         _add_partition_column(columns, rows, table, config)
     return _dataset(columns)
@@ -98,20 +99,6 @@ def _classification(
     return {
         "text": [texts[row] for row in rows],
         "label": _label_indices(table, labels, rows, label_names),
-    }, rows
-
-
-def _causal_lm(table: Table, config: DataConfig) -> tuple[dict[str, list[Any]], list[int]]:
-    instructions = read_texts(table, config.instruction_field, "data.instruction-field")
-    responses = read_texts(table, config.response_field, "data.response-field")
-    contexts = [""] * len(responses)
-    if config.context_field:
-        contexts = read_texts(table, config.context_field, "data.context-field")
-    shorter = [min(pair, key=len) for pair in zip(instructions, responses, strict=True)]
-    rows = non_empty(table, shorter, [config.instruction_field, config.response_field])
-    return {
-        "prompt": [format_prompt(instructions[row], contexts[row]) for row in rows],
-        "response": [responses[row] for row in rows],
     }, rows
 
 
@@ -138,9 +125,10 @@ def _dataset(columns: dict[str, list[Any]]) -> Dataset:
     return Dataset.from_dict(columns, features=Features(types))
 
 
-def _type(value: int | str | list[str]) -> Value | List:
+def _type(value: Any) -> Value | List:
     if isinstance(value, list):
-        return List(Value("string"))
+        of_messages = bool(value) and isinstance(value[0], dict)
+        return List(dict.fromkeys(value[0], Value("string")) if of_messages else Value("string"))
     return Value("int64" if isinstance(value, int) else "string")
 
 

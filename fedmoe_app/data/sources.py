@@ -107,6 +107,11 @@ def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[s
     return _unify_all(tables, config, label_names, keep_partition_column=False)
 
 
+def read_tables(config: DataConfig, path: Path | None = None) -> list[Table]:
+    """Return the training tables of the source, or of another file, as they are read."""
+    return _read_files(str(path), keep_copies=False).train if path else _read(config.source).train
+
+
 def cap(dataset: Dataset, max_examples: int) -> Dataset:
     """Return at most ``max_examples`` rows (0 = all), in their order, the same in every run.
 
@@ -182,6 +187,12 @@ def _unify_all(
     keep_partition_column: bool,
 ) -> Dataset:
     parts = [unify(table, config, label_names, keep_partition_column) for table in tables]
+    for table, part in zip(tables, parts, strict=True):
+        if part.column_names != parts[0].column_names:
+            raise DataError(
+                f"{table.origin}: its rows are of another kind than those of {tables[0].origin}; "
+                "give files of one kind"
+            )
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
