@@ -18,7 +18,8 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row, encode_prompts
+from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row
+from fedmoe_app.data.language import add_questions, encode_rows
 from fedmoe_app.local.tasks import CausalLM, Score
 
 _MARK = "####"
@@ -37,10 +38,9 @@ class ExactMatch(CausalLM):
 
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise as :class:`CausalLM`; keep the whole prompt and the reference beside it."""
-        rows = super().encode(dataset)
-        prompts = encode_prompts(dataset, self.tokenizer, self.max_length, self.encoder_decoder)
-        for row, prompt, reference in zip(rows, prompts, dataset["response"], strict=True):
-            row["prompt"], row["reference"] = prompt, reference
+        encoder = self.encoder(dataset.column_names)
+        rows = encode_rows(dataset, encoder)
+        add_questions(rows, dataset, encoder)
         return rows
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fedmoe_app.config import EMBEDDED, RunConfig
 from fedmoe_app.data.cache import build_once
+from fedmoe_app.data.chat_template import own_template
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
@@ -46,6 +47,7 @@ def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) ->
         [_RECIPE_VERSION, tokenizer_key()],
         config.model.name,  # an encoder-decoder model's rows are others
         config.data.model_dump(),
+        own_template(config.data) if config.data.own_template else "",  # a file's may have changed
         [config.seed, node.partition_id, node.num_partitions],
         [task.label_names, task.data_fingerprint, source],
     ]
