@@ -26,6 +26,7 @@ from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder, resolve_head
 
 _LEARNT = "bold green"
 _MARKS = "⟦⟧"
+_BETWEEN = f"between {_MARKS[0]} and {_MARKS[1]}"
 _NO_LIMIT = 10**9
 
 Segments = list[tuple[str, bool]]  # texts, and whether they are learnt
@@ -92,17 +93,21 @@ def preview_of(config: RunConfig, num_examples: int, path: Path | None = None) -
 def print_preview(preview: Preview, console: Console) -> None:
     """Print examples; what is learnt is in colour, or between ⟦ and ⟧ where there is none."""
     marks = not console.is_terminal or console.no_color or console.color_system is None
-    shown = "between ⟦ and ⟧" if marks else "in green"
     for line in [*preview.formats, preview.encoding]:
-        console.print(_literal(line), markup=False, soft_wrap=True)
-    console.print(f"what is learnt stands {shown}")
+        _print(console, Text(_literal(line)))
+    _print(console, Text(f"what is learnt stands {_BETWEEN if marks else 'in green'}"))
     for number, example in enumerate(preview.examples, 1):
-        console.print(f"\nexample {number}: {_counted(example)}", markup=False, soft_wrap=True)
+        _print(console, Text(f"\nexample {number}: {_counted(example)}"))
         names = ("encoder:\n", "decoder:\n") if len(example.parts) > 1 else ("",)
         for name, part in zip(names, example.parts, strict=True):
-            console.print(Text(name) + _shown(part, marks), soft_wrap=True)
+            _print(console, Text(name) + _shown(part, marks))
         for note in example.notes:
-            console.print(f"({_literal(note)})", markup=False, soft_wrap=True)
+            _print(console, Text(f"({_literal(note)})"))
+
+
+def _print(console: Console, text: Text) -> None:
+    """Print without markup, highlighting or line breaks of rich's own."""
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _load(config: RunConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]:

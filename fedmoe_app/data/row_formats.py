@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from fedmoe_app.config import DataConfig
 from fedmoe_app.data.errors import DataError
@@ -78,8 +79,13 @@ def recognise(table: Table, config: DataConfig) -> RowFormat:
 
 
 def log_format(table: Table, found: RowFormat) -> None:
-    """Say in the log, once for a table, what its rows were taken for."""
-    _logger.info("%s: %s", table.origin, found.described)
+    """Say in the log what a table's rows were taken for; clients of one process read it anew."""
+    _log_once(f"{table.origin}: {found.described}")
+
+
+@cache
+def _log_once(line: str) -> None:
+    _logger.info("%s", line)
 
 
 def _messages(table: Table, config: DataConfig) -> Iterator[RowFormat]:

@@ -81,14 +81,18 @@ def test_named_columns_win(lm: MakeConfig, keys: dict[str, str], kind: str, foun
     assert (format_.kind, " ".join(format_.columns)) == (kind, found)
 
 
-def test_the_log_says_what_else_it_could_be(
-    lm: MakeConfig, caplog: pytest.LogCaptureFixture
+def test_the_log_says_once_what_rows_were_taken_for(
+    lm: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logging.getLogger("fedmoe").propagate = True
-    with caplog.at_level(logging.INFO, "fedmoe"):
-        unify(table(messages=[CHAT], prompt=["a"], completion=["b"], text=["c"]), lm(), (), True)
-    assert [record.message for record in caplog.records] == [
-        'some.jsonl: messages in "messages" (it has columns of prompt-completion, too: '
+    lines: list[str] = []
+    logger = logging.getLogger("fedmoe")
+    monkeypatch.setattr(logger, "info", lambda text, *args: lines.append(text % args))
+    columns = {"messages": [CHAT], "prompt": ["a"], "completion": ["b"], "text": ["c"]}
+    rows = Table(Dataset.from_dict(columns), "once.jsonl")
+    for _ in range(3):
+        unify(rows, lm(), (), True)
+    assert lines == [
+        'once.jsonl: messages in "messages" (it has columns of prompt-completion, too: '
         "data.row-format)"
     ]
 

@@ -145,14 +145,14 @@ def test_a_template_that_takes_reasoning_out_of_earlier_answers(config: MakeConf
 
 
 def test_an_answer_that_does_not_begin_as_the_generation_prompt_says(
-    config: MakeConfig, caplog: pytest.LogCaptureFixture
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = encoder(config, templates.REASONING)
-    logging.getLogger("fedmoe").propagate = True
-    with caplog.at_level(logging.WARNING):
-        row = encoded(made, messages("Hi", "<this", "More", "No."))
+    lines: list[str] = []
+    monkeypatch.setattr(logging.getLogger("fedmoe"), "warning", lines.append)
+    row = encoded(made, messages("Hi", "<this", "More", "No."))
     assert learnt(made.tokenizer, row) == ["<this<|im_end|>", "No.<|im_end|>"]
-    assert caplog.text.count("generation prompt") == 1
+    assert len(lines) == 1 and "generation prompt" in lines[0]
 
 
 def test_an_answer_whose_first_token_reaches_into_the_prompt(config: MakeConfig) -> None:
