@@ -13,11 +13,11 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from fedmoe_app.config import NODES, ConfigError, DataConfig, RunConfig
-from fedmoe_app.data.chat_template import adopt_template
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
 from fedmoe_app.data.language import NothingToLearnError, read_batch
 from fedmoe_app.data.row_formats import recognise
 from fedmoe_app.data.sources import load_node_file, load_text_data, read_tables
+from fedmoe_app.data.templates import adopt_template
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.local.choices import MultipleChoice
 from fedmoe_app.local.setup import make_task

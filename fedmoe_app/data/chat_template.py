@@ -10,19 +10,16 @@ out, since the last answer always stands as it is said.
 
 The token that ends a turn is learnt, too, also where a template's marks leave it out: without it a
 model does not learn to stop. White space after it is not.
-
-Some templates print today's date (Llama 3.2, gpt-oss). A run must not depend on its day, so they
-are given the date that Llama's own templates fall back to.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -40,37 +37,11 @@ from fedmoe_app.data.conversations import (
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.offsets import Tokenised, by_offsets, tokenise
+from fedmoe_app.data.templates import find_template, with_fixed_date
 
 _logger = logging.getLogger("fedmoe")
 
-# 26 July 2024, a Friday, at midnight.
-_DATE = {
-    "%Y": "2024",
-    "%y": "24",
-    "%m": "07",
-    "%B": "July",
-    "%b": "Jul",
-    "%d": "26",
-    "%e": "26",
-    "%-d": "26",
-    "%A": "Friday",
-    "%a": "Fri",
-    "%j": "208",
-    "%H": "00",
-    "%M": "00",
-    "%S": "00",
-    "%I": "12",
-    "%p": "AM",
-    "%%": "%",
-}
-_CLOCK = "strftime_now"
-# The line break behind it is taken away by the block before it (trim_blocks).
-_FIXED_DATE = (
-    f"{{%- macro {_CLOCK}(format) -%}}{{{{ format"
-    + "".join(f"|replace({code!r}, {shown!r})" for code, shown in _DATE.items())
-    + " }}{%- endmacro %}\n"
-)
-_GENERATION = ("{% generation", "{%- generation", "{%generation", "{%-generation")
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -86,55 +57,6 @@ class Tokens:
     ids: list[int]
     labels: list[int]
     answer: int
-
-
-def own_template(config: DataConfig) -> str:
-    """Return the template that ``data.chat-template`` gives, as text.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if "{" in config.chat_template:
-        return config.chat_template
-    path = Path(config.chat_template).expanduser()
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise DataError(
-            f'data.chat-template = "{config.chat_template}": cannot be read ({reason}; looked for '
-            f"{path.absolute()}); give an absolute path of a file that every node has, or the "
-            "template itself"
-        ) from None
-
-
-def adopt_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
-    """Give the tokenizer the template of the config, if it has one: a saved model keeps it."""
-    if config.own_template:
-        tokenizer.chat_template = own_template(config)
-
-
-def find_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> str | None:
-    """Return the template that formats conversations; None: ``data.prompt-format`` does.
-
-    Raises:
-        DataError: one is wanted, and the tokenizer has none.
-    """
-    if config.own_template:
-        return own_template(config)
-    if config.chat_template == "never":
-        return None
-    if tokenizer.chat_template is not None:
-        try:
-            return str(tokenizer.get_chat_template())
-        except ValueError as error:  # several by name, none of them "default"
-            raise DataError(f"data.chat-template: give one as a .jinja file ({error})") from None
-    if config.chat_template == "always":
-        raise DataError(
-            'data.chat-template = "always": the tokenizer of this model has no chat template; '
-            'choose "auto", or give a .jinja file'
-        )
-    return None
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> tuple[int, ...]:
@@ -155,10 +77,10 @@ class ChatTemplate:
             DataError: it is no Jinja, or leaves out what is said.
         """
         self._tokenizer = tokenizer
-        self._template = _FIXED_DATE + template if _CLOCK in template else template
+        self._template = with_fixed_date(template)
         self._last_only = config.train_on == "last"
         self._system = config.system_messages
-        self._marks = tokenizer.is_fast and any(mark in template for mark in _GENERATION)
+        self._marks = tokenizer.is_fast and _GENERATION.search(template) is not None
         self._in_parts = False
         self._warned = False
         self._probe()
@@ -171,15 +93,21 @@ class ChatTemplate:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens at which an answer ends, beside the end of sequence; empty if none is known."""
-        try:
-            (tokens,) = self.tokens([Conversation(0, (), (_GREETING,), trimmed=False)])
-        except DataError:
-            return ()
-        said = [label for label in tokens.labels if label != IGNORED_LABEL]
-        end = len(said)
-        while end and (said[end - 1] in self._special or self._is_blank(said[end - 1])):
-            end -= 1
-        return tuple(token for token in said[end:] if token in self._special)[:1]
+        found: set[int] = set()
+        for exchanges in ((_GREETING,), (_GREETING, _GREETING)):
+            try:
+                (tokens,) = self.tokens([Conversation(0, (), exchanges, trimmed=False)])
+            except DataError:
+                continue
+            learnt = [label != IGNORED_LABEL for label in tokens.labels]
+            found.update(*(self._ends(tokens.ids[start:end]) for start, end in _runs(learnt)))
+        return tuple(sorted(found))
+
+    def _ends(self, ids: Sequence[int]) -> list[int]:
+        """Return the first special token after the text of an answer, if there is one."""
+        texts = [i for i, t in enumerate(ids) if t not in self._special and not self._is_blank(t)]
+        after = ids[texts[-1] + 1 :] if texts else ids
+        return [token for token in after if token in self._special][:1]
 
     def tokens(self, conversations: Sequence[Conversation]) -> list[Tokens]:
         """Format and tokenise conversations, and mark the answers to learn.

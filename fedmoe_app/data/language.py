@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from fedmoe_app.config import DataConfig
-from fedmoe_app.data.chat_template import ChatTemplate, Tokens, find_template
+from fedmoe_app.data.chat_template import ChatTemplate, Tokens
 from fedmoe_app.data.conversations import Conversation, Turn, as_conversation
 from fedmoe_app.data.encoding import (
     IGNORED_LABEL,
@@ -31,6 +31,7 @@ from fedmoe_app.data.encoding import (
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.offsets import tokenise
 from fedmoe_app.data.prompt_chat import PromptChat
+from fedmoe_app.data.templates import find_template
 
 Batch = Mapping[str, Any]  # columns of equal length
 BATCH_SIZE = 1000

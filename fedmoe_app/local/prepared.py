@@ -15,10 +15,10 @@ from pathlib import Path
 
 from fedmoe_app.config import EMBEDDED, RunConfig
 from fedmoe_app.data.cache import build_once
-from fedmoe_app.data.chat_template import own_template
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
+from fedmoe_app.data.templates import own_template
 from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.setup import Setup, client_data

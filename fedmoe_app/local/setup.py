@@ -11,9 +11,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmoe_app.config import NODES, ConfigError, RunConfig
-from fedmoe_app.data.chat_template import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
+from fedmoe_app.data.templates import adopt_template
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.local.choices import MultipleChoice
 from fedmoe_app.local.exact_match import ExactMatch

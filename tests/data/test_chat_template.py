@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
-from fedmoe_app.data.chat_template import ChatTemplate, adopt_template, find_template, stop_ids
+from fedmoe_app.data.chat_template import ChatTemplate, stop_ids
 from fedmoe_app.data.conversations import Conversation
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.language import ConversationEncoder, read_batch
+from fedmoe_app.data.templates import adopt_template, find_template
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import batch, chat_tokenizer, learnt, messages
 
@@ -93,13 +94,14 @@ def test_a_prompt_is_all_before_the_last_answer(config: MakeConfig, name: str) -
         ("MARKED", "<|im_end|>"),
         ("CLOSED", "<|end|>"),
         ("MISTRAL", "</s>"),
-        ("OPEN", "</s>"),
+        ("OPEN", "</s> <|user|>"),
+        ("THINKING", "<|im_end|>"),
     ],
 )
-def test_the_token_that_ends_an_answer(config: MakeConfig, name: str, stop: str) -> None:
+def test_the_tokens_that_end_an_answer(config: MakeConfig, name: str, stop: str) -> None:
     tokenizer = chat_tokenizer(getattr(templates, name))
     found = stop_ids(tokenizer, config(task="causal-lm", partition="iid"))
-    assert tokenizer.convert_ids_to_tokens(list(found)) == [stop]
+    assert tokenizer.convert_ids_to_tokens(list(found)) == stop.split()
 
 
 def test_the_beginning_token_comes_once(config: MakeConfig) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+
 import pytest
 from pydantic import ValidationError
 
 from fedmoe_app.data.prompt_format import ALPACA, PromptFormat
+from tests.conftest import REPOSITORY
 
 from .conftest import MakeConfig
+
+OWN_DATA = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
 
 
 def test_the_default_is_alpacas_layout(config: MakeConfig) -> None:
@@ -20,6 +26,11 @@ def test_the_default_is_alpacas_layout(config: MakeConfig) -> None:
     assert layout.prompt("Add.", system="Be brief.") == (
         "Be brief.\n\n### Instruction:\nAdd.\n\n### Response:\n"
     )
+
+
+def test_the_docs_print_the_default() -> None:
+    (block,) = re.findall(r"```toml\n(\[data\]\nprompt-format.*?)```", OWN_DATA, re.DOTALL)
+    assert tomllib.loads(block)["data"]["prompt-format"] == ALPACA
 
 
 @pytest.mark.parametrize(
