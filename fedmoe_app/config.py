@@ -20,9 +20,11 @@ from fedmoe_app.sections import (
     NODES,
     DataConfig,
     ModelConfig,
+    Paragraph,
     RunConfig,
     Section,
     TrainConfig,
+    parse_prompt_format,
 )
 
 __all__ = [
@@ -32,11 +34,13 @@ __all__ = [
     "DataConfig",
     "FlatConfig",
     "ModelConfig",
+    "Paragraph",
     "RunConfig",
     "TrainConfig",
     "default_run_config",
     "flatten_run_config",
     "flatten_table",
+    "parse_prompt_format",
     "parse_run_config",
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -40,6 +41,39 @@ METRICS = {
 
 # What track can name; fedmoe_app/report/trackers.py has one of each.
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+
+
+# The words among the values of data.chat-template; all others are a template or a file with one.
+CHAT_TEMPLATES = ("auto", "always", "never")
+
+# What data.prompt-format can name.
+PLACEHOLDERS = ("system", "instruction", "context", "response")
+
+Paragraph = tuple[tuple[str, str], ...]  # literal text, and the placeholder after it ("": none)
+
+
+def parse_prompt_format(text: str) -> tuple[Paragraph, ...]:
+    """Cut a prompt format at its empty lines, and each paragraph at its placeholders.
+
+    Braces that stand for themselves are doubled, as in Python's ``str.format``.
+
+    Raises:
+        ValueError: an unknown placeholder, a single brace, none of ``{instruction}``, or a
+            ``{response}`` that does not stand once, at the end.
+    """
+    try:
+        parts = [list(Formatter().parse(part)) for part in text.rstrip().split("\n\n")]
+    except ValueError as error:
+        raise ValueError(f"{error}; a brace that is none of a placeholder is doubled") from None
+    for _, name, spec, conversion in (piece for part in parts for piece in part):
+        if name is not None and (name not in PLACEHOLDERS or spec or conversion):
+            shown = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
+            raise ValueError(f"unknown placeholder {{{name}}}; choose from {shown}")
+    found = tuple(tuple((piece[0], piece[1] or "") for piece in part) for part in parts)
+    names = [name for part in found for _, name in part if name]
+    if "instruction" not in names or names.count("response") != 1 or found[-1][-1][1] != "response":
+        raise ValueError("it needs {instruction}, and {response} once, at its end")
+    return found
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -74,9 +108,17 @@ class DataConfig(Section):
     label_field: Text
     label_names: str
     label_kind: Literal["name", "index"]
-    instruction_field: Text
+    row_format: Literal["auto", "messages", "prompt-completion", "instruction", "text"]
+    messages_field: str
+    prompt_field: str
+    completion_field: str
+    instruction_field: str
     context_field: str
-    response_field: Text
+    response_field: str
+    train_on: Literal["assistant", "last"]
+    chat_template: str
+    prompt_format: str
+    system_messages: Literal["keep", "merge", "drop"]
     question_field: str
     options_field: str
     answer_field: str
@@ -116,6 +158,56 @@ class DataConfig(Section):
         if value != "auto" and (len(value) > 1 or value in '"\r\n' or not value.isascii()):
             raise ValueError('must be "auto", "tab" or one ASCII character, such as ";" or "|"')
         return value
+
+    @property
+    def named_rows(self) -> str:
+        """Kind of a causal-lm row as the config names it; "auto" where its columns tell."""
+        if self.row_format != "auto":
+            return self.row_format
+        return next(iter(self._kinds_named()), "auto")
+
+    @property
+    def own_template(self) -> bool:
+        """Whether ``chat-template`` is a template (its text, or a file) and none of the words."""
+        return self.chat_template not in CHAT_TEMPLATES
+
+    @property
+    def template_for_all(self) -> bool:
+        """Whether a chat template formats instructions, too, and not conversations alone."""
+        return self.own_template or self.chat_template == "always"
+
+    def _kinds_named(self) -> list[str]:
+        names = {
+            "messages": self.messages_field,
+            "prompt-completion": self.prompt_field or self.completion_field,
+            "instruction": self.instruction_field or self.context_field or self.response_field,
+        }
+        return [kind for kind, name in names.items() if name]
+
+    @field_validator("prompt_format")
+    @classmethod
+    def _is_prompt_format(cls, value: str) -> str:
+        parse_prompt_format(value)
+        return value
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_template(cls, value: str) -> str:
+        if value in CHAT_TEMPLATES or "{" in value or value.endswith(".jinja"):
+            return value
+        raise ValueError(
+            f"choose one of {', '.join(CHAT_TEMPLATES)}, or give a Jinja template or the absolute "
+            "path of a .jinja file"
+        )
+
+    @model_validator(mode="after")
+    def _one_kind_of_row(self) -> DataConfig:
+        if self.task == "causal-lm" and self.row_format == "auto" and len(self._kinds_named()) > 1:
+            raise ValueError(
+                f"the columns named are those of {' and '.join(self._kinds_named())}: name those "
+                "of one kind of row, or say in row-format which one counts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _partition_needs_a_column(self) -> DataConfig:

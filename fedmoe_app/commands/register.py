@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
         inspect
     )
     app.command(epilog=f"{example}fedmoe partition --clients 10 -c 'data.alpha=0.1'")(partition)
+    app.command(epilog=f"{example}fedmoe preview -c experiments/instructions.toml")(preview)
     app.command(epilog=f"{example}fedmoe export RUN --format peft --output my-adapter")(export)
     app.command(epilog=f"{example}fedmoe doctor")(doctor)
 
@@ -84,6 +85,29 @@ def partition(
     say(describe_setting(config))
     print_split(split, _console())
     say(f"picture: {plot_split(split, describe_setting(config), path)}")
+
+
+def preview(
+    examples: Annotated[int, typer.Option(min=1, help="Examples to show.")] = 3,
+    data_path: Annotated[
+        Path | None,
+        typer.Option(help="A node's own file, in place of data.source.", show_default=False),
+    ] = None,
+    app_dir: App = Path("."),
+    run_config: RunConfigItems = None,
+    online: Online = False,
+    debug: Debug = False,
+) -> None:
+    """Show training examples as the model sees them: what is learnt, and what is cut.
+
+    The model's tokenizer and config are read, not its weights.
+    """
+    from fedmoe_app.commands.preview import preview_of, print_preview
+
+    _allow_downloads(online)
+    flat = app_defaults(app_folder(app_dir)) | read_overrides(run_config or [])
+    config = check(with_absolute_paths(flat, Path.cwd()), None)
+    print_preview(preview_of(config, examples, data_path), _console())
 
 
 def export(

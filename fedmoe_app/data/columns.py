@@ -1,7 +1,7 @@
 """Bring any table into the uniform columns, and refuse what cannot be used.
 
-Classification: ``text`` (str) and ``label`` (int index into the label names). Causal-lm:
-``prompt`` and ``response`` (str). Multiple choice: see :mod:`fedmoe_app.data.choices`. In all of
+Classification: ``text`` (str) and ``label`` (int index into the label names). Causal-lm: see
+:mod:`fedmoe_app.data.causal_lm`. Multiple choice: see :mod:`fedmoe_app.data.choices`. In all of
 them, the column that a partition goes by keeps its name.
 
 Rows with an empty text (or an empty instruction or response) are dropped, with one warning that
@@ -23,31 +23,34 @@ from datasets.table import InMemoryTable
 from pyarrow import compute
 
 from fedmoe_app.config import DataConfig
+from fedmoe_app.data.causal_lm import language_rows, needed
 from fedmoe_app.data.choices import find_shape, multiple_choice, shape_of
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.labels import companion, find_label_names, label_column, label_indices
+from fedmoe_app.data.prompt_format import ALPACA, PromptFormat
 from fedmoe_app.data.reading.columns import ROWS, Asked
 from fedmoe_app.data.reading.stored import held
-from fedmoe_app.data.table import (
-    Table,
-    batches,
-    check_column,
-    read_labels,
-    read_texts,
-    text_array,
-)
+from fedmoe_app.data.row_formats import asked_of_language
+from fedmoe_app.data.table import Needed, Table, batches, check_column, read_labels, text_array
 from fedmoe_app.shown.logs import log_line
 
 __all__ = ["Table", "asked_columns", "find_label_names", "format_prompt", "unify"]
 
 _BATCH = 1 << 16
+# Types of the uniform columns that are no texts.
+_TYPES = {
+    "options": pa.list_(pa.string()),
+    "answer": pa.int64(),
+    "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+    "num_given": pa.int64(),
+    "source_row": pa.int64(),
+}
 _log = logging.getLogger(__name__)
 
 
 def format_prompt(instruction: str, context: str = "") -> str:
-    """Return the prompt of an instruction, in the layout of Alpaca (Taori et al., 2023)."""
-    passage = f"### Context:\n{context.strip()}\n\n" if context.strip() else ""
-    return f"### Instruction:\n{instruction.strip()}\n\n{passage}### Response:\n"
+    """Return the prompt of an instruction in the default layout."""
+    return PromptFormat(ALPACA).prompt(instruction, context)
 
 
 def partition_column(config: DataConfig) -> str:
@@ -72,8 +75,8 @@ def asked_columns(config: DataConfig, names: Sequence[str]) -> Asked:
     if config.task == "multiple-choice":
         shape = shape_of(names, config)
         return Asked(by, shape.columns if shape else ())
-    context = (config.context_field,) if config.context_field else ()
-    return Asked((config.instruction_field, config.response_field, *context, *by))
+    asked = asked_of_language(names, config)
+    return Asked((*asked.scalars, *by), asked.nested)
 
 
 def unify(
@@ -112,23 +115,22 @@ class _Dropped:
         if len(rows) and self.first is None:
             self.first = start + int(rows[0])
 
-    def report(self, table: Table, columns: Sequence[str]) -> None:
+    def report(self, table: Table, needed: Needed) -> None:
         """Warn of what was left out.
 
         Raises:
             DataError: it was every row.
         """
-        named = " or ".join(f'"{column}"' for column in columns)
         total = len(table.dataset)
         if self.count == total:
-            raise DataError(f"{table.origin}: every row is empty in {named}")
+            raise DataError(f"{table.origin}: {needed.by_none}")
         if self.first is not None:
             _log.warning(
-                "%s: dropped %d of %d rows, which are empty in %s (the first is row %d)",
+                "%s: dropped %d of %d rows, %s (the first is row %d)",
                 log_line(table.origin),
                 self.count,
                 total,
-                log_line(named),
+                log_line(needed.but_not_by),
                 self.first + 1,
             )
 
@@ -156,7 +158,7 @@ def _classification(
         if extra:
             columns[extra] = _filled(table, extra, batch, start, kept)
         pieces.append(pa.table(columns))
-    dropped.report(table, [config.text_field])
+    dropped.report(table, Needed.texts([config.text_field]))
     dataset = _dataset(pa.concat_tables(pieces))
     return dataset.select(np.flatnonzero(np.concatenate(masks))) if dropped.count else dataset
 
@@ -195,9 +197,12 @@ def _by_rows(table: Table, config: DataConfig, by: str | None) -> Dataset:
     """Return rows that are made one by one, a piece of the table at a time."""
     dropped = _Dropped()
     pieces = _pieces(table, config, by, dropped)
-    first = next(pieces)
-    result = held(first.schema, _chained(first, pieces))
-    dropped.report(table, _needed_texts(table, config))
+    first = next(pieces, None)
+    if first is None:
+        dropped.report(table, _needed(table, config))
+        raise DataError(f"{table.origin}: no row is left")
+    result = held(first.schema, _of_one_kind(table, first, pieces))
+    dropped.report(table, _needed(table, config))
     return _dataset(result)
 
 
@@ -206,7 +211,7 @@ def _pieces(
 ) -> Iterator[pa.Table]:
     # How answers name options is told from all rows together.
     whole = config.task == "multiple-choice"
-    make = multiple_choice if whole else _causal_lm
+    make = multiple_choice if whole else language_rows
     for part in table.parts(max(1, len(table.dataset)) if whole else ROWS):
         columns, rows = make(part, config)
         kept = np.zeros(len(part.dataset), dtype=bool)
@@ -214,33 +219,25 @@ def _pieces(
         dropped.note(part.first_row, kept)
         if extra := _extra_column(part, config, by, tuple(columns)):
             columns[extra] = _values_at(part, extra, rows)
-        yield pa.table(columns, schema=_schema(columns))
+        if rows:
+            yield pa.table(columns, schema=_schema(columns))
 
 
-def _chained(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _of_one_kind(table: Table, first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
     yield first
-    yield from rest
+    for piece in rest:
+        if piece.column_names != first.column_names:
+            raise DataError(
+                f"{table.origin}: some rows hold messages and others plain text; write all in one "
+                "way"
+            )
+        yield piece
 
 
-def _needed_texts(table: Table, config: DataConfig) -> list[str]:
-    """Return the columns that must not be empty."""
+def _needed(table: Table, config: DataConfig) -> Needed:
     if config.task == "multiple-choice":
-        return [find_shape(table, config).question]
-    return [config.instruction_field, config.response_field]
-
-
-def _causal_lm(table: Table, config: DataConfig) -> tuple[dict[str, list[Any]], list[int]]:
-    instructions = read_texts(table, config.instruction_field, "data.instruction-field")
-    responses = read_texts(table, config.response_field, "data.response-field")
-    contexts = [""] * len(responses)
-    if config.context_field:
-        contexts = read_texts(table, config.context_field, "data.context-field")
-    pairs = zip(instructions, responses, strict=True)
-    rows = [row for row, pair in enumerate(pairs) if all(pair)]
-    return {
-        "prompt": [format_prompt(instructions[row], contexts[row]) for row in rows],
-        "response": [responses[row] for row in rows],
-    }, rows
+        return Needed.texts([find_shape(table, config).question])
+    return needed(table, config)
 
 
 def _values_at(table: Table, column: str, rows: Sequence[int]) -> list[str]:
@@ -253,8 +250,7 @@ def _values_at(table: Table, column: str, rows: Sequence[int]) -> list[str]:
 
 def _schema(columns: dict[str, list[Any]]) -> pa.Schema:
     """Return the columns' types, which do not depend on the values of one piece."""
-    kinds = {"options": pa.list_(pa.string()), "answer": pa.int64()}
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
+    return pa.schema([(name, _TYPES.get(name, pa.string())) for name in columns])
 
 
 def _dataset(table: pa.Table) -> Dataset:

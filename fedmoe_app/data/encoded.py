@@ -6,7 +6,7 @@ takes no memory at all until it is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, overload
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ IN_LIST = 4_000_000
 _TOKENS = pa.list_(pa.int32())
 _TYPES = {
     "input_ids": _TOKENS,
+    "prompt_length": pa.int64(),
     "prompt": _TOKENS,
     "reference": pa.string(),
     "options": pa.list_(_TOKENS),
@@ -31,6 +32,8 @@ _TYPES = {
 class Row(TypedDict):
     """One encoded example; ``labels`` is a class index or one token id per position.
 
+    A row of a conversation or of plain text has also ``prompt_length``: so many of its first
+    tokens come before what a sample shows as expected, which is the last answer.
     A row of exact match has also ``prompt`` (token ids to answer) and ``reference`` (the right
     answer as text). One of multiple choice has the prompt in ``input_ids``, the right option's
     index in ``labels``, ``options`` (token ids of each) and ``texts`` (the same as text).
@@ -38,6 +41,7 @@ class Row(TypedDict):
 
     input_ids: list[int]
     labels: int | list[int]
+    prompt_length: NotRequired[int]
     prompt: NotRequired[list[int]]
     reference: NotRequired[str]
     options: NotRequired[list[list[int]]]
@@ -45,7 +49,7 @@ class Row(TypedDict):
 
 
 # Encodes some rows of a data set, given as columns; also returns how many were cut.
-EncodeBatch = Callable[[dict[str, list[Any]]], tuple[list[Row], int]]
+EncodeBatch = Callable[[Mapping[str, Any]], tuple[list[Row], int]]
 
 
 class Encoded(Sequence[Row]):

@@ -7,7 +7,7 @@ Text longer than the context is cut; how many rows were cut is returned, to be r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -26,9 +26,14 @@ __all__ = [
     "encode_classification",
     "encode_multiple_choice",
     "encode_prompts",
+    "fit",
+    "last",
+    "special_tokens",
+    "token_ids",
 ]
 
-Columns = dict[str, list[Any]]
+T = TypeVar("T")
+Columns = Mapping[str, Any]  # of equal length
 
 IGNORED_LABEL = -100  # what PyTorch's cross-entropy leaves out
 
@@ -41,11 +46,11 @@ def encode_classification(
     The tokenizer's own special tokens are added. A text of more than ``max_length`` tokens loses
     its end, but not its closing special token.
     """
-    start, end = _special_tokens(tokenizer)
+    start, end = special_tokens(tokenizer)
     room = max_length - len(start) - len(end)
 
     def encode(batch: Columns) -> tuple[list[Row], int]:
-        whole = _token_ids(tokenizer, batch["text"])
+        whole = token_ids(tokenizer, batch["text"])
         rows = [
             Row(input_ids=start + ids[:room] + end, labels=label)
             for ids, label in zip(whole, batch["label"], strict=True)
@@ -79,12 +84,12 @@ def causal_lm_encoder(
     tokenizer: PreTrainedTokenizerBase, max_length: int, encoder_decoder: bool
 ) -> EncodeBatch:
     """Return what encodes some rows as :func:`encode_causal_lm` does."""
-    start, end = _special_tokens(tokenizer)
+    start, end = special_tokens(tokenizer)
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def encode(batch: Columns) -> tuple[list[Row], int]:
         rows, num_cut = [], 0
-        prompts, responses = (_token_ids(tokenizer, batch[name]) for name in ("prompt", "response"))
+        prompts, responses = (token_ids(tokenizer, batch[name]) for name in ("prompt", "response"))
         for prompt, response in zip(prompts, responses, strict=True):
             response = response + eos
             if encoder_decoder:
@@ -92,7 +97,7 @@ def causal_lm_encoder(
                 ids, labels = start + prompt[:room] + end, response[:max_length]
                 cut = len(prompt) > room or len(response) > max_length
             else:
-                head, labels = _fit(prompt, response, max_length - len(start))
+                head, labels = fit(prompt, response, max_length - len(start))
                 ids, labels = start + head + labels, [IGNORED_LABEL] * len(start + head) + labels
                 cut = len(ids) < len(start + prompt + response)
             rows.append(Row(input_ids=ids, labels=labels))
@@ -114,12 +119,12 @@ def encode_prompts(
     its left when it is too long; an encoder-decoder model's has its special tokens and loses its
     end, as in :func:`encode_causal_lm`.
     """
-    start, end = _special_tokens(tokenizer)
-    prompts = _token_ids(tokenizer, dataset["prompt"])
+    start, end = special_tokens(tokenizer)
+    prompts = token_ids(tokenizer, dataset["prompt"])
     if encoder_decoder:
         room = max_length - len(start) - len(end)
         return [start + prompt[:room] + end for prompt in prompts]
-    return [start + _last(prompt, max_length - len(start)) for prompt in prompts]
+    return [start + last(prompt, max_length - len(start)) for prompt in prompts]
 
 
 def encode_multiple_choice(
@@ -137,11 +142,11 @@ def encode_multiple_choice(
     a quarter of the room, options lose their ends. An encoder-decoder model's prompt and options
     are each cut at their end to ``max_length``.
     """
-    start, end = _special_tokens(tokenizer)
+    start, end = special_tokens(tokenizer)
     num_eos = 0 if tokenizer.eos_token_id is None else 1
 
     def encode(batch: Columns) -> tuple[list[Row], int]:
-        prompts = _token_ids(tokenizer, batch["prompt"])
+        prompts = token_ids(tokenizer, batch["prompt"])
         all_options = _options(batch, tokenizer, encoder_decoder)
         rows, num_cut = [], 0
         examples = zip(prompts, all_options, batch["options"], batch["answer"], strict=True)
@@ -152,7 +157,7 @@ def encode_multiple_choice(
                 ids = start + head + end
             else:
                 room = max_length - len(start) - num_eos
-                head = _last(prompt, max(room - longest, room // 4))
+                head = last(prompt, max(room - longest, room // 4))
                 ids, room = start + head, room - len(head)
             cut = [option[:room] for option in options]
             rows.append(Row(input_ids=ids, labels=answer, options=cut, texts=texts))
@@ -167,18 +172,18 @@ def _options(
 ) -> list[list[list[int]]]:
     """Return the token ids of every question's options."""
     all_texts = batch["options"]
-    alone = iter(_token_ids(tokenizer, [text for texts in all_texts for text in texts]))
+    alone = iter(token_ids(tokenizer, [text for texts in all_texts for text in texts]))
     if encoder_decoder:
         return [[next(alone) for _ in texts] for texts in all_texts]
     # The prompt's last line is context enough to part the tokens, and much shorter.
     lines = [prompt.rpartition("\n")[2] for prompt in batch["prompt"]]
     pairs = zip(lines, all_texts, strict=True)
     wholes = iter(
-        _token_ids(tokenizer, [f"{line} {text}" for line, texts in pairs for text in texts])
+        token_ids(tokenizer, [f"{line} {text}" for line, texts in pairs for text in texts])
     )
     return [
         [_continuation(line, next(wholes), next(alone)) for _ in texts]
-        for line, texts in zip(_token_ids(tokenizer, lines), all_texts, strict=True)
+        for line, texts in zip(token_ids(tokenizer, lines), all_texts, strict=True)
     ]
 
 
@@ -188,17 +193,19 @@ def _continuation(line: list[int], whole: list[int], alone: list[int]) -> list[i
     return whole[len(line) :] if parts else alone
 
 
-def _last(ids: list[int], room: int) -> list[int]:
+def last(ids: list[int], room: int) -> list[int]:
+    """Return the last ``room`` tokens."""
     return ids[max(0, len(ids) - room) :]
 
 
-def _fit(prompt: list[int], response: list[int], room: int) -> tuple[list[int], list[int]]:
+def fit(prompt: list[T], response: list[T], room: int) -> tuple[list[T], list[T]]:
     """Cut prompt and response to ``room`` tokens together, by the rule of encode_causal_lm."""
     kept = min(len(prompt), max(room - len(response), room // 4))
     return prompt[len(prompt) - kept :], response[: room - kept]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
+    """Return the token ids of texts, without special tokens."""
     texts = list(texts)
     if not texts:
         return []
@@ -206,7 +213,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the tokens that a tokenizer puts before and after a text by itself."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]

@@ -116,9 +116,16 @@ def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[s
     Raises:
         DataError: also when a label is not one of ``label_names``, with the row number.
     """
-    files = find_files(str(path), config.source_kind)
-    tables = [_read_file(found, config, private=True) for found in files.all]
+    tables = read_tables(config, Path(path))
     return _unify_all(tables, config, label_names, keep_partition_column=False)
+
+
+def read_tables(config: DataConfig, path: Path | None = None) -> list[Table]:
+    """Return the training tables of the source, or of another file, as they are read."""
+    if path is None:
+        return _read(config).train
+    files = find_files(str(path), config.source_kind)
+    return [_read_file(found, config, private=True) for found in files.all]
 
 
 def cap(dataset: Dataset, max_examples: int) -> Dataset:
@@ -168,8 +175,9 @@ def _read_files(source: str, config: DataConfig) -> RawData:
 def _read_file(path: str, config: DataConfig, private: bool = False) -> Table:
     dialect = Dialect(config.encoding, config.delimiter)
     asked = asked_columns(config, column_names(path, dialect, private))
-    found = read_columns(path, asked, dialect, keep_copy=not private, private=private)
-    return Table(found.dataset, path, private, found.names, found.declared, is_trimmed=True)
+    trim = config.task == "classification"  # a completion begins with its space
+    found = read_columns(path, asked, dialect, not private, trim, private)
+    return Table(found.dataset, path, private, found.names, found.declared, is_trimmed=trim)
 
 
 def _read_hub(source: str, config: DataConfig) -> RawData:
@@ -213,6 +221,12 @@ def _unify_all(
     keep_partition_column: bool,
 ) -> Dataset:
     parts = [unify(table, config, label_names, keep_partition_column) for table in tables]
+    for table, part in zip(tables, parts, strict=True):
+        if part.column_names != parts[0].column_names:
+            raise DataError(
+                f"{table.origin}: its rows are of another kind than those of {tables[0].origin}; "
+                "give files of one kind"
+            )
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 

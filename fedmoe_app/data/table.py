@@ -7,8 +7,9 @@ lines and a CSV header not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 from datasets import ClassLabel, Dataset
@@ -62,6 +63,25 @@ class Table:
                 fingerprint=f"{start:x}",
             )
             yield replace(self, dataset=part, first_row=self.first_row + start)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a row must have, in the words of messages.
+
+    Attributes:
+        by_none: said where no row has it.
+        but_not_by: said of the rows that do not.
+    """
+
+    by_none: str
+    but_not_by: str
+
+    @classmethod
+    def texts(cls, columns: Sequence[str]) -> Needed:
+        """Texts in all of some columns."""
+        named = " or ".join(f'"{column}"' for column in columns)
+        return cls(f"every row is empty in {named}", f"which are empty in {named}")
 
 
 def batches(dataset: Dataset, num_rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -134,6 +154,19 @@ def read_texts(table: Table, column: str, key: str) -> list[str]:
 def read_labels(table: Table, column: str, key: str = "data.label-field") -> list[str | None]:
     """Return a column of names, stripped, None where the value is missing or empty."""
     return [value or None for value in _read(table, column, key)]
+
+
+def read_cells(table: Table, column: str, key: str) -> list[Any]:
+    """Return a column as it stands: lists and objects as such, all else as text."""
+    check_column(table, column, key)
+    arrays = (
+        batch.column(column) for _, batch in batches(table.dataset, max(1, len(table.dataset)))
+    )
+    return [
+        cell
+        for array in arrays
+        for cell in (array if is_nested(array.type) else as_text(array)).to_pylist()
+    ]
 
 
 def _read(table: Table, column: str, key: str) -> list[str | None]:

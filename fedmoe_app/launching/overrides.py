@@ -30,6 +30,7 @@ Flat = dict[str, bool | float | int | str]
 _PAIR = re.compile(r"""([^\s=]+)=('[^']*'|"[^"]*"|\S+)""")
 # Keys that may name a folder or file, those of data also several files, separated by commas.
 _PATHS = ("data.source", "data.test-source", "model.name")
+_TEMPLATE = "data.chat-template"
 
 
 def app_defaults(app: Path) -> Flat:
@@ -116,7 +117,24 @@ def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:
     are no paths, even where a file is called the same.
     """
     absolute = {key: _absolute(key, str(flat[key]), folder) for key in _PATHS if flat.get(key)}
-    return dict(flat) | absolute
+    return with_template(dict(flat) | absolute, folder)
+
+
+def with_template(flat: Mapping[str, Any], folder: Path) -> Flat:
+    """Put a chat template's text in the place of its file's name: the nodes need no such file.
+
+    Raises:
+        ConfigError: it is named like a file, and cannot be read.
+    """
+    value = str(flat.get(_TEMPLATE, ""))
+    if "{" in value or not value.endswith(".jinja"):
+        return dict(flat)
+    path = folder / os.path.expanduser(value)
+    try:
+        return dict(flat) | {_TEMPLATE: path.read_text(encoding="utf-8-sig")}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f'{_TEMPLATE} = "{value}": {path} cannot be read ({reason})') from None
 
 
 def _absolute(key: str, value: str, folder: Path) -> str:

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedmoe_app.config import EMBEDDED, NODES, ConfigError, RunConfig
 from fedmoe_app.launching.environment import default_environment
 from fedmoe_app.names import COMBINE, PRESET_NAMES, SCHEME_NAMES, is_own_scheme, unknown_scheme
+
+if TYPE_CHECKING:
+    from fedmoe_app.data.sources import TextData
+
+_LOOKED_AT = 200  # conversations; a template's faults show in the first ones
 
 
 def check_simulated(config: RunConfig, num_clients: int) -> None:
@@ -88,8 +94,29 @@ def _check_data(config: RunConfig, num_clients: int) -> None:
 
     _check_files("data.source", data.source)
     _check_files("data.test-source", data.test_source)
-    train = load_text_data(data).train
-    partition_sizes(train, data, num_clients, config.seed)
+    found = load_text_data(data)
+    partition_sizes(found.train, data, num_clients, config.seed)
+    _check_conversations(config, found)
+
+
+def _check_conversations(config: RunConfig, found: TextData) -> None:
+    """Put the first conversations through the chat template, which may refuse some."""
+    named = {"data.source": found.train, "data.test-source": found.test}
+    parts = {key: part for key, part in named.items() if part and "messages" in part.column_names}
+    if not parts:
+        return
+    from fedmoe_app.data.errors import DataError
+    from fedmoe_app.data.language import row_encoder
+    from fedmoe_app.data.tokenizer import load_tokenizer
+
+    data = config.data
+    tokenizer = load_tokenizer(config.model.name, PRESET_NAMES)
+    for key, part in parts.items():
+        encoder = row_encoder(part.column_names, tokenizer, data.max_length, False, data)
+        try:
+            encoder.rows(part[:_LOOKED_AT])
+        except DataError as error:
+            raise DataError(f"{key}, {error}") from None
 
 
 def _check_files(key: str, names: str) -> None:

@@ -22,6 +22,7 @@ from fedmoe_app.launching.overrides import (
     with_absolute_paths,
     with_output_dir,
     with_run_name,
+    with_template,
 )
 from fedmoe_app.launching.preflight import check_scheme_name, check_simulated
 from fedmoe_app.launching.resources import check_cpus, check_gpus
@@ -93,7 +94,8 @@ def run_simulated(
 def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
     """Run on the nodes of the SuperLink connection ``name``; raises as :func:`run_simulated`."""
     connection = find_connection(name)
-    flat = with_run_name(app_defaults(app) | given, datetime.now())
+    flat = with_template(app_defaults(app) | given, Path.cwd())
+    flat = with_run_name(flat, datetime.now())
     # On another machine the ServerApp knows better where results belong.
     config = check(with_output_dir(flat) if connection.is_local else flat, None)
     check_scheme_name(config.scheme)

@@ -46,10 +46,13 @@ class MultipleChoice(CausalLM):
         )
 
     def collate(self, rows: Sequence[Row], device: torch.device) -> Batch:
-        """Make a training batch: each question with its right option and the end of sequence."""
+        """Make a training batch of :meth:`training_row`."""
+        return super().collate([self.training_row(row) for row in rows], device)
+
+    def training_row(self, row: Row) -> Row:
+        """Return a question with its right option and the end of sequence."""
         eos = self.tokenizer.eos_token_id
-        end = [] if eos is None else [eos]
-        return super().collate([self._sequence(row, _right(row), end) for row in rows], device)
+        return self._sequence(row, _right(row), [] if eos is None else [eos])
 
     def score_rows(self, model: PreTrainedModel, rows: Sequence[Row]) -> Score:
         """Count the questions whose right option is the most likely one.

@@ -12,20 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fedmoe_app.data.encoding import (
-    IGNORED_LABEL,
-    Encoded,
-    Row,
-    causal_lm_encoder,
-    encode_prompts,
-)
+from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row
+from fedmoe_app.data.language import encode_rows
 from fedmoe_app.local.answer_numbers import first_number, has_number, last_number, whole_number
 from fedmoe_app.local.tasks import CausalLM, Score
 
@@ -43,16 +37,7 @@ class ExactMatch(CausalLM):
 
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise as :class:`CausalLM`; keep the whole prompt and the reference beside it."""
-        encode_pairs = causal_lm_encoder(self.tokenizer, self.max_length, self.encoder_decoder)
-
-        def encode(batch: dict[str, list[Any]]) -> tuple[list[Row], int]:
-            rows, num_cut = encode_pairs(batch)
-            prompts = encode_prompts(batch, self.tokenizer, self.max_length, self.encoder_decoder)
-            for row, prompt, reference in zip(rows, prompts, batch["response"], strict=True):
-                row["prompt"], row["reference"] = prompt, reference
-            return rows, num_cut
-
-        return Encoded.of(dataset, encode)
+        return encode_rows(dataset, self.encoder(dataset.column_names), with_questions=True)
 
     @torch.no_grad()
     def score_rows(self, model: PreTrainedModel, rows: Sequence[Row]) -> Score:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,21 +18,23 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    stop_ids: Collection[int] = (),
 ) -> list[str]:
     """Return what the model says to each prompt: the most likely token at every step.
 
     Prompts are padded on the left, since a decoder-only model continues at the right end. A row
     ends at an end-of-sequence token, of the tokenizer or of the model. The key-value cache is used
-    whatever the model's config says.
+    whatever the model's config says. A chat template may end answers with another token.
 
     Args:
         model: in eval mode.
         tokenizer: with a padding token.
         prompts: token ids, special tokens included; at least one.
         max_new_tokens: at most so many are generated.
+        stop_ids: other tokens that end an answer.
     """
     ids, mask = _pad_left(prompts, tokenizer.pad_token_id)  # [B, S]
-    with _only(model, _greedy(model, tokenizer, max_new_tokens)) as settings:
+    with _only(model, _greedy(model, tokenizer, max_new_tokens, stop_ids)) as settings:
         out = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -80,11 +82,14 @@ def _only(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[Genera
 
 
 def _greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
 ) -> GenerationConfig:
     """Return plain greedy search."""
     own = getattr(model.generation_config, "eos_token_id", None)
-    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *stop_ids} - {None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,

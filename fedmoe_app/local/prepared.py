@@ -23,6 +23,7 @@ from fedmoe_app.data.files import looks_like_file
 from fedmoe_app.data.found import find_files
 from fedmoe_app.data.names import file_names
 from fedmoe_app.data.reading.stored import map_file, write_batches
+from fedmoe_app.data.templates import own_template
 from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.setup import Setup, client_data
@@ -51,6 +52,7 @@ def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) ->
         [_RECIPE_VERSION, tokens],
         config.model.name,  # an encoder-decoder model's rows are others
         config.data.model_dump(),
+        own_template(config.data) if config.data.own_template else "",  # a file's may have changed
         [config.seed, node.partition_id, node.num_partitions],
         [task.label_names, task.data_fingerprint, source],
     ]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedmoe_app.config import NODES, ConfigError, RunConfig
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
+from fedmoe_app.data.templates import adopt_template
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.local.choices import MultipleChoice
 from fedmoe_app.local.exact_match import ExactMatch
@@ -75,6 +76,7 @@ def load_setup(
     head = resolve_head(name, config.model.head if classifies else "label-words")
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
+    adopt_template(tokenizer, config.data)
     model = load_model(
         name,
         task=config.data.task,
@@ -93,7 +95,9 @@ def load_setup(
     )
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
-    task = _task(config, tokenizer, model, head, label_names)
+    if config.data.metric == "exact-match":
+        check_generation_fits(model, name, config.data.max_length, config.data.max_new_tokens)
+    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
     fingerprint = _base_fingerprint(config, model)
     model.to(device(on))  # type: ignore[arg-type]
     layers = find_moe_layers(model)
@@ -142,22 +146,30 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
     (new_name or model.gradient_checkpointing_enable)()
 
 
-def _task(
+def make_task(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
+    encoder_decoder: bool,
     head: str,
     label_names: Sequence[str],
 ) -> Task:
-    data, encoder_decoder = config.data, model.config.is_encoder_decoder
+    """Return the run's task on a tokenizer.
+
+    Args:
+        config: the run config.
+        tokenizer: the model's.
+        encoder_decoder: whether the model is one.
+        head: the resolved way of classifying.
+        label_names: class names in index order; only for classification.
+    """
+    data = config.data
     length, new_tokens = data.max_length, data.max_new_tokens
     if data.task == "multiple-choice":
         return MultipleChoice(tokenizer, length, encoder_decoder, data.metric == "acc-norm")
     if data.metric == "exact-match":
-        check_generation_fits(model, config.model.name, length, new_tokens)
-        return ExactMatch(tokenizer, length, encoder_decoder, new_tokens)
+        return ExactMatch(tokenizer, length, encoder_decoder, new_tokens, data)
     if data.task == "causal-lm":
-        return CausalLM(tokenizer, length, encoder_decoder, new_tokens)
+        return CausalLM(tokenizer, length, encoder_decoder, new_tokens, data)
     if head == "label-words":
         return LabelWords(tokenizer, length, label_names)
     return SequenceClassification(tokenizer, length)

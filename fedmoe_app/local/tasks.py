@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from datasets import Dataset
@@ -18,15 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedmoe_app.config import ConfigError
+from fedmoe_app.config import ConfigError, DataConfig
+from fedmoe_app.data.chat_template import stop_ids
 from fedmoe_app.data.encoding import (
     IGNORED_LABEL,
     Encoded,
     Row,
     collate,
-    encode_causal_lm,
     encode_classification,
 )
+from fedmoe_app.data.language import RowEncoder, encode_rows, row_encoder
 from fedmoe_app.data.tokenizer import label_token
 from fedmoe_app.local.generation import generate
 
@@ -171,7 +173,7 @@ class LabelWords(SequenceClassification):
 
 
 class CausalLM(Task):
-    """Instruction tuning: the loss covers the response's tokens only."""
+    """Language modelling: the loss covers the answers' tokens only, or all of a plain text."""
 
     metric = "token accuracy"
 
@@ -181,16 +183,23 @@ class CausalLM(Task):
         max_length: int,
         encoder_decoder: bool,
         max_new_tokens: int = 64,
+        data: DataConfig | None = None,
     ) -> None:
+        """Take the run's data section where rows may be conversations, which need it."""
         super().__init__(tokenizer, max_length)
         self.encoder_decoder = encoder_decoder
         self.max_new_tokens = max_new_tokens
+        self._data = data
+
+    def encoder(self, columns: Sequence[str]) -> RowEncoder:
+        """Return what encodes rows of these columns (see :mod:`fedmoe_app.data.causal_lm`)."""
+        return row_encoder(
+            columns, self.tokenizer, self.max_length, self.encoder_decoder, self._data
+        )
 
     def encode(self, dataset: Dataset) -> Encoded:
-        """Tokenise ``prompt`` and ``response``; ``labels`` is -100 outside the response."""
-        return encode_causal_lm(
-            dataset, self.tokenizer, self.max_length, encoder_decoder=self.encoder_decoder
-        )
+        """Tokenise; ``labels`` is -100 outside of what is learnt."""
+        return encode_rows(dataset, self.encoder(dataset.column_names))
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return next-token logits ``[items, V]`` of the response tokens."""
@@ -216,7 +225,9 @@ class CausalLM(Task):
         if not rows:
             return []
         prompts = [self._prompt(row) for row in rows]
-        return generate(model, self.tokenizer, prompts, self.max_new_tokens)
+        of_chats = any("prompt_length" in row for row in rows)
+        stops = self._stop_ids if of_chats else ()
+        return generate(model, self.tokenizer, prompts, self.max_new_tokens, stops)
 
     def samples(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[Sample]:
         """Return ``prompt``, ``expected`` and ``generated`` of each row, as in the context."""
@@ -229,13 +240,21 @@ class CausalLM(Task):
             for row, generated in zip(rows, self.answer(model, rows), strict=True)
         ]
 
+    @cached_property
+    def _stop_ids(self) -> tuple[int, ...]:
+        return stop_ids(self.tokenizer, self._data) if self._data else ()
+
     def _prompt(self, row: Row) -> list[int]:
+        if "prompt_length" in row:
+            return row["input_ids"][: row["prompt_length"]]
         labels = row["labels"]
         if self.encoder_decoder or isinstance(labels, int):
             return row["input_ids"]
         return [i for i, label in zip(row["input_ids"], labels, strict=True) if label < 0]
 
     def _expected(self, row: Row) -> str:
+        if "prompt_length" in row:
+            return self._text(row["input_ids"][row["prompt_length"] :]).strip()
         labels = row["labels"]
         assert isinstance(labels, list)
         return self._text([label for label in labels if label != IGNORED_LABEL])

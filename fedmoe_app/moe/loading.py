@@ -231,6 +231,16 @@ def resolve_head(name_or_config: str | PreTrainedConfig, head: str) -> Head:
     return "sequence" if possible and head != "label-words" else "label-words"
 
 
+def is_encoder_decoder(name: str) -> bool:
+    """Tell whether a model has an encoder and a decoder; only its config is read.
+
+    Raises:
+        ModelNotFoundError: the name leads to no model.
+    """
+    config = _config(name, vocab_size=2**17, max_length=8, special={"pad_token_id": 0})
+    return bool(config.is_encoder_decoder)
+
+
 def _config(
     name: str, vocab_size: int, max_length: int, special: dict[str, Any]
 ) -> PreTrainedConfig:

@@ -103,9 +103,11 @@ def test_a_node_file(tmp_path: Path, config: MakeConfig) -> None:
         load_node_file(Path(path), config(), ("B", "C"))
 
 
-def test_the_embedded_corpus_has_no_instructions(corpus: Corpus, config: MakeConfig) -> None:
+def test_the_embedded_corpus_is_plain_text(corpus: Corpus, config: MakeConfig) -> None:
+    data = load_text_data(config(task="causal-lm", partition="iid"))
+    assert data.train.column_names == ["text"]
     with pytest.raises(DataError, match='"instruction": embedded has no such column.*text, label'):
-        load_text_data(config(task="causal-lm", partition="iid"))
+        load_text_data(config(task="causal-lm", partition="iid", instruction_field="instruction"))
 
 
 def test_cap_keeps_the_shares_of_the_classes() -> None:

@@ -14,6 +14,7 @@ from fedmoe_app.launching.overrides import (
     with_absolute_paths,
     with_output_dir,
     with_run_name,
+    with_template,
 )
 from fedmoe_app.report.log import RunFolder
 from tests.conftest import REPOSITORY, flat_config
@@ -123,6 +124,19 @@ def test_a_model_folder_becomes_absolute(tmp_path: Path) -> None:
     (tmp_path / "my,model").mkdir()
     flat = with_absolute_paths({"model.name": "my,model"}, tmp_path)
     assert flat == {"model.name": f"{tmp_path}/my,model"}
+
+
+def test_a_template_travels_as_its_text(tmp_path: Path) -> None:
+    text = "{% for message in messages %}ä{% endfor %}"
+    (tmp_path / "own.jinja").write_text(text, encoding="utf-8-sig")
+    for value in ("own.jinja", str(tmp_path / "own.jinja"), text):
+        flat = with_absolute_paths({"data.chat-template": value}, tmp_path)
+        assert flat == with_template(flat, tmp_path) == {"data.chat-template": text}
+    for word in ("auto", "always", "never", "own.txt"):
+        (tmp_path / word).touch()
+        assert with_template({"data.chat-template": word}, tmp_path) == {"data.chat-template": word}
+    with pytest.raises(ConfigError, match=r'"no\.jinja": .* cannot be read \(No such file'):
+        with_template({"data.chat-template": "no.jinja"}, tmp_path)
 
 
 def test_run_name_is_scheme_and_time() -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app.data.errors import DataError
 from fedmoe_app.launching.preflight import check_scheme_name, check_simulated, check_sources
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.names import COMBINE, PRESET_NAMES, SCHEME_NAMES
 from fedmoe_app.schemes import SCHEMES
 from tests.conftest import flat_config, make_config
+from tests.data.chat_templates import GEMMA, messages
 
 
 def write_rows(path: Path, count: int = 8) -> Path:
@@ -116,3 +118,15 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     path.write_text('{"body": "a", "kind": "b"}\n{"body": \n')
     with pytest.raises(ValueError, match="line 2 is not valid JSON"):
         check_sources(make_config(**own_data(path)), 2)
+
+
+def test_conversations_that_a_template_refuses_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    said = [messages("Hi", "Yes"), messages(("system", "S"), "Hi", "Yes")] * 3
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in said))
+    chats = {"data.source": str(path), "data.task": "causal-lm", "data.partition": "iid"}
+    check_sources(make_config(**chats), 2)
+    chats |= {"data.chat-template": GEMMA}
+    with pytest.raises(DataError, match=r"data\.source, row 2: .*System role not supported"):
+        check_sources(make_config(**chats), 2)
+    check_sources(make_config(**chats, **{"data.system-messages": "merge"}), 2)

@@ -20,6 +20,7 @@ from fedmoe_app.local.setup import load_setup, server_data
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.records import TrainTask
 from tests.conftest import make_config
+from tests.data.chat_templates import CHATML, GEMMA, messages
 
 ROWS = [{"instruction": f"Say {i}.", "response": f"It is {i}."} for i in range(12)]
 LM = {"data.task": "causal-lm", "data.partition": "iid"}
@@ -79,6 +80,23 @@ def test_partitions_models_lengths_and_changed_files_are_kept_apart(
     others.append(rows_of(node, **source))
     assert all(other.train != base.train for other in others)
     assert cached(home) == 5
+
+
+def test_another_text_in_the_template_s_file_gives_other_rows(tmp_path: Path, home: Path) -> None:
+    rows = [{"messages": messages(f"Say {i}.", f"It is {i}.")} for i in range(12)]
+    template = tmp_path / "own.jinja"
+    source = {
+        "data.source": write(tmp_path / "a.jsonl", rows),
+        "data.chat-template": str(template),
+    }
+    node = Node(0, 0, 2, None)
+    found = []
+    for text in (CHATML, GEMMA, CHATML):
+        template.write_text(text)
+        found.append(rows_of(node, **source).train)
+    assert found[0] == found[2] != found[1]
+    assert found[0][0]["prompt_length"] > 0
+    assert cached(home) == 2
 
 
 @pytest.mark.parametrize("source", ["embedded", "file"])
