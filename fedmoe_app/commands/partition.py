@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmoe_app.config import NODES, ConfigError, RunConfig
+from fedmoe_app.data.names import base_names
 from fedmoe_app.data.partitions import partition_labels, partition_sizes
 from fedmoe_app.data.sources import load_text_data
 
@@ -120,7 +121,7 @@ def describe_setting(config: RunConfig) -> str:
     data = config.data
     by = "" if data.partition == "iid" else f" by {data.partition_column}"
     alpha = f", α = {data.alpha:g}" if data.partition == "dirichlet" else ""
-    return f"{Path(data.source).name}: {data.partition}{by}{alpha}, seed {config.seed}"
+    return f"{base_names(data.source)}: {data.partition}{by}{alpha}, seed {config.seed}"
 
 
 def _name(value: str | int, label_names: Sequence[str]) -> str:

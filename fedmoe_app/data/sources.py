@@ -27,6 +27,7 @@ from fedmoe_app.data.columns import Table, find_label_names, unify
 from fedmoe_app.data.corpus import load_corpus
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.files import FORMATS, looks_like_file, quiet_datasets, read_file
+from fedmoe_app.data.names import file_names
 
 # The caps draw the same examples in every run; the run seed only changes the partition.
 _CAP_SEED = 0
@@ -142,8 +143,7 @@ def _read_embedded(source: str) -> RawData:
 
 
 def _read_files(sources: str, keep_copies: bool = True) -> RawData:
-    paths = [path.strip() for path in sources.split(",") if path.strip()]
-    return RawData([Table(read_file(path, keep_copies), path) for path in paths], [])
+    return RawData([Table(read_file(path, keep_copies), path) for path in file_names(sources)], [])
 
 
 def _read_hub(source: str) -> RawData:
@@ -165,7 +165,7 @@ def _read_hub(source: str) -> RawData:
 
 
 def _are_files(source: str) -> bool:
-    return any(looks_like_file(part.strip()) for part in source.split(","))
+    return any(looks_like_file(path) for path in file_names(source))
 
 
 SOURCES = (

@@ -18,6 +18,7 @@ from fedmoe_app.data.cache import build_once
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
+from fedmoe_app.data.names import file_names
 from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.setup import Setup, client_data
@@ -62,7 +63,7 @@ def _source_key(config: RunConfig) -> str | None:
     source = config.data.source
     if source == EMBEDDED:
         return recipe_key()
-    paths = [Path(part.strip()) for part in source.split(",")]
+    paths = [Path(name) for name in file_names(source)]
     if not all(looks_like_file(str(path)) and path.is_file() for path in paths):
         return None
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
