@@ -37,7 +37,7 @@ def test_later_items_win_over_files_and_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("scheme=fedavg", r"scheme=fedavg: .* quotes: 'scheme=\"fedavg\"'"),
+        ("scheme=fedavg", r"scheme=fedavg: strings stand in quotes; type -c 'scheme=\"fedavg\"'"),
         ("seed", r"'seed': cannot read 'seed'"),
         ("seed=1 , b=2", r"cannot read ','"),
         ("seed=[1]", r"seed=\[1\]: give a number"),
