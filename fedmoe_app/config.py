@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -41,12 +41,14 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "almost_key",
+    "check_labels_known",
     "default_run_config",
     "flatten_run_config",
     "flatten_table",
     "known_keys",
     "nearest_keys",
     "parse_run_config",
+    "unknown_key",
 ]
 
 FlatConfig = Mapping[str, bool | float | int | str]
@@ -66,6 +68,23 @@ def parse_run_config(flat: FlatConfig) -> RunConfig:
         return RunConfig.model_validate(_nest(flat))
     except ValidationError as error:
         raise ConfigError(_readable(error)) from None
+
+
+def check_labels_known(data: DataConfig) -> None:
+    """Refuse nodes with data of their own whose classes the server does not know.
+
+    A file of names is not looked at: it lies on the server's machine, which need not be this one.
+
+    Raises:
+        ConfigError: naming the key and its forms.
+    """
+    unnamed = not data.label_names_file and len(data.labels) < 2
+    if data.source == NODES and data.task == "classification" and unnamed:
+        raise ConfigError(
+            f'data.label-names = "{data.label_names}": with data.source = "nodes" the server '
+            "cannot see the labels; name at least two, separated by commas or as a list, or one a "
+            "line in a file that data.label-names-file names"
+        )
 
 
 def _nest(flat: FlatConfig) -> dict[str, Any]:
@@ -125,13 +144,17 @@ def _readable(error: ValidationError) -> str:
         if fault["type"] == "missing":
             lines.append(f"{key}: missing from the run config")
         elif fault["type"] == "extra_forbidden":
-            choices = _choices(fault["loc"])
-            lines.append(f"{key}: unknown key; choose one of {choices}{_near(key, fault['input'])}")
+            lines.append(unknown_key(fault["loc"]) + _near(key, fault["input"]))
         elif isinstance(fault["input"], Mapping):
             lines.append(f"{key}: {message}")
         else:
             lines.append(f"{key} = {_shown(fault['input'])}: {message}")
     return "run config: " + "; ".join(lines)
+
+
+def unknown_key(path: Sequence[int | str]) -> str:
+    """Return what to say of a key that there is not; ``path`` is the key, split at its dots."""
+    return f"{'.'.join(map(str, path))}: unknown key; choose one of {_choices(path)}"
 
 
 def _near(key: str, value: Any) -> str:
@@ -148,11 +171,13 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, float) else json.dumps(value, default=str)
 
 
-def _choices(loc: tuple[int | str, ...]) -> str:
+def _choices(path: Sequence[int | str]) -> str:
     section: type[BaseModel] = RunConfig
-    for part in loc[:-1]:
-        field = section.model_fields[str(part).replace("-", "_")]
-        section = field.annotation  # type: ignore[assignment]
+    for part in path[:-1]:
+        field = section.model_fields.get(str(part).replace("-", "_"))
+        if field is None or field.annotation not in Section.__subclasses__():
+            break
+        section = field.annotation
     return ", ".join(name.replace("_", "-") for name in section.model_fields)
 
 

@@ -204,21 +204,3 @@ def check_classes(names: Sequence[str], source: str) -> None:
             f'data.source = "{source}": every row {found}; a classifier needs at least two: add '
             "rows of another class, or name all classes in data.label-names"
         )
-
-
-def check_named(text: str, names: Sequence[str]) -> None:
-    """Refuse nodes with data of their own whose classes the server cannot know.
-
-    Args:
-        text: ``data.label-names``.
-        names: what it and ``data.label-names-file`` name.
-
-    Raises:
-        DataError: naming the key.
-    """
-    if len(names) < 2:
-        raise DataError(
-            f'data.label-names = "{text}": with data.source = "nodes" the server cannot see the '
-            "labels; name at least two, separated by commas, as a list, or one a line in a file "
-            "that data.label-names-file names"
-        )

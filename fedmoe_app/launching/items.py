@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from fedmoe_app.config import ConfigError, almost_key, known_keys
+from fedmoe_app.config import ConfigError, almost_key, known_keys, unknown_key
 from fedmoe_app.launching.meant import (
     LIST_KEYS,
     PATH_KEYS,
@@ -18,6 +18,7 @@ from fedmoe_app.launching.meant import (
 from fedmoe_app.launching.pairs import Pairs, Unreadable, Value, read_pairs, to_type
 
 _OPTION = "--run-config"
+_TABLES = frozenset(key.partition(".")[0] for key in known_keys() if "." in key)
 _EXAMPLE = "give a .toml file or key=value pairs such as 'data.alpha=0.1 scheme=\"fedmoe\"'"
 
 
@@ -49,7 +50,9 @@ def read_item(item: str, beside: Sequence[str] = ()) -> Pairs:
         pairs = read_pairs(item)
     except Unreadable as error:
         _refuse(item, _unreadable(item, error), beside)
-    if fault := _find_fault(pairs, item):
+    fault = _find_fault(pairs, item)
+    # What has no advice is left to the check of the whole config, which names ranges and choices.
+    if fault and (fault.always or _typed(understand(item))):
         _refuse(item, fault)
     return pairs
 
@@ -92,8 +95,10 @@ def _find_fault(pairs: Mapping[str, Value], item: str) -> _Fault | None:
     for key, value in pairs.items():
         where = f"{_OPTION} {key}={value}"
         if key not in known_keys():
-            if near := almost_key(key):
-                return _Fault(where, f"unknown key; did you mean {near}?")
+            if almost_key(key):
+                in_table = key.partition(".")[0] in _TABLES  # else there are too many choices
+                what = unknown_key(key.split(".")) if in_table else f"{key}: unknown key"
+                return _Fault(_OPTION, what, always=True)
         elif isinstance(value, list) and not fits(key, value):
             return _Fault(where, list_fault(key), always=True)
         elif key in PATH_KEYS and has_control(value) and "\\" in item:

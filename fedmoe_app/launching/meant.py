@@ -127,7 +127,7 @@ def _pair(start: re.Match[str], raw: str, is_first: bool) -> Meant:
     key = _known(start["key"]) or start["key"]
     rules = []
     if key != start["key"]:
-        rules.append(f"unknown key {start['key']}, but there is {key}")
+        rules.append(f"the nearest key is {key}")
     if start["equals"] != "=":
         rules.append(EQUALS)
     bare = raw.rstrip().rstrip(",;").rstrip()
