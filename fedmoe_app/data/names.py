@@ -188,6 +188,20 @@ def _checked(names: tuple[str, ...], where: str, place: str) -> tuple[str, ...]:
     return names
 
 
+def torn_name(label: str, names: Sequence[str]) -> str:
+    """Return a hint for a label that is no class because ``data.label-names`` was split in it.
+
+    Args:
+        label: of a row; the hint does not quote it.
+        names: the run's class names.
+    """
+    parts = [part.strip() for part in label.split(",")]
+    if len(parts) < 2 or not set(parts) <= set(names):
+        return ""
+    example = as_list(["Health, safety", "Other"])
+    return f"; a class with a comma in its name is given in a list: data.label-names = '{example}'"
+
+
 def check_classes(names: Sequence[str], source: str) -> None:
     """Refuse to classify into fewer than two classes.
 

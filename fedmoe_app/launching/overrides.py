@@ -145,9 +145,12 @@ def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:
 
 def _all_absolute(key: str, value: str, folder: Path) -> str:
     names = file_names(value, folder, key)
+    absolute = tuple(_absolute(key, name, folder) for name in names)
+    if absolute == names:
+        return value
     # A list stays one; a path with commas, or one whose folder has them, stays whole.
     was_list = names != (value,) and value.lstrip().startswith("[")
-    return join_files([_absolute(key, name, folder) for name in names], was_list)
+    return join_files(absolute, was_list)
 
 
 def _absolute(key: str, name: str, folder: Path) -> str:

@@ -35,9 +35,9 @@ class ExactMatch(CausalLM):
 
     metric = "exact match"
 
-    def encode(self, dataset: Dataset) -> Encoded:
+    def _rows(self, dataset: Dataset) -> Encoded:
         """Tokenise as :class:`CausalLM`; keep the whole prompt and the reference beside it."""
-        rows = super().encode(dataset)
+        rows = super()._rows(dataset)
         prompts = encode_prompts(dataset, self.tokenizer, self.max_length, self.encoder_decoder)
         for row, prompt, reference in zip(rows, prompts, dataset["response"], strict=True):
             row["prompt"], row["reference"] = prompt, reference

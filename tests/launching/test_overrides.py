@@ -90,6 +90,40 @@ def test_each_of_several_files_becomes_absolute(tmp_path: Path) -> None:
     }
 
 
+def test_a_list_stays_a_list_and_a_path_with_commas_whole(tmp_path: Path) -> None:
+    for name in ("a.csv", "b, v2.csv", "[1].csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.txt").touch()
+    flat = {
+        "data.source": '["a.csv", "b, v2.csv", "not-there.csv"]',
+        "data.test-source": "b, v2.csv",
+        "data.label-names-file": "labels.txt",
+    }
+    assert with_absolute_paths(flat, tmp_path) == {
+        "data.source": f'["{tmp_path}/a.csv", "{tmp_path}/b, v2.csv", "not-there.csv"]',
+        "data.test-source": f"{tmp_path}/b, v2.csv",
+        "data.label-names-file": f"{tmp_path}/labels.txt",
+    }
+    assert with_absolute_paths({"data.source": "[1].csv"}, tmp_path) == {
+        "data.source": f"{tmp_path}/[1].csv"
+    }
+
+
+def test_files_in_a_folder_with_a_comma_become_a_list(tmp_path: Path) -> None:
+    folder = tmp_path / "my data, v2"
+    folder.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (folder / name).touch()
+    assert with_absolute_paths({"data.source": "a.csv,b.csv"}, folder) == {
+        "data.source": f'["{folder}/a.csv", "{folder}/b.csv"]'
+    }
+
+
+def test_what_is_not_there_stays_as_it_was_typed(tmp_path: Path) -> None:
+    flat = {"data.source": "/data/my data, v2/train.jsonl", "data.label-names-file": "x.txt"}
+    assert with_absolute_paths(flat, tmp_path) == flat
+
+
 def test_the_home_folder_is_that_of_who_types(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
