@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.overrides import app_defaults, check, read_overrides, with_absolute_paths
+from fedmoe_app.launching.preflight import check_files
 from fedmoe_app.report.table import LOG_WIDTH
 
 App = Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")]
@@ -80,6 +81,7 @@ def partition(
     path = picture_path(output or results_dir() / "partition.png")
     flat = app_defaults(app_folder(app_dir)) | read_overrides(run_config or [])
     config = check(with_absolute_paths(flat, Path.cwd()), None)
+    check_files(config.data)
     split = split_of(config, clients)
     print(describe_setting(config))
     print_split(split, _console())

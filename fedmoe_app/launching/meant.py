@@ -46,6 +46,12 @@ _KEY = re.compile(
 _ITEM = re.compile(
     rf"\s*(?:[{_DOUBLE}](.*?)[{_DOUBLE}]|[{_SINGLE}](.*?)[{_SINGLE}]|([^,]+))", re.DOTALL
 )
+# A bracket with a quotation mark after it, a pair of brackets with none inside, or several strings.
+# A path such as [1].csv is none of them.
+_LIKE_A_LIST = re.compile(
+    rf"""[\[(]\s*[{_DOUBLE}{_SINGLE}].*|\[[^\[\]]*\]|("[^"]*"|'[^']*')(\s*,\s*("[^"]*"|'[^']*'))+""",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -142,8 +148,10 @@ def _value(key: str, raw: str) -> tuple[Value | None, tuple[str, ...]]:
     known = known_keys()[key]
     if (value := _as_it_stands(key, raw)) is not None:
         return value, ()
-    if names := _list(raw):
-        return (names, (LIST,)) if key in LIST_KEYS else (_no_list(key, names), ())
+    if key in LIST_KEYS and (names := _list(raw)):
+        return names, (LIST,)
+    if (value := _no_list(key, raw)) is not None:
+        return value, ()
     text, rules = _unquoted(raw)
     if known.kind is str:
         return _text(known, text, raw, rules)
@@ -185,7 +193,7 @@ def _text(known: Key, text: str, raw: str, rules: list[str]) -> tuple[str | None
         return "", (NONE,)
     if known.choices and text not in known.choices:
         close = get_close_matches(text.lower(), known.choices, 1, 0.8)
-        rules = [*(rules or [UNQUOTED]), f"there {text!r} is none of {', '.join(known.choices)}"]
+        rules = [*(rules or [UNQUOTED]), f"{text!r} is none of {', '.join(known.choices)}"]
         return (close[0] if close else None), tuple(rules)
     return text, tuple(rules or [UNQUOTED])
 
@@ -201,18 +209,23 @@ def _unquoted(raw: str) -> tuple[str, list[str]]:
     return raw[1:-1], [] if raw[0] == raw[-1] and raw[0] in "\"'" else [CURLY]
 
 
-def _no_list(key: str, names: list[str]) -> Value | None:
-    if key in _WORD_KEYS:
-        return ", ".join(names)
-    return _value(key, names[0])[0] if len(names) == 1 else None
+def _no_list(key: str, raw: str) -> Value | None:
+    """Return what a list holds that stands for one value; None if ``raw`` is no such list."""
+    try:
+        values = read_value(key, raw)
+    except Unreadable:
+        return None
+    if not isinstance(values, list):
+        return None
+    if key in _WORD_KEYS and all(isinstance(each, str) for each in values):
+        return ", ".join(values)
+    return values[0] if len(values) == 1 and fits(key, values[0]) else None
 
 
 def _list(raw: str) -> list[str]:
     """Return the names of a list with wrong brackets or quotation marks; none if it is no list."""
-    inner, brackets = raw, ("[", "]")
-    if raw[:1] in ("[", "("):
-        inner = raw[1:].removesuffix("]").removesuffix(")")
-    elif not re.fullmatch(r"""("[^"]*"|'[^']*')(\s*,\s*("[^"]*"|'[^']*'))+""", raw):
+    if not _LIKE_A_LIST.fullmatch(raw):
         return []
+    inner = raw[1:].removesuffix("]").removesuffix(")") if raw[0] in "[(" else raw
     found = (next(filter(None, groups), "") for groups in _ITEM.findall(inner))
-    return [name for each in found if (name := each.strip()) and name not in brackets]
+    return [name for each in found if (name := each.strip())]

@@ -19,6 +19,7 @@ from fedmoe_app.config import (
     default_run_config,
     parse_run_config,
 )
+from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.names import as_list, file_names, is_path, join_files
 from fedmoe_app.launching.config_file import Flat, read_config_file, without_lists
 from fedmoe_app.launching.items import read_item
@@ -186,6 +187,11 @@ def with_output_dir(flat: Mapping[str, Any]) -> Flat:
 def check(flat: Mapping[str, Any], num_clients: int | None) -> RunConfig:
     """Check a whole run config; with the number of simulated clients, check that, too."""
     config = parse_run_config(flat)
+    if not config.data.label_names_file:  # which may lie on another machine
+        try:
+            _ = config.data.labels
+        except DataError as error:
+            raise ConfigError(f"run config: {error}") from None
     if num_clients is not None and num_clients < config.min_clients:
         raise ConfigError(
             f"--clients {num_clients}: the run config asks for min-clients = "

@@ -156,9 +156,7 @@ def _check_data(config: RunConfig, num_clients: int) -> tuple[str, ...]:
     from fedmoe_app.data.partitions import partition_sizes
     from fedmoe_app.data.sources import load_text_data
 
-    if data.source != EMBEDDED:
-        _check_files("data.source", data.source)
-    _check_files("data.test-source", data.test_source)
+    check_files(data)
     found = load_text_data(data)
     if data.task == "classification":
         check_classes(found.label_names, data.source)
@@ -185,8 +183,18 @@ def _is_embedded_as_it_comes(data: DataConfig, num_clients: int) -> bool:
     return as_it_comes and splits[data.partition] and num_clients * 100 <= rows
 
 
-def _check_files(key: str, value: str) -> None:
-    """Say which key names a file that is not there; what is in a file, its reader says."""
+def check_files(data: DataConfig) -> None:
+    """Say which key names a file that is not there; what is in a file, its reader says.
+
+    Raises:
+        ConfigError: naming key and path, and how a value with commas was taken.
+    """
+    if data.source not in (EMBEDDED, NODES):
+        _check_value("data.source", data.source)
+    _check_value("data.test-source", data.test_source)
+
+
+def _check_value(key: str, value: str) -> None:
     from fedmoe_app.data.files import looks_like_file
 
     for name in file_names(value, key=key):

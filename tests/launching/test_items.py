@@ -111,6 +111,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ('track=["wandb", "mlflow"]', {"track": "wandb, mlflow"}),
     ('scheme=["fedmoe"]', {"scheme": "fedmoe"}),
     ("seed=[1]", {"seed": 1}),
+    ("data.source=[1].csv", {"data.source": "[1].csv"}),
+    ("data.source=[ward]/train.jsonl, [b].csv", {"data.source": "[ward]/train.jsonl, [b].csv"}),
+    ("data.source=(old) a.csv", {"data.source": "(old) a.csv"}),
+    ("data.text-field=[x]", {"data.text-field": "[x]"}),
     # keys
     ("data.label_names=\"a, b\"", {"data.label-names": "a, b"}),
     ("Data.Alpha=0.5", {"data.alpha": 0.5}),

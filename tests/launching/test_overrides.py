@@ -183,6 +183,12 @@ def test_fewer_nodes_than_min_clients_are_refused() -> None:
         check(flat, 2)
 
 
+@pytest.mark.parametrize("names", ["a", "a, b, a", "['a', 'b']", '["a", ""]'])
+def test_names_that_are_no_classes_are_refused_with_the_config(names: str) -> None:
+    with pytest.raises(ConfigError, match="run config: data.label-names = "):
+        check(flat_config(**{"data.label-names": names}), None)
+
+
 def test_a_run_goes_on_with_its_own_config_unless_told_otherwise(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.write_config({"seed": 7, "data.alpha": 0.1, "run-name": "run"})
