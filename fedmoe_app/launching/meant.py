@@ -34,6 +34,7 @@ BACKSLASH = (
     "a backslash in \"...\" begins an escape, such as \\n for a new line; '...' takes it as it "
     "stands, and in a path / does, too"
 )
+AFTER = "a space and the next key=value follow after a string"
 INSIDE = "a quotation mark inside of a string ends it, unless the marks around it are others"
 NONE = 'nothing is the empty string ""'
 LIST = 'a list is written as ["a", "b"]'
@@ -49,7 +50,7 @@ _ITEM = re.compile(
 # A bracket with a quotation mark after it, a pair of brackets with none inside, or several strings.
 # A path such as [1].csv is none of them.
 _LIKE_A_LIST = re.compile(
-    rf"""[\[(]\s*[{_DOUBLE}{_SINGLE}].*|\[[^\[\]]*\]|("[^"]*"|'[^']*')(\s*,\s*("[^"]*"|'[^']*'))+""",
+    rf"""[\[(]\s*[{_DOUBLE}{_SINGLE}].*|\[[^\[\]]*\]|("[^"]*"|'[^']*')(\s*[,\s]\s*("[^"]*"|'[^']*'))+""",
     re.DOTALL,
 )
 
@@ -185,10 +186,12 @@ def has_control(value: Value) -> bool:
 
 
 def _text(known: Key, text: str, raw: str, rules: list[str]) -> tuple[str | None, tuple[str, ...]]:
-    if not text and not known.takes(""):
-        return None, tuple(rules)
     if text != raw and not rules:
         rules.append(BACKSLASH if "\\" in text and raw[0] == '"' else INSIDE)
+    if not _is_one_text(text, raw):
+        return None, (AFTER,)
+    if not text and not known.takes(""):
+        return None, tuple(rules)
     if text == raw and text.lower() in ("none", "null", "nil") and known.takes(""):
         return "", (NONE,)
     if known.choices and text not in known.choices:
@@ -196,6 +199,21 @@ def _text(known: Key, text: str, raw: str, rules: list[str]) -> tuple[str | None
         rules = [*(rules or [UNQUOTED]), f"{text!r} is none of {', '.join(known.choices)}"]
         return (close[0] if close else None), tuple(rules)
     return text, tuple(rules or [UNQUOTED])
+
+
+def _is_one_text(text: str, raw: str) -> bool:
+    """Tell whether the quotation marks inside of a text are its own, and do not end it.
+
+    They are where each stands inside of a word, as an apostrophe, or they come in pairs around
+    words.
+    """
+    mark = raw[0] if text != raw and raw[:1] in ('"', "'") else ""
+    if not mark:
+        return True
+    rest = re.sub(rf"(?<=\w){mark}(?=\w)", "", text) if mark == "'" else text
+    return mark not in re.sub(
+        rf"(?<![^\s(]){mark}[^\s{mark}]([^{mark}]*[^\s{mark}])?{mark}(?!\w)", "", rest
+    )
 
 
 def _unquoted(raw: str) -> tuple[str, list[str]]:

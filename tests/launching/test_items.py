@@ -110,6 +110,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ('data.label-names="Health, safety", "Other"', {"data.label-names": LISTED}),
     ('track=["wandb", "mlflow"]', {"track": "wandb, mlflow"}),
     ('scheme=["fedmoe"]', {"scheme": "fedmoe"}),
+    ('data.source="a.csv" "b, v2.csv"', {"data.source": '["a.csv", "b, v2.csv"]'}),
     ("seed=[1]", {"seed": 1}),
     ("data.source=[1].csv", {"data.source": "[1].csv"}),
     ("data.source=[ward]/train.jsonl, [b].csv", {"data.source": "[ward]/train.jsonl, [b].csv"}),
@@ -181,6 +182,7 @@ def test_a_real_shell_reads_the_advice_as_shlex_does() -> None:
         ("seed=five", "a whole number is written in digits"),
         ("data.alpha=", "cannot read 'data.alpha='"),
         ("batch=3 =", "cannot read '='"),
+        ('data.source="a.csv" seed 3', "the next key=value follow after a string"),
         ("foo=bar", "not a number, a boolean .* give a .toml file or key=value pairs"),
     ],
 )  # fmt: skip
@@ -189,7 +191,20 @@ def test_the_rule_that_is_broken_is_named(item: str, message: str) -> None:
         read_overrides([item])
 
 
-@pytest.mark.parametrize("item", ["round-timeout=3,600", "data.alpha=-1/2", "seed=five", "foo=bar"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        "round-timeout=3,600",
+        "data.alpha=-1/2",
+        "seed=five",
+        "foo=bar",
+        'data.source="a.csv" seed 3',
+        'scheme="fedmoe"seed=3',
+        'scheme="fedmoe" "fedavg"',
+        "data.max-train-examples=none",
+        "data.alpha=0.1 & seed=2",
+    ],
+)
 def test_nothing_is_proposed_that_is_not_sure(item: str) -> None:
     assert advice(item) is None
 
