@@ -146,8 +146,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state = ModelState()
     for key, tensor in tensors[STATE_FILE].items():
         state.insert(key, tensor)
-    identity = dict(header["identity"])
-    identity["label_names"] = tuple(identity["label_names"])
     return Checkpoint(
         path,
         Snapshot(
@@ -157,9 +155,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
             broadcast=tensors[BROADCAST_FILE],
             counters=_counters(header["counters"]),
         ),
-        Identity(**identity),
+        _identity(header),
         header["versions"],
     )
+
+
+def read_identity(path: Path) -> tuple[int, Identity]:
+    """Return a checkpoint's round and the run it is of; tensors are neither read nor checked.
+
+    Raises:
+        CheckpointError: the header is missing, damaged or of another format.
+    """
+    header = _read_header(path / HEADER_FILE)
+    return header["round"], _identity(header)
+
+
+def _identity(header: Mapping[str, Any]) -> Identity:
+    identity = dict(header["identity"])
+    identity["label_names"] = tuple(identity["label_names"])
+    return Identity(**identity)
 
 
 def prune_checkpoints(results: Path, keep: int) -> None:

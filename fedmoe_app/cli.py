@@ -16,11 +16,11 @@ from fedmoe_app.deployment import commands
 from fedmoe_app.launching import environment
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.connections import LaunchError
+from fedmoe_app.launching.misplaced import overrides_of
 from fedmoe_app.launching.overrides import (
     check_resumable,
     clients_to_resume,
     config_to_resume,
-    read_overrides,
 )
 from fedmoe_app.launching.processes import signals_raise
 from fedmoe_app.launching.runner import (
@@ -89,8 +89,12 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command(epilog="Example: fedmoe run . --clients 10 --scheme fedmoe -c 'data.alpha=0.1'")
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Example: fedmoe run . --clients 10 --scheme fedmoe -c 'data.alpha=0.1'",
+)
 def run(
+    context: typer.Context,
     app_dir: AppDir = Path("."),
     connection: Annotated[
         str | None,
@@ -152,7 +156,7 @@ def run(
         "run-name": name,
     }
     overrides = config_to_resume(resume) if resume else {}
-    overrides |= read_overrides(run_config or [])
+    overrides |= overrides_of("run", run_config, app_dir, connection, context.args)
     overrides |= {key: value for key, value in given.items() if value is not None}
     if connection:
         run_on_connection(app_folder(app_dir), overrides, connection, verbose)
@@ -215,7 +219,7 @@ def compare(
         seeds=comparing.read_seeds(seeds),
         alphas=comparing.read_alphas(alphas) if alphas is not None else (),
         clients=clients,
-        overrides=read_overrides(run_config or []),
+        overrides=overrides_of("compare", run_config, app_dir),
         rounds=rounds,
         output=output,
         workers=workers,

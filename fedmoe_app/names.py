@@ -1,7 +1,7 @@
 """Names that the command line knows without torch, whose import takes seconds.
 
 The registries, :data:`fedmoe_app.schemes.SCHEMES` and :data:`fedmoe_app.moe.loading.PRESETS`, say
-what they mean; a test holds the two together.
+what they mean; a test holds the two together, and the sizes here with what ships.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 COMBINE = "combine"
 SCHEME_NAMES = ("fedavg", "fedprox", "fedmoe", "pflmoe", "hfedmoe", "fcmoe", "fedalign", COMBINE)
 PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
+PRESET_EXPERTS = 8  # experts a layer that every preset has at least
+PRESET_CLASSES = 256  # classes that the presets' tokenizer has label tokens for
+EMBEDDED_CLASSES, EMBEDDED_ROWS = 8, 9600  # of the embedded corpus' training part
 
 
 def is_own_scheme(name: str) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedmoe_app.checkpoint import (
     Identity,
     drop_later,
     read_checkpoint,
+    read_identity,
 )
 from fedmoe_app.config import ConfigError
 from fedmoe_app.moe.state import ModelState
@@ -92,6 +94,24 @@ def _candidates(path: Path) -> list[Path]:
     return list_checkpoints(path)
 
 
+def check_same_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse another run config than that of the newest checkpoint; its tensors are not read.
+
+    Args:
+        path: a result folder, or one of its checkpoints.
+        config: flat, of the run that is to go on.
+
+    Raises:
+        ConfigError: naming each difference, or that no round is left.
+    """
+    for candidate in _candidates(path):
+        with suppress(CheckpointError):
+            done, stored = read_identity(candidate)
+            _refuse(candidate, _config_differences(stored.config, config))
+            _refuse_done(candidate, done, config)
+            return
+
+
 def check_same_run(checkpoint: Checkpoint, identity: Identity, state: ModelState) -> None:
     """Refuse to go on with another config, data or model than the checkpoint's.
 
@@ -105,16 +125,24 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, state: ModelState
         if before != now:
             differences.append(f"{name.replace('_', ' ')}: {_shown(before)}, now {_shown(now)}")
     differences += _state_differences(checkpoint.snapshot.state, state)
+    _refuse(checkpoint.path, differences)
+    _refuse_done(checkpoint.path, checkpoint.snapshot.server_round, identity.config)
+
+
+def _refuse(path: Path, differences: Sequence[str]) -> None:
     if differences:
         more = f" and {len(differences) - _MAX_NAMED} more" if len(differences) > _MAX_NAMED else ""
         raise ConfigError(
-            f"resume = {str(checkpoint.path)!r}: the checkpoint is of another run: "
+            f"resume = {str(path)!r}: the checkpoint is of another run: "
             f"{'; '.join(differences[:_MAX_NAMED])}{more}"
         )
-    done, rounds = checkpoint.snapshot.server_round, identity.config["num-server-rounds"]
+
+
+def _refuse_done(path: Path, done: int, config: Mapping[str, Any]) -> None:
+    rounds = config["num-server-rounds"]
     if done >= rounds:
         raise ConfigError(
-            f"resume = {str(checkpoint.path)!r}: {done} rounds are done and num-server-rounds = "
+            f"resume = {str(path)!r}: {done} rounds are done and num-server-rounds = "
             f"{rounds}; ask for more rounds to train on"
         )
 

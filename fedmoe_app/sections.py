@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from fedmoe_app.budgets import Budget, parse_budgets
+from fedmoe_app.data.names import as_list, label_names, read_label_names
 from fedmoe_app.wire.names import check_codec, parse_codecs
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -113,6 +115,7 @@ class DataConfig(Section):
     prompt_field: str
     completion_field: str
     instruction_field: str
+    label_names_file: str
     context_field: str
     response_field: str
     train_on: Literal["assistant", "last"]
@@ -136,8 +139,20 @@ class DataConfig(Section):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names given in the config, in index order; empty when the source tells them."""
-        return tuple(name.strip() for name in self.label_names.split(",") if name.strip())
+        """Class names given by the config, in index order; empty when the source tells them.
+
+        With ``label-names-file`` the file is read: it lies on the server's machine.
+
+        Raises:
+            fedmoe_app.data.errors.DataError: a name twice, an empty one, or only one.
+        """
+        if self.label_names_file:
+            return read_label_names(Path(self.label_names_file))
+        return label_names(self.label_names)
+
+    def with_labels(self, names: Sequence[str]) -> DataConfig:
+        """Return this section with the class names written out, for a node without the file."""
+        return self.model_copy(update={"label_names": as_list(names), "label_names_file": ""})
 
     @property
     def partition_column(self) -> str:
@@ -215,6 +230,15 @@ class DataConfig(Section):
             raise ValueError(
                 f'partition = "{self.partition}" with task = "{self.task}" needs partition-by: '
                 'name a column, or choose partition = "iid"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_named_once(self) -> DataConfig:
+        if self.label_names.strip() and self.label_names_file:
+            raise ValueError(
+                f"label-names = {json.dumps(self.label_names, ensure_ascii=False)} with "
+                f'label-names-file = "{self.label_names_file}": set only one of them'
             )
         return self
 

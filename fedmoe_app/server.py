@@ -14,6 +14,8 @@ from fedmoe_app.allocation import keep_memory_steady
 from fedmoe_app.buffered import BufferedStrategy, check_buffered
 from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.data.encoding import Encoded
+from fedmoe_app.data.errors import DataError
 from fedmoe_app.holding import Holding
 from fedmoe_app.journal import open_journal
 from fedmoe_app.local.choosing import check_holds_chosen
@@ -59,6 +61,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     if config.rounds == "buffered":
         check_buffered(scheme, chosen)
     strategy_class = BufferedStrategy if config.rounds == "buffered" else MoEStrategy
+    test = _encode(setup, data.test)
     state = read_state(setup.model, setup.layers)
     identity = Identity(
         flatten_run_config(config), data.label_names, data.fingerprint, setup.base_fingerprint
@@ -96,7 +99,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     strategy.spool_to(folder.path)
     with journal:
         logger.info("results: %s", folder.path)
-        _run(grid, config, strategy, setup, encode_state(journal.state), data.test, folder)
+        _run(grid, config, strategy, setup, encode_state(journal.state), test, folder)
     logger.info("results: %s", folder.path)
     return folder.path
 
@@ -107,7 +110,7 @@ def _run(
     strategy: MoEStrategy,
     setup: Setup,
     arrays: ArrayRecord,
-    test: Dataset | None,
+    test: Encoded | None,
     folder: RunFolder,
 ) -> None:
     strategy.summary()
@@ -129,16 +132,31 @@ def _run(
     strategy.end_run(grid)
 
 
+def _encode(setup: Setup, test: Dataset | None) -> Encoded | None:
+    """Tokenise the server's test set, if it has one.
+
+    Raises:
+        DataError: no text of it gives a token.
+    """
+    if test is None or len(test) == 0:
+        return None
+    rows = setup.task.encode(test)
+    if not rows:
+        raise DataError(
+            "the test set has no example left: no text gives a token with this model's tokenizer"
+        )
+    return rows
+
+
 def _evaluate_fn(
-    config: RunConfig, setup: Setup, test: Dataset | None, folder: RunFolder
+    config: RunConfig, setup: Setup, rows: Encoded | None, folder: RunFolder
 ) -> EvaluateFn | None:
     """Return the function that scores a global state on the server's test set, if it has one.
 
     It also writes the samples of this state to the result folder.
     """
-    if test is None or len(test) == 0:
+    if rows is None:
         return None
-    rows = setup.task.encode(test)
 
     def evaluate_global(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         # The same threads every time: their number changes the last bits of a sum.

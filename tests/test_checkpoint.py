@@ -32,7 +32,7 @@ from fedmoe_app.report.log import (
     read_metrics,
     results_of,
 )
-from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
+from fedmoe_app.resume import check_same_config, check_same_run, find_checkpoint, set_back
 from fedmoe_app.wire.records import encode_state
 from fedmoe_app.wire.views import view_state
 from tests.conftest import flat_config
@@ -235,3 +235,18 @@ def test_setting_back_cuts_lines_and_drops_later_checkpoints(tmp_path: Path) -> 
         0, 0, 1, 1, 2, 2,
     ]  # fmt: skip
     assert [path.name for path in list_checkpoints(folder.path)] == ["round-00002", "round-00001"]
+
+
+def test_another_config_is_refused_without_reading_tensors(tmp_path: Path) -> None:
+    newest = write(tmp_path, 1, 2)
+    for folder in list_checkpoints(tmp_path):
+        (folder / STATE_FILE).write_bytes(b"")
+    flat = flat_config(**{"num-server-rounds": 4})
+    check_same_config(tmp_path, flat)
+    check_same_config(newest, flat)
+    with pytest.raises(ConfigError, match=r"of another run: data\.alpha = 0\.5, now 0\.1"):
+        check_same_config(tmp_path, flat | {"data.alpha": 0.1})
+    with pytest.raises(ConfigError, match="2 rounds are done and num-server-rounds = 2"):
+        check_same_config(tmp_path, flat | {"num-server-rounds": 2})
+    (newest / HEADER_FILE).write_text("{")  # the server passes it over, too
+    check_same_config(tmp_path, flat | {"num-server-rounds": 2})

@@ -13,6 +13,7 @@ from rich import box
 from rich.cells import cell_len
 
 from fedmoe_app.config import NODES, ConfigError, RunConfig
+from fedmoe_app.data.names import base_names
 from fedmoe_app.data.partitions import partition_labels, partition_sizes
 from fedmoe_app.data.sources import load_text_data
 from fedmoe_app.shown.pictures import picture, picture_names, save
@@ -145,7 +146,7 @@ def describe_setting(config: RunConfig) -> str:
     data = config.data
     source, column = (
         shorten(readable(text), MAX_TITLE)
-        for text in (Path(data.source).name, data.partition_column)
+        for text in (base_names(data.source), data.partition_column)
     )
     by = "" if data.partition == "iid" else f" by {column}"
     alpha = f", α = {data.alpha:g}" if data.partition == "dirichlet" else ""

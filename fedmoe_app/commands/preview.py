@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedmoe_app.config import NODES, ConfigError, DataConfig, RunConfig
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
-from fedmoe_app.data.language import NothingToLearnError, read_batch
+from fedmoe_app.data.language import read_batch
 from fedmoe_app.data.row_formats import recognise
 from fedmoe_app.data.sources import load_node_file, load_text_data, read_tables
 from fedmoe_app.data.templates import adopt_template
@@ -155,11 +155,9 @@ def _examples(
 ) -> Iterator[Example]:
     for index in range(len(train)):
         one = train.select([index])
-        try:
-            (row,), (whole,) = task.encode(one), unlimited.encode(one)
-        except NothingToLearnError:
-            continue
-        yield _example(task, row, whole, one, labels)
+        rows, wholes = task.encode(one), unlimited.encode(one)
+        if rows and wholes:  # others give no token to learn
+            yield _example(task, rows[0], wholes[0], one, labels)
 
 
 def _example(task: Task, row: Row, whole: Row, one: Dataset, labels: Sequence[str]) -> Example:

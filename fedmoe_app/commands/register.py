@@ -9,6 +9,7 @@ import typer
 
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.overrides import app_defaults, check, read_overrides, with_absolute_paths
+from fedmoe_app.launching.preflight import check_files
 from fedmoe_app.report.table import LOG_WIDTH
 from fedmoe_app.shown.terminal import Console, say
 
@@ -81,6 +82,7 @@ def partition(
     path = picture_path(output or results_dir() / "partition.png")
     flat = app_defaults(app_folder(app_dir)) | read_overrides(run_config or [])
     config = check(with_absolute_paths(flat, Path.cwd()), None)
+    check_files(config.data)
     split = split_of(config, clients)
     say(describe_setting(config))
     print_split(split, _console())

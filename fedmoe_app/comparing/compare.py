@@ -24,7 +24,7 @@ from fedmoe_app.comparing.summary import Result, Row, results_of, summarise
 from fedmoe_app.comparing.tables import failures, markdown, print_summary
 from fedmoe_app.config import DataConfig, ModelConfig, parse_run_config
 from fedmoe_app.launching.overrides import Flat, app_defaults, with_absolute_paths
-from fedmoe_app.launching.preflight import check_sources
+from fedmoe_app.launching.preflight import check_method, check_sources
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.log import write_atomic
 from fedmoe_app.schemes import SCHEMES
@@ -94,14 +94,18 @@ def compare(request: Request) -> bool:
 
 
 def _check_sources(plan: Plan) -> None:
-    """Look once at each model and partition of the first seed, before any run is started."""
+    """Look once at each model, partition and method of the first seed, before a run is started."""
     seen: list[tuple[DataConfig, ModelConfig, int]] = []
+    names: list[tuple[str, ...]] = []
     for cell in plan.cells:
+        if cell.seed != plan.seeds[0]:
+            continue
         config = parse_run_config(cell.flat)
         sources = (config.data, config.model, cell.clients)
-        if cell.seed == plan.seeds[0] and sources not in seen:
+        if sources not in seen:
             seen.append(sources)
-            check_sources(config, cell.clients)
+            names.append(check_sources(config, cell.clients))
+        check_method(config, names[seen.index(sources)])
 
 
 def plan_of(request: Request) -> Plan:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.config import ConfigError, flatten_table
+from fedmoe_app.config import ConfigError
+from fedmoe_app.launching.config_file import read_config_file
 
 CENTRALISED = "centralised"  # the reference: one client that holds all data
 FEDERATED = "federated"
@@ -81,14 +81,7 @@ def _items(text: str, option: str) -> list[str]:
 def _read_scheme(item: str) -> SchemeEntry:
     if not item.endswith(".toml"):
         return SchemeEntry(item.rpartition(":")[2], {"scheme": item})
-    path = Path(item).expanduser()
-    try:
-        overrides = flatten_table(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"--schemes {item}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"--schemes {item}: {error}") from None
-    return SchemeEntry(path.stem, overrides)
+    return SchemeEntry(Path(item).stem, dict(read_config_file(Path(item), "--schemes")))
 
 
 def _read_seed(item: str) -> int:

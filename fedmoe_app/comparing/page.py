@@ -13,6 +13,7 @@ from fedmoe_app.comparing.reading import Comparison, Lines
 from fedmoe_app.comparing.statistics import Estimate, estimate
 from fedmoe_app.comparing.summary import Result, Row, results_of, summarise
 from fedmoe_app.comparing.tables import first_scheme, headers, legend, shown
+from fedmoe_app.data.names import base_names
 from fedmoe_app.report.html import charts, settings
 from fedmoe_app.report.html.cubes import short
 from fedmoe_app.report.html.facts import Cell, Fact, Table, failures
@@ -173,7 +174,7 @@ def _summary(comparison: Comparison, results: Sequence[Result]) -> list[Fact]:
         Fact("clients", str(asked.clients)),
         Fact("rounds", str(flat["num-server-rounds"])),
         Fact("model", Path(str(flat["model.name"])).name, f"trained: {flat['model.train']}"),
-        Fact("data", Path(str(flat["data.source"])).name),
+        Fact("data", base_names(str(flat["data.source"]))),
         Fact("runs", f"{len(done)} of {len(results)}", "that came to their end"),
         Fact("time", duration(time), "sum over the runs"),
     ]  # fmt: skip

@@ -24,6 +24,7 @@ from typing import Any
 from fedmoe_app.config import DataConfig
 from fedmoe_app.data.answers import AnswerColumn, Options, read_answers
 from fedmoe_app.data.errors import DataError
+from fedmoe_app.data.names import name_list
 from fedmoe_app.data.table import (
     Table,
     check_column,
@@ -116,7 +117,7 @@ def shape_of(columns: Collection[str], config: DataConfig) -> Shape | None:
 
 
 def _with_own_names(shape: Shape, config: DataConfig) -> Shape:
-    own = tuple(name.strip() for name in config.options_field.split(",") if name.strip())
+    own = name_list(config.options_field, "data.options-field")
     return Shape(
         config.question_field or shape.question,
         own or shape.options,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, overload
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
@@ -103,6 +104,14 @@ class Encoded(Sequence[Row]):
     def table(self) -> pa.Table:
         """Return the rows as an Arrow table."""
         return to_table(self._rows) if self._rows is not None else self._table
+
+    def keep(self, mask: np.ndarray) -> Encoded:
+        """Return the rows where a mask, ``[rows]`` of bool, is true."""
+        if self._rows is not None:
+            return Encoded(
+                [row for row, kept in zip(self, mask, strict=True) if kept], self.num_cut
+            )
+        return Encoded(self._table.filter(mask), self.num_cut)
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -38,10 +38,6 @@ Batch = Mapping[str, Any]  # columns of equal length
 _log = logging.getLogger(__name__)
 
 
-class NothingToLearnError(DataError):
-    """Rows of which none has a token to learn."""
-
-
 class RowEncoder(Protocol):
     """Encodes the rows of one kind."""
 
@@ -92,7 +88,6 @@ def encode_rows(dataset: Dataset, encoder: RowEncoder, with_questions: bool = Fa
 
     Raises:
         DataError: a row that cannot be encoded.
-        NothingToLearnError: nothing can be learnt of any of them.
     """
 
     def encode(batch: Batch) -> tuple[list[Row], int]:
@@ -102,10 +97,7 @@ def encode_rows(dataset: Dataset, encoder: RowEncoder, with_questions: bool = Fa
                 row["prompt"], row["reference"] = question
         return rows, num_cut
 
-    encoded = Encoded.of(dataset, encode)
-    if len(dataset) and not encoded:
-        raise NothingToLearnError("no row has a token to learn")
-    return encoded
+    return Encoded.of(dataset, encode)
 
 
 class _Encoder:

@@ -17,19 +17,18 @@ from fedmoe_app.config import (
     ConfigError,
     RunConfig,
     default_run_config,
-    flatten_table,
     parse_run_config,
 )
+from fedmoe_app.data.errors import DataError
+from fedmoe_app.data.names import as_list, file_names, is_path, join_files
+from fedmoe_app.launching.config_file import Flat, read_config_file, without_lists
+from fedmoe_app.launching.items import read_item
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.log import CONFIG_FILE, ResultsError, list_checkpoints, results_of
 from fedmoe_app.report.status import read_status
 
-Flat = dict[str, bool | float | int | str]
-
-# The form that `flwr run --run-config` takes: key=value, strings in single or double quotes.
-_PAIR = re.compile(r"""([^\s=]+)=('[^']*'|"[^"]*"|\S+)""")
-# Keys that may name a folder or file, those of data also several files, separated by commas.
-_PATHS = ("data.source", "data.test-source", "model.name")
+# Keys that may name files, and those that may name one file or folder.
+_FILES, _PATHS = ("data.source", "data.test-source"), ("data.label-names-file", "model.name")
 _TEMPLATE = "data.chat-template"
 
 
@@ -45,25 +44,50 @@ def app_defaults(app: Path) -> Flat:
             f"{app.absolute()}: no pyproject.toml there; run in the folder of the app, or name it"
         )
     try:
-        return default_run_config(pyproject)
+        flat = default_run_config(pyproject)
     except KeyError as error:
         raise ConfigError(f"{pyproject}: no table [tool.flwr.app.config] ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{pyproject}: not TOML ({error})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{pyproject}: not TOML in UTF-8 without a mark ({error})") from None
+    for key, value in flat.items():
+        if isinstance(value, list):
+            raise ConfigError(
+                f"{pyproject}: {key} = {value}: Flower takes no list there; write it as text: "
+                f"'{as_list(map(str, value))}'"
+            )
+    return flat
 
 
-def read_overrides(items: Sequence[str]) -> Flat:
+def read_overrides(items: Sequence[str], beside: Sequence[str] = ()) -> Flat:
     """Merge the values of ``--run-config`` in the order given: a later value wins.
 
-    Each item is a TOML file's name or one or more pairs: ``'data.alpha=0.1 scheme="fedmoe"'``.
+    Args:
+        items: each is a TOML file's name or one or more pairs: ``'data.alpha=0.1 seed=1'``.
+        beside: words that stand alone on the command line, which may be a forgotten value.
 
     Raises:
-        ConfigError: naming the item that cannot be read.
+        ConfigError: naming the item that cannot be read, why, and what to type in its place.
     """
     flat: Flat = {}
     for item in items:
-        flat |= _read_file(Path(item)) if item.endswith(".toml") else _read_pairs(item)
+        if is_config_file(item):
+            flat |= read_config_file(Path(item))
+        else:
+            flat |= without_lists(read_item(item, beside), "--run-config")
     return flat
+
+
+def is_config_file(item: str) -> bool:
+    """Tell whether an item names a TOML file, and not a pair with one in its value.
+
+    Raises:
+        ConfigError: it names a file of another kind.
+    """
+    if item.lower().endswith(".toml"):
+        return "=" not in item or is_path(item)
+    if "=" not in item and (is_path(item) or item.lower().endswith((".json", ".yaml", ".yml"))):
+        raise ConfigError(f"--run-config {item}: run config files are TOML and end in .toml")
+    return False
 
 
 def check_resumable(path: Path) -> None:
@@ -90,7 +114,7 @@ def config_to_resume(path: Path) -> Flat:
     """
     path = Path(os.path.abspath(path.expanduser()))
     config = results_of(path) / CONFIG_FILE
-    flat = _read_file(config) if config.is_file() else {}
+    flat = read_config_file(config) if config.is_file() else {}
     return flat | {"resume": str(path)}
 
 
@@ -116,8 +140,12 @@ def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:
     ``~`` is the home folder of whoever types. The words of ``data.source`` and the names of presets
     are no paths, even where a file is called the same.
     """
-    absolute = {key: _absolute(key, str(flat[key]), folder) for key in _PATHS if flat.get(key)}
-    return with_template(dict(flat) | absolute, folder)
+    kind = str(flat.get("data.source-kind", "auto"))
+    files = {
+        key: _all_absolute(key, str(flat[key]), folder, kind) for key in _FILES if flat.get(key)
+    }
+    paths = {key: _absolute(key, str(flat[key]), folder) for key in _PATHS if flat.get(key)}
+    return with_template(dict(flat) | files | paths, folder)
 
 
 def with_template(flat: Mapping[str, Any], folder: Path) -> Flat:
@@ -137,19 +165,30 @@ def with_template(flat: Mapping[str, Any], folder: Path) -> Flat:
         raise ConfigError(f'{_TEMPLATE} = "{value}": {path} cannot be read ({reason})') from None
 
 
-def _absolute(key: str, value: str, folder: Path) -> str:
-    parts = [value] if key == "model.name" else [part.strip() for part in value.split(",")]
+def _all_absolute(key: str, value: str, folder: Path, kind: str) -> str:
+    names = file_names(value, folder, key)
+    # There is no file called like a pattern.
+    always = kind != "auto"
+    absolute = tuple(_absolute(key, name, folder, always) for name in names)
+    if absolute == names:
+        return value
+    # A list stays one; a path with commas, or one whose folder has them, stays whole.
+    was_list = names != (value,) and value.lstrip().startswith("[")
+    return join_files(absolute, was_list)
+
+
+def _absolute(key: str, name: str, folder: Path, always: bool = False) -> str:
+    if _is_word(key, name) or not (always or is_path(name, folder)):
+        return name
     # Path.expanduser would fail for a user that there is not.
-    paths = [(part, folder / os.path.expanduser(part)) for part in parts]
-    return ",".join(
-        str(path.absolute()) if part and path.exists() and not _is_word(key, part) else part
-        for part, path in paths
-    )
+    return str((folder / os.path.expanduser(name)).absolute())
 
 
 def _is_word(key: str, value: str) -> bool:
-    if key != "model.name":
+    if key in _FILES:
         return value in (EMBEDDED, NODES)
+    if key != "model.name":
+        return False
     # Imported late: it takes seconds, and only a name that is also a path here gets this far.
     from fedmoe_app.moe.loading import PRESETS
 
@@ -171,41 +210,14 @@ def with_output_dir(flat: Mapping[str, Any]) -> Flat:
 def check(flat: Mapping[str, Any], num_clients: int | None) -> RunConfig:
     """Check a whole run config; with the number of simulated clients, check that, too."""
     config = parse_run_config(flat)
+    if not config.data.label_names_file:  # which may lie on another machine
+        try:
+            _ = config.data.labels
+        except DataError as error:
+            raise ConfigError(f"run config: {error}") from None
     if num_clients is not None and num_clients < config.min_clients:
         raise ConfigError(
             f"--clients {num_clients}: the run config asks for min-clients = "
             f"{config.min_clients}; give at least as many, or lower min-clients"
         )
     return config
-
-
-def _read_file(path: Path) -> Flat:
-    try:
-        return flatten_table(tomllib.loads(path.expanduser().read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"--run-config {path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"--run-config {path}: {error}") from None
-
-
-def _read_pairs(text: str) -> Flat:
-    rest = _PAIR.sub("", text).strip()
-    if rest:
-        raise ConfigError(
-            f"--run-config {text!r}: cannot read {rest!r}; give a .toml file or key=value pairs "
-            "such as 'data.alpha=0.1 scheme=\"fedmoe\"'"
-        )
-    return {key: _read_value(key, value) for key, value in _PAIR.findall(text)}
-
-
-def _read_value(key: str, text: str) -> bool | float | int | str:
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        raise ConfigError(
-            f"--run-config {key}={text}: not a number, a boolean (true, false) or a string; "
-            f"strings stand in quotes: '{key}=\"{text}\"'"
-        ) from None
-    if not isinstance(value, bool | int | float | str):
-        raise ConfigError(f"--run-config {key}={text}: give a number, a boolean or a string")
-    return value

@@ -8,12 +8,31 @@ which takes seconds.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmoe_app.config import EMBEDDED, NODES, ConfigError, RunConfig
+from fedmoe_app.config import (
+    EMBEDDED,
+    NODES,
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    flatten_run_config,
+)
+from fedmoe_app.data.names import check_classes, file_names, looked_for
 from fedmoe_app.launching.environment import default_environment
-from fedmoe_app.names import COMBINE, PRESET_NAMES, SCHEME_NAMES, is_own_scheme, unknown_scheme
+from fedmoe_app.names import (
+    COMBINE,
+    EMBEDDED_CLASSES,
+    EMBEDDED_ROWS,
+    PRESET_CLASSES,
+    PRESET_EXPERTS,
+    PRESET_NAMES,
+    SCHEME_NAMES,
+    is_own_scheme,
+    unknown_scheme,
+)
 
 if TYPE_CHECKING:
     from fedmoe_app.data.sources import TextData
@@ -30,11 +49,18 @@ def check_simulated(config: RunConfig, num_clients: int) -> None:
     """
     check_scheme_name(config.scheme)
     _check_scheme(config)
-    check_sources(config, num_clients)
+    check_method(config, check_sources(config, num_clients))
+    if config.resume:
+        from fedmoe_app.resume import check_same_config
+
+        check_same_config(Path(config.resume), flatten_run_config(config))
 
 
-def check_sources(config: RunConfig, num_clients: int) -> None:
+def check_sources(config: RunConfig, num_clients: int) -> tuple[str, ...]:
     """Check what a run reads: its model's files, and its data with the clients' parts of it.
+
+    Returns:
+        The class names in index order; none where they are those of the embedded corpus.
 
     Raises:
         ConfigError, DataError, ModelNotFoundError, UnsupportedModelError: as above.
@@ -42,8 +68,54 @@ def check_sources(config: RunConfig, num_clients: int) -> None:
     # Read by datasets and transformers when they are imported; a user's own values stay.
     for name, value in default_environment().items():
         os.environ.setdefault(name, value)
-    _check_model(config)
-    _check_data(config, num_clients)
+    _check_model_files(config)
+    return _check_data(config, num_clients)
+
+
+def check_method(config: RunConfig, label_names: Sequence[str]) -> None:
+    """Check that model, task, classes and scheme fit together, without reading weights.
+
+    Args:
+        config: of the run.
+        label_names: as :func:`check_sources` returns them.
+
+    Raises:
+        ConfigError, TokenizerError, UnsupportedModelError, ValueError: as above.
+    """
+    if _surely_fit(config, len(label_names)):
+        return
+    from fedmoe_app.buffered import check_buffered
+    from fedmoe_app.local.choosing import check_holds_chosen
+    from fedmoe_app.local.setup import check_setup
+    from fedmoe_app.schemes import make_scheme
+
+    scheme = make_scheme(config)
+    check_holds_chosen(config, scheme)
+    if config.rounds == "buffered":
+        check_buffered(scheme, config.model.experts_in_memory == "chosen")
+    scheme.check(check_setup(config, label_names or _embedded_classes(config.data)))
+
+
+def _embedded_classes(data: DataConfig) -> Sequence[str]:
+    from fedmoe_app.data.corpus import LIBRARIES
+
+    return tuple(LIBRARIES) if data.task == "classification" else ()
+
+
+def _surely_fit(config: RunConfig, num_classes: int) -> bool:
+    """Tell whether a built-in scheme and a preset fit whatever else the run config holds."""
+    data, model = config.data, config.model
+    plain_scheme = config.scheme in SCHEME_NAMES and config.scheme != COMBINE
+    plain_model = model.name in PRESET_NAMES and model.head == "auto"
+    return (
+        (plain_scheme and not config.scheme_args)
+        and (plain_model and model.experts_in_memory == "all")
+        and (model.gates or model.train == "all")
+        and config.fedmoe.experts_per_client <= PRESET_EXPERTS
+        and config.rounds == "sync"
+        and data.metric != "exact-match"
+        and num_classes <= PRESET_CLASSES
+    )
 
 
 def check_scheme_name(name: str) -> None:
@@ -67,36 +139,36 @@ def _check_scheme(config: RunConfig) -> None:
     make_scheme(config)
 
 
-def _check_model(config: RunConfig) -> None:
+def _check_model_files(config: RunConfig) -> None:
     name, task = config.model.name, config.data.task
     if name in PRESET_NAMES:
         return
     from fedmoe_app.moe.checkpoint import check_checkpoint
-    from fedmoe_app.moe.layers import find_moe_layers
-    from fedmoe_app.moe.loading import empty_model, resolve_head
+    from fedmoe_app.moe.loading import resolve_head
 
-    head = resolve_head(name, config.model.head if task == "classification" else "label-words")
+    resolve_head(name, config.model.head if task == "classification" else "label-words")
     check_checkpoint(name)
-    find_moe_layers(empty_model(name, task=task, head=head, dtype=config.model.dtype))
 
 
-def _check_data(config: RunConfig, num_clients: int) -> None:
+def _check_data(config: RunConfig, num_clients: int) -> tuple[str, ...]:
     data = config.data
     if data.source == NODES:
         raise ConfigError(
             f'data.source = "{NODES}": simulated nodes bring no data of their own; name a file or '
             "a data set, or run on the nodes of a SuperLink: fedmoe run APP CONNECTION"
         )
-    if data.source == EMBEDDED and not data.test_source:
-        return
+    if _is_embedded_as_it_comes(data, num_clients):
+        return ()
     from fedmoe_app.data.partitions import partition_sizes
     from fedmoe_app.data.sources import load_text_data
 
-    _check_files("data.source", data.source)
-    _check_files("data.test-source", data.test_source)
+    check_files(data)
     found = load_text_data(data)
+    if data.task == "classification":
+        check_classes(found.label_names, data.source)
     partition_sizes(found.train, data, num_clients, config.seed)
     _check_conversations(config, found)
+    return found.label_names
 
 
 def _check_conversations(config: RunConfig, found: TextData) -> None:
@@ -119,14 +191,45 @@ def _check_conversations(config: RunConfig, found: TextData) -> None:
             raise DataError(f"{key}, {error}") from None
 
 
-def _check_files(key: str, names: str) -> None:
-    """Say which key names a file that is not there; what is in a file, its reader says."""
+def _is_embedded_as_it_comes(data: DataConfig, num_clients: int) -> bool:
+    """Tell whether the run reads the embedded corpus alone, in a way that surely can be split."""
+    rows = min(data.max_train_examples or EMBEDDED_ROWS, EMBEDDED_ROWS)
+    as_it_comes = (
+        data.source == EMBEDDED
+        and data.task == "classification"
+        and (data.text_field, data.label_field) == ("text", "label")
+        and not (data.test_source or data.label_names or data.label_names_file)
+        and data.partition_by in ("", "label")
+    )
+    splits = {
+        "iid": num_clients * max(1, data.min_partition_size) <= rows,
+        "natural": num_clients <= EMBEDDED_CLASSES and data.min_partition_size <= 1,
+        # Only where so few rows a client would be a miracle.
+        "dirichlet": data.alpha >= 0.3 and data.min_partition_size <= 1 and num_clients <= 16,
+    }
+    return as_it_comes and splits[data.partition] and num_clients * 100 <= rows
+
+
+def check_files(data: DataConfig) -> None:
+    """Say which key names a file that is not there; what is in a file, its reader says.
+
+    Raises:
+        ConfigError: naming key and path, and how a value with commas was taken.
+    """
+    if data.source_kind != "auto":
+        return  # patterns and folders, which their reader looks for
+    if data.source not in (EMBEDDED, NODES):
+        _check_value("data.source", data.source)
+    _check_value("data.test-source", data.test_source)
+
+
+def _check_value(key: str, value: str) -> None:
     from fedmoe_app.data.files import looks_like_file
 
-    for name in filter(None, map(str.strip, names.split(","))):
+    for name in file_names(value, key=key):
         if looks_like_file(name) and not Path(name).expanduser().is_file():
             raise ConfigError(
                 f'{key} = "{name}": there is no such file (looked for '
                 f"{Path(name).expanduser().absolute()}); name your own, by a path from this folder "
-                "or an absolute one"
+                f"or an absolute one{looked_for(value)}"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from fedmoe_app.config import ConfigError, RunConfig, flatten_run_config
+from fedmoe_app.config import ConfigError, RunConfig, check_labels_known, flatten_run_config
 from fedmoe_app.launching import flower
 from fedmoe_app.launching.connections import find_connection
 from fedmoe_app.launching.live import Screen, open_screen
@@ -99,6 +99,7 @@ def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
     # On another machine the ServerApp knows better where results belong.
     config = check(with_output_dir(flat) if connection.is_local else flat, None)
     check_scheme_name(config.scheme)
+    check_labels_known(config.data)
     say(f"connecting to {name} ({connection.address}) ...")
     _execute(
         lambda output: flower.run_connected(app, flatten_run_config(config), connection, output),

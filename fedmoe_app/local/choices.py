@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row, encode_multiple_choice
+from fedmoe_app.data.tokenless import drop_tokenless, options_have_tokens
 from fedmoe_app.local.tasks import Batch, CausalLM, Sample, Score
 
 
@@ -41,9 +42,10 @@ class MultipleChoice(CausalLM):
 
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise ``prompt`` and ``options``; ``labels`` is the right option's index."""
-        return encode_multiple_choice(
+        rows = encode_multiple_choice(
             dataset, self.tokenizer, self.max_length, self.encoder_decoder
         )
+        return drop_tokenless(rows, options_have_tokens, "option")
 
     def collate(self, rows: Sequence[Row], device: torch.device) -> Batch:
         """Make a training batch of :meth:`training_row`."""

@@ -35,7 +35,7 @@ class ExactMatch(CausalLM):
 
     metric = "exact match"
 
-    def encode(self, dataset: Dataset) -> Encoded:
+    def _rows(self, dataset: Dataset) -> Encoded:
         """Tokenise as :class:`CausalLM`; keep the whole prompt and the reference beside it."""
         return encode_rows(dataset, self.encoder(dataset.column_names), with_questions=True)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmoe_app.budgets import experts_in
 from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.data.errors import DataError
 from fedmoe_app.local.choosing import choose, holding_of
 from fedmoe_app.local.keeping import Keeping
 from fedmoe_app.local.memory import estimate, largest_budget
@@ -76,6 +77,8 @@ def prepare_round(
     scheme.check(setup.shape)
     with watch.phase("data"):
         rows = client_rows(config, node, task, setup)
+    if not rows.train:
+        raise DataError("no example is left to train on: no text gives a token with this tokenizer")
     with watch.phase("apply"):
         write_state(setup.model, setup.layers, task.state)
     return ClientRound(config, node, task, scheme, setup, rows, watch)

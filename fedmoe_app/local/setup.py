@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedmoe_app.config import NODES, ConfigError, RunConfig
+from fedmoe_app.config import NODES, ConfigError, RunConfig, check_labels_known
+from fedmoe_app.data.names import check_classes
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.templates import adopt_template
@@ -25,7 +27,7 @@ from fedmoe_app.moe.checkpoint import check_checkpoint
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint, preset_fingerprint
 from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, load_model, resolve_head
+from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
 from fedmoe_app.schemes.base import ModelShape
 
 
@@ -105,6 +107,27 @@ def load_setup(
     return Setup(tokenizer, model, layers, task, fingerprint)
 
 
+def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
+    """Raise what :func:`load_setup` would, without reading weights; return the model's shape."""
+    name, data = config.model.name, config.data
+    head = resolve_head(name, config.model.head if data.task == "classification" else "label-words")
+    check_checkpoint(name)
+    tokenizer = load_tokenizer(name, PRESETS)
+    adopt_template(tokenizer, data)
+    arguments: dict[str, Any] = {"task": data.task, "head": head}
+    arguments |= {"vocab_size": len(tokenizer), "max_length": data.max_length}
+    check_model(name, label_names=label_names, quantization=config.model.quantization, **arguments)
+    model = empty_model(
+        name, num_labels=max(2, len(label_names)), dtype=config.model.dtype, **arguments
+    )
+    if data.metric == "exact-match":
+        check_generation_fits(model, name, data.max_length, data.max_new_tokens)
+    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
+    layers = find_moe_layers(model)
+    adapt(model, layers, adaptation(config, head), config.seed)
+    return Setup(tokenizer, model, layers, task).shape
+
+
 def check_base(setup: Setup, fingerprint: str) -> None:
     """Refuse to train on another base model than the server's.
 
@@ -180,15 +203,15 @@ def server_data(config: RunConfig) -> TextData:
 
     Raises:
         ConfigError: if the nodes bring their own data and the config does not name the labels.
+        DataError: if the data cannot be read, or has only one class.
     """
     if config.data.source != NODES:
-        return load_text_data(config.data)
+        data = load_text_data(config.data)
+        if config.data.task == "classification":
+            check_classes(data.label_names, config.data.source)
+        return data
+    check_labels_known(config.data)
     labels = config.data.labels
-    if config.data.task == "classification" and len(labels) < 2:
-        raise ConfigError(
-            f'data.label-names = "{config.data.label_names}": with data.source = "nodes" the '
-            "server cannot see the labels; name at least two, separated by commas"
-        )
     test = None
     if config.data.test_source:
         test = load_node_file(config.data.test_source, config.data, labels)
@@ -214,18 +237,23 @@ def client_data(
     if node.data_path is not None:
         own = load_node_file(Path(node.data_path), config.data, tuple(label_names))
     else:
-        own = _partition(config, node, fingerprint)
+        own = _partition(config, node, label_names, fingerprint)
     train, test = split_local(own, config.data.local_test_fraction, config.seed)
     return ClientData(train, test)
 
 
-def _partition(config: RunConfig, node: Node, fingerprint: str) -> Dataset:
+def _partition(
+    config: RunConfig, node: Node, label_names: Sequence[str], fingerprint: str
+) -> Dataset:
     if config.data.source == NODES:
         raise ConfigError(
             'data.source = "nodes": this node has no data-path; start its SuperNode with '
             "--node-config 'partition-id=0 data-path=\"/abs/file\"'"
         )
-    source = load_text_data(config.data, with_test=False)
+    data = config.data
+    if data.label_names_file:  # it lies on the server, whose names came with the task
+        data = data.with_labels(label_names)
+    source = load_text_data(data, with_test=False)
     if source.fingerprint != fingerprint:
         raise ConfigError(
             f'data.source = "{config.data.source}": this node\'s copy has fingerprint '

@@ -30,7 +30,10 @@ from fedmoe_app.data.encoding import (
 )
 from fedmoe_app.data.language import RowEncoder, encode_rows, row_encoder
 from fedmoe_app.data.tokenizer import label_token
+from fedmoe_app.data.tokenless import drop_tokenless, response_has_tokens, text_has_tokens
 from fedmoe_app.local.generation import generate
+
+_EMPTY = Dataset.from_dict({"text": [""], "label": [0]})
 
 Sample = dict[str, str]  # prompt, expected, and what the model made of it
 
@@ -86,7 +89,10 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, dataset: Dataset) -> Encoded:
-        """Tokenise a data set into rows of ``input_ids`` and ``labels``; counts what was cut."""
+        """Tokenise a data set into rows of ``input_ids`` and ``labels``; counts what was cut.
+
+        Rows whose text gives no token are left out, with a warning.
+        """
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -124,7 +130,9 @@ class SequenceClassification(Task):
 
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise ``text``; ``labels`` is the class index."""
-        return encode_classification(dataset, self.tokenizer, self.max_length)
+        rows = encode_classification(dataset, self.tokenizer, self.max_length)
+        empty = encode_classification(_EMPTY, self.tokenizer, self.max_length)[0]
+        return drop_tokenless(rows, lambda row: text_has_tokens(row, empty), "text")
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return class logits ``[B, C]``."""
@@ -199,6 +207,12 @@ class CausalLM(Task):
 
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise; ``labels`` is -100 outside of what is learnt."""
+        rows, eos = self._rows(dataset), self.tokenizer.eos_token_id
+        return drop_tokenless(
+            rows, lambda row: response_has_tokens(row, eos, self.encoder_decoder), "response"
+        )
+
+    def _rows(self, dataset: Dataset) -> Encoded:
         return encode_rows(dataset, self.encoder(dataset.column_names))
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -267,12 +281,12 @@ def label_token_ids(tokenizer: PreTrainedTokenizerBase, label_names: Sequence[st
     """Return one token for each label: a reserved ``<label_i>``, else the name's first token.
 
     Raises:
-        ConfigError: if two labels begin with the same token.
+        ConfigError: if two labels begin with the same token, or one gives none.
     """
     vocabulary = tokenizer.get_vocab()
     if label_token(0) in vocabulary:
         return [vocabulary[label_token(index)] for index in range(len(label_names))]
-    ids = [tokenizer(f" {name}", add_special_tokens=False).input_ids[0] for name in label_names]
+    ids = [_first_token(tokenizer, name) for name in label_names]
     by_token: dict[int, str] = {}
     for name, token in zip(label_names, ids, strict=True):
         if token in by_token:
@@ -282,6 +296,16 @@ def label_token_ids(tokenizer: PreTrainedTokenizerBase, label_names: Sequence[st
             )
         by_token[token] = name
     return ids
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    ids = tokenizer(f" {name}", add_special_tokens=False).input_ids
+    if not ids:
+        raise ConfigError(
+            f'model.head = "label-words": label "{name}" gives no token with this model\'s '
+            'tokenizer; choose model.head = "sequence" or other data.label-names'
+        )
+    return int(ids[0])
 
 
 def evaluate(model: PreTrainedModel, task: Task, rows: Sequence[Row], batch_size: int) -> Score:

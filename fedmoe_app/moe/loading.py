@@ -169,6 +169,25 @@ def load_model(
     return model.eval()
 
 
+def check_model(
+    name: str,
+    *,
+    task: str,
+    head: str,
+    label_names: Sequence[str],
+    vocab_size: int,
+    max_length: int,
+    quantization: str = "none",
+) -> None:
+    """Raise what :func:`load_model` would of its arguments; only the model's config is read."""
+    config = _config(name, vocab_size, max_length, special={"pad_token_id": 0})
+    _check_fits(name, config, vocab_size, max_length)
+    if quantization != "none":
+        _accept_for_quantising(name, config)
+    if _auto_class(config, task, head) is AutoModelForSequenceClassification:
+        _check_saved_head(name, config, _at_least_two(len(label_names)), label_names)
+
+
 def _build(
     auto: Any,
     name: str,
@@ -355,6 +374,7 @@ def empty_model(
     num_labels: int = 2,
     vocab_size: int = 1,
     dtype: str = "float32",
+    max_length: int = 8,
 ) -> PreTrainedModel:
     """Return the model of a run without values, on torch's meta device: only its config is read.
 
@@ -362,8 +382,9 @@ def empty_model(
         name, task, head, dtype: as of :func:`load_model`.
         num_labels: classes of a sequence-classification head.
         vocab_size: tokens of a preset; other models say it in their config.
+        max_length: longest text that a preset must take.
     """
-    config = _config(name, vocab_size, max_length=8, special={"pad_token_id": 0})
+    config = _config(name, vocab_size, max_length, special={"pad_token_id": 0})
     auto = _auto_class(config, task, head)
     if auto is AutoModelForSequenceClassification:
         config.num_labels = num_labels

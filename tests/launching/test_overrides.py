@@ -38,7 +38,7 @@ def test_later_items_win_over_files_and_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("scheme=fedavg", r"scheme=fedavg: .* quotes: 'scheme=\"fedavg\"'"),
+        ("scheme=fedavg", r"scheme=fedavg: strings stand in quotes; type -c 'scheme=\"fedavg\"'"),
         ("seed", r"'seed': cannot read 'seed'"),
         ("seed=1 , b=2", r"cannot read ','"),
         ("seed=[1]", r"seed=\[1\]: give a number"),
@@ -89,6 +89,40 @@ def test_each_of_several_files_becomes_absolute(tmp_path: Path) -> None:
         "data.source": f"{tmp_path}/a.jsonl,{tmp_path}/b.csv,~nobody/c.csv",
         "data.test-source": f"{tmp_path}/b.csv",
     }
+
+
+def test_a_list_stays_a_list_and_a_path_with_commas_whole(tmp_path: Path) -> None:
+    for name in ("a.csv", "b, v2.csv", "[1].csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.txt").touch()
+    flat = {
+        "data.source": '["a.csv", "b, v2.csv", "not-there.csv"]',
+        "data.test-source": "b, v2.csv",
+        "data.label-names-file": "labels.txt",
+    }
+    assert with_absolute_paths(flat, tmp_path) == {
+        "data.source": f'["{tmp_path}/a.csv", "{tmp_path}/b, v2.csv", "not-there.csv"]',
+        "data.test-source": f"{tmp_path}/b, v2.csv",
+        "data.label-names-file": f"{tmp_path}/labels.txt",
+    }
+    assert with_absolute_paths({"data.source": "[1].csv"}, tmp_path) == {
+        "data.source": f"{tmp_path}/[1].csv"
+    }
+
+
+def test_files_in_a_folder_with_a_comma_become_a_list(tmp_path: Path) -> None:
+    folder = tmp_path / "my data, v2"
+    folder.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (folder / name).touch()
+    assert with_absolute_paths({"data.source": "a.csv,b.csv"}, folder) == {
+        "data.source": f'["{folder}/a.csv", "{folder}/b.csv"]'
+    }
+
+
+def test_what_is_not_there_stays_as_it_was_typed(tmp_path: Path) -> None:
+    flat = {"data.source": "/data/my data, v2/train.jsonl", "data.label-names-file": "x.txt"}
+    assert with_absolute_paths(flat, tmp_path) == flat
 
 
 def test_the_home_folder_is_that_of_who_types(
@@ -161,6 +195,12 @@ def test_fewer_nodes_than_min_clients_are_refused() -> None:
     assert check(flat, None).min_clients == 3
     with pytest.raises(ConfigError, match=r"--clients 2: .* min-clients = 3"):
         check(flat, 2)
+
+
+@pytest.mark.parametrize("names", ["a", "a, b, a", "['a', 'b']", '["a", ""]'])
+def test_names_that_are_no_classes_are_refused_with_the_config(names: str) -> None:
+    with pytest.raises(ConfigError, match="run config: data.label-names = "):
+        check(flat_config(**{"data.label-names": names}), None)
 
 
 def test_a_run_goes_on_with_its_own_config_unless_told_otherwise(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedmoe_app.data.names import base_names
 from fedmoe_app.report.diagnostics.values import Line
 from fedmoe_app.report.log import SAMPLES_FILE
 from fedmoe_app.report.progress import duration
@@ -49,7 +50,7 @@ def summary(flat: dict[str, Any], lines: Sequence[Line], metric: str) -> list[Fa
         Fact("loss", *_last(lines, "loss", "{:.3f} nats")),
         Fact("scheme", str(flat["scheme"])),
         Fact("model", _base_name(flat["model.name"]), f"trained: {flat['model.train']}"),
-        Fact("data", _base_name(flat["data.source"]), _partition(flat)),
+        Fact("data", base_names(str(flat["data.source"])), _partition(flat)),
         Fact("clients", str(len(clients)), "that sent a usable update"),
         Fact("rounds", f"{len(rounds)} of {flat['num-server-rounds']}", _failed_rounds(rounds)),
         Fact("sent up", human_bytes(_sum(rounds, "bytes_up")), "all clients and rounds"),
@@ -186,9 +187,9 @@ def _last(lines: Sequence[Line], key: str, form: str) -> tuple[str, str]:
 
 
 def _base_name(value: Any) -> str:
-    """Return names as they are, and the last parts of paths."""
-    parts = [part.strip() for part in str(value).split(",")]
-    return ", ".join(Path(part).name if Path(part).is_absolute() else part for part in parts)
+    """Return a name as it is, and the last part of a path."""
+    path = Path(str(value))
+    return path.name if path.is_absolute() else str(value)
 
 
 def _partition(flat: dict[str, Any]) -> str:
