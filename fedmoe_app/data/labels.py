@@ -15,6 +15,7 @@ from pyarrow import compute
 
 from fedmoe_app.config import DataConfig
 from fedmoe_app.data.errors import DataError
+from fedmoe_app.data.names import torn_name
 from fedmoe_app.data.table import Table, batches, check_column, class_names, listed, text_array
 
 _KEY = "data.label-field"
@@ -167,5 +168,5 @@ def _bad_label(
         hint = ', or set data.label-kind = "index" if it is a position among them'
     return (
         f"{where}: {label} is not one of the {len(names)} label names {listed(names)}; correct the "
-        f"row {column}, or set data.label-names{hint}"
+        f"row {column}, or set data.label-names{hint}{torn_name(value, names)}"
     )

@@ -88,8 +88,9 @@ def test_positions_only_where_declared(tmp_path: Path, config: MakeConfig) -> No
     with pytest.raises(DataError, match=r"row 1: label '1' is not one of the 2 .*label-kind"):
         load_text_data(config(source=file, label_names="no, yes"))
     assert labels_of(config, file, label_names="no, yes", label_kind="index") == ["yes", "no"]
-    with pytest.raises(DataError, match=r"row 1: label '1' is not an index from 0 to 0"):
-        load_text_data(config(source=file, label_names="no", label_kind="index"))
+    with pytest.raises(DataError, match=r"row 2: label '2' is not an index from 0 to 1"):
+        wrong = text(tmp_path / "b.csv", "text,label\na,1\nb,2\n")
+        load_text_data(config(source=wrong, label_names="no, yes", label_kind="index"))
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
     )

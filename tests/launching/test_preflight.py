@@ -246,13 +246,13 @@ def test_nodes_with_their_own_data_need_names_before_a_connection_is_made() -> N
 def test_the_data_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = write_rows(tmp_path / "rows.jsonl"), write_rows(tmp_path / "test.jsonl", 4)
     read: list[str] = []
-    read_file = sources.read_file
+    read_columns = sources.read_columns
 
     def counted(path: str, *arguments: object) -> object:
         read.append(str(path))
-        return read_file(path, *arguments)  # type: ignore[arg-type]
+        return read_columns(path, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sources, "read_file", counted)
+    monkeypatch.setattr(sources, "read_columns", counted)
     check_simulated(make_config(**own_data(train, **{"data.test-source": str(test)})), 2)
     assert read == [str(train), str(test)]
 
