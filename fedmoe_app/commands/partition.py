@@ -124,6 +124,8 @@ def _widths(split: Split, names: Sequence[str], most: int) -> list[int]:
 
 def plot_split(split: Split, title: str, path: Path) -> Path:
     """Draw the examples by client and value as a heat map; returns ``path``."""
+    if not split.values:  # no labels: one column with all examples
+        split = Split(("all",), np.array(split.sizes, dtype=np.int64)[:, None], split.sizes)
     num_clients, num_values = split.counts.shape
     names = picture_names(split.values, MAX_TICK)
     width = 2.5 + 0.35 * max(num_values, 6)
