@@ -146,5 +146,5 @@ class Holding:
         client = decode_number(content, question, (RECORD,))
         size = (self.shape.num_layers, self.shape.num_experts)
         choice = decode_choice(content, size, self.shape.top_k)
-        roster.claim(reply.node_id, client)
+        roster.claim(reply.node_id, client, worked=False)
         return client, choice

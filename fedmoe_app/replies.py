@@ -225,7 +225,7 @@ def decode_scores(
 def _decode_score(message: Message, roster: Roster, question: Question | None) -> ClientScore:
     """Decode and check a score, its node's right to send it, and that it has as many test items."""
     score = decode_score(message.content, question)
-    roster.claim(message.metadata.src_node_id, score.client)
+    roster.claim(message.metadata.src_node_id, score.client, worked=False)
     most = roster.tests.get(score.client, score.items)
     if score.items > most:
         raise InvalidUpdateError(f"items = {score.items}: the client said that it has {most}")

@@ -50,6 +50,7 @@ class Roster:
         self.refused: dict[int, str] = {}
         self.unlisted: set[int] = set()
         self._asked: set[int] = set()
+        self._wanted: dict[int, int] = {}  # node -> number that it was refused
 
     @property
     def clients(self) -> dict[int, int]:
@@ -75,19 +76,26 @@ class Roster:
         self._bindings.see(nodes)
         return nodes
 
-    def claim(self, node_id: int, client: int) -> None:
+    def claim(self, node_id: int, client: int, worked: bool = True) -> None:
         """Take a good reply's word for its client's number, until :meth:`settle`.
+
+        Args:
+            node_id: that it came from.
+            client: the number.
+            worked: whether the reply is more than the number.
 
         Raises:
             InvalidUpdateError: of kind ``client``, if the node may not speak for that client.
         """
-        if reason := self._bindings.claim(node_id, client):
+        if reason := self._bindings.claim(node_id, client, worked):
+            self._wanted[node_id] = client
             raise InvalidUpdateError(reason, "client")
 
     def settle(self) -> dict[int, str]:
         """Bind the nodes to the clients that they claim; return why not, by node."""
         bound, refused = self._bindings.settle()
         for node, client in bound.items():
+            self._wanted.pop(node, None)
             self.rests.rename(f"node {node}", f"client {client}")
         return refused
 
@@ -109,11 +117,12 @@ class Roster:
         return f"node {node_id}" if client is None else f"client {client}"
 
     def ask(self, grid: Grid, nodes: Iterable[int]) -> None:
-        """Ask nodes of no known client for their number, each once a run; it is a claim like any.
+        """Ask nodes of no known client for their number, which is a claim like any.
 
-        The claims wait for :meth:`settle`.
+        Each is asked once, and again when the number that it was refused has become free. The
+        claims wait for :meth:`settle`.
         """
-        new = [n for n in nodes if self.client(n) is None and n not in self._asked]
+        new = [n for n in nodes if self.client(n) is None and self._may_tell(n)]
         self._asked.update(new)
         content = RecordDict({"task": ConfigRecord(self.question.task())})
         messages = [Message(content, node, "query.describe") for node in new]
@@ -122,9 +131,14 @@ class Roster:
                 continue
             try:
                 number = decode_number(reply.message.content, self.question)
-                self.claim(reply.node_id, number)
+                self.claim(reply.node_id, number, worked=False)
             except InvalidUpdateError as error:
                 self.refused[reply.node_id] = f"number rejected: {error}"
+
+    def _may_tell(self, node: int) -> bool:
+        if node in self._wanted:
+            return self._bindings.is_free(self._wanted[node])
+        return node not in self._asked
 
     def _describe(self, grid: Grid, nodes: Iterable[int]) -> None:
         self.ask(grid, nodes)

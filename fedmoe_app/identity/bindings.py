@@ -6,8 +6,9 @@ authenticated, the SuperLink ties it to a registered key. The rules:
 * The first node whose claim is good is bound to the number, for the run and its resumes.
 * A number that a connected node is bound to is given to nobody else, whether that node answers in
   a round, rests or is silent. A bound node that says another number is refused.
-* Claims of one round count together: the order of arrival gives nobody a number. Where two new
-  nodes claim one, neither gets it while both are connected.
+* Claims of one round count together: the order of arrival gives nobody a number. A claim that
+  comes with a good training reply counts before one that was only asked for. Where two new nodes
+  have equal claims to a number, neither gets it while both are connected.
 * A node that is gone does not block its number: a SuperNode without a key gets a new id with every
   start. A new node then takes the number over. If the old one comes back, it speaks for the number
   again: the first of the connected nodes that were bound to it does.
@@ -18,8 +19,15 @@ authenticated, the SuperLink ties it to a registered key. The rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from fedmoe_app.wire.numbers import MAX_GIVEN
+
+
+@dataclass(frozen=True)
+class _Claim:
+    client: int
+    worked: bool  # a good training reply came with it
 
 
 class Bindings:
@@ -29,8 +37,9 @@ class Bindings:
         self._clients: dict[int, int] = {}  # node -> number, in the order of binding
         self._speakers: dict[int, int] = {}  # number -> the node that speaks for it
         self._connected: frozenset[int] | None = None  # None: nobody has looked yet
-        self._claims: dict[int, int] = {}  # node -> number, since the last settle
-        self._contested: dict[int, set[int]] = {}  # number -> unbound nodes that all want it
+        self._claims: dict[int, _Claim] = {}  # by node, since the last settle
+        # number -> node -> whether it has worked for it; unbound nodes that all want it
+        self._contested: dict[int, dict[int, bool]] = {}
         self._is_list = False
 
     @property
@@ -48,7 +57,8 @@ class Bindings:
         """Note which nodes are connected now."""
         self._connected = frozenset(nodes)
         for client, rivals in list(self._contested.items()):
-            rivals &= self._connected
+            for node in rivals.keys() - self._connected:
+                del rivals[node]
             if len(rivals) < 2:
                 del self._contested[client]
         self._work_out()
@@ -58,8 +68,18 @@ class Bindings:
         client = self._clients.get(node)
         return client if client is not None and self._speakers.get(client) == node else None
 
-    def claim(self, node: int, client: int) -> str | None:
+    def is_free(self, client: int) -> bool:
+        """Whether no connected node has a number, and none contest it."""
+        holder = self._speakers.get(client)
+        return (holder is None or not self._is_connected(holder)) and client not in self._contested
+
+    def claim(self, node: int, client: int, worked: bool = True) -> str | None:
         """Note what a node says in a reply that is good otherwise.
+
+        Args:
+            node: that the reply came from.
+            client: the number in it.
+            worked: whether the reply is more than the number.
 
         Returns:
             why it is refused; None if it is right, or will be decided by :meth:`settle`.
@@ -69,7 +89,8 @@ class Bindings:
             return None
         if self._is_list:
             return f"it says client {client}, but the client list has it as {_named(own)}"
-        return self._refusal(node, client, own) or self._enter(node, client)
+        claim = _Claim(client, worked)
+        return self._refusal(node, claim, own) or self._enter(node, claim)
 
     def settle(self) -> tuple[dict[int, int], dict[int, str]]:
         """Decide on all claims since the last call together.
@@ -77,22 +98,26 @@ class Bindings:
         Returns:
             the nodes that were bound, with their numbers; and why others were not, by node.
         """
-        by_client: dict[int, list[int]] = {}
-        for node, client in sorted(self._claims.items()):
-            by_client.setdefault(client, []).append(node)
+        by_client: dict[int, dict[int, bool]] = {}  # client -> node -> whether it worked
+        for node, claim in sorted(self._claims.items()):
+            by_client.setdefault(claim.client, {})[node] = claim.worked
         self._claims.clear()
         bound: dict[int, int] = {}
         refused: dict[int, str] = {}
         for client, nodes in by_client.items():
-            if len(nodes) == 1:
-                self._bind(nodes[0], client)
-                bound[nodes[0]] = client
+            first = [node for node, worked in nodes.items() if worked] or list(nodes)
+            if len(first) == 1:
+                self._bind(first[0], client)
+                bound[first[0]] = client
+                others = nodes.keys() - set(first)
+                refused |= dict.fromkeys(others, _taken(client, first[0]))
                 continue
-            self._contested[client] = set(nodes)
+            self._contested[client] = nodes
             refused |= dict.fromkeys(nodes, _contest(client, nodes))
         return bound, refused
 
-    def _refusal(self, node: int, client: int, own: int | None) -> str | None:
+    def _refusal(self, node: int, claim: _Claim, own: int | None) -> str | None:
+        client = claim.client
         if client >= MAX_GIVEN and client != node:
             return f"client {client}: a number of {MAX_GIVEN} or more can only be the node's own id"
         if own is not None and own != client and not self._has_successor(node, own):
@@ -102,26 +127,30 @@ class Bindings:
             )
         holder = self._speakers.get(client)
         if holder is not None and self._is_connected(holder):
-            return (
-                f"partition-id = {client} is that of node {holder} since an earlier round; give "
-                "each its own"
-            )
-        rivals = self._contested.get(client, set()) - {node}
-        if rivals:
-            rivals.add(node)
-            self._contested[client] = rivals
-            return _contest(client, rivals)
-        return None
+            return _taken(client, holder)
+        return self._contest_with(node, claim)
 
-    def _enter(self, node: int, client: int) -> str | None:
-        earlier = self._claims.setdefault(node, client)
-        return None if earlier == client else f"it says client {client} and client {earlier}"
+    def _contest_with(self, node: int, claim: _Claim) -> str | None:
+        """Refuse a claim while others have as good a one; they are all named."""
+        wanting = self._contested.get(claim.client, {})
+        others = [worked for other, worked in wanting.items() if other != node]
+        if not others or (claim.worked and not any(others)):
+            return None
+        wanting[node] = claim.worked or wanting.get(node, False)
+        return _contest(claim.client, wanting)
+
+    def _enter(self, node: int, claim: _Claim) -> str | None:
+        earlier = self._claims.get(node, claim)
+        if earlier.client != claim.client:
+            return f"it says client {claim.client} and client {earlier.client}"
+        self._claims[node] = _Claim(claim.client, claim.worked or earlier.worked)
+        return None
 
     def _bind(self, node: int, client: int) -> None:
         had_one = self._clients.pop(node, None) is not None  # it goes to the end of the order
         self._clients[node] = client
         for rivals in self._contested.values():
-            rivals.discard(node)
+            rivals.pop(node, None)
         if had_one:
             self._work_out()
         else:
@@ -147,6 +176,13 @@ class Bindings:
         first = self._speakers.get(client)
         if first is None or not self._is_connected(first):
             self._speakers[client] = node
+
+
+def _taken(client: int, holder: int) -> str:
+    return (
+        f"partition-id = {client} is that of node {holder} since an earlier round; give each its "
+        "own"
+    )
 
 
 def _contest(client: int, nodes: Iterable[int]) -> str:

@@ -26,7 +26,6 @@ from fedmoe_app.config import ConfigError
 from fedmoe_app.wire.numbers import MAX_GIVEN
 
 KEY = "client-list"  # of the run config
-FILE_NAME = "clients.toml"
 _TABLE = "clients"
 _PREFIX = "SHA256:"
 _HEADER = (

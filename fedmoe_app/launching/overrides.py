@@ -29,7 +29,8 @@ Flat = dict[str, bool | float | int | str]
 # The form that `flwr run --run-config` takes: key=value, strings in single or double quotes.
 _PAIR = re.compile(r"""([^\s=]+)=('[^']*'|"[^"]*"|\S+)""")
 # Keys that may name a folder or file, those of data also several files, separated by commas.
-_PATHS = ("data.source", "data.test-source", "model.name")
+_PATHS = ("data.source", "data.test-source", "model.name", "client-list")
+_ONE_PATH = ("model.name", "client-list")
 
 
 def app_defaults(app: Path) -> Flat:
@@ -120,7 +121,7 @@ def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:
 
 
 def _absolute(key: str, value: str, folder: Path) -> str:
-    parts = [value] if key == "model.name" else [part.strip() for part in value.split(",")]
+    parts = [value] if key in _ONE_PATH else [part.strip() for part in value.split(",")]
     # Path.expanduser would fail for a user that there is not.
     paths = [(part, folder / os.path.expanduser(part)) for part in parts]
     return ",".join(

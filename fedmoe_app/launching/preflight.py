@@ -22,6 +22,11 @@ def check_simulated(config: RunConfig, num_clients: int) -> None:
         ConfigError, DataError, ModelNotFoundError, UnsupportedModelError: naming key, value and
             choices.
     """
+    if config.client_list:
+        raise ConfigError(
+            f'client-list = "{config.client_list}": simulated nodes have no keys; leave it out, or '
+            "run on the nodes of a SuperLink: fedmoe run APP CONNECTION"
+        )
     check_scheme_name(config.scheme)
     _check_scheme(config)
     check_sources(config, num_clients)

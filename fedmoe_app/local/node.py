@@ -9,6 +9,7 @@ from typing import Any
 from fedmoe_app.budgets import Budget, check_budget
 from fedmoe_app.config import ConfigError
 from fedmoe_app.wire.names import check_codec
+from fedmoe_app.wire.numbers import MAX_GIVEN
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Node:
                 that is not an integer in its range, or a budget or codec that is none.
         """
         num_partitions = _integer(node_config, "num-partitions", 1, None)
-        partition_id = _integer(node_config, "partition-id", 0, num_partitions)
+        # Larger numbers are those of nodes without a partition-id, which are their node ids.
+        partition_id = _integer(node_config, "partition-id", 0, num_partitions or MAX_GIVEN)
         data_path = node_config.get("data-path")
         if data_path is None and (partition_id is None or num_partitions is None):
             raise ConfigError(
@@ -100,7 +102,8 @@ def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | N
     # bool is a kind of int; strings and floats would be rounded or read by int() without a word.
     fits = type(value) is int and value >= lowest and (end is None or value < end)
     if not fits:
-        upper = "" if end is None else f" and below num-partitions = {end}"
+        name = "num-partitions = " if end == node_config.get("num-partitions") else ""
+        upper = "" if end is None else f" and below {name}{end}"
         raise ConfigError(
             f"node config {key} = {value!r}: must be an integer, at least {lowest}{upper}"
         )
