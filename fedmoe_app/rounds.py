@@ -244,9 +244,9 @@ class RoundLoop(Strategy):
         }
         self.progress.reply(f"client {update.client}", counts | update.metrics)
 
-    def _fail_node(self, reply: Reply, phase: str = "") -> None:
+    def _fail_node(self, reply: Reply, phase: str = "", reason: str | None = None) -> None:
         """Note a node's failure, under its client's name; that may have to be asked for first."""
-        reason = reply.failure or "no reason given"
+        reason = reason or reply.failure or "no reason given"
         if self.roster.client(reply.node_id) is None and reply.is_own:
             self._to_ask.add(reply.node_id)
             self._nameless.append((reply.node_id, phase, reason))

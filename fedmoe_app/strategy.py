@@ -235,7 +235,7 @@ class MoEStrategy(RoundLoop):
             if reply.message is not None and reply.message.has_content():
                 self.report.bytes_up_total += record_bytes(reply.message.content)
             if why is not None:
-                self._fail(self.roster.name(reply.node_id), self._plain(reply.node_id, why))
+                self._fail_node(reply, reason=why)
             self._note_missed(reply, holding.timeout)
         return [node for node in nodes if holding.choice(self.roster, node) is not None]
 

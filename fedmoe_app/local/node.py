@@ -45,8 +45,12 @@ class Node:
                 that is not an integer in its range, or a budget or codec that is none.
         """
         num_partitions = _integer(node_config, "num-partitions", 1, None)
-        # Larger numbers are those of nodes without a partition-id, which are their node ids.
-        partition_id = _integer(node_config, "partition-id", 0, num_partitions or MAX_GIVEN)
+        partition_id = _integer(node_config, "partition-id", 0, num_partitions)
+        if partition_id is not None and partition_id >= MAX_GIVEN:
+            # Those are numbers of nodes without a partition-id, which are their node ids.
+            raise ConfigError(
+                f"node config partition-id = {partition_id}: must be below {MAX_GIVEN}"
+            )
         data_path = node_config.get("data-path")
         if data_path is None and (partition_id is None or num_partitions is None):
             raise ConfigError(
@@ -102,8 +106,7 @@ def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | N
     # bool is a kind of int; strings and floats would be rounded or read by int() without a word.
     fits = type(value) is int and value >= lowest and (end is None or value < end)
     if not fits:
-        name = "num-partitions = " if end == node_config.get("num-partitions") else ""
-        upper = "" if end is None else f" and below {name}{end}"
+        upper = "" if end is None else f" and below num-partitions = {end}"
         raise ConfigError(
             f"node config {key} = {value!r}: must be an integer, at least {lowest}{upper}"
         )
