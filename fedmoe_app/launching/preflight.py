@@ -22,18 +22,13 @@ def check_simulated(config: RunConfig, num_clients: int) -> None:
         ConfigError, DataError, ModelNotFoundError, UnsupportedModelError: naming key, value and
             choices.
     """
-    if config.client_list:
-        raise ConfigError(
-            f'client-list = "{config.client_list}": simulated nodes have no keys; leave it out, or '
-            "run on the nodes of a SuperLink: fedmoe run APP CONNECTION"
-        )
     check_scheme_name(config.scheme)
     _check_scheme(config)
     check_sources(config, num_clients)
 
 
 def check_sources(config: RunConfig, num_clients: int) -> None:
-    """Check what a run reads: its model's files, and its data with the clients' parts of it.
+    """Check what a simulated run reads: its model's files, and its data with the clients' parts.
 
     Raises:
         ConfigError, DataError, ModelNotFoundError, UnsupportedModelError: as above.
@@ -41,6 +36,11 @@ def check_sources(config: RunConfig, num_clients: int) -> None:
     # Read by datasets and transformers when they are imported; a user's own values stay.
     for name, value in default_environment().items():
         os.environ.setdefault(name, value)
+    if config.client_list:
+        raise ConfigError(
+            f'client-list = "{config.client_list}": simulated nodes have no keys; leave it out, or '
+            "run on the nodes of a SuperLink: fedmoe run APP CONNECTION"
+        )
     _check_model(config)
     _check_data(config, num_clients)
 
