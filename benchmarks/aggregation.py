@@ -48,13 +48,14 @@ from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.spool import Spool
 from fedmoe_app.strategy import MoEStrategy
 from fedmoe_app.wire.packing import CODED, raw_array
-from fedmoe_app.wire.records import encode_update
+from fedmoe_app.wire.records import Question, encode_update
 from fedmoe_app.wire.update import ClientUpdate
 from fedmoe_app.wire.views import encode_one_by_one, view_state
 
 VALUES = MIB  # of a tensor: 4 MB
 KINDS = ("Flower", "fedmoe", "fedmoe, waiting", "fedmoe, sparse")
 SHARE = 4  # sparse: one expert in so many was trained
+QUESTION = Question(1, "ab" * 16)  # that the replies answer
 
 
 def main() -> None:
@@ -223,7 +224,7 @@ class _Replies:
         changes = ModelState()
         for name, values in self.changes(client, trained):
             changes.insert(name, values)
-        content = encode_update(self._update(client, trained, changes))
+        content = encode_update(self._update(client, trained, changes), question=QUESTION)
         coded = content.array_records["arrays"].pop(CODED)
         (self.folder / f"{client}").write_bytes(coded.data)
         return content
@@ -249,7 +250,11 @@ class _Own(_Timed):
         self._folder = Path(folder)
         self._order = range(clients)[:: -1 if "waiting" in kind else 1]
         self._strategy = MoEStrategy(
-            FedAvg(), Limits(min_clients=1), spool=Spool(self._folder), diagnose=False
+            FedAvg(),
+            Limits(min_clients=1),
+            run_key=QUESTION.run_key,
+            spool=Spool(self._folder),
+            diagnose=False,
         )
         self._asked = {client: Message(RecordDict(), 1 + client, "train") for client in self._order}
         replies = _Replies("sparse" in kind, tensors, self._folder)

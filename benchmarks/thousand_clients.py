@@ -119,7 +119,8 @@ class _Round:
 
     def __init__(self, strategy: MoEStrategy, real: list[ClientUpdate], clients: int) -> None:
         self._strategy, self._real, self._clients = strategy, real, clients
-        self._asked = Message(RecordDict(), 1, "train")
+        # Ids beside those that Flower gives to the SuperLink.
+        self._asked = [Message(RecordDict(), 10 + client, "train") for client in range(clients)]
         self.cpu = 0.0
 
     def run(self) -> None:
@@ -134,7 +135,7 @@ class _Round:
         # The last to be asked answers first: the order of arrival is not that of the fold.
         for client in reversed(range(self._clients)):
             self.cpu += time.thread_time()
-            reply = [Message(self._content(client), reply_to=self._asked)]
+            reply = [Message(self._content(client), reply_to=self._asked[client])]
             self.cpu -= time.thread_time()
             yield reply.pop()
 
@@ -142,7 +143,7 @@ class _Round:
         update = _like(self._real, client)
         if not self._strategy.region_size:
             update = replace(update, routing=replace(update.routing, region=None))
-        return encode_update(update)
+        return encode_update(update, question=self._strategy.question(1))
 
 
 def _measure(scheme: str, clients: int, file: Path) -> dict[str, float]:

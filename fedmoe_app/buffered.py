@@ -32,7 +32,7 @@ from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.roster import sample_size
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.strategy import MoEStrategy
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.wire.question import Question
 
 
 def check_buffered(scheme: Scheme, chosen: bool = False) -> None:
@@ -59,8 +59,7 @@ class _Asked:
     """A message that is out."""
 
     node: int
-    server_round: int
-    version: int  # folds before the state that was sent
+    question: Question
     sent: float  # time.monotonic()
 
 
@@ -71,12 +70,10 @@ class BufferedStrategy(MoEStrategy):
         super().__init__(*args, **kwargs)
         check_buffered(self.scheme)
         self._out: dict[str, _Asked] = {}  # by message id
-        self._version = 0
         self._done: set[int] = set()  # nodes that were asked with the newest state
         self._again: set[int] = set()  # nodes that could not put it together, once a round
         self._next_spool = self.spool.another()
         self._next: Intake | None = None  # the buffer after this one
-        self._sent_rounds: dict[int, int] = {}  # client -> round of the task it answered last
 
     def _train_round(
         self, grid: Grid, server_round: int, timeout: float, config: ConfigRecord | None
@@ -86,7 +83,9 @@ class BufferedStrategy(MoEStrategy):
         self.report = RoundReport(server_round)
         self._done.clear()
         self._again.clear()
-        wait_for_nodes(grid, self.limits.min_clients, self.limits.wait_for_clients)
+        self.roster.question = self.question(server_round)
+        limits = self.limits
+        wait_for_nodes(grid, limits.min_clients, limits.wait_for_clients, connected=self.connected)
         self.progress.round_started(server_round, self.limits.buffer_size)
         buffer = self._begin_buffer()
         self._begin_sums()  # of clients that nobody knows beforehand: all wait
@@ -97,9 +96,10 @@ class BufferedStrategy(MoEStrategy):
             if not self._pull(grid, buffer):
                 self._drop_late(timeout)
                 time.sleep(POLL_SECONDS)
+        self.roster.ask(grid, self._to_ask)
+        self._to_ask.clear()
         arrays, metrics = self.finish_train(server_round, buffer.finish())
         if arrays is not None and metrics is not None:
-            self._version += 1
             self._adopt(server_round, arrays, metrics)
         self.report.seconds["train"] = time.monotonic() - started
 
@@ -109,7 +109,7 @@ class BufferedStrategy(MoEStrategy):
         """Ask the nodes that do not train to score the global model."""
         content = self._content(server_round, arrays, config)
         training = {asked.node for asked in self._out.values()}
-        nodes = sorted(set(grid.get_node_ids()) - training)
+        nodes = [node for node in self.connected(grid) if node not in training]
         messages, sizes = self._address(content, nodes, MessageType.EVALUATE, server_round)
         self.report.bytes_down += sum(sizes.values())
         return messages
@@ -122,7 +122,7 @@ class BufferedStrategy(MoEStrategy):
     # -- the buffer ----------------------------------------------------------------------------
 
     def _new_buffer(self) -> Intake:
-        return Intake(self.update_spec(), self.roster, self._next_spool)
+        return Intake(self.update_spec(), self.roster, self._next_spool, bounds=self.bounds)
 
     def _begin_buffer(self) -> Intake:
         """Take the replies that came too late for the last buffer; open the one after."""
@@ -155,23 +155,21 @@ class BufferedStrategy(MoEStrategy):
             self._done.discard(asked.node)  # it is asked again, with the whole state
             return
         if reply.failure is not None:
-            self._fail(*self.roster.who_and_why(asked.node, reply.failure))
+            self._fail_node(reply)
             return
-        self._note_reply(reply)
+        self._note_arrival(reply)
         is_full = buffer.num_usable >= self.limits.buffer_size
         waits = is_full or asked.node in buffer.nodes
         target = self._next if waits and self._next is not None else buffer
         # A reply for the next buffer is one fold older by then.
-        staleness = self._version - asked.version + int(waits)
-        update = target.add(message, asked.node, staleness)
-        if update is not None:
-            self._sent_rounds[update.client] = asked.server_round
+        staleness = self.num_folded - asked.question.state_version + int(waits)
+        self.take(target, message, staleness, asked.question)
 
     # -- asking --------------------------------------------------------------------------------
 
     def _ask(self, grid: Grid, server_round: int, config: ConfigRecord) -> None:
         """Send the newest state to idle nodes that have not trained on it."""
-        limits, connected = self.limits, sorted(grid.get_node_ids())
+        limits, connected = self.limits, self.connected(grid)
         busy = {asked.node for asked in self._out.values()}
         at_once = sample_size(
             len(connected), limits.fraction_train, limits.min_clients, limits.clients_per_round
@@ -194,7 +192,7 @@ class BufferedStrategy(MoEStrategy):
             node, sent = message.metadata.dst_node_id, message.metadata.message_id
             self._done.add(node)
             if sent in pushed:
-                self._out[sent] = _Asked(node, server_round, self._version, time.monotonic())
+                self._out[sent] = _Asked(node, self.question(server_round), time.monotonic())
             else:
                 self.downloads.learn(Reply(node, None, 0.0))
                 self._fail(self.roster.name(node), "the message could not be sent")
@@ -210,7 +208,3 @@ class BufferedStrategy(MoEStrategy):
                 del self._out[message_id]
                 self.downloads.learn(Reply(asked.node, None, now - asked.sent))
                 self._fail(self.roster.name(asked.node), f"no reply within {timeout:g} s")
-
-    def round_of(self, update: ClientUpdate, server_round: int) -> int:
-        """Return the round of the task that the update answers."""
-        return self._sent_rounds.get(update.client, server_round)

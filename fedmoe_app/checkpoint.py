@@ -55,10 +55,11 @@ class Counters:
         num_folded: rounds so far that changed the global model.
         unevaluated: whether the global model changed since its last evaluation.
         last_replies: client -> its last round with a usable reply.
-        roster: node id (in decimal) -> client's number.
+        roster: node id (in decimal) -> client's number, in the order in which they were bound.
         holding: client -> the experts that it holds in its next round, where nodes choose.
         sizes: client -> training examples in its last usable reply.
         rests: of :meth:`fedmoe_app.rests.Rests.dump`.
+        tests: client -> test items in its last usable reply.
     """
 
     num_folded: int = 0
@@ -68,6 +69,7 @@ class Counters:
     holding: dict[int, HeldExperts] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     rests: dict[str, list[int]] = field(default_factory=dict)
+    tests: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -245,8 +247,8 @@ def _read_tensors(path: Path, described: Mapping[str, Any]) -> dict[str, Tensor]
 def _counters(stored: Mapping[str, Any]) -> Counters:
     """Undo JSON, which knows strings as keys only."""
     maps = {
-        name: {int(key): value for key, value in stored[name].items()}
-        for name in ("last_replies", "roster", "sizes")
+        name: {int(key): value for key, value in stored.get(name, {}).items()}
+        for name in ("last_replies", "roster", "sizes", "tests")  # tests: not in older ones
     }
     holding = {int(client): HeldExperts(**held) for client, held in stored["holding"].items()}
     return Counters(

@@ -78,17 +78,21 @@ def evaluate(message: Message, context: Context) -> Message:
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
         content, held = complete(message.content, node.client)
-        score = evaluate_client(config, node, decode_task(content))
-    return Message(encode_score(score, held), reply_to=message)
+        task = decode_task(content)
+        score = evaluate_client(config, node, task)
+    return Message(encode_score(score, held, task.question), reply_to=message)
 
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Tell the client's number, so that the server can draw clients in a fixed order."""
     from fedmoe_app.local.node import Node
+    from fedmoe_app.wire.numbers import encode_number
+    from fedmoe_app.wire.question import Question
 
     node = Node.from_config(context.node_config, context.node_id)
-    return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)
+    content = encode_number(node.client, Question.of(message.content))
+    return Message(content, reply_to=message)
 
 
 @app.query("choose")
@@ -98,15 +102,15 @@ def choose(message: Message, context: Context) -> Message:
     from fedmoe_app.local.node import Node
     from fedmoe_app.local.round import choose_for_client
     from fedmoe_app.wire.choice import RECORD, encode_choice
-    from fedmoe_app.wire.records import decode_task
+    from fedmoe_app.wire.records import decode_task, encode_number
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     with name_errors(node.client):
-        choice = choose_for_client(config, node, decode_task(message.content))
-    content = RecordDict(
-        {RECORD: encode_choice(choice), "metrics": MetricRecord({"client": node.client})}
-    )
+        task = decode_task(message.content)
+        choice = choose_for_client(config, node, task)
+    content = encode_number(node.client, task.question)
+    content[RECORD] = encode_choice(choice)
     return Message(content, reply_to=message)
 
 

@@ -25,7 +25,6 @@ from fedmoe_app.wire.versions import (
     DROPPED,
     VERSION,
     hashes,
-    is_version,
     version_of,
 )
 
@@ -142,15 +141,18 @@ class Downloads:
         return Message(full, sent.dst_node_id, sent.message_type, group_id=sent.group_id)
 
     def learn(self, reply: Reply) -> bool:
-        """Note what a node has now; False if it could not put its state together: send it all."""
-        self._full.pop(reply.node_id, None)
+        """Note what a node has now; False if it could not put its state together: send it all.
+
+        A node's word counts only for the version that it was just sent.
+        """
+        sent = self._full.pop(reply.node_id, None)
         if reply.failure is not None and CANNOT_BUILD in reply.failure:
             self._held.pop(reply.node_id, None)
             return False
         if reply.message is None or reply.failure is not None:
             return True  # what the node had, it still has
         held = decode_held(reply.message.content)
-        if is_version(held):
+        if sent is not None and held and held == sent.config_records["task"][VERSION]:
             self._held[reply.node_id] = held
         else:
             self._held.pop(reply.node_id, None)

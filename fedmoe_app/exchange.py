@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import Error, Message, Metadata
+from flwr.app.message import make_message
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from fedmoe_app.busy import BusyNodes
+from fedmoe_app.shown.text import visible
 
 POLL_SECONDS = 0.25
 PULL_AT_A_TIME = 4  # messages asked for in one call, which returns all those that are there
+
+_UNKNOWN = 0  # Flower's code of an error that is none of its own
+SUPERLINK = 1  # the node id under which the SuperLink reports that a node is lost
+# What a reply raises that is not what Flower's own nodes make, while it is put together.
+_UNREADABLE = (ValueError, TypeError, KeyError, DecodeError)
+_MAX_REPORT = 20_000  # characters of a client's error that are looked at
 
 # How Flower's client processes begin the reason of an exception that the app raised.
 _RAISED = re.compile(r"^<class '[^']*'>:<'")
@@ -56,15 +65,39 @@ class Reply:
         """Why this reply cannot be used, or None if it has content."""
         if self.message is None:
             return self.reason
-        if self.message.has_error():
+        source, has_error = self.message.metadata.src_node_id, self.message.has_error()
+        if source != self.node_id and not (has_error and source == SUPERLINK):
+            return f"the reply came from another node, {source}"
+        if has_error:
             return short_reason(self.message.error.reason or "")
-        return None
+        return None if self.message.has_content() else "the reply is empty"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the node itself answered, so that it can be asked for something else."""
+        return self.message is not None and self.message.metadata.src_node_id == self.node_id
+
+
+def connected_nodes(grid: Grid) -> list[int]:
+    """Return the ids of all connected nodes, sorted."""
+    return sorted(grid.get_node_ids())
 
 
 def wait_for_nodes(
-    grid: Grid, min_clients: int, seconds: float, busy: BusyNodes | None = None
+    grid: Grid,
+    min_clients: int,
+    seconds: float,
+    busy: BusyNodes | None = None,
+    connected: Callable[[Grid], list[int]] = connected_nodes,
 ) -> list[int]:
     """Return the ids of the nodes that can be asked, sorted, once there are ``min_clients``.
+
+    Args:
+        grid: of the run.
+        min_clients: that are waited for.
+        seconds: that are waited at most.
+        busy: knows which nodes still work on an earlier message.
+        connected: returns the connected nodes that may take part.
 
     Raises:
         NotEnoughClientsError: if there are fewer after ``seconds``.
@@ -72,12 +105,12 @@ def wait_for_nodes(
     deadline = time.monotonic() + seconds
     busy = busy or BusyNodes()
     while True:
-        connected = sorted(grid.get_node_ids())
-        nodes = busy.free(grid, connected)
+        present = connected(grid)
+        nodes = busy.free(grid, present)
         if len(nodes) >= min_clients:
             return nodes
         if time.monotonic() >= deadline:
-            behind = len(connected) - len(nodes)
+            behind = len(present) - len(nodes)
             note = f" ({behind} more still work on an earlier round)" if behind else ""
             raise NotEnoughClientsError(
                 f"{len(nodes)} of min-clients = {min_clients} nodes connected within "
@@ -114,15 +147,42 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
 def pull(grid: Grid, message_ids: Sequence[str]) -> Iterator[Message]:
     """Yield the replies that are there, few in memory at a time and none once it is taken over."""
     for start in range(0, len(message_ids), PULL_AT_A_TIME):
-        replies = list(grid.pull_messages(message_ids[start : start + PULL_AT_A_TIME]))
+        replies = _pull_some(grid, message_ids[start : start + PULL_AT_A_TIME])
         replies.reverse()
         while replies:
             yield replies.pop()
 
 
+def _pull_some(grid: Grid, message_ids: Sequence[str]) -> list[Message]:
+    """Pull replies; one that Flower cannot read becomes an error and does not end the run."""
+    try:
+        return list(grid.pull_messages(message_ids))
+    except _UNREADABLE as error:
+        if len(message_ids) > 1:
+            return [reply for one in message_ids for reply in _pull_some(grid, [one])]
+        return [_unreadable(message_ids[0], error)]
+
+
+def _unreadable(message_id: str, error: Exception) -> Message:
+    reason = f"the reply cannot be read: {type(error).__name__}"
+    metadata = Metadata(
+        run_id=0,
+        message_id="",
+        src_node_id=SUPERLINK,
+        dst_node_id=SUPERLINK,
+        reply_to_message_id=message_id,
+        group_id="",
+        created_at=time.time(),
+        ttl=1.0,
+        message_type="train",
+    )
+    return make_message(metadata=metadata, error=Error(_UNKNOWN, reason))
+
+
 def short_reason(reason: str, limit: int = 400) -> str:
-    """Reduce what Flower reports of a client's exception to its own last words."""
+    """Reduce what Flower reports of a client's exception to its own last words, on one line."""
+    reason = reason[-_MAX_REPORT:]  # a client may send megabytes
     text = reason.rpartition("Message: ")[2].strip().removesuffix("'>").strip()
     text = _RAISED.sub("", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else reason.strip() or "unknown error")[:limit]
+    return visible(lines[-1] if lines else reason.strip(), limit) or "unknown error"

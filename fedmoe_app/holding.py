@@ -8,7 +8,7 @@ is not in it, or has a new node id, is asked again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,9 @@ from fedmoe_app.exchange import Reply, exchange
 from fedmoe_app.moe.state import expert_of
 from fedmoe_app.roster import Roster
 from fedmoe_app.schemes.base import ModelShape
-from fedmoe_app.wire.choice import Choice, decode_choice
+from fedmoe_app.wire.choice import RECORD, Choice, decode_choice
+from fedmoe_app.wire.numbers import decode_number
+from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
 
 QUERY = "query.choose"
@@ -85,15 +87,29 @@ class Holding:
 
     def ask(
         self, grid: Grid, nodes: Sequence[int], content: RecordDict, roster: Roster
-    ) -> Iterator[tuple[Reply, str | None]]:
-        """Ask nodes to choose; yield each reply with the reason why it cannot be used, or None."""
+    ) -> list[tuple[Reply, str | None]]:
+        """Ask nodes to choose.
+
+        Returns:
+            each reply with the reason why it cannot be used, or None.
+        """
         messages = [Message(content, node, QUERY) for node in nodes]
+        question = Question.of(content)
+        choices: dict[int, tuple[int, Choice]] = {}  # node -> its client and choice
+        replies: list[tuple[Reply, str | None]] = []
         for reply in exchange(grid, messages, self.timeout):
-            if reply.failure is not None or reply.message is None:
-                yield reply, reply.failure
-                continue
-            roster.learn(reply.node_id, reply.message.content)
-            yield reply, self._learn(reply.node_id, reply.message.content, roster)
+            why = reply.failure
+            if why is None and reply.message is not None:
+                try:
+                    choices[reply.node_id] = self._decode(reply, question, roster)
+                except InvalidUpdateError as error:
+                    why = f"choice rejected: {error}"
+            replies.append((reply, why))
+        refused = {node: f"choice rejected: {why}" for node, why in roster.settle().items()}
+        for node, (client, choice) in choices.items():
+            if roster.client(node) == client:
+                self.choices[client] = choice
+        return [(reply, why or refused.get(reply.node_id)) for reply, why in replies]
 
     def accept(self, updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], dict[str, str]]:
         """Enter what training replies brought for the next round.
@@ -123,13 +139,12 @@ class Holding:
         layer, expert = strange[0]
         return f"it trained expert {expert} of MoE layer {layer}, which it does not hold"
 
-    def _learn(self, node: int, content: RecordDict, roster: Roster) -> str | None:
-        client = roster.client(node)
-        if client is None:
-            return "choice rejected: it does not tell the client's number"
+    def _decode(self, reply: Reply, question: Question, roster: Roster) -> tuple[int, Choice]:
+        """Return the client's number and choice of a reply, when all of it is checked."""
+        assert reply.message is not None
+        content = reply.message.content
+        client = decode_number(content, question, (RECORD,))
         size = (self.shape.num_layers, self.shape.num_experts)
-        try:
-            self.choices[client] = decode_choice(content, size, self.shape.top_k)
-        except InvalidUpdateError as error:
-            return f"choice rejected: {error}"
-        return None
+        choice = decode_choice(content, size, self.shape.top_k)
+        roster.claim(reply.node_id, client, worked=False)
+        return client, choice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
@@ -12,6 +12,8 @@ from fedmoe_app.at_once import AtOnce
 from fedmoe_app.roster import Roster
 from fedmoe_app.spool import Spool, SpoolError
 from fedmoe_app.staleness import discounted
+from fedmoe_app.wire.bounds import TaskBounds
+from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import UpdateSpec, decode_score, decode_update, record_bytes
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
 
@@ -23,7 +25,7 @@ class Decoded:
     Attributes:
         updates: the usable ones, in client order; their changes may lie in the spool.
         bytes_up: size of each usable reply, by client.
-        rejected: reason by client, or by node where the client is not known.
+        rejected: reason by the client that the node is bound to, else by node.
         kinds: how many were rejected, by :attr:`InvalidUpdateError.kind`.
     """
 
@@ -46,6 +48,8 @@ class Intake:
         holders: client -> the node that served it in earlier rounds, of those that were asked.
         num_partitions: of the clients in earlier rounds; 0 if none is known.
         at_once: takes what need not wait until the round is complete.
+        question: that was asked; None takes answers to any.
+        bounds: of what clients may say of themselves.
     """
 
     def __init__(
@@ -56,11 +60,14 @@ class Intake:
         holders: Mapping[int, int] | None = None,
         num_partitions: int = 0,
         at_once: AtOnce | None = None,
+        question: Question | None = None,
+        bounds: TaskBounds | None = None,
     ) -> None:
         self._spec, self._roster, self._spool = spec, roster, spool
         self._holders, self._num_partitions = holders or {}, num_partitions
         self._at_once = at_once
-        self._rejected: dict[str, str] = {}
+        self._question, self._bounds = question, bounds
+        self._rejected: dict[int, str] = {}  # by node
         self._kinds: Counter[str] = Counter()
         self._updates: dict[int, dict[int, ClientUpdate]] = {}  # client -> node -> its update
         self._bytes_up: dict[int, int] = {}  # by node
@@ -68,23 +75,32 @@ class Intake:
 
     @property
     def num_usable(self) -> int:
-        """Clients with one good reply so far."""
-        return sum(self._chosen(client) is not None for client in self._updates)
+        """Clients with one good reply so far; those that two new nodes claim have none."""
+        return sum(len(copies) == 1 for copies in self._updates.values())
 
     def add(
-        self, message: Message, node: int | None = None, staleness: int | None = None
+        self,
+        message: Message,
+        node: int | None = None,
+        staleness: int | None = None,
+        question: Question | None = None,
     ) -> ClientUpdate | None:
         """Decode, check and store a reply; return None for one that cannot be used.
+
+        All of it is checked before its client's number is believed.
 
         Args:
             message: the reply; it is emptied.
             node: the node that was asked.
             staleness: folds since the state that the reply started from; None is a synchronous
                 round, in which there is no such thing.
+            question: that this node was asked, if others were asked another.
         """
         node = message.metadata.src_node_id if node is None else node
         try:
-            update = decode_update(message.content, self._spec)
+            asked = question or self._question
+            update = decode_update(message.content, self._spec, asked, self._bounds)
+            self._roster.claim(node, update.client)
             if staleness is not None:
                 update = discounted(update, staleness)
             self._put(update, node)
@@ -92,53 +108,36 @@ class Intake:
             self.nodes.add(node)
             return update
         except InvalidUpdateError as error:
-            self._reject(message, f"reply rejected: {error}", error.kind)
+            self._reject(node, f"reply rejected: {error}", error.kind)
         except SpoolError as error:
-            self._reject(message, f"reply lost: {error}", "disk")
+            self._reject(node, f"reply lost: {error}", "disk")
         finally:
             release(message)
         return None
 
     def finish(self) -> Decoded:
-        """Return what is left when all replies are in."""
-        decoded = Decoded(rejected=self._rejected, kinds=self._kinds)
+        """Decide on new nodes' claims and return what is left when all replies are in."""
+        refused = self._roster.settle()
+        decoded = Decoded(kinds=self._kinds)
         for client, copies in sorted(self._updates.items()):
-            node = self._chosen(client)
-            self._reject_copies(client, [other for other in copies if other != node], node)
-            if node is not None:
-                decoded.updates.append(copies[node])
-                decoded.bytes_up[client] = self._bytes_up[node]
+            for node, update in copies.items():
+                if self._roster.client(node) == client:
+                    decoded.updates.append(update)
+                    decoded.bytes_up[client] = self._bytes_up[node]
+                else:
+                    reason = refused.get(node) or self._why_not(node, client)
+                    self._reject(node, f"reply rejected: {reason}", "client")
+        decoded.rejected = {self._roster.name(node): why for node, why in self._rejected.items()}
         _drop_other_splits(decoded, self._num_partitions)
         return decoded
 
-    def _chosen(self, client: int) -> int | None:
-        """Return the node whose update of a client counts, None if that cannot be told.
-
-        Of several it is the one that served this client in an earlier round. The first to arrive
-        would be no reason.
-        """
-        copies = self._updates[client]
-        if len(copies) == 1:
-            return next(iter(copies))
-        holder = self._holders.get(client)
-        return holder if holder in copies else None
-
-    def _reject_copies(self, client: int, nodes: Sequence[int], holder: int | None) -> None:
-        if not nodes:
-            return
-        self._kinds["client"] += len(nodes)
-        if holder is None:
-            self._rejected[f"client {client}"] = (
-                f"reply rejected: {len(nodes)} nodes have partition-id = {client}; "
-                "give each its own"
-            )
-            return
-        for node in nodes:
-            self._roster.forget(node)  # it would pass for the client's node in the next round
-            self._rejected[f"node {node}"] = (
-                f"reply rejected: partition-id = {client} is that of node {holder} since an "
-                "earlier round; give each its own"
-            )
+    def _why_not(self, node: int, client: int) -> str:
+        """Return why a node whose reply waited for this round speaks for its client no more."""
+        try:
+            self._roster.claim(node, client)
+        except InvalidUpdateError as error:
+            return str(error)
+        return f"client {client} is not known to be this node's"
 
     def _put(self, update: ClientUpdate, node: int) -> None:
         copies = self._updates.setdefault(update.client, {})
@@ -160,9 +159,9 @@ class Intake:
     def _of_holder(self, client: int) -> ClientUpdate:
         return self._updates[client][self._holders[client]]
 
-    def _reject(self, message: Message, reason: str, kind: str) -> None:
+    def _reject(self, node: int, reason: str, kind: str) -> None:
         self._kinds[kind] += 1
-        self._rejected[self._roster.name(message.metadata.src_node_id)] = reason
+        self._rejected[node] = reason
 
 
 def release(message: Message) -> None:
@@ -197,21 +196,37 @@ def _drop_other_splits(decoded: Decoded, known: int) -> None:
 
 
 def decode_scores(
-    replies: Iterable[Message], roster: Roster
+    replies: Iterable[Message], roster: Roster, question: Question | None = None
 ) -> tuple[list[ClientScore], dict[str, str]]:
-    """Decode evaluation replies into scores in client order, and reasons for the rejected ones."""
-    by_client: dict[int, list[ClientScore]] = {}
-    rejected: dict[str, str] = {}
+    """Decode evaluation replies.
+
+    Args:
+        replies: of the nodes.
+        roster: knows which node serves which client, and how many test items each client has.
+        question: that was asked; None takes answers to any.
+
+    Returns:
+        scores in client order, and reasons for the rejected ones.
+    """
+    scores: dict[int, ClientScore] = {}  # by node
+    rejected: dict[int, str] = {}
     for message in replies:
+        node = message.metadata.src_node_id
         try:
-            score = decode_score(message.content)
+            scores[node] = _decode_score(message, roster, question)
         except InvalidUpdateError as error:
-            rejected[roster.name(message.metadata.src_node_id)] = f"score rejected: {error}"
-            continue
-        by_client.setdefault(score.client, []).append(score)
-    for client, copies in by_client.items():
-        if len(copies) > 1:  # as in Intake: the order of arrival must not decide
-            rejected[f"client {client}"] = (
-                f"score rejected: {len(copies)} nodes have partition-id = {client}"
-            )
-    return [c[0] for _, c in sorted(by_client.items()) if len(c) == 1], rejected
+            rejected[node] = str(error)
+    rejected |= {node: why for node, why in roster.settle().items() if node in scores}
+    good = [s for node, s in scores.items() if roster.client(node) == s.client]
+    named = {roster.name(node): f"score rejected: {why}" for node, why in rejected.items()}
+    return sorted(good, key=lambda score: score.client), named
+
+
+def _decode_score(message: Message, roster: Roster, question: Question | None) -> ClientScore:
+    """Decode and check a score, its node's right to send it, and that it has as many test items."""
+    score = decode_score(message.content, question)
+    roster.claim(message.metadata.src_node_id, score.client, worked=False)
+    most = roster.tests.get(score.client, score.items)
+    if score.items > most:
+        raise InvalidUpdateError(f"items = {score.items}: the client said that it has {most}")
+    return score

@@ -48,6 +48,7 @@ FREE = frozenset(
         "diagnostics",
         "spool-above",
         "track",
+        "client-list",
         "server-device",
         "output-dir",
         "run-name",

@@ -3,67 +3,109 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe_app.exchange import exchange
+from fedmoe_app.identity.bindings import Bindings
+from fedmoe_app.identity.client_list import ClientList
 from fedmoe_app.rests import Rests
-from fedmoe_app.wire.records import decode_client
+from fedmoe_app.wire.numbers import decode_number
+from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.update import InvalidUpdateError
 
 DESCRIBE_TIMEOUT = 60.0  # seconds that a node has to tell its client's number, once a run
-
-_CLIENT_ERROR = re.compile(r"(client \d+): (.*)", re.DOTALL)
 
 
 class Roster:
     """Client numbers by node; unlike Flower's node ids they are the same in every run.
 
-
     Attributes:
-        clients: node id -> client's number, as far as known.
         sizes: client -> training examples in its last usable reply.
+        tests: client -> items that its own test examples were scored by in that reply.
         rests: which clients are left out because they failed lately.
+        question: what the messages of this round ask about.
+        refused: node -> why it may not speak for the client that it named, not told yet.
+        unlisted: nodes that the client list lacks.
     """
 
-    def __init__(self, seed: int, sampling: str = "uniform", max_rest: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        sampling: str = "uniform",
+        max_rest: int = 0,
+        client_list: ClientList | None = None,
+    ) -> None:
         self._seed = seed
         self._sampling = sampling
-        self.clients: dict[int, int] = {}
+        self._list = client_list
+        self._bindings = Bindings()
         self.sizes: dict[int, int] = {}
+        self.tests: dict[int, int] = {}
         self.rests = Rests(max_rest)
+        self.question = Question()
+        self.refused: dict[int, str] = {}
+        self.unlisted: set[int] = set()
         self._asked: set[int] = set()
+        self._wanted: dict[int, int] = {}  # node -> number that it was refused
 
-    def learn(self, node_id: int, content: RecordDict) -> None:
-        """Note the client's number that a reply carries; a reply without one teaches nothing."""
-        try:
-            client = decode_client(content)
-        except InvalidUpdateError:
-            return  # the reply is rejected with the reason where it is decoded
-        self._serves(node_id, client)
+    @property
+    def clients(self) -> dict[int, int]:
+        """Node id -> client's number, in the order in which they were bound."""
+        return self._bindings.clients
 
-    def _serves(self, node_id: int, client: int) -> None:
-        self.clients[node_id] = client
-        self.rests.rename(f"node {node_id}", f"client {client}")
+    @clients.setter
+    def clients(self, clients: Mapping[int, int]) -> None:
+        self._bindings.load(clients)
 
-    def forget(self, node_id: int) -> None:
-        """Forget which client a node said it serves."""
-        self.clients.pop(node_id, None)
+    # -- who may speak for whom ----------------------------------------------------------------
 
-    def holders(self, nodes: Iterable[int]) -> dict[int, int]:
-        """Return client -> node for these nodes, without clients that two of them claim."""
-        known = [(c, node) for node in nodes if (c := self.client(node)) is not None]
-        counts = Counter(client for client, _ in known)
-        return {client: node for client, node in known if counts[client] == 1}
+    def connected(self, grid: Grid) -> list[int]:
+        """Return the connected nodes that may take part, sorted by id, and note who is there."""
+        if self._list is None:
+            nodes = sorted(grid.get_node_ids())
+        else:
+            infos = list(grid.get_nodes())
+            listed = self._list.clients(infos)
+            self._bindings.load(listed, is_list=True)
+            self.unlisted = {int(info.node_id) for info in infos} - listed.keys()
+            nodes = sorted(listed)
+        self._bindings.see(nodes)
+        return nodes
+
+    def claim(self, node_id: int, client: int, worked: bool = True) -> None:
+        """Take a good reply's word for its client's number, until :meth:`settle`.
+
+        Args:
+            node_id: that it came from.
+            client: the number.
+            worked: whether the reply is more than the number.
+
+        Raises:
+            InvalidUpdateError: of kind ``client``, if the node may not speak for that client.
+        """
+        if reason := self._bindings.claim(node_id, client, worked):
+            self._wanted[node_id] = client
+            raise InvalidUpdateError(reason, "client")
+
+    def settle(self) -> dict[int, str]:
+        """Bind the nodes to the clients that they claim; return why not, by node."""
+        bound, refused = self._bindings.settle()
+        for node, client in bound.items():
+            self._wanted.pop(node, None)
+            self.rests.rename(f"node {node}", f"client {client}")
+        return refused
 
     def client(self, node_id: int) -> int | None:
-        """Return a node's client number, None if it is not known yet."""
-        return self.clients.get(node_id)
+        """Return the client that a node speaks for, None if it is not known."""
+        return self._bindings.client(node_id)
+
+    def holders(self, nodes: Iterable[int]) -> dict[int, int]:
+        """Return client -> node for those of these nodes whose client is known."""
+        return {c: node for node in nodes if (c := self.client(node)) is not None}
 
     def by_client(self, values: Mapping[int, int]) -> dict[int, int]:
         """Return values by node as values by client, without those of nodes of no known client."""
@@ -71,15 +113,39 @@ class Roster:
 
     def name(self, node_id: int) -> str:
         """Return ``client 3`` where the number is known, else ``node 8123``."""
-        client = self.clients.get(node_id)
+        client = self.client(node_id)
         return f"node {node_id}" if client is None else f"client {client}"
 
-    def who_and_why(self, node_id: int, reason: str) -> tuple[str, str]:
-        """Split a failure into its client, which a client's own error begins with, and reason."""
-        if named := _CLIENT_ERROR.fullmatch(reason):
-            self._serves(node_id, int(named[1].removeprefix("client ")))
-            return named[1], named[2]
-        return self.name(node_id), reason
+    def ask(self, grid: Grid, nodes: Iterable[int]) -> None:
+        """Ask nodes of no known client for their number, which is a claim like any.
+
+        Each is asked once, and again when the number that it was refused has become free. The
+        claims wait for :meth:`settle`.
+        """
+        new = [n for n in nodes if self.client(n) is None and self._may_tell(n)]
+        self._asked.update(new)
+        content = RecordDict({"task": ConfigRecord(self.question.task())})
+        messages = [Message(content, node, "query.describe") for node in new]
+        for reply in exchange(grid, messages, DESCRIBE_TIMEOUT):
+            if reply.message is None or reply.failure is not None:
+                continue
+            try:
+                number = decode_number(reply.message.content, self.question)
+                self.claim(reply.node_id, number, worked=False)
+            except InvalidUpdateError as error:
+                self.refused[reply.node_id] = f"number rejected: {error}"
+
+    def _may_tell(self, node: int) -> bool:
+        if node in self._wanted:
+            return self._bindings.is_free(self._wanted[node])
+        return node not in self._asked
+
+    def _describe(self, grid: Grid, nodes: Iterable[int]) -> None:
+        self.ask(grid, nodes)
+        reasons = self.settle()
+        self.refused |= {node: f"number rejected: {why}" for node, why in reasons.items()}
+
+    # -- who trains ----------------------------------------------------------------------------
 
     def awake(self, grid: Grid, nodes: list[int], server_round: int, at_least: int) -> list[int]:
         """Leave out the nodes that rest after failures, but never so that too few are left."""
@@ -87,8 +153,7 @@ class Roster:
         if not resting:
             return nodes
         # A client that rests may be back as another node, as after a resume.
-        new = [n for n in nodes if n not in self.clients and n not in self._asked]
-        self._describe(grid, new)
+        self._describe(grid, nodes)
         by_name = {self.name(node): node for node in nodes}
         left_out = [by_name[name] for name in resting if name in by_name]
         awake = [node for node in nodes if node not in left_out]
@@ -103,13 +168,11 @@ class Roster:
         """
         if size >= len(nodes):
             return nodes
-        self._describe(grid, [node for node in nodes if node not in self._asked])
-        known = sorted(
-            (node for node in nodes if node in self.clients),
-            key=lambda node: (self.clients[node], node),
-        )
-        drawn = self._sample([self.clients[node] for node in known], server_round, size)
-        unknown = [node for node in nodes if node not in self.clients]
+        self._describe(grid, nodes)
+        holders = sorted(self.holders(nodes).items())
+        known = [node for _, node in holders]
+        drawn = self._sample([client for client, _ in holders], server_round, size)
+        unknown = [node for node in nodes if self.client(node) is None]
         return [known[i] for i in sorted(drawn)] + unknown[: max(0, size - len(known))]
 
     def _sample(self, clients: list[int], server_round: int, size: int) -> list[int]:
@@ -122,13 +185,6 @@ class Roster:
         weights = np.array([self.sizes.get(client, mean) for client in clients])
         chances = weights / weights.sum()
         return generator.choice(len(clients), size, replace=False, p=chances).tolist()
-
-    def _describe(self, grid: Grid, nodes: list[int]) -> None:
-        self._asked.update(nodes)
-        messages = [Message(RecordDict(), node, "query.describe") for node in nodes]
-        for reply in exchange(grid, messages, DESCRIBE_TIMEOUT):
-            if reply.message is not None and reply.failure is None:
-                self.learn(reply.node_id, reply.message.content)
 
 
 def sample_size(num_nodes: int, fraction: float, min_clients: int, fixed: int = 0) -> int:

@@ -6,6 +6,7 @@ clients failed pass as one.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,15 +17,19 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedmoe_app.busy import BusyNodes
 from fedmoe_app.exchange import Reply, exchange
+from fedmoe_app.identity.client_list import ClientList
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress
 from fedmoe_app.roster import Roster
 from fedmoe_app.shown.text import visible
+from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import record_bytes
+from fedmoe_app.wire.update import ClientUpdate
 from fedmoe_app.wire.views import view_state
 
 MAX_REASON = 1000  # characters of a failure's reason that are kept
+_NAMED = re.compile(r"client (\d+): (.*)")  # how a client's own errors begin
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -54,6 +59,7 @@ class RoundLoop(Strategy):
         limits: numbers of clients and waiting times.
         seed: fixes which clients are drawn in a round.
         on_round: called with the report of every round, 0 (the initial model) included.
+        client_list: who may speak for which client; None leaves it to who comes first.
     """
 
     def __init__(
@@ -62,18 +68,25 @@ class RoundLoop(Strategy):
         *,
         seed: int = 0,
         on_round: Callable[[RoundReport], None] = lambda report: None,
+        client_list: ClientList | None = None,
     ) -> None:
         self.limits = limits
         self.on_round = on_round
         self.progress = Progress()
         self.state = ModelState()
-        self.roster = Roster(seed, limits.sampling, limits.max_rest)
+        self.roster = Roster(seed, limits.sampling, limits.max_rest, client_list)
+        self.run_key = ""
         self.report = RoundReport(0)
         self.busy = BusyNodes(self._late_reply)
         self.result = Result()  # of the run so far, also when it fails
         self.rounds_done = -1  # the initial model, which is reported first, counts as round 0
         self.num_folded = 0
         self._unevaluated = False  # the global state changed since the last evaluation
+        # Failures of nodes whose client is not known yet: node, phase, reason.
+        self._nameless: list[tuple[int, str, str]] = []
+        self._to_ask: set[int] = set()  # nodes that would tell it
+        self._seconds: dict[int, float] = {}  # node -> from asking to its training reply
+        self._told: set[int] = set()  # nodes of which was said that they are not listed
 
     def start(
         self,
@@ -185,32 +198,75 @@ class RoundLoop(Strategy):
             f"the last one: {reasons or 'no reasons given'}"
         )
 
+    def question(self, server_round: int) -> Question:
+        """Return what a message of this round with the present state asks about."""
+        return Question(server_round, self.run_key, self.num_folded)
+
+    def connected(self, grid: Grid) -> list[int]:
+        """Return the connected nodes that may take part, sorted by id."""
+        nodes = self.roster.connected(grid)
+        for node in sorted(self.roster.unlisted - self._told):
+            self._told.add(node)
+            self.progress.say(f"node {node} is not in the client list; it is not asked")
+        return nodes
+
     def _collect(
         self, grid: Grid, messages: list[Message], timeout: float, phase: str = ""
     ) -> Iterator[Message]:
         """Pull the replies as they arrive, note failures, and yield those with content.
 
-        Nothing here holds a reply when the next one is pulled: it may be gigabytes.
+        Nothing of a reply is looked at here but its size. Nothing here holds a reply when the next
+        one is pulled: it may be gigabytes.
         """
         for reply in self.exchange(grid, messages, timeout):
             self._note_missed(reply, timeout)
             if reply.failure is not None:
-                who, why = self.roster.who_and_why(reply.node_id, reply.failure)
-                self._fail(who + phase, why)
+                self._fail_node(reply, phase)
             elif reply.message is not None:
-                self._note_reply(reply, phase)
+                self._note_arrival(reply, phase)
                 yield reply.message
             del reply
+        self.roster.ask(grid, self._to_ask)
+        self._to_ask.clear()
 
-    def _note_reply(self, reply: Reply, phase: str = "") -> None:
+    def _note_arrival(self, reply: Reply, phase: str = "") -> None:
         assert reply.message is not None
-        content, name = reply.message.content, self.roster.name
-        self.roster.learn(reply.node_id, content)
+        self.report.bytes_up_total += record_bytes(reply.message.content)
         if not phase:
-            self.report.round_trips[name(reply.node_id)] = reply.seconds
-            metrics = dict(content.metric_records.get("metrics") or {})
-            self.progress.reply(name(reply.node_id), metrics)
-        self.report.bytes_up_total += record_bytes(content)
+            self._seconds[reply.node_id] = reply.seconds
+
+    def _note_update(self, update: ClientUpdate) -> None:
+        """Tell of a training reply that is good."""
+        counts = {
+            "client": update.client,
+            "num-examples": update.num_examples,
+            "num-partitions": update.num_partitions,
+        }
+        self.progress.reply(f"client {update.client}", counts | update.metrics)
+
+    def _fail_node(self, reply: Reply, phase: str = "", reason: str | None = None) -> None:
+        """Note a node's failure, under its client's name; that may have to be asked for first."""
+        reason = reason or reply.failure or "no reason given"
+        if self.roster.client(reply.node_id) is None and reply.is_own:
+            self._to_ask.add(reply.node_id)
+            self._nameless.append((reply.node_id, phase, reason))
+        else:
+            self._fail(self.roster.name(reply.node_id) + phase, self._plain(reply.node_id, reason))
+
+    def _plain(self, node: int, reason: str) -> str:
+        """Return a node's error without the name that it begins with, if that is the right one."""
+        named = _NAMED.fullmatch(reason)
+        return named[2] if named and self.roster.name(node) == f"client {named[1]}" else reason
+
+    def _name_failures(self) -> None:
+        """Note the failures that waited for their client's name, when claims are settled."""
+        for node, phase, reason in self._nameless:
+            self._fail(self.roster.name(node) + phase, self._plain(node, reason))
+        self._nameless.clear()
+        for node, reason in sorted(self.roster.refused.items()):
+            if f"node {node}" not in self.report.failures:
+                self._fail(f"node {node}", reason)
+        self.roster.refused.clear()
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
         """Send messages and yield a reply for each."""
@@ -224,7 +280,7 @@ class RoundLoop(Strategy):
             self.busy.answered(reply.node_id)
 
     def _late_reply(self, node_id: int, content: RecordDict) -> None:
-        self.roster.learn(node_id, content)
+        """Tell of a late reply; nothing is learnt from it."""
         who = self.roster.name(node_id)
         self.progress.say(f"{who}: late reply dropped; it is asked again", "late-reply", who=who)
 

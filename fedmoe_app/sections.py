@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
@@ -320,6 +321,27 @@ class TrainConfig(Section):
     gradient_checkpointing: bool
     threads: Annotated[int, Field(ge=1)]
 
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of an optimiser step, of all its batches."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return the optimiser steps of a round: epochs times batches, at most ``max-steps``."""
+        batches = math.ceil(num_examples / self.examples_per_step)
+        steps = max(1, round(self.num_train_epochs * batches))
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def examples_seen(self, num_examples: int) -> int:
+        """Return how many examples a round goes through at most, those seen again included.
+
+        The last step of an epoch may have fewer than the others.
+        """
+        steps = self.num_steps(num_examples)
+        batches = math.ceil(num_examples / self.examples_per_step)
+        epochs = math.ceil(steps / batches)
+        return min(steps * self.examples_per_step, epochs * num_examples)
+
     @model_validator(mode="after")
     def _constant_has_no_warmup(self) -> TrainConfig:
         if self.lr_scheduler_type == "constant" and self.warmup_steps > 0:
@@ -465,6 +487,7 @@ class RunConfig(Section):
     output_dir: str
     run_name: str
     resume: str
+    client_list: str
     keep_checkpoints: Annotated[int, Field(ge=1)]
     data: DataConfig
     model: ModelConfig
@@ -534,6 +557,13 @@ class RunConfig(Section):
     def _is_absolute_folder(cls, value: str) -> str:
         if value and not Path(value).is_absolute():
             raise ValueError("must be the absolute path of a result folder or checkpoint, or empty")
+        return value
+
+    @field_validator("client_list")
+    @classmethod
+    def _is_absolute_file(cls, value: str) -> str:
+        if value and not Path(value).is_absolute():
+            raise ValueError("must be the absolute path of a client list, or empty")
         return value
 
     @field_validator("run_name")

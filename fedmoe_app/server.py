@@ -17,6 +17,7 @@ from fedmoe_app.config import RunConfig, flatten_run_config
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.holding import Holding
+from fedmoe_app.identity.client_list import read_client_list
 from fedmoe_app.journal import open_journal
 from fedmoe_app.local.choosing import check_holds_chosen
 from fedmoe_app.local.setup import Setup, load_setup, server_data
@@ -34,6 +35,7 @@ from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.projection import PairRule
 from fedmoe_app.spool import MIB, Spool
 from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import decode_state, encode_state
 
@@ -51,6 +53,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             checkpoint that it can be resumed from.
     """
     require_trackers(config)
+    client_list = read_client_list(Path(config.client_list)) if config.client_list else None
     keep_memory_steady()
     scheme = make_scheme(config)
     data = server_data(config)
@@ -92,6 +95,8 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         changed_only=config.wire.downloads == "changed",
         download_codec=config.wire.download_codec,
         offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
+        bounds=_bounds(config, setup, len(data.train)),
+        client_list=client_list,
     )
     journal = open_journal(config, identity, strategy, state, setup.task.metric)
     folder = journal.folder
@@ -102,6 +107,26 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         _run(grid, config, strategy, setup, encode_state(journal.state), test, folder)
     logger.info("results: %s", folder.path)
     return folder.path
+
+
+def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
+    """Return what clients of this run can say of themselves.
+
+    Args:
+        config: of the run.
+        setup: the model.
+        num_rows: training examples that the server has a copy of; 0 if the nodes bring theirs.
+    """
+    data = config.data
+    by_token = data.task == "causal-lm" and data.metric != "exact-match"
+    return TaskBounds(
+        train=config.train,
+        max_length=data.max_length,
+        top_k=max(layer.top_k for layer in setup.layers),
+        test_fraction=data.local_test_fraction,
+        items=data.max_length if by_token else 1,
+        num_rows=num_rows,
+    )
 
 
 def _run(

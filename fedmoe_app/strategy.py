@@ -20,6 +20,7 @@ from fedmoe_app.checkpoint import Counters, Snapshot
 from fedmoe_app.downloads import Downloads
 from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
 from fedmoe_app.holding import Holding, held_arrays
+from fedmoe_app.identity.client_list import ClientList
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.replies import Decoded, Intake, decode_scores
 from fedmoe_app.report.lines import RoundReport
@@ -32,12 +33,11 @@ from fedmoe_app.schemes.projection import PairRule
 from fedmoe_app.schemes.running import RunningSums
 from fedmoe_app.spool import Spool
 from fedmoe_app.wire.arrays import ArrayBuffers
+from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
-from fedmoe_app.wire.records import (
-    UpdateSpec,
-    encode_task,
-    record_bytes,
-)
+from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
+from fedmoe_app.wire.question import Question
+from fedmoe_app.wire.records import UpdateSpec, encode_task, record_bytes
 from fedmoe_app.wire.update import ClientUpdate
 from fedmoe_app.wire.views import encode_one_by_one, view_state
 
@@ -85,8 +85,10 @@ class MoEStrategy(RoundLoop):
         pairs: PairRule | None = None,
         on_round: Callable[[RoundReport], None] = lambda report: None,
         holding: Holding | None = None,
+        bounds: TaskBounds | None = None,
+        client_list: ClientList | None = None,
     ) -> None:
-        super().__init__(limits, seed=seed, on_round=on_round)
+        super().__init__(limits, seed=seed, on_round=on_round, client_list=client_list)
         self.scheme = scheme
         self.run_key = run_key or secrets.token_hex(16)
         self.offer = offer or Offer()
@@ -94,6 +96,7 @@ class MoEStrategy(RoundLoop):
         self._keeps = changed_only or self.offer.keeps_residuals
         self.forget = forget
         self.holding = holding
+        self.bounds = bounds or TaskBounds()
         self.diagnose = diagnose
         self.spool = spool or Spool()
         self.pairs = pairs or PairRule(seed=seed)
@@ -146,10 +149,11 @@ class MoEStrategy(RoundLoop):
             self.num_folded,
             self._unevaluated,
             dict(self._last_replies),
-            self.roster.clients,
+            dict(self.roster.clients),
             self.holding.book() if self.holding is not None else {},
             dict(self.roster.sizes),
             self.roster.rests.dump(),
+            dict(self.roster.tests),
         )
         return Snapshot(self.rounds_done, self.run_key, self.state, self.broadcast, counters)
 
@@ -160,8 +164,9 @@ class MoEStrategy(RoundLoop):
         self.run_key, self.broadcast = snapshot.run_key, snapshot.broadcast
         self._unevaluated = counters.unevaluated
         self._last_replies = dict(counters.last_replies)
-        self.roster.clients = dict(counters.roster)
+        self.roster.clients = counters.roster
         self.roster.sizes = dict(counters.sizes)
+        self.roster.tests = dict(counters.tests)
         self.roster.rests.load(counters.rests)
         if self.holding is not None:
             self.holding.restore(counters.holding)
@@ -173,9 +178,13 @@ class MoEStrategy(RoundLoop):
     ) -> Iterable[Message]:
         """Ask a share of the connected nodes, at least ``min_clients``, to train."""
         limits = self.limits
-        nodes = wait_for_nodes(grid, limits.min_clients, limits.wait_for_clients, self.busy)
+        self.roster.question = self.question(server_round)
+        nodes = wait_for_nodes(
+            grid, limits.min_clients, limits.wait_for_clients, self.busy, self.connected
+        )
         nodes = self.draw(grid, nodes, server_round)
         self.report = RoundReport(server_round, num_asked=len(nodes))
+        self._seconds.clear()
         if (holding := self.holding) is not None:
             question = self._content(server_round, held_arrays(arrays, None), config)
             nodes = self._ask_to_choose(grid, holding, nodes, question)
@@ -203,7 +212,7 @@ class MoEStrategy(RoundLoop):
 
         Those that still train are left out.
         """
-        nodes = self.busy.free(grid, sorted(grid.get_node_ids()))
+        nodes = self.busy.free(grid, self.connected(grid))
         if (holding := self.holding) is not None:
             # A node that has not trained yet would score a model without experts.
             nodes = [node for node in nodes if holding.choice(self.roster, node)]
@@ -226,7 +235,7 @@ class MoEStrategy(RoundLoop):
             if reply.message is not None and reply.message.has_content():
                 self.report.bytes_up_total += record_bytes(reply.message.content)
             if why is not None:
-                self._fail(*self.roster.who_and_why(reply.node_id, why))
+                self._fail_node(reply, reason=why)
             self._note_missed(reply, holding.timeout)
         return [node for node in nodes if holding.choice(self.roster, node) is not None]
 
@@ -263,6 +272,7 @@ class MoEStrategy(RoundLoop):
             self.run_key,
             self.base_fingerprint,
             self.offer,
+            self.num_folded,
         )
 
     # -- replies in ----------------------------------------------------------------------------
@@ -276,17 +286,32 @@ class MoEStrategy(RoundLoop):
         replies can be used.
         """
         self.spool.clear()
-        intake = self._intake(self._asked)
+        intake = self._intake(self._asked, self.question(server_round))
         for message in replies:
-            intake.add(message)
+            self.take(intake, message)
             del message  # before the next one is pulled
         return self.finish_train(server_round, intake.finish())
+
+    def take(
+        self,
+        intake: Intake,
+        message: Message,
+        staleness: int | None = None,
+        question: Question | None = None,
+    ) -> None:
+        """Put a training reply into an intake and tell of it; arguments of :meth:`Intake.add`."""
+        node = message.metadata.src_node_id
+        update = intake.add(message, node, staleness, question)
+        if update is not None:
+            self._note_update(update)
+        else:
+            self._to_ask.add(node)
 
     def expect(self, nodes: Iterable[int]) -> None:
         """Note which nodes were asked for the replies of the next :meth:`aggregate_train`."""
         self._asked = tuple(nodes)
 
-    def _intake(self, asked: Sequence[int]) -> Intake:
+    def _intake(self, asked: Sequence[int], question: Question) -> Intake:
         """Return what takes the replies of a round, summing at once what can be."""
         holders = self.roster.holders(asked)
         self._begin_sums()
@@ -294,7 +319,11 @@ class MoEStrategy(RoundLoop):
         # A node whose client is not known may be any; held experts are checked at the end.
         if len(holders) == len(asked) and self.holding is None:
             at_once = AtOnce(self._sums, holders, split, self.spool)
-        return Intake(self.update_spec(), self.roster, self.spool, holders, split, at_once)
+        return Intake(
+            *(self.update_spec(), self.roster, self.spool, holders, split, at_once),
+            question=question,
+            bounds=self.bounds,
+        )
 
     def _begin_sums(self) -> None:
         self._buffers = ArrayBuffers()
@@ -315,9 +344,14 @@ class MoEStrategy(RoundLoop):
             decoded.kinds["client"] += len(strange)
         for who, why in decoded.rejected.items():
             self._fail(who, why)
+        self._name_failures()
+        named = {self.roster.name(node): seconds for node, seconds in self._seconds.items()}
+        self.report.round_trips |= named
+        self._seconds.clear()
         self.report.rejected = dict(decoded.kinds)
         updates = decoded.updates
         self.roster.sizes |= {update.client: update.num_examples for update in updates}
+        self.roster.tests |= {u.client: int(u.metrics.get(NUM_TEST_ITEMS, 0)) for u in updates}
         good = [f"client {update.client}" for update in updates]
         self.roster.rests.note(server_round, self.report.failures, good)
         self._note_lost_state(server_round, updates)
@@ -371,17 +405,15 @@ class MoEStrategy(RoundLoop):
                     f"client {update.client}: what it kept of round {expected} is lost; "
                     f"it started from {start}"
                 )
-            self._last_replies[update.client] = self.round_of(update, server_round)
-
-    def round_of(self, update: ClientUpdate, server_round: int) -> int:
-        """Return the round of the task that the update answers."""
-        return server_round
+            self._last_replies[update.client] = update.server_round
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Add up the clients' scores; None if nobody has test examples."""
-        scores, rejected = decode_scores(replies, self.roster)
+        question = self.question(server_round)
+        scores, rejected = decode_scores(replies, self.roster, question)
+        self._name_failures()
         for who, why in rejected.items():
             self._fail(f"{who} (evaluation)", why)
         items = sum(score.items for score in scores)

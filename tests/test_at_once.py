@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedmoe_app.at_once import AtOnce
-from fedmoe_app.inprocess import task_identity
+from fedmoe_app.inprocess import InProcessGrid, task_identity
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.replies import Decoded, Intake
 from fedmoe_app.roster import Roster
@@ -52,6 +52,16 @@ class Server:
     def fold(self, decoded: Decoded | None = None) -> ModelState:
         found = (decoded or self.intake.finish()).updates
         return fold(toy_state(), found, self.scheme, round_info(1, found), sums=self.sums)
+
+
+class Nodes(InProcessGrid):
+    """These nodes are connected."""
+
+    def __init__(self, nodes: list[int]) -> None:
+        self._nodes = nodes
+
+    def get_node_ids(self) -> list[int]:
+        return self._nodes
 
 
 def waited(scheme: Scheme, given: list[ClientUpdate]) -> ModelState:
@@ -114,10 +124,11 @@ def test_a_node_with_the_number_of_a_known_one_is_rejected(late: int, tmp_path: 
     assert server.roster.client(77) is None
 
 
-def test_a_new_node_counts_where_the_known_one_is_silent(tmp_path: Path) -> None:
+def test_a_new_node_counts_where_the_known_one_is_gone(tmp_path: Path) -> None:
     """A client's machine was started anew and has another node id."""
     scheme = SCHEMES["fedavg"]()
     server = Server(scheme, Spool(tmp_path, limit=0))
+    server.roster.connected(Nodes([77, *(HOLDERS[client] for client in (0, 1, 3, 4))]))
     server.reply(GIVEN[2], node=77)
     for client in (0, 1, 3, 4):
         server.reply(GIVEN[client])

@@ -6,10 +6,17 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmoe_app.exchange import NotEnoughClientsError, exchange, wait_for_nodes
+from fedmoe_app.exchange import (
+    NotEnoughClientsError,
+    Reply,
+    exchange,
+    pull,
+    short_reason,
+    wait_for_nodes,
+)
 from fedmoe_app.inprocess import InProcessGrid, task_identity
 
 app = ClientApp()
@@ -67,6 +74,68 @@ def test_an_exception_of_a_client_is_a_failure_with_its_words() -> None:
         message = Message(RecordDict(), next(iter(grid(1).get_node_ids())), "query.unknown")
         (reply,) = exchange(grid(1), [message], timeout=5)
     assert "No query function registered" in (reply.failure or "")
+
+
+class Unreadable(InProcessGrid):
+    """A grid in which one node's reply cannot be put together, as when its objects are damaged."""
+
+    broken = 1001
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        found = []
+        for message_id in list(message_ids):
+            message = self._waiting.pop(message_id, None)
+            if message is not None and message.metadata.dst_node_id == self.broken:
+                raise ValueError("Mismatch in children object IDs")
+            found += [] if message is None else [self._answer(message)]
+        return found
+
+
+def test_a_reply_that_cannot_be_read_fails_alone_and_ends_no_run() -> None:
+    """What had been pulled with it is lost; who was pulled after it is not."""
+    nodes = Unreadable(app, {}, [{}] * 6)
+    with task_identity():
+        messages = [Message(RecordDict(), node, "query.hello") for node in nodes.get_node_ids()]
+        replies = {reply.node_id: reply for reply in exchange(nodes, messages, timeout=0.2)}
+    good = {node for node, reply in replies.items() if reply.failure is None}
+    assert good == {1002, 1003, 1004, 1005}
+    assert replies.keys() == set(nodes.get_node_ids())
+    broken = Unreadable(app, {}, [{}, {}])
+    broken.broken = 1000
+    with task_identity():
+        asked = Message(RecordDict(), 1000, "query.hello")
+        asked.metadata.__dict__["_message_id"] = "1"
+        broken._waiting = {"1": asked}
+        (reply,) = pull(broken, ["1"])
+    assert Reply(1000, reply, 0.0).failure == "the reply cannot be read: ValueError"
+    assert not Reply(1000, reply, 0.0).is_own
+
+
+def test_a_reply_of_another_node_than_the_one_asked_is_none() -> None:
+    with task_identity():
+        content = Message(RecordDict(), reply_to=Message(RecordDict(), 1001, "query.hello"))
+        error = Message(Error(0, "gone"), reply_to=Message(RecordDict(), 1001, "query.hello"))
+        lost = Message(Error(5, "node is gone"), reply_to=Message(RecordDict(), 1, "query.hello"))
+    assert Reply(1000, content, 0.0).failure == "the reply came from another node, 1001"
+    assert Reply(1000, error, 0.0).failure == "the reply came from another node, 1001"
+    assert Reply(1001, content, 0.0).failure is None
+    assert Reply(1000, lost, 0.0).failure == "node is gone"  # the SuperLink says so
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x\n" * 5_000_000,
+        "y" * 10**7,
+        "\x1b[31mclient 1: a\x07\n" * 100_000,
+        "\x00" * 10**6,
+        "\u202e",
+    ],
+)
+def test_an_error_of_any_length_is_one_short_printable_line(text: str) -> None:
+    reason = short_reason(text)
+    assert 0 < len(reason) <= 400
+    assert reason.isprintable()
 
 
 def test_waiting_for_nodes_ends_at_the_limit_and_names_both_numbers() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import RecordDict
 
 from fedmoe_app.holding import Holding, held_arrays
 from fedmoe_app.roster import Roster
@@ -29,7 +29,8 @@ def test_a_node_is_sent_dense_tensors_gates_and_its_experts() -> None:
 def test_replies_bring_the_choice_of_the_next_round() -> None:
     holding, roster = Holding(ModelShape(2, 3, 2), timeout=1.0), Roster(0)
     assert holding.choice(roster, 77) is None
-    roster.learn(77, RecordDict({"metrics": MetricRecord({"client": 5})}))
+    roster.claim(77, 5)
+    assert roster.settle() == {}
     assert holding.choice(roster, 77) is None
     holding.choices[5] = Choice(~HELD, 2)
     update = toy_update(5, 10, 0.5, [(0, 1)])

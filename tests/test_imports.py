@@ -19,3 +19,16 @@ def test_a_plain_client_leaves_heavy_modules_alone() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_telling_a_number_and_listing_clients_need_no_torch() -> None:
+    """The one is a node's answer to a question, the other a command of a light image."""
+    code = (
+        "import sys, fedmoe_app.client_app, fedmoe_app.local.node, fedmoe_app.wire.numbers, "
+        "fedmoe_app.wire.question, fedmoe_app.identity.client_list; "
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout.strip() == "[]"

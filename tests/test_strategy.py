@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -20,20 +21,24 @@ from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.strategy import MoEStrategy
 from fedmoe_app.wire.records import (
+    Question,
     decode_state,
     decode_task,
+    encode_number,
     encode_score,
     encode_state,
     encode_task,
     encode_update,
     record_bytes,
+    seal,
+    stamp,
 )
-from fedmoe_app.wire.replies import seal
 from fedmoe_app.wire.update import ClientScore
 from fedmoe_app.wire.versions import CANNOT_BUILD
 from tests.toy import toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
+ITEMS = 4  # that each client has for testing
 BROKEN_SCORER = 9  # a client that replies to an evaluation with nothing
 Answer = Callable[[int, int], RecordDict]  # (client, round) -> reply
 
@@ -44,21 +49,24 @@ def toy_app(answer: Answer) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        server_round = decode_task(message.content).server_round
-        return Message(answer(client, server_round), reply_to=message)
+        task = decode_task(message.content)
+        content = answer(client, task.server_round)
+        return Message(stamp(content, task.question), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
         if client == BROKEN_SCORER:
             return Message(RecordDict(), reply_to=message)
-        score = ClientScore(client, loss=2.0 * client, correct=client, items=4)
-        return Message(encode_score(score), reply_to=message)
+        score = ClientScore(client, loss=2.0 * client, correct=client, items=ITEMS)
+        content = encode_score(score, question=Question.of(message.content))
+        return Message(content, reply_to=message)
 
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
-        metrics = MetricRecord({"client": int(context.node_config["partition-id"])})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+        client = int(context.node_config["partition-id"])
+        content = encode_number(client, Question.of(message.content))
+        return Message(content, reply_to=message)
 
     return app
 
@@ -92,7 +100,9 @@ class Run:
 
 
 def good(client: int, server_round: int) -> RecordDict:
-    return encode_update(toy_update(client, 1 + client, 1.0 + client, ALL))
+    update = toy_update(client, 1 + client, 1.0 + client, ALL)
+    metrics = update.metrics | {"num-test-items": ITEMS}
+    return encode_update(replace(update, metrics=metrics))
 
 
 def test_a_round_folds_all_replies() -> None:
@@ -119,7 +129,8 @@ def test_a_score_that_makes_no_sense_is_rejected() -> None:
     report = Run(good, [1, BROKEN_SCORER]).reports[1]
     assert report.evaluation is not None
     assert report.evaluation["accuracy"] == pytest.approx(1 / 4)
-    assert any("score rejected: items = None" in why for why in report.failures.values())
+    (reason,) = report.failures.values()
+    assert reason == "score rejected: records [], expected metrics, update"
 
 
 def test_scores_of_the_same_partition_are_all_rejected() -> None:
@@ -133,7 +144,8 @@ def test_scores_of_the_same_partition_are_all_rejected() -> None:
         for order in (replies, replies[::-1]):
             kept, rejected = decode_scores(order, Roster(seed=0))
             assert kept == [scores[2]]
-            assert rejected == {"client 4": "score rejected: 2 nodes have partition-id = 4"}
+            why = "score rejected: 2 nodes have partition-id = 4 (1, 2); give each its own"
+            assert rejected == {"node 1": why, "node 2": why}
 
 
 def test_a_client_that_raises_is_left_out() -> None:
@@ -171,7 +183,10 @@ def test_nodes_with_the_same_partition_are_all_rejected_in_any_order() -> None:
     for order in ([0, 1, 2], [2, 1, 0]):
         run = Run(answer, order)
         assert [u.client for u in run.reports[1].updates] == [2]
-        assert "2 nodes have partition-id = 0" in run.reports[1].failures["client 0"]
+        failures = run.reports[1].failures
+        two = [f"node {1000 + order.index(client)}" for client in (0, 1)]
+        assert all("2 nodes have partition-id = 0 (" in failures[node] for node in two)
+        assert not any(who.startswith("client 0") for who in failures)
 
 
 def test_a_node_that_splits_the_data_otherwise_is_rejected() -> None:
@@ -323,13 +338,22 @@ def test_a_node_that_lost_its_state_is_sent_all_of_it_in_the_same_round() -> Non
 
 
 def test_rejected_replies_are_counted_by_kind() -> None:
-    def answer(client: int, server_round: int) -> RecordDict:
-        records = good(client, server_round)
-        if client == 1:
-            records.metric_records["metrics"]["train-loss"] = 0.25
-        if client == 2:
-            records.metric_records["metrics"]["protocol"] = 2
-        return records
+    toy = toy_app(good)
+    app = ClientApp()
 
-    report = Run(answer, [0, 1, 2]).reports[1]
-    assert report.folded and report.rejected == {"checksum": 1, "protocol": 1}
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = toy(message, context)
+        client = int(context.node_config["partition-id"])
+        metrics = reply.content.metric_records["metrics"]
+        metrics.update({1: {"train-loss": 0.25}, 2: {"protocol": 2}}.get(client, {}))
+        return reply
+
+    reports: list[RoundReport] = []
+    strategy = MoEStrategy(FedAvg(), Limits(1, wait_for_clients=0), on_round=reports.append)
+    grid = InProcessGrid(app, {}, [{"partition-id": c} for c in (0, 1, 2)])
+    with task_identity():
+        strategy.start(
+            grid, encode_state(toy_state()), 1, timeout=5, evaluate_fn=lambda r, a: MetricRecord()
+        )
+    assert reports[1].folded and reports[1].rejected == {"checksum": 1, "protocol": 1}

@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset
-from rich.console import Console
-from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from fedmoe_app.config import NODES, ConfigError, DataConfig, RunConfig
@@ -23,6 +21,8 @@ from fedmoe_app.local.choices import MultipleChoice
 from fedmoe_app.local.setup import make_task
 from fedmoe_app.local.tasks import CausalLM, Task
 from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder, resolve_head
+from fedmoe_app.shown.terminal import Console, literal
+from fedmoe_app.shown.text import visible
 
 _LEARNT = "bold green"
 _MARKS = "⟦⟧"
@@ -94,20 +94,22 @@ def print_preview(preview: Preview, console: Console) -> None:
     """Print examples; what is learnt is in colour, or between ⟦ and ⟧ where there is none."""
     marks = not console.is_terminal or console.no_color or console.color_system is None
     for line in [*preview.formats, preview.encoding]:
-        _print(console, Text(_literal(line)))
-    _print(console, Text(f"what is learnt stands {_BETWEEN if marks else 'in green'}"))
+        _print(console, visible(line))
+    _print(console, f"what is learnt stands {_BETWEEN if marks else 'in green'}")
     for number, example in enumerate(preview.examples, 1):
-        _print(console, Text(f"\nexample {number}: {_counted(example)}"))
-        names = ("encoder:\n", "decoder:\n") if len(example.parts) > 1 else ("",)
+        _print(console, f"\nexample {number}: {_counted(example)}")
+        names = ("encoder:", "decoder:") if len(example.parts) > 1 else ("",)
         for name, part in zip(names, example.parts, strict=True):
-            _print(console, Text(name) + _shown(part, marks))
+            if name:
+                _print(console, name)
+            _print_segments(console, part, marks)
         for note in example.notes:
-            _print(console, Text(f"({_literal(note)})"))
+            _print(console, f"({visible(note)})")
 
 
-def _print(console: Console, text: Text) -> None:
-    """Print without markup, highlighting or line breaks of rich's own."""
-    console.print(text, highlight=False, soft_wrap=True)
+def _print(console: Console, text: str) -> None:
+    """Print without line breaks of rich's own."""
+    console.print(literal(text), soft_wrap=True)
 
 
 def _load(config: RunConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]:
@@ -244,21 +246,13 @@ def _counted(example: Example) -> str:
     return ", ".join([f"{example.num_tokens} tokens", *learnt, *lost])
 
 
-def _shown(segments: Segments, marks: bool) -> Text:
-    text = Text()
+def _print_segments(console: Console, segments: Segments, marks: bool) -> None:
+    """Print texts one after the other, those that are learnt in colour or between marks."""
     for part, learnt in segments:
-        literal = _literal(part)
+        for mark in _MARKS:  # of the text itself
+            part = part.replace(mark, f"\\u{ord(mark):04x}")
         if learnt and marks:
-            literal = f"{_MARKS[0]}{literal}{_MARKS[1]}"
-        text.append(literal, style=_LEARNT if learnt and not marks else "")
-    return text
-
-
-def _literal(text: str) -> str:
-    """Escape what would act on a terminal, or look like a mark."""
-    return "".join(
-        character
-        if character in "\n\t" or (character.isprintable() and character not in _MARKS)
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+            part = f"{_MARKS[0]}{part}{_MARKS[1]}"
+        style = _LEARNT if learnt and not marks else ""
+        console.print(literal(part, style), soft_wrap=True, end="")
+    console.print()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from fedmoe_app.config import ConfigError, almost_key, known_keys, unknown_key
+from fedmoe_app.data.names import file_names, is_path
 from fedmoe_app.launching.meant import (
     LIST_KEYS,
     PATH_KEYS,
@@ -128,11 +129,15 @@ def _shown(text: str) -> str:
 def check_paths(flat: Mapping[str, Any], where: str) -> None:
     """Refuse a path of a TOML file in which an escape became a tab or a line break.
 
+    One that there is may hold whatever it does.
+
     Raises:
         ConfigError: naming file and key.
     """
     for key in PATH_KEYS:
-        if has_control(flat.get(key, "")):
+        value = flat.get(key, "")
+        names = value if isinstance(value, list) else file_names(str(value), key=key)
+        if has_control(value) and not all(is_path(str(name)) for name in names):
             raise ConfigError(
                 f"{where}: {key} holds a tab, line break or other control character: a backslash "
                 "in \"...\" begins an escape; write the path in '...', or with / for \\"

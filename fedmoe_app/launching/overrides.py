@@ -28,7 +28,14 @@ from fedmoe_app.report.log import CONFIG_FILE, ResultsError, list_checkpoints, r
 from fedmoe_app.report.status import read_status
 
 # Keys that may name files, and those that may name one file or folder.
-_FILES, _PATHS = ("data.source", "data.test-source"), ("data.label-names-file", "model.name")
+_FILES, _PATHS = (
+    ("data.source", "data.test-source"),
+    (
+        "data.label-names-file",
+        "model.name",
+        "client-list",
+    ),
+)
 _TEMPLATE = "data.chat-template"
 
 

@@ -57,7 +57,7 @@ def check_simulated(config: RunConfig, num_clients: int) -> None:
 
 
 def check_sources(config: RunConfig, num_clients: int) -> tuple[str, ...]:
-    """Check what a run reads: its model's files, and its data with the clients' parts of it.
+    """Check what a simulated run reads: its model's files, and its data with the clients' parts.
 
     Returns:
         The class names in index order; none where they are those of the embedded corpus.
@@ -68,6 +68,11 @@ def check_sources(config: RunConfig, num_clients: int) -> tuple[str, ...]:
     # Read by datasets and transformers when they are imported; a user's own values stay.
     for name, value in default_environment().items():
         os.environ.setdefault(name, value)
+    if config.client_list:
+        raise ConfigError(
+            f'client-list = "{config.client_list}": simulated nodes have no keys; leave it out, or '
+            "run on the nodes of a SuperLink: fedmoe run APP CONNECTION"
+        )
     _check_model_files(config)
     return _check_data(config, num_clients)
 

@@ -9,6 +9,7 @@ from typing import Any
 from fedmoe_app.budgets import Budget, check_budget
 from fedmoe_app.config import ConfigError
 from fedmoe_app.wire.names import check_codec
+from fedmoe_app.wire.numbers import MAX_GIVEN
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Node:
         """
         num_partitions = _integer(node_config, "num-partitions", 1, None)
         partition_id = _integer(node_config, "partition-id", 0, num_partitions)
+        if partition_id is not None and partition_id >= MAX_GIVEN:
+            # Those are numbers of nodes without a partition-id, which are their node ids.
+            raise ConfigError(
+                f"node config partition-id = {partition_id}: must be below {MAX_GIVEN}"
+            )
         data_path = node_config.get("data-path")
         if data_path is None and (partition_id is None or num_partitions is None):
             raise ConfigError(

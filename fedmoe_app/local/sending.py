@@ -55,7 +55,7 @@ def encode_reply(
         logger.warning("the server does not take %s, replying in %s", own, codec.name)
     seeds = (seed, task.server_round, update.client)
     if codec.lossless or not task.offer.error_feedback:
-        return encode_update(update, codec, seeds, held)
+        return encode_update(update, codec, seeds, held, task.question)
     return _with_feedback(update, task, codec, seeds, held)
 
 
@@ -66,9 +66,10 @@ def _with_feedback(
     kept = _usable(files.load(task.server_round), update.changes)
     total = _add(update.changes, kept.tensors)
     if not is_acceptable(total):  # training diverged: the server will say so
-        return encode_update(update, codec, seeds, held)
+        return encode_update(update, codec, seeds, held, task.question)
     metrics = update.metrics | {"residual-round": kept.server_round}
-    reply = encode_update(replace(update, changes=total, metrics=metrics), codec, seeds, held)
+    whole = replace(update, changes=total, metrics=metrics)
+    reply = encode_update(whole, codec, seeds, held, task.question)
     try:
         lost = _lost(total, reply, codec)
         files.save(task.server_round, kept.tensors | lost)

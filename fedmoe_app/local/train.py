@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +49,7 @@ def one_client(seed: int, threads: int) -> Iterator[None]:
 
 def num_steps(num_examples: int, config: TrainConfig) -> int:
     """Return the optimiser steps of a round: epochs times batches, at most ``max-steps``."""
-    batches = math.ceil(num_examples / _examples_per_step(config))
-    steps = max(1, round(config.num_train_epochs * batches))
-    return min(steps, config.max_steps) if config.max_steps else steps
+    return config.num_steps(num_examples)
 
 
 def train_batches(rows: Sequence[Row], config: TrainConfig, seed: int) -> Iterator[list[Row]]:
@@ -61,7 +58,7 @@ def train_batches(rows: Sequence[Row], config: TrainConfig, seed: int) -> Iterat
     A new shuffle each epoch; the last step of one may have fewer.
     """
     generator = torch.Generator().manual_seed(seed)
-    remaining, size = num_steps(len(rows), config), _examples_per_step(config)
+    remaining, size = num_steps(len(rows), config), config.examples_per_step
     while remaining > 0:
         order = torch.randperm(len(rows), generator=generator).tolist()
         for start in range(0, min(len(rows), remaining * size), size):
@@ -74,10 +71,6 @@ def micro_batches(rows: Sequence[Row], config: TrainConfig) -> Iterator[Sequence
     size = config.per_device_train_batch_size
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-
-
-def _examples_per_step(config: TrainConfig) -> int:
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps
 
 
 @dataclass(frozen=True)

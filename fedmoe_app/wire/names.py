@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL = 3  # raised when a server and a client of different versions no longer understand
+PROTOCOL = 4  # raised when a server and a client of different versions no longer understand
 
 PLAIN = ("fp32", "fp16", "bf16", "int8", "int4")
 TOPK = "topk"  # its values in fp32

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.codecs import FP16, FP32, Codec
 from fedmoe_app.wire.codecs.base import Rows, rows_of
+from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import Shape, tensors_in_order
 from fedmoe_app.wire.update import InvalidUpdateError
 
@@ -45,8 +46,8 @@ def read_raw(array: Array, key: str, most: int) -> memoryview:
         raise InvalidUpdateError(f"{key}: {size} bytes, at most {most} are possible", "size")
     if (array.stype, array.dtype, tuple(array.shape)) != (_RAW, "uint8", (size,)):
         raise InvalidUpdateError(
-            f"{key}: not plain bytes of this length; it says {str(array.stype)[:20]} "
-            f"{str(array.dtype)[:20]} {str(list(array.shape)[:9])[:60]}",
+            f"{key}: not plain bytes of this length; it says {shown(str(array.stype), 20)} "
+            f"{shown(str(array.dtype), 20)} {shown(tuple(array.shape))}",
             "size",
         )
     return memoryview(array.data)

@@ -8,16 +8,11 @@ from flwr.app import RecordDict
 from flwr.common.serde import config_record_to_proto
 
 from fedmoe_app.wire.names import PROTOCOL
+from fedmoe_app.wire.numbers import decode_client, decode_number, encode_number
 from fedmoe_app.wire.packing import MAX_CHANGE
-from fedmoe_app.wire.replies import (
-    decode_client,
-    decode_held,
-    decode_score,
-    decode_update,
-    encode_score,
-    encode_update,
-    seal,
-)
+from fedmoe_app.wire.question import Question
+from fedmoe_app.wire.replies import decode_held, decode_update, encode_update, seal, stamp
+from fedmoe_app.wire.scores import decode_score, encode_score
 from fedmoe_app.wire.spec import UpdateSpec
 from fedmoe_app.wire.tasks import (
     ProtocolError,
@@ -34,15 +29,18 @@ __all__ = [
     "MAX_CHANGE",
     "PROTOCOL",
     "ProtocolError",
+    "Question",
     "TrainTask",
     "UpdateSpec",
     "decode_client",
     "decode_held",
+    "decode_number",
     "decode_score",
     "decode_state",
     "decode_task",
     "decode_tensors",
     "decode_update",
+    "encode_number",
     "encode_score",
     "encode_state",
     "encode_task",
@@ -50,6 +48,7 @@ __all__ = [
     "encode_update",
     "record_bytes",
     "seal",
+    "stamp",
 ]
 
 

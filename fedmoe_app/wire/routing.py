@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.wire.bounds import MAX_TOKENS
 from fedmoe_app.wire.codecs.floats import from_raw, raw_bytes
 from fedmoe_app.wire.spec import UpdateSpec
 from fedmoe_app.wire.update import InvalidUpdateError
 
 _COUNTS = ("count", "trained", "tokens")
 _MEANS = ("prob", "margin", "peak", "kl")
+_MAX_REGION = 1e9  # of a router's input; its square and sums of squares stay finite in float32
 _WIDTHS = (1, 2, 4, 8)  # bytes of an unsigned integer
-_MAX_TOKENS = 10**12  # of a layer in a round: FC-MoE weighs a client by its tokens
 
 
 def pack_routing(routing: RoutingStats, lossless: bool) -> bytes:
@@ -64,11 +65,38 @@ def unpack_routing(data: memoryview, spec: UpdateSpec, lossless: bool) -> Routin
     if spec.region_size:
         wanted = (int(trained.sum()), spec.region_size)
         packed, data = _unpack_floats(data, wanted, regions, "region")
+        if bool((packed.abs() > _MAX_REGION).any()):
+            raise InvalidUpdateError(f"routing.region: a value beyond {_MAX_REGION:g}")
         region = torch.zeros(*shape, spec.region_size)  # [L, E, D]
         region[trained] = packed
     if data:
         raise InvalidUpdateError(f"routing: {len(data)} bytes too many", "size")
     return RoutingStats(**tensors, region=region)
+
+
+def check_counts(routing: RoutingStats, tokens: int, top_k: int, steps: int) -> None:
+    """Refuse counts that no client with this many examples can have.
+
+    Args:
+        routing: decoded.
+        tokens: that a layer can have seen at most.
+        top_k: experts that a token uses; 0 if not known.
+        steps: optimiser steps of the round.
+
+    Raises:
+        InvalidUpdateError: naming the number and its bound.
+    """
+    seen = routing.tokens  # [L]
+    if bool((seen > tokens).any()):
+        raise InvalidUpdateError(
+            f"routing.tokens = {int(seen.max())}: the client's examples have at most {tokens}"
+        )
+    if top_k and bool((routing.count.sum(dim=1) > top_k * seen).any()):
+        raise InvalidUpdateError(f"routing.count: more than {top_k} experts a token")
+    if bool((routing.trained > steps).any()):
+        raise InvalidUpdateError(
+            f"routing.trained = {int(routing.trained.max())}: the round has {steps} steps"
+        )
 
 
 def _types(lossless: bool) -> tuple[torch.dtype, torch.dtype]:
@@ -120,8 +148,8 @@ def _take(data: memoryview, size: int, name: str) -> tuple[memoryview, memoryvie
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
-    for name in ("prob", "margin", "peak"):
-        # Sums of probabilities may round a little past 1.
+    # Sums of probabilities may round a little past 1; the mean of p·log(p/mean p) is at most 1/e.
+    for name in ("prob", "margin", "peak", "kl"):
         if bool((tensors[name] < 0).any()) or bool((tensors[name] > 1.001).any()):
             raise InvalidUpdateError(f"routing.{name}: outside 0 to 1")
     if bool(((tensors["trained"] > 0) & (tensors["count"] == 0)).any()):
@@ -131,9 +159,9 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
 def _check_tokens(routing: Mapping[str, Tensor]) -> None:
     """Refuse a histogram that no set of tokens can have: schemes weigh clients by it."""
     tokens = routing["tokens"]  # [L]
-    if bool((tokens > _MAX_TOKENS).any()):
+    if bool((tokens > MAX_TOKENS).any()):
         raise InvalidUpdateError(
-            f"routing.tokens = {int(tokens.max())}: more than the {_MAX_TOKENS} allowed"
+            f"routing.tokens = {int(tokens.max())}: more than the {MAX_TOKENS} allowed"
         )
     if bool((routing["count"] > tokens.unsqueeze(1)).any()):
         raise InvalidUpdateError("routing.count: an expert got more tokens than there were")

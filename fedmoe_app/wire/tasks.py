@@ -19,6 +19,7 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.arrays import read_array, to_array
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.names import PROTOCOL
+from fedmoe_app.wire.question import Question
 
 
 class ProtocolError(ValueError):
@@ -37,6 +38,12 @@ class TrainTask:
     base_fingerprint: str = ""  # of the frozen base model
     run_key: str = "0" * 32  # names the run in what a client keeps; the same after a resume
     offer: Offer = field(default_factory=Offer)  # how the reply may be encoded
+    state_version: int = 0  # folds before the state
+
+    @property
+    def question(self) -> Question:
+        """What the reply has to say that it answers."""
+        return Question(self.server_round, self.run_key, self.state_version)
 
 
 def encode_state(state: ModelState) -> ArrayRecord:
@@ -72,6 +79,7 @@ def encode_task(
     run_key: str = TrainTask.run_key,
     base_fingerprint: str = "",
     offer: Offer | None = None,
+    state_version: int = 0,
 ) -> RecordDict:
     """Encode what the server sends down; ``arrays`` is an encoded global state.
 
@@ -81,15 +89,14 @@ def encode_task(
         label_names, data_fingerprint: see :class:`TrainTask`.
         broadcast: the scheme's tensors.
         config: further settings for the clients, from Flower's ``train_config``.
-        run_key, base_fingerprint, offer: see :class:`TrainTask`.
+        run_key, base_fingerprint, offer, state_version: see :class:`TrainTask`.
     """
     offer = offer or Offer()
     task: dict[str, Any] = {
         "protocol": PROTOCOL,
-        "server-round": server_round,
+        **Question(server_round, run_key, state_version).task(),
         "label-names": list(label_names),
         "data-fingerprint": data_fingerprint,
-        "run-key": run_key,
         "base-fingerprint": base_fingerprint,
         "codecs": list(offer.codecs),
         "topk-share": offer.topk_share,
@@ -126,13 +133,15 @@ def decode_task(content: RecordDict) -> TrainTask:
         ProtocolError: if the server speaks another version of the protocol.
     """
     config: Any = check_protocol(content)
+    question = Question.of(content)
     return TrainTask(
-        server_round=int(config["server-round"]),
+        server_round=question.server_round,
         state=decode_state(content.array_records["arrays"]),
         label_names=tuple(config["label-names"]),
         data_fingerprint=str(config["data-fingerprint"]),
         broadcast=decode_tensors(content.array_records["broadcast"]),
-        run_key=str(config["run-key"]),
+        run_key=question.run_key,
+        state_version=question.state_version,
         base_fingerprint=str(config["base-fingerprint"]),
         offer=Offer(
             tuple(config["codecs"]), float(config["topk-share"]), bool(config["error-feedback"])

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.wire.errors import InvalidUpdateError
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.choice import Choice
+
+
+__all__ = ["ClientScore", "ClientUpdate", "InvalidUpdateError"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class ClientUpdate:
         metrics: finite numbers by name; a metric that does not exist is absent.
         codec: in which it travelled.
         choice: which experts the node holds in its next round; None where nodes hold all.
+        server_round: of the message that it answers; 0 before it was sent.
     """
 
     client: int
@@ -35,6 +40,7 @@ class ClientUpdate:
     num_partitions: int = 0
     codec: str = "fp32"
     choice: Choice | None = None
+    server_round: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,3 @@ class ClientScore:
     loss: float
     correct: int
     items: int
-
-
-class InvalidUpdateError(ValueError):
-    """A client reply that the server must not use; the message is the reason.
-
-    Attributes:
-        kind: what the metrics count it under: ``protocol``, ``codec``, ``checksum``, ``size``,
-            ``missing`` (or unknown), ``values`` (NaN, infinite, out of range), ``client``.
-    """
-
-    def __init__(self, reason: str, kind: str = "values") -> None:
-        super().__init__(reason)
-        self.kind = kind

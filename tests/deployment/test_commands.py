@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from fedmoe_app.cli import app
 from fedmoe_app.config import ConfigError
+from fedmoe_app.identity.client_list import fingerprint, read_client_list
 from fedmoe_app.launching import flower
 from fedmoe_app.launching.connections import Connection, LaunchError
 from fedmoe_app.launching.processes import free_port
@@ -100,6 +101,56 @@ def test_register_goes_through_the_nodes_in_order(
         "node-2: registered",
     ]
     assert [line.split(":")[0] for line in lines] == [f"node-{n}" for n in range(11)]
+
+
+def test_register_writes_the_client_list(
+    tmp_path: Path, flwr_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    fedmoe("certificates", keys, "--host", "lab1", "--nodes", "2", "--connection", "lab")
+    monkeypatch.setattr(flower, "_flwr", lambda connection, *arguments: {})
+    lines = fedmoe("register", keys, "lab", "--client", "5", "--client", "0").splitlines()
+    assert lines[:4] == [
+        *("node-0: registered", "node-1: registered"),
+        *("client 5 = node-0", "client 0 = node-1"),
+    ]
+    path = keys / "clients.toml"
+    assert lines[4] == (
+        f"{path}: 2 clients; a run takes nobody else with -c 'client-list=\"{path}\"'"
+    )
+    listed = {fingerprint(keys / "node-0.pub"): 5, fingerprint(keys / "node-1.pub"): 0}
+    assert read_client_list(path).by_key == listed
+    fedmoe("certificates", keys, "--add", "--nodes", "1")
+    other = tmp_path / "other.toml"
+    output = fedmoe(
+        *("register", keys / "node-2.pub", "lab", "--client", "7", "--client-list", other)
+    )
+    assert output.startswith("node-2: registered\nclient 7 = node-2\n")
+    assert read_client_list(other).by_key == {fingerprint(keys / "node-2.pub"): 7}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--client", "1"), r"--client: 1 numbers for 2 keys \(node-0, node-1\)"),
+        (("--client", "1", "--client", "1"), "--client: 1 is given twice"),
+        (("--client", "1", "--client", "-1"), "--client -1: must be 0 to 999999999"),
+        (("--client-list", "x.toml"), "--client-list x.toml: give --client, too"),
+    ],
+)
+def test_numbers_that_cannot_be_listed_register_nobody(
+    options: tuple[str, ...],
+    complaint: str,
+    tmp_path: Path,
+    flwr_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = tmp_path / "keys"
+    fedmoe("certificates", keys, "--host", "lab1", "--nodes", "2", "--connection", "lab")
+    monkeypatch.setattr(flower, "_flwr", lambda *arguments: pytest.fail("registered"))
+    with pytest.raises(ConfigError, match=complaint):
+        fedmoe("register", keys, "lab", *options)
+    assert not (keys / "clients.toml").exists()
 
 
 def test_register_needs_keys_and_a_superlink(tmp_path: Path, flwr_home: Path) -> None:

@@ -67,6 +67,14 @@ def test_files_that_fit_are_taken(tmp_path: Path) -> None:
     check_simulated(make_config(**own_data(path, **{"data.test-source": str(path)})), 4)
 
 
+def test_a_client_list_is_nothing_for_simulated_nodes() -> None:
+    config = make_config(**{"client-list": "/keys/clients.toml"})
+    with pytest.raises(ValueError, match='client-list = "/keys/clients.toml": simulated nodes'):
+        check_simulated(config, 8)
+    with pytest.raises(ValueError, match="client-list = .*must be the absolute path"):
+        make_config(**{"client-list": "clients.toml"})
+
+
 @pytest.mark.parametrize("name", ["fedalgin", "package.module"])
 def test_an_unknown_scheme_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f'"{name}": unknown; choose one of fedavg, .*combine'):

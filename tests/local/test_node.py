@@ -29,6 +29,7 @@ def test_an_own_file_goes_by_the_node_id_unless_it_has_a_partition_id() -> None:
         ({"partition-id": 0, "num-partitions": 0}, "num-partitions = 0: .*at least 1"),
         ({"partition-id": 0, "num-partitions": "3"}, "num-partitions = '3': must be an integer"),
         ({"partition-id": -1, "data-path": "/a.jsonl"}, "partition-id = -1: .*at least 0$"),
+        ({"partition-id": 10**9, "data-path": "/a.jsonl"}, "partition-id = 10.*: must be below 10"),
     ],
 )
 def test_a_number_out_of_its_range_is_named(node_config: dict[str, Any], message: str) -> None:

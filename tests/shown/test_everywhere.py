@@ -123,6 +123,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         ["{home}/{name}/model", "-c", "data.task='causal-lm'", "-c", "data.partition='iid'"],
         f"{SHOWN}/model: mixtral",
     ),
+    "preview": (["-c", "{home}/data.toml"], "classification"),
     "doctor": ([], f"{SHOWN}"),
     "run": (["--name", "{name}/", "-c", "num-server-rounds=1"], SHOWN[:5]),
     "compare": (["--schemes", "{name}.toml"], f"{SHOWN}.toml: no such file"),

@@ -130,7 +130,7 @@ FAULTS: dict[str, tuple[Callable[[RecordDict], None], str, str]] = {
     "missing": (lambda r: r.array_records["arrays"].pop("small"), "missing", r"holds 2 buffers"),
     "unknown": (buffer("head.weight", b""), "missing", r"holds 4 buffers"),
     "kind": (lambda r: r.update(arrays=MetricRecord()), "missing", r"arrays holds no arrays"),
-    "name": (metric("x" * 65, 1.0), "metrics", r"a name of 65 characters, at most 64"),
+    "name": (metric("x" * 10**6, 1.0), "metrics", r"1 unknown metrics, the first is 'xxx"),
     "record": (lambda r: r.pop("update"), "missing", r"records \['arrays', 'metrics'\]"),
     "codec": (lambda r: header(r, "codec", "zip"), "codec", r"codec 'zip': not offered; .* fp32"),
     "offer": (lambda r: header(r, "codec", "int8"), "codec", r"codec 'int8': not offered"),

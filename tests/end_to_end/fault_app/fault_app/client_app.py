@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.wire.records import decode_task, encode_update
+from fedmoe_app.wire.records import Question, decode_task, encode_number, encode_update
 from fedmoe_app.wire.update import ClientUpdate
 
 app = ClientApp()
@@ -35,7 +35,13 @@ def train(message: Message, context: Context) -> Message:
         changes.insert(key, torch.full_like(tensor, float(task.server_round)))
     metrics = {"train-loss": 1.0, "seconds-train": time.monotonic() - started}
     update = ClientUpdate(client, 10, changes, routing(), metrics)
-    return Message(encode_update(update), reply_to=message)
+    return Message(encode_update(update, question=task.question), reply_to=message)
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    client = int(context.node_config["partition-id"])
+    return Message(encode_number(client, Question.of(message.content)), reply_to=message)
 
 
 def routing() -> RoutingStats:

@@ -1,0 +1,1 @@
+"""Who a node is: which client's number it may speak for."""

@@ -1,0 +1,80 @@
+"""The real loop over rounds, journal and FedAvg around a model of a few numbers.
+
+The nodes score the model: the server has no test set.
+"""
+
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmoe_app.buffered import BufferedStrategy
+from fedmoe_app.checkpoint import Identity
+from fedmoe_app.config import RunConfig, flatten_run_config, parse_run_config
+from fedmoe_app.identity.client_list import read_client_list
+from fedmoe_app.journal import open_journal
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.report.progress import log_to_stdout
+from fedmoe_app.rounds import Limits
+from fedmoe_app.schemes.base import ModelShape
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.wire.bounds import TaskBounds
+from fedmoe_app.wire.records import encode_state
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    log_to_stdout()
+    run(grid, parse_run_config(context.run_config))
+
+
+def run(grid: Grid, config: RunConfig) -> MoEStrategy:
+    strategy = make_strategy(config)
+    identity = Identity(flatten_run_config(config))
+    with open_journal(config, identity, strategy, small_state(), "accuracy") as journal:
+        strategy.on_round = journal.on_round
+        strategy.start(
+            grid, encode_state(journal.state), config.num_server_rounds, config.round_timeout
+        )
+    print(f"results: {journal.folder.path}", flush=True)
+    return strategy
+
+
+def make_strategy(config: RunConfig) -> MoEStrategy:
+    buffered = config.rounds == "buffered"
+    limits = Limits(
+        config.min_clients,
+        config.fraction_train,
+        config.wait_for_clients,
+        evaluate_every=config.evaluate_every,
+        clients_per_round=config.clients_per_round,
+        max_rest=config.max_rest_rounds,
+        max_failed_rounds=config.max_failed_rounds,
+        buffer_size=config.buffer_size if buffered else 0,
+    )
+    bounds = TaskBounds(
+        train=config.train,
+        max_length=config.data.max_length,
+        top_k=1,
+        test_fraction=config.data.local_test_fraction,
+    )
+    path = config.client_list
+    return (BufferedStrategy if buffered else MoEStrategy)(
+        FedAvg(),
+        limits,
+        shape=ModelShape(1, 2, 1),
+        bounds=bounds,
+        client_list=read_client_list(Path(path)) if path else None,
+    )
+
+
+def small_state() -> ModelState:
+    return ModelState(
+        dense={"head": torch.zeros(1)},
+        gates={0: {"weight": torch.zeros(2, 2)}},
+        experts={(0, expert): {"up": torch.zeros(3)} for expert in range(2)},
+    )
