@@ -196,7 +196,10 @@ def _drop_other_splits(decoded: Decoded, known: int) -> None:
 
 
 def decode_scores(
-    replies: Iterable[Message], roster: Roster, question: Question | None = None
+    replies: Iterable[Message],
+    roster: Roster,
+    question: Question | None = None,
+    bounds: TaskBounds | None = None,
 ) -> tuple[list[ClientScore], dict[str, str]]:
     """Decode evaluation replies.
 
@@ -204,6 +207,7 @@ def decode_scores(
         replies: of the nodes.
         roster: knows which node serves which client, and how many test items each client has.
         question: that was asked; None takes answers to any.
+        bounds: of what clients may say of themselves.
 
     Returns:
         scores in client order, and reasons for the rejected ones.
@@ -213,20 +217,15 @@ def decode_scores(
     for message in replies:
         node = message.metadata.src_node_id
         try:
-            scores[node] = _decode_score(message, roster, question)
+            score = decode_score(message.content, question)
+            roster.claim(node, score.client, worked=False)
+            most = roster.most_tests(score.client, bounds or TaskBounds())
+            if score.items > most:
+                raise InvalidUpdateError(f"items = {score.items}: it can have {most} at most")
+            scores[node] = score
         except InvalidUpdateError as error:
             rejected[node] = str(error)
     rejected |= {node: why for node, why in roster.settle().items() if node in scores}
     good = [s for node, s in scores.items() if roster.client(node) == s.client]
     named = {roster.name(node): f"score rejected: {why}" for node, why in rejected.items()}
     return sorted(good, key=lambda score: score.client), named
-
-
-def _decode_score(message: Message, roster: Roster, question: Question | None) -> ClientScore:
-    """Decode and check a score, its node's right to send it, and that it has as many test items."""
-    score = decode_score(message.content, question)
-    roster.claim(message.metadata.src_node_id, score.client, worked=False)
-    most = roster.tests.get(score.client, score.items)
-    if score.items > most:
-        raise InvalidUpdateError(f"items = {score.items}: the client said that it has {most}")
-    return score

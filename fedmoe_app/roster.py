@@ -13,10 +13,12 @@ from fedmoe_app.exchange import exchange
 from fedmoe_app.identity.bindings import Bindings
 from fedmoe_app.identity.client_list import ClientList
 from fedmoe_app.rests import Rests
+from fedmoe_app.wire.bounds import MAX_EXAMPLES, TaskBounds
 from fedmoe_app.wire.numbers import decode_number
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.update import InvalidUpdateError
 
+_UNKNOWN_TESTS = 10  # times the most test items that are known
 DESCRIBE_TIMEOUT = 60.0  # seconds that a node has to tell its client's number, once a run
 
 
@@ -107,6 +109,20 @@ class Roster:
         """Return client -> node for those of these nodes whose client is known."""
         return {c: node for node in nodes if (c := self.client(node)) is not None}
 
+    def most_tests(self, client: int, bounds: TaskBounds) -> int:
+        """Return how many test items a client can have been scored by.
+
+        That is what its last training reply said. For one that has not trained yet, it is what the
+        server's own data allow, or ten times the most that any other said: it must not decide
+        alone how good the model looks.
+        """
+        if client in self.tests:
+            return self.tests[client]
+        if not self.tests:
+            return bounds.test_items(MAX_EXAMPLES)
+        own = bounds.test_items(bounds.num_rows) if bounds.num_rows else 0
+        return max(own, _UNKNOWN_TESTS * max(1, *self.tests.values()))
+
     def by_client(self, values: Mapping[int, int]) -> dict[int, int]:
         """Return values by node as values by client, without those of nodes of no known client."""
         return {c: value for n, value in values.items() if (c := self.client(n)) is not None}
@@ -123,6 +139,8 @@ class Roster:
         claims wait for :meth:`settle`.
         """
         new = [n for n in nodes if self.client(n) is None and self._may_tell(n)]
+        if not new:
+            return
         self._asked.update(new)
         content = RecordDict({"task": ConfigRecord(self.question.task())})
         messages = [Message(content, node, "query.describe") for node in new]

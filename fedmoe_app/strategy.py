@@ -412,7 +412,7 @@ class MoEStrategy(RoundLoop):
     ) -> MetricRecord | None:
         """Add up the clients' scores; None if nobody has test examples."""
         question = self.question(server_round)
-        scores, rejected = decode_scores(replies, self.roster, question)
+        scores, rejected = decode_scores(replies, self.roster, question, self.bounds)
         self._name_failures()
         for who, why in rejected.items():
             self._fail(f"{who} (evaluation)", why)

@@ -15,8 +15,11 @@ from cryptography.hazmat.primitives import serialization
 
 from fedmoe_app import checkpoint
 from fedmoe_app.checkpoint import Identity, read_checkpoint, write_checkpoint
+from fedmoe_app.config import ConfigError
 from fedmoe_app.deployment.authority import make_node_key
 from fedmoe_app.identity.client_list import ClientList, add_to_client_list, read_client_list
+from fedmoe_app.inprocess import run_in_process
+from tests.conftest import flat_config
 from tests.end_to_end.hostile_app.hostile_app.attacks import LIE, SCORES, TRAIN
 from tests.hostile import FIRST, Nodes, Trial, assert_little_and_printable
 
@@ -74,7 +77,7 @@ def test_a_new_node_harms_nobody_but_itself(
     assert_little_and_printable(trial, caplog.records)
 
 
-@pytest.mark.parametrize("attack", SCORES)
+@pytest.mark.parametrize("attack", [name for name in SCORES if name != "ten-items"])
 def test_no_score_is_forged(attack: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Honest nodes get nothing right, with a loss of 1."""
     caplog.set_level("INFO", "fedmoe")
@@ -83,6 +86,20 @@ def test_no_score_is_forged(attack: str, tmp_path: Path, caplog: pytest.LogCaptu
         assert dict(report.evaluation or {}) == {"loss": 1.0, "accuracy": 0.0, "items": 2}
         assert list(report.failures) == ["client 2 (evaluation)"]
     assert_little_and_printable(trial, caplog.records)
+
+
+def test_who_has_never_trained_does_not_decide_how_good_the_model_is(tmp_path: Path) -> None:
+    """Nobody knows how many test examples it has."""
+    for attack, items in (("many-items", 2), ("ten-items", 12)):
+        trial = Trial(tmp_path, three(f"train:raises-quietly,score:{attack}")).run(2)
+        assert [report.evaluation["items"] for report in trial.reports[1:]] == [items] * 2
+
+
+def test_a_list_that_is_not_there_stops_the_run_before_anything_else(tmp_path: Path) -> None:
+    flat = flat_config(**{"client-list": str(tmp_path / "no.toml"), "output-dir": str(tmp_path)})
+    with pytest.raises(ConfigError, match="client-list = .*no.toml.*No such file"):
+        run_in_process(flat, 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_number_that_is_taken_is_refused_by_name_and_the_first_goes_on(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ TRAIN: dict[str, Callable[[Turn], RecordDict]] = {
     "as-victim": as_victim,
     "another-number": another_number,
     "raises": raises,
+    "raises-quietly": raises_quietly,
     "replay": replay,
     "wrong-run": wrong_run,
     "wrong-state": wrong_state,
@@ -247,6 +248,7 @@ def scored(question: Question | None = None, **entries: Any) -> Callable[[Turn],
 SCORES: dict[str, Callable[[Turn], RecordDict]] = {
     "2^62-items": scored(correct=2**62, items=2**62),
     "many-items": scored(correct=50, items=50),
+    "ten-items": scored(correct=10, items=10),  # a node that has not trained may have them
     "beyond-items": scored(correct=2, items=1),
     "minus-items": scored(items=-1, correct=-1),
     "true-items": scored(items=True, correct=True),
