@@ -7,9 +7,12 @@ polls faster and yields each reply when it is there, so that progress can be sho
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -18,6 +21,7 @@ from fedmoe_app.busy import BusyNodes
 
 POLL_SECONDS = 0.25
 PULL_AT_A_TIME = 4  # messages asked for in one call, which returns all those that are there
+HEARTBEAT_SECONDS = 15.0
 
 # How Flower's client processes begin the reason of an exception that the app raised.
 _RAISED = re.compile(r"^<class '[^']*'>:<'")
@@ -118,6 +122,40 @@ def pull(grid: Grid, message_ids: Sequence[str]) -> Iterator[Message]:
         replies.reverse()
         while replies:
             yield replies.pop()
+
+
+@contextmanager
+def kept_alive(grid: Grid, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+    """Send heartbeats of this run within the block, beside those of Flower.
+
+    Flower fails a run 60 s after its last heartbeat, and the thread that sends them ends for good
+    at the first answer that it does not expect, such as one timeout of the SuperLink's database.
+    This one goes on. It relies on how Flower 1.39 is made; a grid made otherwise (in simulation, or
+    in another release) gets no heartbeats from here.
+    """
+    client = getattr(grid, "_runtime_client", None)
+    if not hasattr(client, "SendTaskHeartbeat"):
+        yield
+        return
+    ended = threading.Event()
+    arguments = (client, seconds, ended)
+    thread = threading.Thread(
+        target=_send_heartbeats, args=arguments, name="fedmoe-heartbeat", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5.0)
+
+
+def _send_heartbeats(client: Any, seconds: float, ended: threading.Event) -> None:
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    while not ended.wait(seconds):
+        with suppress(Exception):  # the next one may arrive
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
 
 
 def short_reason(reason: str, limit: int = 400) -> str:

@@ -91,7 +91,7 @@ class RoundLoop(Strategy):
 
         Raises:
             NotEnoughClientsError: if too few nodes are connected at the start of a round.
-            RunFailedError: if ``max_failed_rounds`` rounds in a row failed, or all rounds did.
+            RunFailedError: if ``max_failed_rounds`` rounds in a row failed, or the last one did.
         """
         self.result = Result()
         self.result.arrays = initial_arrays
@@ -112,6 +112,8 @@ class RoundLoop(Strategy):
                 raise RunFailedError(self._why_failed(failed_in_a_row))
         if not self.num_folded:
             raise RunFailedError(self._why_failed(failed_in_a_row))
+        if failed_in_a_row:
+            raise RunFailedError(self._why_last_failed(num_rounds, failed_in_a_row))
         return self.result
 
     def _report_initial_model(self, evaluate_fn: EvaluateFn | None) -> None:
@@ -174,15 +176,25 @@ class RoundLoop(Strategy):
         self.on_round(self.report)
 
     def _why_failed(self, rounds: int) -> str:
+        return (
+            f"{rounds} round(s) in a row failed (max-failed-rounds = "
+            f"{self.limits.max_failed_rounds}, min-clients = {self.limits.min_clients}); "
+            f"the last one: {self._reasons()}"
+        )
+
+    def _why_last_failed(self, num_rounds: int, failed: int) -> str:
+        which = f"round {num_rounds}" if failed == 1 else f"the {failed} rounds up to {num_rounds}"
+        return (
+            f"{which} of {num_rounds} failed, so the model is that of round "
+            f"{num_rounds - failed}: {self._reasons()}"
+        )
+
+    def _reasons(self) -> str:
         by_reason: dict[str, list[str]] = {}
         for who, why in self.report.failures.items():
             by_reason.setdefault(why, []).append(who)
         reasons = "; ".join(f"{', '.join(who)}: {why}" for why, who in by_reason.items())
-        return (
-            f"{rounds} round(s) in a row failed (max-failed-rounds = "
-            f"{self.limits.max_failed_rounds}, min-clients = {self.limits.min_clients}); "
-            f"the last one: {reasons or 'no reasons given'}"
-        )
+        return reasons or "no reasons given"
 
     def _collect(
         self, grid: Grid, messages: list[Message], timeout: float, phase: str = ""

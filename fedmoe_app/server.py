@@ -24,6 +24,8 @@ from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.paths import follow_umask
+from fedmoe_app.report.lease import TakenOverError
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
 from fedmoe_app.report.trackers import require_trackers
@@ -90,7 +92,8 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         download_codec=config.wire.download_codec,
         offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
     )
-    journal = open_journal(config, identity, strategy, state, setup.task.metric)
+    flower_run = str(grid.run.run_id)
+    journal = open_journal(config, identity, strategy, state, setup.task.metric, flower_run)
     folder = journal.folder
     strategy.on_round = journal.on_round
     strategy.spool_to(folder.path)
@@ -119,14 +122,32 @@ def _run(
             config.round_timeout,
             evaluate_fn=_evaluate_fn(config, setup, test, folder),
         )
+    except TakenOverError:
+        raise
     except Exception:
         # A run that fails late keeps the model of its last good round. Ctrl-C and a stopped
         # process do not wait for that: they leave the checkpoint.
         if strategy.num_folded:
-            _save(config, setup, strategy.result.arrays, folder)
+            _save_if_possible(config, setup, strategy.result.arrays, folder)
         raise
     _save(config, setup, strategy.result.arrays, folder)
     strategy.end_run(grid)
+
+
+def _save_if_possible(
+    config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder
+) -> None:
+    """Save the model of a run that failed; that must not hide why it did, such as a full disk."""
+    try:
+        _save(config, setup, arrays, folder)
+    except Exception as error:
+        logger.warning(
+            "%s: the model of the last good round could not be saved (%s: %s); "
+            "`fedmoe export` makes it from the checkpoint",
+            folder.path,
+            type(error).__name__,
+            error,
+        )
 
 
 def _evaluate_fn(
@@ -157,13 +178,14 @@ def _evaluate_fn(
 def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
     """Save the final model, and its adapter if there is one; plot, and print the table."""
     write_state(setup.model, setup.layers, decode_state(arrays))
-    if config.model.train == "expert-lora":
-        _save_adapter(config, setup, folder)
-    merge_adapters(setup.model, setup.layers)
-    _save_model(setup, folder.path / "model")
-    from fedmoe_app.report.plots import plot_run
+    with folder.writing():
+        if config.model.train == "expert-lora":
+            _save_adapter(config, setup, folder)
+        merge_adapters(setup.model, setup.layers)
+        _save_model(setup, folder.path / "model")
+        from fedmoe_app.report.plots import plot_run
 
-    plot_run(folder.path)
+        plot_run(folder.path)
     print_table(read_metrics(folder.path))
 
 
@@ -171,10 +193,14 @@ def _save_model(setup: Setup, path: Path) -> None:
     """Write a model folder under another name, then rename it: there is never half of one."""
     temporary = path.with_name(f".{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    setup.model.save_pretrained(temporary)
-    setup.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
-    temporary.rename(path)
+    try:
+        setup.model.save_pretrained(temporary)
+        setup.tokenizer.save_pretrained(temporary)
+        follow_umask(temporary)
+        shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
 
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
