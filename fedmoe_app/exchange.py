@@ -133,12 +133,11 @@ def kept_alive(grid: Grid, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]
     This one goes on. It relies on how Flower 1.39 is made; a grid made otherwise (in simulation, or
     in another release) gets no heartbeats from here.
     """
-    client = getattr(grid, "_runtime_client", None)
-    if not hasattr(client, "SendTaskHeartbeat"):
+    if not is_deployed(grid):
         yield
         return
     ended = threading.Event()
-    arguments = (client, seconds, ended)
+    arguments = (_client_of(grid), seconds, ended)
     thread = threading.Thread(
         target=_send_heartbeats, args=arguments, name="fedmoe-heartbeat", daemon=True
     )
@@ -148,6 +147,15 @@ def kept_alive(grid: Grid, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]
     finally:
         ended.set()
         thread.join(timeout=5.0)
+
+
+def is_deployed(grid: Grid) -> bool:
+    """Whether the nodes are SuperNodes, and not simulated or called in this process."""
+    return hasattr(_client_of(grid), "SendTaskHeartbeat")
+
+
+def _client_of(grid: Grid) -> Any:
+    return getattr(grid, "_runtime_client", None)
 
 
 def _send_heartbeats(client: Any, seconds: float, ended: threading.Event) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from fedmoe_app.checkpoint import Checkpoint, Identity, prune_checkpoints, write_checkpoint
 from fedmoe_app.config import RunConfig, flatten_run_config
@@ -37,7 +38,7 @@ def open_journal(
     strategy: MoEStrategy,
     state: ModelState,
     metric: str,
-    flower_run: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> Journal:
     """Begin a run, or go on with the one that ``config.resume`` names.
 
@@ -47,7 +48,8 @@ def open_journal(
         strategy: whose rounds are written down; it is restored from the checkpoint, if any.
         state: initial values of the model.
         metric: what ``accuracy`` means.
-        flower_run: Flower's id of the run, by which whoever started it knows its status.
+        about: what else the status tells: ``flower_run``, Flower's id of the run, by which whoever
+            started it knows it; ``simulated``, whether its nodes were.
 
     Raises:
         ConfigError: if there is no good checkpoint, or it is of another run.
@@ -55,14 +57,14 @@ def open_journal(
     """
     if not config.resume:
         folder = new_folder(config)
-        return Journal(folder, config, identity, strategy, state, metric, flower_run=flower_run)
+        return Journal(folder, config, identity, strategy, state, metric, about=about)
     checkpoint = find_checkpoint(Path(config.resume))
     check_same_run(checkpoint, identity, state)
     folder = RunFolder.reopen(results_of(checkpoint.path))
     status.wait_until_free(folder.path)
     strategy.restore(checkpoint.snapshot)
     state = checkpoint.snapshot.state
-    return Journal(folder, config, identity, strategy, state, metric, checkpoint, flower_run)
+    return Journal(folder, config, identity, strategy, state, metric, checkpoint, about)
 
 
 def new_folder(config: RunConfig) -> RunFolder:
@@ -92,7 +94,7 @@ class Journal:
         state: ModelState,
         metric: str,
         resumed: Checkpoint | None = None,
-        flower_run: str = "",
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.state = state
@@ -101,7 +103,7 @@ class Journal:
         self._strategy = strategy
         self._metric = metric
         self._resumed = resumed
-        self._flower_run = {"flower_run": flower_run} if flower_run else {}
+        self._about = dict(about or {})
 
     def __enter__(self) -> Self:
         """Take the folder, set it back to the checkpoint; begin log and status."""
@@ -126,7 +128,7 @@ class Journal:
             path,
             lease,
             **run,
-            **self._flower_run,
+            **self._about,
             **earlier,
             run_key=self._strategy.run_key,
             round=first_round - 1,

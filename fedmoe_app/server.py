@@ -14,6 +14,7 @@ from fedmoe_app.allocation import keep_memory_steady
 from fedmoe_app.buffered import BufferedStrategy, check_buffered
 from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.exchange import is_deployed
 from fedmoe_app.holding import Holding
 from fedmoe_app.journal import open_journal
 from fedmoe_app.local.choosing import check_holds_chosen
@@ -92,8 +93,8 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         download_codec=config.wire.download_codec,
         offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
     )
-    flower_run = str(grid.run.run_id)
-    journal = open_journal(config, identity, strategy, state, setup.task.metric, flower_run)
+    about = {"flower_run": str(grid.run.run_id), "simulated": not is_deployed(grid)}
+    journal = open_journal(config, identity, strategy, state, setup.task.metric, about)
     folder = journal.folder
     strategy.on_round = journal.on_round
     strategy.spool_to(folder.path)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.overrides import app_defaults, check, read_overrides, with_absolute_paths
+from fedmoe_app.report.finding import find_run
 from fedmoe_app.report.table import LOG_WIDTH
 
 App = Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")]
@@ -87,7 +88,7 @@ def partition(
 
 
 def export(
-    run_dir: Annotated[Path, typer.Argument(help="Result folder of a run.")],
+    run_dir: Annotated[Path, typer.Argument(help="Result folder of a run, or the run's name.")],
     kind: Annotated[
         str,
         typer.Option(
@@ -105,7 +106,7 @@ def export(
     from fedmoe_app.commands.export import read_format, source_of
 
     chosen = read_format(kind)
-    run_dir = run_dir.expanduser().absolute()
+    run_dir = find_run(run_dir)
     target = (output or Path(f"{run_dir.name}-{chosen}")).expanduser().absolute()
     print(f"from {source_of(run_dir, chosen)}")
     print(export_run(run_dir, chosen, target))

@@ -178,8 +178,16 @@ def wait_until_free(folder: Path) -> None:
         time.sleep(_POLL)
 
 
-def note_interruption(folder: Path) -> None:
-    """Let the status of a run whose process was ended from outside say so; else it stays."""
+def note_interruption(folder: Path, patience: float = 0.0) -> None:
+    """Let the status of a run whose process was ended from outside say so; else it stays.
+
+    Args:
+        folder: the result folder.
+        patience: seconds to wait for the end of its process.
+    """
+    deadline = time.monotonic() + patience
+    while is_running(folder) and time.monotonic() < deadline:
+        time.sleep(_POLL)
     with suppress(ResultsError, OSError):
         status = read_status(folder)
         if status["state"] == STALE:
