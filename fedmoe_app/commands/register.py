@@ -112,11 +112,20 @@ def export(
     print(export_run(run_dir, chosen, target))
 
 
-def doctor(debug: Debug = False) -> None:
+def doctor(
+    superlink: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="SuperLink to compare this clock with."),
+    ] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="Its CA certificate; without it, it has no TLS.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """Say what works on this machine, what does not, and how to mend it."""
     from fedmoe_app.commands.doctor import FAILURE, examine, print_findings
 
-    findings = examine()
+    findings = examine(superlink or "", root_certificates)
     print_findings(findings, _console())
     if any(finding.state == FAILURE for finding in findings):
         raise typer.Exit(1)
