@@ -25,6 +25,7 @@ from fedmoe_app.report.log import RunFolder, results_of
 from fedmoe_app.report.overview import how_to_resume
 from fedmoe_app.report.watching import Watchers
 from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
+from fedmoe_app.rounds import RunFailedError
 from fedmoe_app.strategy import MoEStrategy
 
 logger = logging.getLogger("fedmoe")
@@ -161,18 +162,34 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write how the run ended, and say how to go on with it if it did not complete."""
+        """Write how the run ended, and say how to go on with it if it did not complete.
+
+        Raises:
+            RunFailedError: if the last round failed, even though nothing raised so far.
+        """
+        try:
+            if error is None:
+                self._strategy.check_end()
+        except RunFailedError as fault:
+            self._end(fault)
+            raise
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         if self._is_taken_over():
             self._status.abandon()
             logger.error("%s: another process goes on with this run", self.folder.path)
-        elif error is None:
-            self._status.end(status.COMPLETED)
-            self._watchers.close(error)
         else:
-            self._say_how_to_go_on(error)
-            self._watchers.close(error)
+            self._write_end(error)
         logger.removeHandler(self._events)
         self._events.close()
+
+    def _write_end(self, error: BaseException | None) -> None:
+        if error is None:
+            self._status.end(status.COMPLETED)
+        else:
+            self._say_how_to_go_on(error)
+        self._watchers.close(error)
 
     def _is_taken_over(self) -> bool:
         return self.folder.lease is not None and not self.folder.lease.is_mine()

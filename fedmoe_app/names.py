@@ -11,6 +11,10 @@ SCHEME_NAMES = ("fedavg", "fedprox", "fedmoe", "pflmoe", "hfedmoe", "fcmoe", "fe
 PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
 
 
+# How a node begins the reason of a reply that it works for another run; the server knows it by it.
+BUSY_WITH_ANOTHER_RUN = "busy with another run"
+
+
 def is_own_scheme(name: str) -> bool:
     """Tell whether ``scheme`` names a user's class, ``package.module:Class``."""
     return ":" in name

@@ -39,6 +39,7 @@ FREE = frozenset(
         "num-server-rounds",
         "min-clients",
         "wait-for-clients",
+        "wait-for-other-runs",
         "round-timeout",
         "max-failed-rounds",
         "evaluate-every",

@@ -78,6 +78,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             config.sampling,
             config.max_rest_rounds,
             config.buffer_size if config.rounds == "buffered" else 0,
+            config.wait_for_other_runs,
         ),
         spool=Spool(limit=config.spool_above * MIB),
         pairs=PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
@@ -132,6 +133,7 @@ def _run(
             _save_if_possible(config, setup, strategy.result.arrays, folder)
         raise
     _save(config, setup, strategy.result.arrays, folder)
+    strategy.check_end()  # the nodes keep what they need to repeat the last rounds
     strategy.end_run(grid)
 
 

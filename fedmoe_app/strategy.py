@@ -18,7 +18,7 @@ from torch import Tensor
 from fedmoe_app.at_once import AtOnce
 from fedmoe_app.checkpoint import Counters, Snapshot
 from fedmoe_app.downloads import Downloads
-from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
+from fedmoe_app.exchange import Reply, exchange, is_deployed, wait_for_nodes
 from fedmoe_app.holding import Holding, held_arrays
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.replies import Decoded, Intake, decode_scores
@@ -119,13 +119,15 @@ class MoEStrategy(RoundLoop):
         self.progress.say(f"each round: {asked}, at least {self.limits.min_clients}")
 
     def end_run(self, grid: Grid) -> None:
-        """Let the nodes drop what they kept; call it when a complete run's model is saved.
+        """Tell the nodes that the run has ended; call it when a complete run's model is saved.
 
-        A node that does not hear it drops its files after some weeks.
+        They are free for another one then, and drop what they kept. A node that does not hear it
+        does the first after some minutes and the second after some weeks.
         """
-        if not (self.forget and (self.scheme.keeps_state or self._keeps)):
+        drop = self.forget and (self.scheme.keeps_state or self._keeps)
+        if not drop and not is_deployed(grid):
             return
-        content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
+        content = RecordDict({"task": ConfigRecord({"run-key": self.run_key, "drop": drop})})
         try:
             nodes = sorted(grid.get_node_ids())
             messages = [Message(content, node, "query.forget") for node in nodes]
@@ -133,6 +135,19 @@ class MoEStrategy(RoundLoop):
                 pass
         except Exception as error:  # the run is complete, whatever happens to the nodes' files
             self.progress.say(f"the nodes were not told to drop what they kept: {error}")
+
+    def free_nodes(self, grid: Grid, seconds: float) -> int:
+        """Ask the nodes whether they may work for this run; return how many say so in time."""
+        content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
+        nodes = self.busy.free(grid, sorted(grid.get_node_ids()))
+        messages = [Message(content, node, "query.free") for node in nodes]
+        self.others.begin_round()
+        count = 0
+        for reply in exchange(grid, messages, seconds):
+            count += reply.failure is None
+            if reply.failure is not None:
+                self.others.note(self.roster.name(reply.node_id), reply.failure)
+        return count
 
     def spool_to(self, folder: Path) -> None:
         """Let replies that do not fit in memory wait in this folder."""
@@ -319,9 +334,13 @@ class MoEStrategy(RoundLoop):
         updates = decoded.updates
         self.roster.sizes |= {update.client: update.num_examples for update in updates}
         good = [f"client {update.client}" for update in updates]
-        self.roster.rests.note(server_round, self.report.failures, good)
+        too_few = len(updates) < self.limits.min_clients
+        # Who works for another run is waited for, and has not failed.
+        waited_for = self.others.nodes if too_few else {}
+        failed = [who for who in self.report.failures if who not in waited_for]
+        self.roster.rests.note(server_round, failed, good)
         self._note_lost_state(server_round, updates)
-        if len(updates) < self.limits.min_clients:
+        if too_few:
             self._fail(
                 "round",
                 f"{len(updates)} usable replies of {self.report.num_asked} clients asked, "
