@@ -108,6 +108,14 @@ class Journal:
 
     def __enter__(self) -> Self:
         """Take the folder, set it back to the checkpoint; begin log and status."""
+        try:
+            self._begin()
+        except Exception as error:  # a full disk, a tracker that cannot be opened
+            status.note_failure(self.folder.path, f"{type(error).__name__}: {error}")
+            raise
+        return self
+
+    def _begin(self) -> None:
         config, path = self._config, self.folder.path
         lease = self.folder.own()
         first_round, earlier = 0, {}
@@ -138,7 +146,6 @@ class Journal:
         if self._resumed is not None:
             extra = described("resumed", round=first_round - 1, **earlier)
             logger.info("going on from %s", self._resumed.path, extra=extra)
-        return self
 
     def on_round(self, report: RoundReport) -> None:
         """Write a round down; it is on the disk when this returns.

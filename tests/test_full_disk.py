@@ -13,11 +13,13 @@ import pytest
 from safetensors.torch import load_file
 
 from fedmoe_app.inprocess import run_in_process
+from fedmoe_app.journal import Journal
+from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.log import read_metrics
 from fedmoe_app.report.status import read_status
 from fedmoe_app.resume import find_checkpoint
 from tests.homes import home_with_cache
-from tests.test_resume import AFTER_CHECKPOINT, config, interrupt, lines_without
+from tests.test_resume import config, lines_without
 
 APPEND = """
 import pathlib, resource, sys
@@ -53,7 +55,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -69,27 +71,50 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
-    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def run(tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The run config of a short run whose results lie on the small disk."""
     monkeypatch.setenv("FEDMOE_HOME", str(home_with_cache(tmp_path)))
     monkeypatch.setattr("fedmoe_app.report.plots.plot_run", lambda path: None)
-    flat: dict[str, Any] = config(tmp_path) | {"wire.downloads": "full"}
-    calm = run_in_process(flat | {"run-name": "calm"}, 2)
-    flat |= {"output-dir": str(small_disk), "run-name": "full"}
-    folder = interrupt(flat, AFTER_CHECKPOINT)
-    before = (folder / "metrics.jsonl").read_bytes()
-    ballast = fill(small_disk)
-    with pytest.raises(Exception, match="No space left|os error 28"):
-        run_in_process(flat | {"resume": str(folder)}, 2)
+    flat = config(tmp_path) | {"wire.downloads": "full"}
+    return flat | {"output-dir": str(small_disk), "run-name": "full"}
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    assert lines_without(folder, "seconds") == lines_without(other, "seconds")
+    mine, theirs = (load_file(f / "model" / "model.safetensors") for f in (folder, other))
+    assert all(bool((tensor == theirs[name]).all()) for name, tensor in mine.items())
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing(
+    tmp_path: Path, small_disk: Path, run: dict[str, Any]
+) -> None:
+    calm = run_in_process(run | {"output-dir": str(tmp_path), "run-name": "calm"}, 2)
+    folder, on_round = small_disk / "full", Journal.on_round
+    lines: list[bytes] = []
+
+    def fill_after_round_1(self: Journal, report: RoundReport) -> None:
+        on_round(self, report)
+        if report.server_round == 1:
+            lines.append((folder / "metrics.jsonl").read_bytes())
+            fill(small_disk)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "on_round", fill_after_round_1)
+        with pytest.raises(Exception, match="No space left|os error 28"):
+            run_in_process(run, 2)
     status = read_status(folder)
     assert status["state"] == "failed"
-    assert "space" in status["error"]
-    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert "No space left" in status["error"] or "os error 28" in status["error"]
+    assert (folder / "metrics.jsonl").read_bytes().startswith(lines[0])
+    assert [line["round"] for line in read_metrics(folder)][:2] == [0, 1]
     assert find_checkpoint(folder).snapshot.server_round == 1
-    ballast.unlink()
-    run_in_process(flat | {"resume": str(folder)}, 2)
-    assert lines_without(folder, "seconds") == lines_without(calm, "seconds")
-    mine, other = (load_file(f / "model" / "model.safetensors") for f in (folder, calm))
-    assert all(bool((tensor == other[name]).all()) for name, tensor in mine.items())
+    assert not (folder / ".model").exists()
+
+    with pytest.raises(Exception, match="No space left|os error 28"):  # still no room
+        run_in_process(run | {"resume": str(folder)}, 2)
+    assert read_status(folder)["state"] == "failed"
+    (small_disk / "ballast").unlink()
+    run_in_process(run | {"resume": str(folder)}, 2)
+    assert_same(folder, calm)
     assert read_status(folder)["state"] == "completed"

@@ -188,8 +188,10 @@ def keep_rounds(path: Path, last_round: int) -> None:
     A line that was cut off by a crash goes, too. No file is no error.
     """
     if path.is_file():
-        kept = [line for line in read_metrics(path) if line["round"] <= last_round]
-        write_atomic(path, _text(kept), private=path.name == SAMPLES_FILE)
+        kept = _text([line for line in read_metrics(path) if line["round"] <= last_round])
+        # A full disk must not be in the way where there is nothing to cut.
+        if kept.encode() != path.read_bytes():
+            write_atomic(path, kept, private=path.name == SAMPLES_FILE)
 
 
 def write_atomic(path: Path, text: str, private: bool = False, sync: bool = True) -> Path:

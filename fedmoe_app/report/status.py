@@ -210,6 +210,14 @@ def note_death(folder: Path, flower_run: str, error: str) -> None:
             _end(folder, status, DIED, {"error": error})
 
 
+def note_failure(folder: Path, error: str) -> None:
+    """Note that a run could not be gone on with; a folder without a status gets none."""
+    with suppress(ResultsError, OSError):
+        status = read_status(folder)
+        if status["state"] != RUNNING:
+            _end(folder, status, FAILED, {"error": error})
+
+
 def is_running(folder: Path) -> bool:
     """Whether a process is writing to this result folder."""
     with suppress(ResultsError):

@@ -1,4 +1,4 @@
-"""A run that Flower gives up is gone on with by `fedmoe run`: real processes, stopped and killed."""
+"""A run that Flower gives up is resumed by `fedmoe run`: real processes, stopped and killed."""
 
 from __future__ import annotations
 
