@@ -6,6 +6,7 @@ What depends on Flower's version stands here, in ``environment`` (variables) and
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -100,6 +101,11 @@ class Output:
         with suppress(OSError):
             self.log.write(text)
             self.log.flush()
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open a log of which nothing waits in memory: a full disk must not be an error at its end."""
+    return io.TextIOWrapper(path.open("wb", buffering=0), encoding="utf-8", write_through=True)
 
 
 def run_simulation(app: Path, overrides: Flat, simulation: Simulation, output: Output) -> Outcome:

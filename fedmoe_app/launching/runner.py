@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import typer
 
@@ -135,7 +134,7 @@ def _execute(
     log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _open_log(log_path) as log, open_screen(folder, verbose) as screen:
+        with flower.open_log(log_path) as log, open_screen(folder, verbose) as screen:
             output = flower.Output(log, _noting(folder, launch, screen), verbose)
             outcome = run_to_the_end(start, config, folder, output, max_resumes)
     except KeyboardInterrupt:
@@ -151,11 +150,6 @@ def _execute(
         raise RunFailedError(_reason(outcome, log_path) + _going_on(folder))
     where = folder or screen.results or f"{config.run_name} in the SuperLink's result folder"
     print(f"{RESULTS}{where}", flush=True)
-
-
-def _open_log(path: Path) -> IO[str]:
-    """Open a log of which nothing waits in memory: a full disk must not be an error at its end."""
-    return io.TextIOWrapper(path.open("wb", buffering=0), encoding="utf-8", write_through=True)
 
 
 def _noting(

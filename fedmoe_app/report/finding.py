@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,15 +32,15 @@ def find_run(given: str | Path, results: Path | None = None) -> Path:
         return _existing(path, text)
     named = folder / text
     if path.exists() and named.is_dir() and not path.samefile(named):
-        return _the_run_of_two(text, path.absolute(), named)
+        return _the_run_of_two(text, Path(os.path.abspath(path)), named)
     if path.exists():
-        return path.absolute()
+        return Path(os.path.abspath(path))
     return named if named.is_dir() else _by_beginning(text, folder)
 
 
 def _existing(path: Path, text: str) -> Path:
     if path.exists():
-        return path.absolute()
+        return Path(os.path.abspath(path))
     raise ResultsError(f"{text}: no such folder; name the result folder of a run, or a run's name")
 
 

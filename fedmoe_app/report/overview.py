@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections import Counter
@@ -160,7 +161,7 @@ def how_to_resume(folder: Path) -> str:
 
     Where the last rounds failed and no round is left, it repeats them.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.abspath(folder))
     return f"fedmoe resume {shlex.quote(str(_where_to_begin(folder)))}"
 
 
