@@ -18,8 +18,8 @@ from fedmoe_app.launching.overrides import (
 )
 from fedmoe_app.launching.runner import run_on_connection, run_simulated
 from fedmoe_app.report.finding import find_run
-from fedmoe_app.report.log import ResultsError, results_of
-from fedmoe_app.report.status import read_status
+from fedmoe_app.report.log import STILL_RUNNING, ResultsError, results_of
+from fedmoe_app.report.status import is_running, read_status
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ def resume_run(request: Request) -> None:
     """Go on with a run.
 
     Raises:
-        ResultsError: no such run here.
+        ResultsError: no such run here, or it is still running.
         ConfigError: nothing to go on from, or it cannot be told where its nodes are.
     """
     path = _path_of(request)
+    if is_running(results_of(path)):
+        raise ResultsError(f"resume {request.run}: {STILL_RUNNING}; stop it first")
     launch = read_launch(results_of(path))
     connection = request.connection or (launch.connection if launch else "")
     if not connection and launch is None:

@@ -17,7 +17,13 @@ from fedmoe_app.config import RunConfig
 from fedmoe_app.launching.connections import LaunchError
 from fedmoe_app.launching.flower import Outcome, Output, SuperLinkLostError
 from fedmoe_app.launching.live import Heard
-from fedmoe_app.report.log import list_checkpoints, results_of, round_of
+from fedmoe_app.report.log import (
+    BEING_WRITTEN,
+    STILL_RUNNING,
+    list_checkpoints,
+    results_of,
+    round_of,
+)
 from fedmoe_app.report.status import note_death
 
 MAX_RESUMES = 5  # in a row without a new checkpoint
@@ -83,7 +89,8 @@ def run_to_the_end(
         outcome = _outcome(start, config, told, is_first=resumes == 0)
         _note_end(folder, outcome)
         got_on = patience.note(_last_round(folder, heard))
-        pause = patience.pause() if _may_resume(outcome, got_on) else None
+        may = _may_resume(outcome, got_on, is_first=resumes == 0)
+        pause = patience.pause() if may else None
         where = folder or (Path(heard.results) if heard.results else None)
         if pause is None or where is None or patience.last_round < 0:
             return outcome
@@ -105,9 +112,13 @@ def _outcome(start: Start, config: RunConfig, output: Output, is_first: bool) ->
         return Outcome("", LOST, str(error))
 
 
-def _may_resume(outcome: Outcome, got_on: bool) -> bool:
-    if outcome.completed or outcome.was_stopped or outcome.raised:
+def _may_resume(outcome: Outcome, got_on: bool, is_first: bool) -> bool:
+    if outcome.completed or outcome.was_stopped:
         return False
+    if outcome.raised:
+        # The process before this one may sleep, and not have let go of the folder yet.
+        held = any(words in outcome.details for words in (BEING_WRITTEN, STILL_RUNNING))
+        return held and not is_first
     # Whatever else may end a run is worth another try only after it got somewhere.
     return got_on or outcome.status == LOST or NO_HEARTBEAT in outcome.details
 

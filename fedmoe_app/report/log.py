@@ -30,6 +30,10 @@ SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
 CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
 
+# Words by which whoever resumes a run knows that its folder may be free a little later.
+BEING_WRITTEN = "another process has been writing to it"
+STILL_RUNNING = "the run there is still running"
+
 # What every line of metrics.jsonl has, and tables and pages are made of.
 LINE_KEYS = (
     *("round", "status", "loss", "accuracy", "num_clients", "bytes_up", "bytes_down"),
@@ -82,8 +86,8 @@ class RunFolder:
             lease.take(patience)
         except TimeoutError:
             raise ResultsError(
-                f"results: {self.path}: another process has been writing to it for "
-                f"{patience:g} s and does not go on (is it stopped?); end it and resume again"
+                f"results: {self.path}: {BEING_WRITTEN} for {patience:g} s and does not go on (is "
+                "it stopped?); end it and resume again"
             ) from None
         self.lease = lease
         return lease

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from fedmoe_app.report.lease import Lease
-from fedmoe_app.report.log import ResultsError, write_atomic
+from fedmoe_app.report.log import STILL_RUNNING, ResultsError, write_atomic
 
 STATUS_FILE = "status.json"
 BEAT_SECONDS = 10.0
@@ -174,7 +174,7 @@ def wait_until_free(folder: Path) -> None:
     first = _beat_of(folder)
     while is_running(folder):
         if _beat_of(folder) != first or time.time() - (first or 0.0) < 1.5 * BEAT_SECONDS:
-            raise ResultsError(f"results: {folder}: the run there is still running; stop it")
+            raise ResultsError(f"results: {folder}: {STILL_RUNNING}; stop it")
         time.sleep(_POLL)
 
 
@@ -199,12 +199,14 @@ def note_death(folder: Path, flower_run: str, error: str) -> None:
 
     Args:
         folder: the result folder.
-        flower_run: Flower's id of the run; a status of any other run stays as it is.
+        flower_run: Flower's id of the run; a status of any other run stays as it is, and so does
+            one that names no run as long as its process is heard of.
         error: what Flower says.
     """
     with suppress(ResultsError, OSError):
         status = read_status(folder)
-        if status["state"] in (RUNNING, STALE) and status.get("flower_run") == flower_run:
+        states = (RUNNING, STALE) if "flower_run" in status else (STALE,)
+        if status["state"] in states and status.get("flower_run", flower_run) == flower_run:
             with suppress(TimeoutError):  # should its process wake up, it writes nothing any more
                 Lease(folder).take(patience=1.0)
             _end(folder, status, DIED, {"error": error})

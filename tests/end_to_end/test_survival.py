@@ -178,7 +178,7 @@ def test_a_stopped_run_is_not_resumed(lab: Lab) -> None:
     command = in_lab(lab)
     wait_for(lambda: lab.has_trained(0, 2), "round 2")
     command.process.send_signal(signal.SIGINT)
-    assert command.finish(timeout=60) == 130
+    assert command.finish() == 130
     assert read_status(lab.results)["state"] == "interrupted"
     assert not any("going on after" in line for line in command.lines)
 

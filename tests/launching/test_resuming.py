@@ -15,12 +15,14 @@ from fedmoe_app.launching import resuming
 from fedmoe_app.launching.connections import LaunchError
 from fedmoe_app.launching.flower import Outcome, Output, SuperLinkLostError
 from fedmoe_app.launching.resuming import NO_HEARTBEAT, run_to_the_end
+from fedmoe_app.report.log import BEING_WRITTEN
 from tests.conftest import make_config
 
 DONE = Outcome("9", "finished:completed", "")
 LOST = Outcome("9", "finished:failed", NO_HEARTBEAT)
 UNKNOWN = Outcome("9", "finished:failed", "Task failed with unknown error.")
 RAISED = Outcome("9", "finished:failed", "no data", raised=True)
+HELD = Outcome("9", "finished:failed", f"results: /a: {BEING_WRITTEN} for 60 s", raised=True)
 STOPPED = Outcome("9", "finished:stopped", "")
 
 Part = Outcome | LaunchError
@@ -81,6 +83,8 @@ def test_what_gets_no_further_is_tried_later_each_time_and_then_given_up(
     [
         ([(RAISED, 3)], 1),  # the app itself ended it: it would again
         ([(STOPPED, 3)], 1),
+        ([(HELD, 3)], 1),  # somebody else's run is there
+        ([(LOST, 2), (HELD, 2), (DONE, 4)], 3),  # the part before sleeps
         ([(UNKNOWN, 3), (UNKNOWN, 3)], 2),  # worth another try as long as it gets on
         ([(LOST, -1)], 1),  # nothing to go on from
         ([(SuperLinkLostError("gone"), 2), (LaunchError("refused"), 2), (DONE, 4)], 3),

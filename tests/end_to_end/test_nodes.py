@@ -1,0 +1,96 @@
+"""Nodes that are turned away, and nodes that two runs want: real SuperLinks and SuperNodes."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fedmoe_app.launching.processes import free_port, program
+from fedmoe_app.report.log import read_metrics
+from fedmoe_app.report.status import read_status
+from tests.conftest import REPOSITORY
+from tests.end_to_end.faults import Lab, wait_for
+from tests.end_to_end.processes import CONNECTION, LOOPBACK, WARM_SUPERNODE, deployment
+from tests.end_to_end.test_survival import CHANGES, pairs, rounds_done, run
+
+pytestmark = pytest.mark.slow
+
+# Python runs a module of this name when it starts: the node's clock is what a file says.
+SHIFTED = """
+import datetime, os, pathlib
+from flwr.supercore import date
+
+def now():
+    shift = float(pathlib.Path(os.environ["CLOCK"]).read_text())
+    return datetime.datetime.now(tz=datetime.UTC) + datetime.timedelta(seconds=shift)
+
+date.now = now
+"""
+
+
+class ShiftedNode:
+    """Starts `fedmoe supernode` with a clock that the test sets."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.clock, self.log = lab.folder / "clock", lab.folder / "shifted.log"
+        (lab.folder / "python").mkdir()
+        (lab.folder / "python" / "sitecustomize.py").write_text(SHIFTED)
+
+    def start(self, seconds: float) -> subprocess.Popen[str]:
+        self.clock.write_text(str(seconds))
+        command = ["env", f"PYTHONPATH={self.lab.folder / 'python'}:{REPOSITORY}"]
+        command += [f"CLOCK={self.clock}", program("fedmoe"), "supernode", "--insecure"]
+        command += ["--superlink", f"{LOOPBACK}:{self.lab.fleet_port}"]
+        command += ["--port", str(free_port([self.lab.port, self.lab.fleet_port]))]
+        output = self.log.open("w")
+        return self.lab.group.start([*command, "--node-config", "partition-id=0"], output)
+
+
+def test_a_node_whose_clock_is_off_says_so_and_ends(tmp_path: Path) -> None:
+    with Lab(tmp_path) as lab:
+        lab.start_superlink()
+        node = ShiftedNode(lab)
+        process = node.start(1000)
+        assert process.wait(timeout=120) == 75
+        said = node.log.read_text()
+        assert "error: this machine's clock is 17 min ahead of the SuperLink's" in said
+
+        process = node.start(0)  # a good clock that is set wrongly while the node waits for work
+        wait_for(lambda: "SuperNode ID:" in node.log.read_text(), "the node")
+        node.clock.write_text("-600")
+        assert process.wait(timeout=120) == 75
+        assert "clock is 10 min behind the SuperLink's" in node.log.read_text()
+
+
+def test_a_node_that_is_told_to_end_ends_well(tmp_path: Path) -> None:
+    with Lab(tmp_path) as lab:
+        lab.start_superlink()
+        node = ShiftedNode(lab)
+        process = node.start(0)
+        wait_for(lambda: "SuperNode ID:" in node.log.read_text(), "the node")
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+        assert "error:" not in node.log.read_text()
+
+
+def test_two_runs_on_the_same_nodes_both_complete(tmp_path: Path) -> None:
+    """The second one waits, says for whom, and is the run that it would have been alone."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    changes = CHANGES | {"num-server-rounds": 3}
+    with deployment(tmp_path, 2, supernode=WARM_SUPERNODE) as flower:
+        one = run(flower.group, REPOSITORY, CONNECTION, first, *pairs(changes))
+        wait_for(lambda: rounds_done(first) >= 1, "round 1")
+        other = run(flower.group, REPOSITORY, CONNECTION, second, *pairs(changes))
+        assert one.finish() == 0, one.lines[-20:]
+        assert other.finish() == 0, other.lines[-20:]
+    for folder in (first, second):
+        assert read_status(folder)["state"] == "completed"
+        assert [line["status"] for line in read_metrics(folder)] == ["ok"] * 4
+        assert [line["failures"] for line in read_metrics(folder)] == [[]] * 4
+    waits = [line for line in other.lines if "waits: client 0, client 1: busy with" in line]
+    assert waits, other.lines
+    models = [(f / "model" / "model.safetensors").read_bytes() for f in (first, second)]
+    assert models[0] == models[1]
