@@ -15,6 +15,7 @@ time that is limited.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ class OtherRuns:
         if left <= 0:
             return None
         pause, self._pause = self._pause, min(MAX_PAUSE, 2 * self._pause)
-        return min(pause, left)
+        # Two runs that wait for the same nodes must not ask at the same moment again and again.
+        return min(pause * random.uniform(0.75, 1.25), left)
 
     @property
     def left(self) -> float:

@@ -118,13 +118,19 @@ def choose(message: Message, context: Context) -> Message:
 
 @app.query("free")
 def free(message: Message, context: Context) -> Message:
-    """Tell whether this node may work for the run: an error if it works for another one."""
+    """Tell whether this node may work for the run: an error if it works for another one.
+
+    From then on it does; a run that has to wait for other nodes lets it go again.
+    """
     from fedmoe_app.local.node import Node
-    from fedmoe_app.local.serving import serving
+    from fedmoe_app.local.serving import end_of_run, serving
 
     node = Node.from_config(context.node_config, context.node_id)
-    with name_errors(node.client), serving(message.content, context.node_id, shares=False):
-        pass
+    if message.content.config_records["task"].get("release", False):
+        end_of_run(message.content, context.node_id)
+    else:
+        with name_errors(node.client), serving(message.content, context.node_id, shares=False):
+            pass
     return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)
 
 

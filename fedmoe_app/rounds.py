@@ -152,6 +152,8 @@ class RoundLoop(Strategy):
     def _wait_for_others(self, grid: Grid, server_round: int, pause: float | None) -> None:
         """Wait until enough nodes say that they are free, or it has been waited long enough."""
         while pause is not None:
+            # Two runs that each held some of the nodes would wait for each other.
+            self.release_nodes(grid)
             self._tell_of_others(server_round, pause)
             time.sleep(pause)
             if self.free_nodes(grid, self.others.left) >= self.limits.min_clients:
@@ -171,6 +173,9 @@ class RoundLoop(Strategy):
     def free_nodes(self, grid: Grid, seconds: float) -> int:
         """Return how many nodes may be asked; all of them, unless they say something else."""
         return len(list(grid.get_node_ids()))
+
+    def release_nodes(self, grid: Grid) -> None:
+        """Let the nodes that do work for this run work for another one meanwhile."""
 
     def _train_round(
         self, grid: Grid, server_round: int, timeout: float, config: ConfigRecord | None

@@ -42,6 +42,7 @@ from fedmoe_app.wire.update import ClientUpdate
 from fedmoe_app.wire.views import encode_one_by_one, view_state
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
+RELEASE_SECONDS = 60.0  # to wait for the nodes to note that they are free
 
 
 class MoEStrategy(RoundLoop):
@@ -148,6 +149,15 @@ class MoEStrategy(RoundLoop):
             if reply.failure is not None:
                 self.others.note(self.roster.name(reply.node_id), reply.failure)
         return count
+
+    def release_nodes(self, grid: Grid) -> None:
+        """Tell the nodes that did not say that they work for another run that this one waits."""
+        task = ConfigRecord({"run-key": self.run_key, "release": True})
+        nodes = self.busy.free(grid, sorted(grid.get_node_ids()))
+        own = [node for node in nodes if self.roster.name(node) not in self.others.nodes]
+        messages = [Message(RecordDict({"task": task}), node, "query.free") for node in own]
+        for _ in exchange(grid, messages, RELEASE_SECONDS):
+            pass
 
     def spool_to(self, folder: Path) -> None:
         """Let replies that do not fit in memory wait in this folder."""

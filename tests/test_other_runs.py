@@ -29,6 +29,7 @@ class Nodes:
     def __init__(self, busy: dict[int, int]) -> None:
         self.busy = busy
         self.trained: list[tuple[int, int]] = []
+        self.released: list[int] = []
         self.app = toy_app(self._train)
         self.app.query("free")(self._free)
 
@@ -43,7 +44,11 @@ class Nodes:
         return good(client, server_round)
 
     def _free(self, message: Message, context: Context) -> Message:
-        self._answer(int(context.node_config["partition-id"]))
+        client = int(context.node_config["partition-id"])
+        if message.content.config_records["task"].get("release", False):
+            self.released.append(client)
+        else:
+            self._answer(client)
         return Message(RecordDict(), reply_to=message)
 
 
@@ -83,6 +88,9 @@ def test_it_is_waited_for_and_the_run_is_the_same(
     heads = [decode_state(s.result.arrays).dense["head.weight"].tolist() for s in (waited, calm)]
     assert heads[0] == heads[1]
     assert sorted(set(nodes.trained)) == [(r, c) for r in (1, 2) for c in range(3)]
+    # Who is free is let go while the others are waited for: another run may need it.
+    assert nodes.released[:1] == [0]
+    assert set(nodes.released) <= {0, 2}
     told = [line for line in said if "waits" in line]
     assert told[0].startswith(f"round 1 waits: client 1, client 2: {BUSY}; asked again in ")
     assert told[0].endswith("at most (wait-for-other-runs)")

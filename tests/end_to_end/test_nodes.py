@@ -13,7 +13,7 @@ from fedmoe_app.report.status import read_status
 from tests.conftest import REPOSITORY
 from tests.end_to_end.faults import Lab, wait_for
 from tests.end_to_end.processes import CONNECTION, LOOPBACK, WARM_SUPERNODE, deployment
-from tests.end_to_end.test_survival import CHANGES, pairs, rounds_done, run
+from tests.end_to_end.test_survival import CHANGES, pairs, run
 
 pytestmark = pytest.mark.slow
 
@@ -77,20 +77,20 @@ def test_a_node_that_is_told_to_end_ends_well(tmp_path: Path) -> None:
 
 
 def test_two_runs_on_the_same_nodes_both_complete(tmp_path: Path) -> None:
-    """The second one waits, says for whom, and is the run that it would have been alone."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    changes = CHANGES | {"num-server-rounds": 3}
+    """One waits, says for whom, and both are the run that they would have been alone.
+
+    They start together, so that each may get one of the nodes first.
+    """
+    folders = tmp_path / "first", tmp_path / "second"
     with deployment(tmp_path, 2, supernode=WARM_SUPERNODE) as flower:
-        one = run(flower.group, REPOSITORY, CONNECTION, first, *pairs(changes))
-        wait_for(lambda: rounds_done(first) >= 1, "round 1")
-        other = run(flower.group, REPOSITORY, CONNECTION, second, *pairs(changes))
-        assert one.finish() == 0, one.lines[-20:]
-        assert other.finish() == 0, other.lines[-20:]
-    for folder in (first, second):
+        runs = [run(flower.group, REPOSITORY, CONNECTION, f, *pairs(CHANGES)) for f in folders]
+        for each in runs:
+            assert each.finish(800) == 0, each.lines[-20:]
+    for folder in folders:
         assert read_status(folder)["state"] == "completed"
-        assert [line["status"] for line in read_metrics(folder)] == ["ok"] * 4
-        assert [line["failures"] for line in read_metrics(folder)] == [[]] * 4
-    waits = [line for line in other.lines if "waits: client 0, client 1: busy with" in line]
-    assert waits, other.lines
-    models = [(f / "model" / "model.safetensors").read_bytes() for f in (first, second)]
+        assert [line["status"] for line in read_metrics(folder)] == ["ok"] * 5
+        assert [line["failures"] for line in read_metrics(folder)] == [[]] * 5
+    lines = [line for each in runs for line in each.lines if ": busy with another run" in line]
+    assert any("round 1 waits: client " in line for line in lines), [r.lines for r in runs]
+    models = [(f / "model" / "model.safetensors").read_bytes() for f in folders]
     assert models[0] == models[1]
