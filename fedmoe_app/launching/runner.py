@@ -159,7 +159,7 @@ def _noting(
 
     def noting(line: str) -> None:
         nonlocal folder
-        if folder is not None and folder.is_dir() and line.rstrip().endswith(str(folder)):
+        if folder is not None and folder.is_dir():
             with suppress(OSError):
                 write_launch(folder, launch)
             folder = None  # once
