@@ -6,9 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedmoe_app.report.log import write_atomic
-
-LAUNCH_FILE = "launch.json"
+from fedmoe_app.report.log import LAUNCH_FILE, write_atomic
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from fedmoe_app.report.lease import LEASE_FILE, PATIENCE, Lease
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
+LAUNCH_FILE = "launch.json"  # written by fedmoe run
 CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
 
 # Words by which whoever resumes a run knows that its folder may be free a little later.
@@ -127,8 +128,9 @@ class RunFolder:
 
 
 def holds_files(folder: Path) -> bool:
-    """Tell whether a folder holds anything of a run: the name of its owner alone is nothing."""
-    return folder.is_dir() and any(path.name != LEASE_FILE for path in folder.iterdir())
+    """Tell whether a folder holds anything of a run: its owner, and how it is started, are not."""
+    nothing = (LEASE_FILE, LAUNCH_FILE)
+    return folder.is_dir() and any(path.name not in nothing for path in folder.iterdir())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app.launching.launched import Launch, write_launch
 from fedmoe_app.report.events import EventLog
 from fedmoe_app.report.lease import Lease, TakenOverError
 from fedmoe_app.report.log import ResultsError, RunFolder, holds_files, read_metrics
@@ -84,8 +85,9 @@ def test_whoever_lost_the_folder_leaves_it_as_it_is(tmp_path: Path) -> None:
     assert read_status(folder.path)["state"] == "running"
 
 
-def test_the_owners_name_alone_is_no_file_of_a_run(tmp_path: Path) -> None:
+def test_who_owns_and_starts_a_run_is_nothing_of_it(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").own()
+    write_launch(tmp_path / "run", Launch("/app"))
     assert not holds_files(tmp_path / "run")
     RunFolder(tmp_path / "run").append({"round": 0})
     assert holds_files(tmp_path / "run")
