@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app.deployment.certificates import create
+from fedmoe_app.launching.clock import check_clock
 from fedmoe_app.launching.processes import free_port, program
 from fedmoe_app.report.log import read_metrics
 from fedmoe_app.report.status import read_status
 from tests.conftest import REPOSITORY
 from tests.end_to_end.faults import Lab, wait_for
-from tests.end_to_end.processes import CONNECTION, LOOPBACK, WARM_SUPERNODE, deployment
+from tests.end_to_end.processes import CONNECTION, LOOPBACK, WARM_SUPERNODE, Keys, deployment
 from tests.end_to_end.test_survival import CHANGES, pairs, run
 
 pytestmark = pytest.mark.slow
@@ -94,3 +96,17 @@ def test_two_runs_on_the_same_nodes_both_complete(tmp_path: Path) -> None:
     assert any("round 1 waits: client " in line for line in lines), [r.lines for r in runs]
     models = [(f / "model" / "model.safetensors").read_bytes() for f in folders]
     assert models[0] == models[1]
+
+
+def test_a_node_that_is_put_out_says_so_and_ends(tmp_path: Path) -> None:
+    """With TLS and a key of its own; Flower's program ends with code 0 and no word."""
+    keys = tmp_path / "keys"
+    create(keys, [LOOPBACK], 1, 1)
+    with deployment(tmp_path, 1, keys=Keys(keys), supernode=WARM_SUPERNODE) as flower:
+        assert check_clock(flower.fleet_address, keys / "ca.crt") is None
+        log = tmp_path / "node-0.log"
+        node_id = log.read_text().partition("SuperNode ID: ")[2].split()[0]
+        command = [program("flwr"), "supernode", "unregister", node_id, CONNECTION]
+        assert flower.group.start(command, subprocess.DEVNULL).wait(timeout=120) == 0
+        assert flower.nodes[0].wait(timeout=120) == 76
+        assert "error: the SuperLink turned this node away" in log.read_text()
