@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.paths import follow_umask
 from fedmoe_app.report.log import CHECKPOINTS, list_checkpoints, round_of
 
 FORMAT = 1  # raised when an older program could misread a checkpoint
@@ -127,7 +128,7 @@ def write_checkpoint(
         header = _header(snapshot, identity, versions, files)
         (temporary / HEADER_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
         _sync(temporary / HEADER_FILE)
-        temporary.chmod(0o755)
+        follow_umask(temporary)  # mkdtemp and safetensors make theirs private
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
         _sync(parent)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fedmoe_app.commands.register import register
+from fedmoe_app.commands.resume import Request, resume_run
 from fedmoe_app.config import ConfigError
 from fedmoe_app.deployment import commands
 from fedmoe_app.launching import environment
@@ -21,14 +22,17 @@ from fedmoe_app.launching.overrides import (
     check_resumable,
     clients_to_resume,
     config_to_resume,
+    read_overrides,
 )
 from fedmoe_app.launching.processes import signals_raise
+from fedmoe_app.launching.resuming import MAX_RESUMES
 from fedmoe_app.launching.runner import (
     INTERRUPTED,
     RunFailedError,
     run_on_connection,
     run_simulated,
 )
+from fedmoe_app.report.finding import find_run
 from fedmoe_app.report.log import ResultsError, read_rounds
 from fedmoe_app.report.overview import newest_run, overview
 from fedmoe_app.report.table import print_table
@@ -44,7 +48,7 @@ app = typer.Typer(
 )
 
 AppDir = Annotated[Path, typer.Argument(help="Folder of the Flower app.")]
-RunDir = Annotated[Path, typer.Argument(help="Result folder of a run.")]
+RunDir = Annotated[Path, typer.Argument(help="Result folder of a run, or the run's name.")]
 RunConfigItems = Annotated[
     list[str] | None,
     typer.Option(
@@ -55,6 +59,12 @@ RunConfigItems = Annotated[
     ),
 ]
 Rounds = Annotated[int | None, typer.Option(help="Short for -c 'num-server-rounds=...'.")]
+MaxResumes = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Resumes in a row of a run that is lost, at most, while it gets no further."
+    ),
+]
 Online = Annotated[bool, typer.Option("--online", help="Allow downloads from the model hub.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -134,6 +144,7 @@ def run(
             help="Go on with the run of this result folder, with its run config (-c changes it)."
         ),
     ] = None,
+    max_resumes: MaxResumes = MAX_RESUMES,
     online: Online = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Flower's and Ray's own lines, too.")
@@ -145,6 +156,8 @@ def run(
         raise ConfigError(
             "--clients, --gpus and --cpus are for simulated nodes; leave out CONNECTION"
         )
+    if resume and "/" not in str(resume):
+        resume = find_run(resume)
     if resume and not connection:
         check_resumable(resume)
     if online:
@@ -159,12 +172,77 @@ def run(
     overrides |= overrides_of("run", run_config, app_dir, connection, context.args)
     overrides |= {key: value for key, value in given.items() if value is not None}
     if connection:
-        run_on_connection(app_folder(app_dir), overrides, connection, verbose)
+        run_on_connection(app_folder(app_dir), overrides, connection, verbose, max_resumes)
     else:
         clients = clients_to_resume(resume, clients) if resume else clients
-        run_simulated(
-            app_folder(app_dir), overrides, clients or DEFAULT_CLIENTS, gpus, verbose, cpus
+        nodes = clients or DEFAULT_CLIENTS
+        run_simulated(app_folder(app_dir), overrides, nodes, gpus, verbose, cpus, max_resumes)
+
+
+@app.command(epilog="Example: fedmoe resume fedavg-20261120-213315")
+def resume(
+    run_dir: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Name or result folder of a run, or one of its checkpoints to go on from.",
+        ),
+    ],
+    connection: Annotated[
+        str | None,
+        typer.Argument(
+            help="SuperLink connection of your Flower configuration.",
+            show_default="as it was started",
+        ),
+    ] = None,
+    run_config: RunConfigItems = None,
+    rounds: Rounds = None,
+    clients: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulated nodes.", show_default="as it was started"),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Share of a GPU that a simulated node gets.",
+            show_default="as it was started",
+        ),
+    ] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="CPUs that a simulated node gets.", show_default="as it was started"
+        ),
+    ] = None,
+    app_dir: Annotated[
+        Path | None,
+        typer.Option("--app", help="Folder of the Flower app.", show_default="as it was started"),
+    ] = None,
+    max_resumes: MaxResumes = MAX_RESUMES,
+    online: Online = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show Flower's and Ray's own lines, too.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that ended before its last round, as it was started."""
+    overrides = read_overrides(run_config or [])
+    overrides |= {"num-server-rounds": rounds} if rounds is not None else {}
+    resume_run(
+        Request(
+            run_dir,
+            overrides,
+            app=app_dir,
+            connection=connection or "",
+            clients=clients,
+            gpus=gpus,
+            cpus=cpus,
+            online=online,
+            verbose=verbose,
+            max_resumes=max_resumes,
         )
+    )
 
 
 @app.command(epilog="Example: fedmoe compare --schemes fedavg,fedalign --seeds 1,2,3 --clients 10")
@@ -238,7 +316,7 @@ def compare(
 @app.command(epilog="Example: fedmoe table ~/.fedmoe/results/fedavg-20261120-213315")
 def table(run_dir: RunDir, debug: Debug = False) -> None:
     """Print the table of a run again."""
-    lines = read_rounds(run_dir)
+    lines = read_rounds(find_run(run_dir))
     if not lines:
         raise ResultsError(f"{run_dir}: no round is done yet; wait for round 0")
     print_table(lines)
@@ -248,12 +326,15 @@ def table(run_dir: RunDir, debug: Debug = False) -> None:
 def status(
     run_dir: Annotated[
         Path | None,
-        typer.Argument(help="Result folder of a run.", show_default="the newest in $FEDMOE_HOME"),
+        typer.Argument(
+            help="Result folder of a run, or the run's name.",
+            show_default="the newest in $FEDMOE_HOME",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Show how a run stands: rounds, clients, last metrics, failures, how to go on."""
-    for line in overview(run_dir or newest_run()):
+    for line in overview(find_run(run_dir) if run_dir else newest_run()):
         say(line)
 
 
@@ -263,8 +344,9 @@ def plot(run_dir: RunDir, debug: Debug = False) -> None:
     # matplotlib takes a second to import
     from fedmoe_app.report.plots import plot_run
 
-    read_rounds(run_dir)
-    for path in plot_run(run_dir):
+    folder = find_run(run_dir)
+    read_rounds(folder)
+    for path in plot_run(folder):
         say(path)
 
 
@@ -284,7 +366,9 @@ def supernode(context: typer.Context) -> None:
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Result folders of runs, or one of a comparison."),
+        typer.Argument(
+            metavar="RUN...", help="Result folders or names of runs, or one of a comparison."
+        ),
     ],
     output: Annotated[
         Path | None,

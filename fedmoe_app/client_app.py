@@ -43,12 +43,14 @@ def train(message: Message, context: Context) -> Message:
     """Train the received model on this node's data and reply with the sparse update."""
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
+    from fedmoe_app.local.serving import serving
     from fedmoe_app.local.stopwatch import Stopwatch
 
     watch = Stopwatch.for_message(message)
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
-    with name_errors(node.client):
+    shares = config.wait_for_other_runs == 0
+    with name_errors(node.client), serving(message.content, context.node_id, shares):
         with watch.phase("start"):
             from fedmoe_app.local.received import complete
             from fedmoe_app.local.round import train_client
@@ -72,11 +74,13 @@ def evaluate(message: Message, context: Context) -> Message:
     from fedmoe_app.local.node import Node
     from fedmoe_app.local.received import complete
     from fedmoe_app.local.round import evaluate_client
+    from fedmoe_app.local.serving import serving
     from fedmoe_app.wire.records import decode_task, encode_score
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
-    with name_errors(node.client):
+    shares = config.wait_for_other_runs == 0
+    with name_errors(node.client), serving(message.content, context.node_id, shares):
         content, held = complete(message.content, node.client)
         task = decode_task(content)
         score = evaluate_client(config, node, task)
@@ -101,12 +105,14 @@ def choose(message: Message, context: Context) -> Message:
     from fedmoe_app.config import parse_run_config
     from fedmoe_app.local.node import Node
     from fedmoe_app.local.round import choose_for_client
+    from fedmoe_app.local.serving import serving
     from fedmoe_app.wire.choice import RECORD, encode_choice
     from fedmoe_app.wire.records import decode_task, encode_number
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
-    with name_errors(node.client):
+    shares = config.wait_for_other_runs == 0
+    with name_errors(node.client), serving(message.content, context.node_id, shares):
         task = decode_task(message.content)
         choice = choose_for_client(config, node, task)
     content = encode_number(node.client, task.question)
@@ -114,13 +120,35 @@ def choose(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-@app.query("forget")
-def forget(message: Message, context: Context) -> Message:
-    """Drop what this client kept between the rounds of a run."""
-    from fedmoe_app.local.kept import drop_kept
+@app.query("free")
+def free(message: Message, context: Context) -> Message:
+    """Tell whether this node may work for the run: an error if it works for another one.
+
+    From then on it does; a run that has to wait for other nodes lets it go again.
+    """
     from fedmoe_app.local.node import Node
+    from fedmoe_app.local.serving import end_of_run, serving
 
     node = Node.from_config(context.node_config, context.node_id)
+    if message.content.config_records["task"].get("release", False):
+        end_of_run(message.content, context.node_id)
+    else:
+        with name_errors(node.client), serving(message.content, context.node_id, shares=False):
+            pass
+    return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)
+
+
+@app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Take note that a run has ended; drop what this client kept between its rounds if told so."""
+    from fedmoe_app.local.kept import drop_kept
+    from fedmoe_app.local.node import Node
+    from fedmoe_app.local.serving import end_of_run
+
+    node = Node.from_config(context.node_config, context.node_id)
+    task = message.content.config_records["task"]
     with name_errors(node.client):
-        drop_kept(str(message.content.config_records["task"]["run-key"]), node.client)
+        end_of_run(message.content, context.node_id)
+        if task.get("drop", True):
+            drop_kept(str(task["run-key"]), node.client)
     return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)

@@ -7,9 +7,12 @@ polls faster and yields each reply when it is there, so that progress can be sho
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
@@ -21,6 +24,7 @@ from fedmoe_app.shown.text import visible
 
 POLL_SECONDS = 0.25
 PULL_AT_A_TIME = 4  # messages asked for in one call, which returns all those that are there
+HEARTBEAT_SECONDS = 15.0
 
 _UNKNOWN = 0  # Flower's code of an error that is none of its own
 SUPERLINK = 1  # the node id under which the SuperLink reports that a node is lost
@@ -177,6 +181,48 @@ def _unreadable(message_id: str, error: Exception) -> Message:
         message_type="train",
     )
     return make_message(metadata=metadata, error=Error(_UNKNOWN, reason))
+
+
+@contextmanager
+def kept_alive(grid: Grid, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+    """Send heartbeats of this run within the block, beside those of Flower.
+
+    Flower fails a run 60 s after its last heartbeat, and the thread that sends them ends for good
+    at the first answer that it does not expect, such as one timeout of the SuperLink's database.
+    This one goes on. It relies on how Flower 1.39 is made; a grid made otherwise (in simulation, or
+    in another release) gets no heartbeats from here.
+    """
+    if not is_deployed(grid):
+        yield
+        return
+    ended = threading.Event()
+    arguments = (_client_of(grid), seconds, ended)
+    thread = threading.Thread(
+        target=_send_heartbeats, args=arguments, name="fedmoe-heartbeat", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5.0)
+
+
+def is_deployed(grid: Grid) -> bool:
+    """Whether the nodes are SuperNodes, and not simulated or called in this process."""
+    return hasattr(_client_of(grid), "SendTaskHeartbeat")
+
+
+def _client_of(grid: Grid) -> Any:
+    return getattr(grid, "_runtime_client", None)
+
+
+def _send_heartbeats(client: Any, seconds: float, ended: threading.Event) -> None:
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    while not ended.wait(seconds):
+        with suppress(Exception):  # the next one may arrive
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
 
 
 def short_reason(reason: str, limit: int = 400) -> str:

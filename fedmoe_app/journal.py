@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from fedmoe_app.checkpoint import Checkpoint, Identity, prune_checkpoints, write_checkpoint
 from fedmoe_app.config import RunConfig, flatten_run_config
@@ -20,10 +21,11 @@ from fedmoe_app.paths import results_dir
 from fedmoe_app.report import status
 from fedmoe_app.report.events import LOG_FILE, EventLog, described
 from fedmoe_app.report.lines import RoundReport, metrics_line
-from fedmoe_app.report.log import ResultsError, RunFolder, results_of
+from fedmoe_app.report.log import RunFolder, results_of
 from fedmoe_app.report.overview import how_to_resume
 from fedmoe_app.report.watching import Watchers
 from fedmoe_app.resume import check_same_run, find_checkpoint, set_back
+from fedmoe_app.rounds import RunFailedError
 from fedmoe_app.strategy import MoEStrategy
 
 logger = logging.getLogger("fedmoe")
@@ -37,6 +39,7 @@ def open_journal(
     strategy: MoEStrategy,
     state: ModelState,
     metric: str,
+    about: Mapping[str, Any] | None = None,
 ) -> Journal:
     """Begin a run, or go on with the one that ``config.resume`` names.
 
@@ -46,21 +49,23 @@ def open_journal(
         strategy: whose rounds are written down; it is restored from the checkpoint, if any.
         state: initial values of the model.
         metric: what ``accuracy`` means.
+        about: what else the status tells: ``flower_run``, Flower's id of the run, by which whoever
+            started it knows it; ``simulated``, whether its nodes were.
 
     Raises:
         ConfigError: if there is no good checkpoint, or it is of another run.
         ResultsError: if the folder is in use, or holds another run.
     """
     if not config.resume:
-        return Journal(new_folder(config), config, identity, strategy, state, metric)
+        folder = new_folder(config)
+        return Journal(folder, config, identity, strategy, state, metric, about=about)
     checkpoint = find_checkpoint(Path(config.resume))
     check_same_run(checkpoint, identity, state)
     folder = RunFolder.reopen(results_of(checkpoint.path))
-    if status.is_running(folder.path):
-        raise ResultsError(f"results: {folder.path}: the run there is still running; stop it")
+    status.wait_until_free(folder.path)
     strategy.restore(checkpoint.snapshot)
     state = checkpoint.snapshot.state
-    return Journal(folder, config, identity, strategy, state, metric, checkpoint)
+    return Journal(folder, config, identity, strategy, state, metric, checkpoint, about)
 
 
 def new_folder(config: RunConfig) -> RunFolder:
@@ -90,6 +95,7 @@ class Journal:
         state: ModelState,
         metric: str,
         resumed: Checkpoint | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.state = state
@@ -98,14 +104,26 @@ class Journal:
         self._strategy = strategy
         self._metric = metric
         self._resumed = resumed
+        self._about = dict(about or {})
 
     def __enter__(self) -> Self:
-        """Set the folder back to the checkpoint; begin log and status."""
+        """Take the folder, set it back to the checkpoint; begin log and status."""
+        try:
+            self._begin()
+        except Exception as error:  # a full disk, a tracker that cannot be opened
+            status.note_failure(self.folder.path, f"{type(error).__name__}: {error}")
+            raise
+        return self
+
+    def _begin(self) -> None:
         config, path = self._config, self.folder.path
-        first_round = 0
+        lease = self.folder.own()
+        first_round, earlier = 0, {}
         if self._resumed is not None:
+            earlier = status.earlier_parts(path)
             first_round = self._resumed.snapshot.server_round + 1
-            set_back(path, first_round - 1)
+            with self.folder.writing():
+                earlier |= set_back(path, first_round - 1, earlier.get("repeated"))
         # Given to -c, it runs the same again from the start, wherever it went on from.
         here = {"resume": "", "output-dir": str(path.parent), "run-name": path.name}
         kept = here if self._resumed is not None else {}
@@ -113,28 +131,35 @@ class Journal:
         # First of all: a tracker that cannot be opened stops the run, which has no status yet.
         self._watchers = Watchers(config, path, first_round)
         run = {"run": path.name, "scheme": config.scheme}
-        self._events = EventLog(path / LOG_FILE, run)
+        self._events = EventLog(path / LOG_FILE, run, lease.is_mine)
         logger.addHandler(self._events)
         self._status = status.StatusFile(
             path,
+            lease,
             **run,
+            **self._about,
+            **earlier,
             run_key=self._strategy.run_key,
             round=first_round - 1,
             num_rounds=config.num_server_rounds,
         )
         if self._resumed is not None:
-            extra = described("resumed", round=first_round - 1)
+            extra = described("resumed", round=first_round - 1, **earlier)
             logger.info("going on from %s", self._resumed.path, extra=extra)
-        return self
 
     def on_round(self, report: RoundReport) -> None:
-        """Write a round down; it is on the disk when this returns."""
+        """Write a round down; it is on the disk when this returns.
+
+        Raises:
+            TakenOverError: if another process goes on with this run.
+        """
         line = metrics_line(report, self._metric)
-        self.folder.append(line)
-        write_checkpoint(
-            self.folder.path, self._strategy.snapshot(), self._identity, library_versions()
-        )
-        prune_checkpoints(self.folder.path, self._config.keep_checkpoints)
+        with self.folder.writing():
+            self.folder.append(line)
+            write_checkpoint(
+                self.folder.path, self._strategy.snapshot(), self._identity, library_versions()
+            )
+            prune_checkpoints(self.folder.path, self._config.keep_checkpoints)
         self._status.update(round=report.server_round, **_num_partitions(report))
         self._watchers.round_done(line)
 
@@ -144,14 +169,37 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write how the run ended, and say how to go on with it if it did not complete."""
+        """Write how the run ended, and say how to go on with it if it did not complete.
+
+        Raises:
+            RunFailedError: if the last round failed, even though nothing raised so far.
+        """
+        try:
+            if error is None:
+                self._strategy.check_end()
+        except RunFailedError as fault:
+            self._end(fault)
+            raise
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._is_taken_over():
+            self._status.abandon()
+            logger.error("%s: another process goes on with this run", self.folder.path)
+        else:
+            self._write_end(error)
+        logger.removeHandler(self._events)
+        self._events.close()
+
+    def _write_end(self, error: BaseException | None) -> None:
         if error is None:
             self._status.end(status.COMPLETED)
         else:
             self._say_how_to_go_on(error)
         self._watchers.close(error)
-        logger.removeHandler(self._events)
-        self._events.close()
+
+    def _is_taken_over(self) -> bool:
+        return self.folder.lease is not None and not self.folder.lease.is_mine()
 
     def _say_how_to_go_on(self, error: BaseException) -> None:
         is_fault = isinstance(error, Exception)  # not Ctrl-C or the end of the process

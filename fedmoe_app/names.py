@@ -14,6 +14,10 @@ PRESET_CLASSES = 256  # classes that the presets' tokenizer has label tokens for
 EMBEDDED_CLASSES, EMBEDDED_ROWS = 8, 9600  # of the embedded corpus' training part
 
 
+# How a node begins the reason of a reply that it works for another run; the server knows it by it.
+BUSY_WITH_ANOTHER_RUN = "busy with another run"
+
+
 def is_own_scheme(name: str) -> bool:
     """Tell whether ``scheme`` names a user's class, ``package.module:Class``."""
     return ":" in name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedmoe_app.config import ConfigError
 from fedmoe_app.paths import results_dir
+from fedmoe_app.report.finding import find_run
 from fedmoe_app.report.html.page import REPORT_FILE
 from fedmoe_app.report.html.run_page import write_run_page
 from fedmoe_app.report.log import ResultsError
@@ -56,7 +57,7 @@ def _write_one(folder: Path) -> Path:
 
 
 def _existing(folder: Path) -> Path:
-    path = folder.expanduser().absolute()
+    path = find_run(folder)
     path = path.parent if path.name == REPORT_FILE else path
     if not path.is_dir():
         raise ResultsError(f"{folder}: no such folder; name the result folder of a run")

@@ -28,6 +28,7 @@ from fedmoe_app.report.log import (
     SAMPLES_FILE,
     keep_rounds,
     list_checkpoints,
+    read_metrics,
 )
 
 logger = logging.getLogger("fedmoe")
@@ -40,6 +41,7 @@ FREE = frozenset(
         "num-server-rounds",
         "min-clients",
         "wait-for-clients",
+        "wait-for-other-runs",
         "round-timeout",
         "max-failed-rounds",
         "evaluate-every",
@@ -186,8 +188,32 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def set_back(results: Path, server_round: int) -> None:
-    """Drop what the result folder holds of later rounds: lines and checkpoints."""
+def set_back(
+    results: Path, server_round: int, before: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Drop what the result folder holds of later rounds: lines and checkpoints.
+
+    Args:
+        results: the result folder.
+        server_round: the last round that stays.
+        before: what this returned under ``repeated`` at earlier resumes of the run.
+
+    Returns:
+        ``repeated``: what was spent on rounds that have to be repeated, for the totals of the run;
+        nothing if there are none.
+    """
+    repeated = dict(before or {})
+    for line in _lines_after(results, server_round):
+        for key in ("bytes_up", "bytes_down"):
+            repeated[key] = repeated.get(key, 0) + line.get(key, 0)
+        repeated["rounds"] = repeated.get("rounds", 0) + 1
     for name in (METRICS_FILE, SAMPLES_FILE):
         keep_rounds(results / name, server_round)
     drop_later(results, server_round)
+    return {"repeated": repeated} if repeated else {}
+
+
+def _lines_after(results: Path, server_round: int) -> list[dict[str, Any]]:
+    if not (results / METRICS_FILE).is_file():
+        return []
+    return [line for line in read_metrics(results) if line["round"] > server_round]

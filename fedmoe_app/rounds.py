@@ -15,12 +15,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedmoe_app.busy import BusyNodes
+from fedmoe_app.busy import BusyNodes, OtherRuns
 from fedmoe_app.exchange import Reply, exchange
 from fedmoe_app.identity.client_list import ClientList
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.report.progress import Progress
+from fedmoe_app.report.progress import Progress, duration
 from fedmoe_app.roster import Roster
 from fedmoe_app.shown.text import visible
 from fedmoe_app.wire.question import Question
@@ -50,6 +50,7 @@ class Limits:
     sampling: str = "uniform"  # or "examples"
     max_rest: int = 0  # rounds that a client is left out after failures, at most
     buffer_size: int = 0  # replies that make a buffered round; 0: rounds wait for all
+    wait_for_other_runs: float = 3600.0  # seconds, for nodes that work for another run
 
 
 class RoundLoop(Strategy):
@@ -78,9 +79,11 @@ class RoundLoop(Strategy):
         self.run_key = ""
         self.report = RoundReport(0)
         self.busy = BusyNodes(self._late_reply)
+        self.others = OtherRuns(limits.wait_for_other_runs)
         self.result = Result()  # of the run so far, also when it fails
         self.rounds_done = -1  # the initial model, which is reported first, counts as round 0
         self.num_folded = 0
+        self.failed_in_a_row = 0  # the last rounds, as many as failed
         self._unevaluated = False  # the global state changed since the last evaluation
         # Failures of nodes whose client is not known yet: node, phase, reason.
         self._nameless: list[tuple[int, str, str]] = []
@@ -113,20 +116,29 @@ class RoundLoop(Strategy):
         self.progress.start(num_rounds)
         if self.rounds_done < 0:
             self._report_initial_model(evaluate_fn)
-        failed_in_a_row = 0
+        self.failed_in_a_row = 0
         for server_round in range(self.rounds_done + 1, num_rounds + 1):
             started = time.monotonic()
-            self._train_round(grid, server_round, timeout, train_config)
+            self._train_when_free(grid, server_round, timeout, train_config)
             is_due = server_round % self.limits.evaluate_every == 0 or server_round == num_rounds
             if self._unevaluated and is_due:
                 self._evaluate_round(grid, timeout, evaluate_config, evaluate_fn)
             self._finish_round(started)
-            failed_in_a_row = 0 if self.report.folded else failed_in_a_row + 1
-            if failed_in_a_row >= self.limits.max_failed_rounds:
-                raise RunFailedError(self._why_failed(failed_in_a_row))
+            self.failed_in_a_row = 0 if self.report.folded else self.failed_in_a_row + 1
+            if self.failed_in_a_row >= self.limits.max_failed_rounds:
+                raise RunFailedError(self._why_failed(self.failed_in_a_row))
         if not self.num_folded:
-            raise RunFailedError(self._why_failed(failed_in_a_row))
+            raise RunFailedError(self._why_failed(self.failed_in_a_row))
         return self.result
+
+    def check_end(self) -> None:
+        """Call it when all rounds are done: a run whose last one failed is not complete.
+
+        Raises:
+            RunFailedError: if the last round failed.
+        """
+        if self.failed_in_a_row:
+            raise RunFailedError(self._why_last_failed(self.rounds_done, self.failed_in_a_row))
 
     def _report_initial_model(self, evaluate_fn: EvaluateFn | None) -> None:
         started = time.monotonic()
@@ -134,6 +146,50 @@ class RoundLoop(Strategy):
         if evaluate_fn is not None:
             self._note_evaluation(evaluate_fn(0, self.result.arrays))
         self._finish_round(started)
+
+    def _train_when_free(
+        self, grid: Grid, server_round: int, timeout: float, config: ConfigRecord | None
+    ) -> None:
+        """Train a round; where too many nodes work for another run, wait and ask again."""
+        self.others.begin_round()
+        self._train_round(grid, server_round, timeout, config)
+        while not self.report.folded and (pause := self.others.next_pause()) is not None:
+            self._wait_for_others(grid, server_round, pause)
+            self.others.begin_round()
+            sent = self.report.bytes_up_total, self.report.bytes_down
+            self._train_round(grid, server_round, timeout, config)
+            self.report.bytes_up_total += sent[0]
+            self.report.bytes_down += sent[1]
+        if self.report.folded:
+            self.others.round_done()
+
+    def _wait_for_others(self, grid: Grid, server_round: int, pause: float | None) -> None:
+        """Wait until enough nodes say that they are free, or it has been waited long enough."""
+        while pause is not None:
+            # Two runs that each held some of the nodes would wait for each other.
+            self.release_nodes(grid)
+            self._tell_of_others(server_round, pause)
+            time.sleep(pause)
+            if self.free_nodes(grid, self.others.left) >= self.limits.min_clients:
+                return
+            pause = self.others.next_pause()
+
+    def _tell_of_others(self, server_round: int, pause: float) -> None:
+        names, reasons = ", ".join(sorted(self.others.nodes)), self.others.nodes.values()
+        self.progress.say(
+            f"round {server_round} waits: {names}: {next(iter(reasons), '')}; asked again in "
+            f"{duration(pause)}, for {duration(self.others.left)} at most (wait-for-other-runs)",
+            "waiting",
+            round=server_round,
+            nodes=dict(self.others.nodes),
+        )
+
+    def free_nodes(self, grid: Grid, seconds: float) -> int:
+        """Return how many nodes may be asked; all of them, unless they say something else."""
+        return len(list(grid.get_node_ids()))
+
+    def release_nodes(self, grid: Grid) -> None:
+        """Let the nodes that do work for this run work for another one meanwhile."""
 
     def _train_round(
         self, grid: Grid, server_round: int, timeout: float, config: ConfigRecord | None
@@ -188,15 +244,25 @@ class RoundLoop(Strategy):
         self.on_round(self.report)
 
     def _why_failed(self, rounds: int) -> str:
+        return (
+            f"{rounds} round(s) in a row failed (max-failed-rounds = "
+            f"{self.limits.max_failed_rounds}, min-clients = {self.limits.min_clients}); "
+            f"the last one: {self._reasons()}"
+        )
+
+    def _why_last_failed(self, num_rounds: int, failed: int) -> str:
+        which = f"round {num_rounds}" if failed == 1 else f"the {failed} rounds up to {num_rounds}"
+        return (
+            f"{which} of {num_rounds} failed, so the model is that of round "
+            f"{num_rounds - failed}: {self._reasons()}"
+        )
+
+    def _reasons(self) -> str:
         by_reason: dict[str, list[str]] = {}
         for who, why in self.report.failures.items():
             by_reason.setdefault(why, []).append(who)
         reasons = "; ".join(f"{', '.join(who)}: {why}" for why, who in by_reason.items())
-        return (
-            f"{rounds} round(s) in a row failed (max-failed-rounds = "
-            f"{self.limits.max_failed_rounds}, min-clients = {self.limits.min_clients}); "
-            f"the last one: {reasons or 'no reasons given'}"
-        )
+        return reasons or "no reasons given"
 
     def question(self, server_round: int) -> Question:
         """Return what a message of this round with the present state asks about."""
@@ -286,5 +352,6 @@ class RoundLoop(Strategy):
 
     def _fail(self, who: str, reason: str) -> None:
         reason = visible(reason, MAX_REASON)
+        self.others.note(who, reason)
         self.report.failures[who] = reason
         self.progress.failure(who, reason)

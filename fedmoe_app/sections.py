@@ -477,6 +477,7 @@ class RunConfig(Section):
     exact_pairs_up_to: Annotated[int, Field(ge=1)]
     projection_size: Annotated[int, Field(ge=64, multiple_of=4)]
     wait_for_clients: Annotated[float, Field(ge=0)]
+    wait_for_other_runs: Annotated[float, Field(ge=0)]
     round_timeout: Annotated[float, Field(gt=0)]
     evaluate_every: Annotated[int, Field(ge=1)]
     max_failed_rounds: Annotated[int, Field(ge=1)]

@@ -16,6 +16,7 @@ from fedmoe_app.checkpoint import Identity
 from fedmoe_app.config import RunConfig, flatten_run_config
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.errors import DataError
+from fedmoe_app.exchange import is_deployed
 from fedmoe_app.holding import Holding
 from fedmoe_app.identity.client_list import read_client_list
 from fedmoe_app.journal import open_journal
@@ -27,6 +28,8 @@ from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.paths import follow_umask
+from fedmoe_app.report.lease import TakenOverError
 from fedmoe_app.report.log import RunFolder, read_metrics
 from fedmoe_app.report.table import print_table
 from fedmoe_app.report.trackers import require_trackers
@@ -81,6 +84,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             config.sampling,
             config.max_rest_rounds,
             config.buffer_size if config.rounds == "buffered" else 0,
+            config.wait_for_other_runs,
         ),
         spool=Spool(limit=config.spool_above * MIB),
         pairs=PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
@@ -98,7 +102,8 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         bounds=_bounds(config, setup, len(data.train)),
         client_list=client_list,
     )
-    journal = open_journal(config, identity, strategy, state, setup.task.metric)
+    about = {"flower_run": str(grid.run.run_id), "simulated": not is_deployed(grid)}
+    journal = open_journal(config, identity, strategy, state, setup.task.metric, about)
     folder = journal.folder
     strategy.on_round = journal.on_round
     strategy.spool_to(folder.path)
@@ -147,13 +152,16 @@ def _run(
             config.round_timeout,
             evaluate_fn=_evaluate_fn(config, setup, test, folder),
         )
+    except TakenOverError:
+        raise
     except Exception:
         # A run that fails late keeps the model of its last good round. Ctrl-C and a stopped
         # process do not wait for that: they leave the checkpoint.
         if strategy.num_folded:
-            _save(config, setup, strategy.result.arrays, folder)
+            _save_if_possible(config, setup, strategy.result.arrays, folder)
         raise
     _save(config, setup, strategy.result.arrays, folder)
+    strategy.check_end()  # the nodes keep what they need to repeat the last rounds
     strategy.end_run(grid)
 
 
@@ -171,6 +179,22 @@ def _encode(setup: Setup, test: Dataset | None) -> Encoded | None:
             "the test set has no example left: no text gives a token with this model's tokenizer"
         )
     return rows
+
+
+def _save_if_possible(
+    config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder
+) -> None:
+    """Save the model of a run that failed; that must not hide why it did, such as a full disk."""
+    try:
+        _save(config, setup, arrays, folder)
+    except Exception as error:
+        logger.warning(
+            "%s: the model of the last good round could not be saved (%s: %s); "
+            "`fedmoe export` makes it from the checkpoint",
+            folder.path,
+            type(error).__name__,
+            error,
+        )
 
 
 def _evaluate_fn(
@@ -200,13 +224,14 @@ def _evaluate_fn(
 def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
     """Save the final model, and its adapter if there is one; plot, and print the table."""
     write_state(setup.model, setup.layers, decode_state(arrays))
-    if config.model.train == "expert-lora":
-        _save_adapter(config, setup, folder)
-    merge_adapters(setup.model, setup.layers)
-    _save_model(setup, folder.path / "model")
-    from fedmoe_app.report.plots import plot_run
+    with folder.writing():
+        if config.model.train == "expert-lora":
+            _save_adapter(config, setup, folder)
+        merge_adapters(setup.model, setup.layers)
+        _save_model(setup, folder.path / "model")
+        from fedmoe_app.report.plots import plot_run
 
-    plot_run(folder.path)
+        plot_run(folder.path)
     print_table(read_metrics(folder.path))
 
 
@@ -214,10 +239,14 @@ def _save_model(setup: Setup, path: Path) -> None:
     """Write a model folder under another name, then rename it: there is never half of one."""
     temporary = path.with_name(f".{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    setup.model.save_pretrained(temporary)
-    setup.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
-    temporary.rename(path)
+    try:
+        setup.model.save_pretrained(temporary)
+        setup.tokenizer.save_pretrained(temporary)
+        follow_umask(temporary)
+        shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
 
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:

@@ -16,6 +16,8 @@ def main(grid: Grid, context: Context) -> None:
 
     log_to_stdout()
     logger.info("reading the data and building the model")  # torch alone takes seconds to import
+    from fedmoe_app.exchange import kept_alive
     from fedmoe_app.server import run_server
 
-    run_server(grid, parse_run_config(context.run_config))
+    with kept_alive(grid):
+        run_server(grid, parse_run_config(context.run_config))

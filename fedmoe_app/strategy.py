@@ -18,7 +18,7 @@ from torch import Tensor
 from fedmoe_app.at_once import AtOnce
 from fedmoe_app.checkpoint import Counters, Snapshot
 from fedmoe_app.downloads import Downloads
-from fedmoe_app.exchange import Reply, exchange, wait_for_nodes
+from fedmoe_app.exchange import Reply, exchange, is_deployed, wait_for_nodes
 from fedmoe_app.holding import Holding, held_arrays
 from fedmoe_app.identity.client_list import ClientList
 from fedmoe_app.moe.state import ModelState
@@ -42,6 +42,7 @@ from fedmoe_app.wire.update import ClientUpdate
 from fedmoe_app.wire.views import encode_one_by_one, view_state
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
+RELEASE_SECONDS = 60.0  # to wait for the nodes to note that they are free
 
 
 class MoEStrategy(RoundLoop):
@@ -122,13 +123,15 @@ class MoEStrategy(RoundLoop):
         self.progress.say(f"each round: {asked}, at least {self.limits.min_clients}")
 
     def end_run(self, grid: Grid) -> None:
-        """Let the nodes drop what they kept; call it when a complete run's model is saved.
+        """Tell the nodes that the run has ended; call it when a complete run's model is saved.
 
-        A node that does not hear it drops its files after some weeks.
+        They are free for another one then, and drop what they kept. A node that does not hear it
+        does the first after some minutes and the second after some weeks.
         """
-        if not (self.forget and (self.scheme.keeps_state or self._keeps)):
+        drop = self.forget and (self.scheme.keeps_state or self._keeps)
+        if not drop and not is_deployed(grid):
             return
-        content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
+        content = RecordDict({"task": ConfigRecord({"run-key": self.run_key, "drop": drop})})
         try:
             nodes = sorted(grid.get_node_ids())
             messages = [Message(content, node, "query.forget") for node in nodes]
@@ -136,6 +139,28 @@ class MoEStrategy(RoundLoop):
                 pass
         except Exception as error:  # the run is complete, whatever happens to the nodes' files
             self.progress.say(f"the nodes were not told to drop what they kept: {error}")
+
+    def free_nodes(self, grid: Grid, seconds: float) -> int:
+        """Ask the nodes whether they may work for this run; return how many say so in time."""
+        content = RecordDict({"task": ConfigRecord({"run-key": self.run_key})})
+        nodes = self.busy.free(grid, sorted(grid.get_node_ids()))
+        messages = [Message(content, node, "query.free") for node in nodes]
+        self.others.begin_round()
+        count = 0
+        for reply in exchange(grid, messages, seconds):
+            count += reply.failure is None
+            if reply.failure is not None:
+                self.others.note(self.roster.name(reply.node_id), reply.failure)
+        return count
+
+    def release_nodes(self, grid: Grid) -> None:
+        """Tell the nodes that did not say that they work for another run that this one waits."""
+        task = ConfigRecord({"run-key": self.run_key, "release": True})
+        nodes = self.busy.free(grid, sorted(grid.get_node_ids()))
+        own = [node for node in nodes if self.roster.name(node) not in self.others.nodes]
+        messages = [Message(RecordDict({"task": task}), node, "query.free") for node in own]
+        for _ in exchange(grid, messages, RELEASE_SECONDS):
+            pass
 
     def spool_to(self, folder: Path) -> None:
         """Let replies that do not fit in memory wait in this folder."""
@@ -353,9 +378,13 @@ class MoEStrategy(RoundLoop):
         self.roster.sizes |= {update.client: update.num_examples for update in updates}
         self.roster.tests |= {u.client: int(u.metrics.get(NUM_TEST_ITEMS, 0)) for u in updates}
         good = [f"client {update.client}" for update in updates]
-        self.roster.rests.note(server_round, self.report.failures, good)
+        too_few = len(updates) < self.limits.min_clients
+        # Who works for another run is waited for, and has not failed.
+        waited_for = self.others.nodes if too_few else {}
+        failed = [who for who in self.report.failures if who not in waited_for]
+        self.roster.rests.note(server_round, failed, good)
         self._note_lost_state(server_round, updates)
-        if len(updates) < self.limits.min_clients:
+        if too_few:
             self._fail(
                 "round",
                 f"{len(updates)} usable replies of {self.report.num_asked} clients asked, "

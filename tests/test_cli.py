@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import typer
 from fedmoe_app import cli
 from fedmoe_app.launching import flower, runner
 from fedmoe_app.launching.connections import write_connection
+from fedmoe_app.launching.launched import Launch, read_launch
 from fedmoe_app.report.log import RunFolder
 from tests.conftest import REPOSITORY, flat_config
 
@@ -367,7 +369,84 @@ def test_a_failed_run_ends_with_how_to_go_on(
     monkeypatch.setattr(flower, "run_simulation", lambda *_: failed)
     code, _, error = fedmoe("run", "--resume", str(stopped))
     assert code == 1
-    assert error.splitlines()[-1] == f"to go on: fedmoe run APP [CONNECTION] --resume {stopped}"
+    assert error.splitlines()[-1] == f"to go on: fedmoe resume {stopped}"
+
+
+def test_a_run_is_resumed_by_its_name_as_it_was_started(
+    fedmoe: Callable[..., Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Call()
+
+    def fake(
+        app: Path, overrides: dict[str, Any], simulation: flower.Simulation, output: flower.Output
+    ) -> flower.Outcome:
+        seen.overrides, seen.simulation = overrides | {"app": str(app)}, simulation
+        output.show(f"12:00:00 results: {stopped}")
+        return COMPLETED
+
+    monkeypatch.setattr(flower, "run_simulation", fake)
+    launch = {"app": str(REPOSITORY), "clients": 5, "gpus": 0.0, "cpus": 2}
+    (stopped / "launch.json").write_text(json.dumps(launch))
+    monkeypatch.chdir("/")
+    code, lines, error = fedmoe("resume", "old", "--rounds", "8")
+    assert (code, error, lines[-1]) == (0, "", f"results: {stopped}")
+    assert seen.simulation == flower.Simulation(5, 2, 0.0)
+    assert seen.overrides["resume"] == str(stopped)
+    assert (seen.overrides["seed"], seen.overrides["num-server-rounds"]) == (9, 8)
+    assert seen.overrides["app"] == str(REPOSITORY)
+    assert read_launch(stopped) == Launch(str(REPOSITORY), "", 5, 0.0, 2)
+
+
+def test_a_run_on_a_connection_is_resumed_there(
+    fedmoe: Callable[..., Any],
+    stopped: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    write_connection(tmp_path / "flwr", "lab", "127.0.0.1:1")
+    write_connection(tmp_path / "flwr", "other", "127.0.0.1:2")
+    (tmp_path / "flwr" / "config.toml").write_text(
+        '[superlink.lab]\naddress = "127.0.0.1:1"\n[superlink.other]\naddress = "127.0.0.1:2"\n'
+    )
+    asked = []
+
+    def fake(app: Path, overrides: dict[str, Any], connection: Any, output: Any) -> flower.Outcome:
+        asked.append((connection.name, overrides["resume"]))
+        return COMPLETED
+
+    monkeypatch.setattr(flower, "run_connected", fake)
+    launch = {"app": str(REPOSITORY), "connection": "lab"}
+    (stopped / "launch.json").write_text(json.dumps(launch))
+    assert fedmoe("resume", "old")[0] == 0
+    assert fedmoe("resume", str(stopped), "other")[0] == 0
+    assert asked == [("lab", str(stopped)), ("other", str(stopped))]
+    assert fedmoe("resume", "old", "--clients", "2")[0] == 2
+
+
+def test_of_a_run_that_flower_started_the_nodes_must_be_named(
+    fedmoe: Callable[..., Any], stopped: Path
+) -> None:
+    told = {"state": "failed", "num_partitions": 5, "simulated": False}
+    (stopped / "status.json").write_text(json.dumps(told))
+    code, _, error = fedmoe("resume", "old")
+    assert code == 2
+    assert "name the connection: fedmoe resume RUN CONNECTION" in error
+
+
+def test_how_a_run_was_started_lies_in_its_folder(
+    fedmoe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fake(app: Path, overrides: dict[str, Any], *rest: Any) -> flower.Outcome:
+        folder = _folder(overrides)
+        folder.append(LINE)
+        rest[-1].show(f"12:00:00 results: {folder.path}")
+        return COMPLETED
+
+    monkeypatch.setattr(flower, "run_simulation", fake)
+    assert fedmoe("run", "--name", "a", "--clients", "3")[0] == 0
+    launch = read_launch(tmp_path / "results" / "a")
+    assert launch == Launch(str(REPOSITORY), clients=3)
 
 
 # -- help --------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from fedmoe_app.exchange import (
     NotEnoughClientsError,
     Reply,
     exchange,
+    is_deployed,
+    kept_alive,
     pull,
     short_reason,
     wait_for_nodes,
@@ -144,3 +146,31 @@ def test_waiting_for_nodes_ends_at_the_limit_and_names_both_numbers() -> None:
         wait_for_nodes(grid(2), min_clients=3, seconds=0.3)
     assert time.monotonic() - started >= 0.3
     assert len(wait_for_nodes(grid(3), min_clients=3, seconds=0)) == 3
+
+
+class UneasySuperLink:
+    """Answers the first heartbeats with errors, as a SuperLink with a busy database does."""
+
+    def __init__(self) -> None:
+        self.heartbeats = 0
+
+    def SendTaskHeartbeat(self, request: object) -> None:  # Flower's name
+        self.heartbeats += 1
+        if self.heartbeats < 3:
+            raise RuntimeError("500 Internal Server Error")
+
+
+def test_heartbeats_go_on_after_errors_and_end_with_the_run() -> None:
+    deployed = grid(1)
+    superlink = deployed._runtime_client = UneasySuperLink()  # as Flower's grid has one
+    assert is_deployed(deployed) and not is_deployed(grid(1))
+    with kept_alive(deployed, seconds=0.01):
+        deadline = time.monotonic() + 30
+        while superlink.heartbeats < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    count = superlink.heartbeats
+    time.sleep(0.1)
+    assert superlink.heartbeats == count
+    with kept_alive(grid(1), seconds=0.0):
+        pass

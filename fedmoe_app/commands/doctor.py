@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 from packaging.requirements import Requirement
@@ -46,9 +47,18 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
-    """Look at everything; a look that itself fails is a warning."""
-    return [finding for check in _CHECKS for finding in _guarded(check)]
+def examine(superlink: str = "", root_certificates: Path | None = None) -> list[Finding]:
+    """Look at everything; a look that itself fails is a warning.
+
+    Args:
+        superlink: ``HOST:PORT`` of a Fleet API, whose clock this machine's is compared with; ""
+            for none.
+        root_certificates: its CA; None for a SuperLink without TLS.
+    """
+    findings = [finding for check in _CHECKS for finding in _guarded(check)]
+    if superlink:
+        findings.append(_same_time(superlink, root_certificates))
+    return findings
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:
@@ -204,10 +214,41 @@ def _enough(what: str, free: float, wanted: float, remedy: str) -> Finding:
     return Finding(what, WARNING, f"only {human_bytes(free)} free", remedy)
 
 
+def _clock() -> Iterator[Finding]:
+    from fedmoe_app.launching.clock import AHEAD, BEHIND, is_synchronised
+
+    if is_synchronised():
+        yield Finding("clock", OK, "set by NTP")
+        return
+    yield Finding(
+        "clock",
+        WARNING,
+        "nobody is known to set it",
+        f"a SuperLink turns away a node whose clock is {AHEAD:.0f} s ahead of its own or "
+        f"{BEHIND:.0f} s behind; timedatectl set-ntp true; fedmoe doctor --superlink HOST:9092 "
+        "compares the two",
+    )
+
+
+def _same_time(superlink: str, root_certificates: Path | None) -> Finding:
+    from fedmoe_app.launching.clock import UnreachableError, check_clock
+
+    what = f"clock of {superlink}"
+    try:
+        fault = check_clock(superlink, root_certificates, insecure=root_certificates is None)
+    except UnreachableError as error:
+        remedy = "start it, or give --root-certificates if it has TLS"
+        return Finding(what, WARNING, f"it does not answer: {error}", remedy)
+    if fault is None:
+        return Finding(what, OK, "accepts this machine's clock")
+    found, _, remedy = str(fault).partition(". ")
+    return Finding(what, FAILURE, found, remedy)
+
+
 def _network() -> Iterator[Finding]:
     offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "ON", "YES", "TRUE")
     found = "off (HF_HUB_OFFLINE=1)" if offline else "on"
     yield Finding("model hub", OK, found, "fedmoe run --online allows downloads" if offline else "")
 
 
-_CHECKS = (_versions, _gpu, _four_bits, _programs, _engine, _ports, _room, _network)
+_CHECKS = (_versions, _gpu, _four_bits, _programs, _engine, _ports, _room, _clock, _network)

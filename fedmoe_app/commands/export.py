@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedmoe_app.config import ConfigError
+from fedmoe_app.paths import follow_umask
 from fedmoe_app.report.log import CHECKPOINTS, ResultsError, list_checkpoints
 
 Format = Literal["hf", "peft"]
@@ -52,6 +53,7 @@ def export(run: Path, kind: Format, target: Path) -> Path:
             write_model(run, kind, draft / "model")
         else:
             shutil.copytree(source, draft / "model")
+        follow_umask(draft / "model")
         (draft / "model").rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

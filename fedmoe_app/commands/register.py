@@ -10,6 +10,7 @@ import typer
 from fedmoe_app.launching.app_folder import app_folder
 from fedmoe_app.launching.overrides import app_defaults, check, read_overrides, with_absolute_paths
 from fedmoe_app.launching.preflight import check_files
+from fedmoe_app.report.finding import find_run
 from fedmoe_app.report.table import LOG_WIDTH
 from fedmoe_app.shown.terminal import Console, say
 
@@ -113,7 +114,7 @@ def preview(
 
 
 def export(
-    run_dir: Annotated[Path, typer.Argument(help="Result folder of a run.")],
+    run_dir: Annotated[Path, typer.Argument(help="Result folder of a run, or the run's name.")],
     kind: Annotated[
         str,
         typer.Option(
@@ -131,17 +132,26 @@ def export(
     from fedmoe_app.commands.export import read_format, source_of
 
     chosen = read_format(kind)
-    run_dir = run_dir.expanduser().absolute()
+    run_dir = find_run(run_dir)
     target = (output or Path(f"{run_dir.name}-{chosen}")).expanduser().absolute()
     say(f"from {source_of(run_dir, chosen)}")
     say(export_run(run_dir, chosen, target))
 
 
-def doctor(debug: Debug = False) -> None:
+def doctor(
+    superlink: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="SuperLink to compare this clock with."),
+    ] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="Its CA certificate; without it, it has no TLS.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """Say what works on this machine, what does not, and how to mend it."""
     from fedmoe_app.commands.doctor import FAILURE, examine, print_findings
 
-    findings = examine()
+    findings = examine(superlink or "", root_certificates)
     print_findings(findings, _console())
     if any(finding.state == FAILURE for finding in findings):
         raise typer.Exit(1)

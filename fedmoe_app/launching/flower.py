@@ -6,6 +6,7 @@ What depends on Flower's version stands here, in ``environment`` (variables) and
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,38 +23,53 @@ import tomli_w
 
 from fedmoe_app.launching.connections import Connection, LaunchError, write_connection
 from fedmoe_app.launching.environment import LOOPBACK, run_environment
-from fedmoe_app.launching.log_filter import LogFilter
+from fedmoe_app.launching.log_filter import COLOUR, LogFilter
 from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 from fedmoe_app.report.log import nest
-from fedmoe_app.shown.logs import output_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMPLETED = "finished:completed"
+COMPLETED, STOPPED = "finished:completed", "finished:stopped"
 OWN_CONNECTION = "fedmoe"
 START_TIMEOUT = 60.0  # seconds
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _FAILED_WITH = re.compile(r"^\w+ failed with exception: ")
+# What a simulation says where its engine, Ray, does not start or crashes, and the line with why.
+_ENGINE_FAILED = "An error was encountered. Ending simulation."
+_ENGINE_ERROR = re.compile(r"An exception occured!! (.+)")
 _KNOWN_KEY = "Public key already in use"
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 
 Flat = Mapping[str, bool | float | int | str]
 
 
+class SuperLinkLostError(LaunchError):
+    """A run had begun, and then its SuperLink could not be reached any more."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: Flower's run id, status (``finished:completed``, ...) and details."""
+    """How a run ended: Flower's run id, status (``finished:completed``, ...) and details.
+
+    ``raised`` tells that the app itself ended the run, by an exception.
+    """
 
     run_id: str
     status: str
     details: str
+    raised: bool = field(default=False, compare=False)
 
     @property
     def completed(self) -> bool:
         """Whether the run came to its end without an error."""
         return self.status == COMPLETED
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether somebody stopped the run."""
+        return self.status == STOPPED
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,17 @@ class Output:
     log: IO[str]
     show: Callable[[str], None]
     verbose: bool = False
+
+    def write(self, text: str) -> None:
+        """Add to the log; where its disk is full the log ends, and not the run."""
+        with suppress(OSError):
+            self.log.write(text)
+            self.log.flush()
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open a log of which nothing waits in memory: a full disk must not be an error at its end."""
+    return io.TextIOWrapper(path.open("wb", buffering=0), encoding="utf-8", write_through=True)
 
 
 def run_simulation(app: Path, overrides: Flat, simulation: Simulation, output: Output) -> Outcome:
@@ -195,11 +222,12 @@ def _run(
             stream.read(process)
         except KeyboardInterrupt:
             if stream.run_id:
-                _flwr(connection, "stop", stream.run_id, connection.name)
+                with suppress(LaunchError, subprocess.TimeoutExpired):
+                    _flwr(connection, "stop", stream.run_id, connection.name)
             raise
     if stream.run_id is None:
         raise LaunchError(f"flwr run: {_complaint(stream.before)}")
-    return _outcome(connection, stream.run_id)
+    return stream.explain(_outcome(connection, stream.run_id))
 
 
 class _Stream:
@@ -208,6 +236,7 @@ class _Stream:
     def __init__(self, output: Output) -> None:
         self.run_id: str | None = None
         self.before: list[str] = []
+        self._engine_error = ""
         self._output = output
         self._readable = LogFilter()
 
@@ -219,15 +248,23 @@ class _Stream:
             self._pass_on(raw)
         process.wait()
 
+    def explain(self, outcome: Outcome) -> Outcome:
+        """Put the cause into an outcome that says no more than that the simulation failed."""
+        if outcome.details != _ENGINE_FAILED or not self._engine_error:
+            return outcome
+        details = f"Ray, which runs the clients, failed: {self._engine_error}"
+        return replace(outcome, details=details, raised=False)
+
     def _look_for_id(self, raw: str) -> None:
         if self.run_id is None:
             self.before.append(raw)
             self.run_id = started[1] if (started := _STARTED.search(raw)) else None
 
     def _pass_on(self, raw: str) -> None:
-        self._output.log.write(output_line(raw) + "\n")
-        self._output.log.flush()
+        self._output.write(output_line(raw) + "\n")
         line = self._readable(raw)
+        if found := _ENGINE_ERROR.search(raw):
+            self._engine_error = COLOUR.sub("", found[1]).strip()
         if self._output.verbose:
             self._output.show(raw.rstrip("\n"))
         elif line is not None:
@@ -238,23 +275,32 @@ def _outcome(connection: Connection, run_id: str) -> Outcome:
     """Ask for the status until the run is over: the log may end a moment before the run.
 
     Raises:
-        LaunchError: when the SuperLink is gone and does not come back within a minute.
+        SuperLinkLostError: when the SuperLink is gone and does not come back within a minute.
     """
     deadline = time.monotonic() + START_TIMEOUT
     while True:
-        answer = _flwr(connection, "ls", connection.name, "--run-id", run_id, "--format", "json")
-        run = (answer.get("runs") or [{"status": "unknown"}])[0]
+        run = _ask_for(connection, run_id)
         if run["status"] != "unknown":
             deadline = time.monotonic() + START_TIMEOUT
         elif time.monotonic() >= deadline:
-            raise LaunchError(
+            raise SuperLinkLostError(
                 f"the SuperLink at {connection.address} cannot be reached any more; a run ends "
                 "with its SuperLink, but can be resumed from its result folder"
             )
         if run["status"].startswith("finished"):
             details = "" if run["status-details"] == "N/A" else run["status-details"]
-            return Outcome(run_id, run["status"], _FAILED_WITH.sub("", details))
+            said = _FAILED_WITH.sub("", details)
+            return Outcome(run_id, run["status"], said, raised=said != details)
         time.sleep(1.0)
+
+
+def _ask_for(connection: Connection, run_id: str) -> dict[str, str]:
+    """Return what ``flwr ls`` tells of a run; "unknown" where nobody answers in time."""
+    try:
+        answer = _flwr(connection, "ls", connection.name, "--run-id", run_id, "--format", "json")
+    except (LaunchError, subprocess.TimeoutExpired):  # a machine that stood still answers late
+        answer = {}
+    return (answer.get("runs") or [{"status": "unknown"}])[0]
 
 
 def _flwr(connection: Connection, *arguments: str) -> dict[str, Any]:

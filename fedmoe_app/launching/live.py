@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,6 +70,26 @@ class Screen:
                 return
         self.table_shown |= all(header in line for header in TABLE_MARKS)
         say_output(line)
+
+
+@dataclass
+class Heard:
+    """What a run's lines tell of it, wherever it runs.
+
+    Attributes:
+        results: its result folder, a path of the machine that it runs on; None until it is told.
+        last_round: the last one that is done; -1 for none.
+    """
+
+    results: str | None = None
+    last_round: int = -1
+
+    def take(self, line: str) -> None:
+        """Learn from a line."""
+        if found := _RESULTS.match(line):
+            self.results = found[1]
+        elif found := _DONE.match(line):
+            self.last_round = max(self.last_round, int(found[1] or 0))
 
 
 class RunView:

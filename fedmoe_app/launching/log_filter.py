@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACTOR = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
 _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*: {0,8}")
 # Our own lines begin with the time (report/progress.py).
@@ -61,7 +61,7 @@ class LogFilter:
 
     def __call__(self, raw: str) -> str | None:
         """Return the readable line, or None when it says nothing about the run."""
-        line = _ACTOR.sub("", _COLOUR.sub("", raw)).rstrip()
+        line = _ACTOR.sub("", COLOUR.sub("", raw)).rstrip()
         if self._is_dump(line):
             return None
         if line.lstrip().startswith(_TRACEBACK):

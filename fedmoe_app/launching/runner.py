@@ -8,12 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from fedmoe_app.config import ConfigError, RunConfig, check_labels_known, flatten_run_config
 from fedmoe_app.launching import flower
 from fedmoe_app.launching.connections import find_connection
+from fedmoe_app.launching.launched import Launch, write_launch
 from fedmoe_app.launching.live import Screen, open_screen
 from fedmoe_app.launching.overrides import (
     Flat,
@@ -26,11 +28,13 @@ from fedmoe_app.launching.overrides import (
 )
 from fedmoe_app.launching.preflight import check_scheme_name, check_simulated
 from fedmoe_app.launching.resources import check_cpus, check_gpus
+from fedmoe_app.launching.resuming import MAX_RESUMES, Start, run_to_the_end
 from fedmoe_app.paths import home
 from fedmoe_app.report.html.page import REPORT_FILE
 from fedmoe_app.report.log import (
     METRICS_FILE,
     ResultsError,
+    holds_files,
     list_checkpoints,
     read_metrics,
     results_of,
@@ -45,8 +49,7 @@ from fedmoe_app.shown.text import visible
 LOG_FILE = "flower.log"
 RESULTS = "results: "
 INTERRUPTED = 130
-
-Start = Callable[[flower.Output], flower.Outcome]
+STOP_SECONDS = 10.0  # that a ServerApp has to end after `flwr stop`
 
 
 class RunFailedError(RuntimeError):
@@ -60,6 +63,7 @@ def run_simulated(
     gpus: float,
     verbose: bool,
     cpus: int | None = None,
+    max_resumes: int = MAX_RESUMES,
 ) -> None:
     """Run on ``num_clients`` simulated nodes of this machine, as many at once as fit on it.
 
@@ -70,6 +74,7 @@ def run_simulated(
         gpus: share of a GPU, or whole GPUs, that a node gets.
         verbose: show Flower's and Ray's own lines, too.
         cpus: CPUs that a node gets; None for ``train.threads``.
+        max_resumes: see :func:`fedmoe_app.launching.resuming.run_to_the_end`.
 
     Raises:
         ConfigError: for a wrong run config, or more than this machine has, before anything is
@@ -85,13 +90,19 @@ def run_simulated(
     nodes = flower.Simulation(num_clients, *share)
     say(f"starting {num_clients} simulated nodes ...")
     _execute(
-        lambda output: flower.run_simulation(app, flatten_run_config(config), nodes, output),
+        lambda config, output: flower.run_simulation(
+            app, flatten_run_config(config), nodes, output
+        ),
         config,
         verbose,
+        _launch(app, clients=num_clients, gpus=gpus, cpus=cpus),
+        max_resumes,
     )
 
 
-def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
+def run_on_connection(
+    app: Path, given: Flat, name: str, verbose: bool, max_resumes: int = MAX_RESUMES
+) -> None:
     """Run on the nodes of the SuperLink connection ``name``; raises as :func:`run_simulated`."""
     connection = find_connection(name)
     flat = with_template(app_defaults(app) | given, Path.cwd())
@@ -102,13 +113,23 @@ def run_on_connection(app: Path, given: Flat, name: str, verbose: bool) -> None:
     check_labels_known(config.data)
     say(f"connecting to {name} ({connection.address}) ...")
     _execute(
-        lambda output: flower.run_connected(app, flatten_run_config(config), connection, output),
+        lambda config, output: flower.run_connected(
+            app, flatten_run_config(config), connection, output
+        ),
         config,
         verbose,
+        _launch(app, connection=name),
+        max_resumes,
     )
 
 
-def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
+def _launch(app: Path, **fields: Any) -> Launch:
+    return Launch(str(app.absolute()), online=os.environ.get("HF_HUB_OFFLINE") == "0", **fields)
+
+
+def _execute(
+    start: Start, config: RunConfig, verbose: bool, launch: Launch, max_resumes: int
+) -> None:
     folder = Path(config.output_dir) / config.run_name if config.output_dir else None
     if config.resume:
         folder = results_of(Path(config.resume))
@@ -118,12 +139,14 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
     log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with log_path.open("w", encoding="utf-8") as log, open_screen(folder, verbose) as screen:
-            outcome = start(flower.Output(log, screen, verbose))
+        with flower.open_log(log_path) as log, open_screen(folder, verbose) as screen:
+            output = flower.Output(log, _noting(folder, launch, screen), verbose)
+            outcome = run_to_the_end(start, config, folder, output, max_resumes)
     except KeyboardInterrupt:
         say_lines(f"interrupted; log: {visible(_keep_log(log_path, folder))}{_going_on(folder)}")
         if folder is not None:
-            note_interruption(folder)  # the ServerApp had no time to
+            # The ServerApp of a simulation is gone, and had no time to; others take a few seconds.
+            note_interruption(folder, patience=STOP_SECONDS if launch.connection else 0.0)
         _close_page(folder)
         raise typer.Exit(INTERRUPTED) from None
     log_path = _keep_log(log_path, folder)
@@ -134,8 +157,24 @@ def _execute(start: Start, config: RunConfig, verbose: bool) -> None:
     say(f"{RESULTS}{where}")
 
 
+def _noting(
+    folder: Path | None, launch: Launch, show: Callable[[str], None]
+) -> Callable[[str], None]:
+    """Show lines; note how the run was started once its folder, if it is at hand, is there."""
+
+    def noting(line: str) -> None:
+        nonlocal folder
+        if folder is not None and folder.is_dir():
+            with suppress(OSError):
+                write_launch(folder, launch)
+            folder = None  # once
+        show(line)
+
+    return noting
+
+
 def _refuse_used(folder: Path | None) -> None:
-    if folder and folder.is_dir() and any(folder.iterdir()):
+    if folder and holds_files(folder):
         raise ConfigError(
             f"run-name = {folder.name!r}: {folder} holds files of an earlier run; "
             "choose another name with --name"
@@ -166,7 +205,11 @@ def _keep_log(log_path: Path, folder: Path | None) -> Path:
     while kept.exists():
         part += 1
         kept = folder / f"{kept.stem.partition('-')[0]}-{part}{kept.suffix}"
-    return Path(shutil.move(log_path, kept))
+    try:
+        return Path(shutil.move(log_path, kept))
+    except OSError:  # a full disk: it stays where it is
+        kept.unlink(missing_ok=True)
+        return log_path
 
 
 def _going_on(folder: Path | None) -> str:

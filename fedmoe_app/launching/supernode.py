@@ -1,7 +1,9 @@
 """``fedmoe supernode``: Flower's SuperNode beside a SuperExec that need not import torch each time.
 
 The process becomes ``flower-supernode --isolation process`` with the given arguments, so that it is
-watched, stopped and logged like one; the SuperExec (:mod:`fedmoe_app.launching.warm`) ends with it.
+watched, stopped and logged like one, except that it says why it ends
+(:mod:`fedmoe_app.launching.watched`); the SuperExec (:mod:`fedmoe_app.launching.warm`) ends with
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import NoReturn
 
 from fedmoe_app.launching.connections import LaunchError
 from fedmoe_app.launching.environment import default_environment
-from fedmoe_app.launching.processes import program
+from fedmoe_app.launching.watched import CLOCK_IS_OFF, clock_fault
+from fedmoe_app.shown.terminal import say
 
 _PORT = 9094  # Flower's default for the SuperNode's Runtime API
 _REFUSED = {
@@ -29,15 +32,20 @@ _REFUSED = {
 def become_supernode(arguments: Sequence[str]) -> NoReturn:
     """Start the SuperExec, then replace this process by the SuperNode.
 
+    A clock that the SuperLink does not accept ends it before that, with code 75.
+
     Raises:
         LaunchError: an argument that the two together cannot have.
     """
     command = superexec_command(arguments, os.getpid())
     for name, value in default_environment().items():
         os.environ.setdefault(name, value)
+    if fault := clock_fault(arguments):
+        say(f"error: {fault}", file=sys.stderr)
+        sys.exit(CLOCK_IS_OFF)
     subprocess.Popen(command)
-    supernode = program("flower-supernode")
-    os.execvp(supernode, [supernode, *arguments, "--isolation", "process"])
+    supernode = [sys.executable, "-m", "fedmoe_app.launching.watched"]
+    os.execv(sys.executable, [*supernode, *arguments, "--isolation", "process"])
 
 
 def superexec_command(arguments: Sequence[str], parent: int) -> list[str]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fedmoe_app.paths import home
+from fedmoe_app.paths import home, private_folder
 
 MAX_AGE_DAYS = 30  # what runs that never ended left behind is dropped after so long
 _RUN_KEY = re.compile(r"[0-9a-f]{8,64}")
@@ -71,7 +71,7 @@ class ClientFiles:
     def save(self, server_round: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors of a round; of earlier rounds only the last one stays."""
         _drop_old_runs(self._run)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self._folder)
         content = save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         )

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedmoe_app.local.kept import client_folder, write_bytes
+from fedmoe_app.paths import private_folder
 from fedmoe_app.wire.tasks import check_protocol
 from fedmoe_app.wire.versions import (
     BASE,
@@ -99,7 +100,7 @@ def _store(folder: Path, version: str, arrays: ArrayRecord) -> bool:
     """Keep a state and drop those before the last one; whether it is on the disk."""
     path = _path(folder, version)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         if path.exists():
             path.touch()
         else:

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from fedmoe_app.moe.adapt import head_parameters
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
 from fedmoe_app.moe.slots import slots_of
+from fedmoe_app.paths import follow_umask
 
 _ADAPTER = "default"  # PEFT's name for a model's first adapter
 _PREFIX = "base_model.model."  # of the wrapped model inside a PeftModel
@@ -78,7 +79,7 @@ def export_adapter(
         config.save_pretrained(str(draft))
         save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         (draft / "README.md").write_text(_readme(model, config, base), encoding="utf-8")
-        draft.chmod(0o755)  # mkdtemp makes it private
+        follow_umask(draft)  # mkdtemp and safetensors make theirs private
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

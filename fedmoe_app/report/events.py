@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedmoe_app.report.log import append_text
 from fedmoe_app.shown.logs import json_line, log_line
 
 LOG_FILE = "log.jsonl"
+MAX_WAITING = 10_000  # lines that wait while the disk is full
 MESSAGE = "message"  # the event of a line that has no name of its own
 
 _WHO = re.compile(r"(client|node) (\d+)")
@@ -33,27 +37,43 @@ class EventLog(logging.Handler):
     Args:
         path: the file; lines are added to what it holds.
         constant: what every line has, such as the run and the scheme.
+        may_write: asked before each line; a process whose run was taken over must be silent.
     """
 
-    def __init__(self, path: Path, constant: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        constant: Mapping[str, Any],
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__()
+        self._may_write = may_write
         self._constant = dict(constant)
         self._round: int | None = None
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._waiting: deque[str] = deque(maxlen=MAX_WAITING)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a full disk must not stop the run."""
         try:
             line = json_line(self._line(record), allow_nan=True, default=str)
-            self._file.write(line + "\n")
-            self._file.flush()
-        except (OSError, ValueError):
+        except ValueError:
             self.handleError(record)
+            return
+        self._waiting.append(line + "\n")
+        self._write()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Try once more to write what did not fit on the disk."""
+        self._write()
         super().close()
+
+    def _write(self) -> None:
+        """Write the lines that wait; where there is no room they wait for the next one."""
+        with suppress(OSError):
+            if self._waiting and self._may_write():
+                append_text(self._path, "".join(self._waiting), sync=False)
+                self._waiting.clear()
 
     def _line(self, record: logging.LogRecord) -> dict[str, Any]:
         fields = dict(getattr(record, "fields", {}))

@@ -3,6 +3,9 @@
 ``metrics.jsonl`` holds one JSON object a line, one line a round; round 0 is the initial model.
 Everything about time stands under the key ``seconds``, so that two runs can be compared with
 this key dropped.
+
+Files have the modes that the process gives to new files (its umask). Those that hold text of the
+test data, ``samples.jsonl`` and a ``report.html`` that shows samples, are for this user alone.
 """
 
 from __future__ import annotations
@@ -12,16 +15,24 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fedmoe_app.paths import umask
+from fedmoe_app.report.lease import LEASE_FILE, PATIENCE, Lease
 from fedmoe_app.shown.logs import json_line, toml_text
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
+LAUNCH_FILE = "launch.json"  # written by fedmoe run
 CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
+
+# Words by which whoever resumes a run knows that its folder may be free a little later.
+BEING_WRITTEN = "another process has been writing to it"
+STILL_RUNNING = "the run there is still running"
 
 # What every line of metrics.jsonl has, and tables and pages are made of.
 LINE_KEYS = (
@@ -47,36 +58,78 @@ class RunFolder:
         self.path = path.absolute()
         if self.path.exists() and not self.path.is_dir():
             raise ResultsError(f"results: {self.path} is a file; choose another run-name")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if holds_files(self.path):
             raise ResultsError(
                 f"results: {self.path} holds files of an earlier run; "
                 "choose another run-name or output-dir, or delete it"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self.lease: Lease | None = None
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """Take the folder of a run that goes on, with what it holds."""
         folder = cls.__new__(cls)
         folder.path = path.absolute()
+        folder.lease = None
         return folder
+
+    def own(self, patience: float = PATIENCE) -> Lease:
+        """Let no other process write to the folder from now on; see :mod:`fedmoe_app.report.lease`.
+
+        Raises:
+            ResultsError: if another one is in the middle of writing for more than ``patience``
+                seconds.
+        """
+        lease = Lease(self.path)
+        try:
+            lease.take(patience)
+        except TimeoutError:
+            raise ResultsError(
+                f"results: {self.path}: {BEING_WRITTEN} for {patience:g} s and does not go on (is "
+                "it stopped?); end it and resume again"
+            ) from None
+        self.lease = lease
+        return lease
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Change what the folder holds within this block only.
+
+        Raises:
+            TakenOverError: if another process goes on with this run.
+        """
+        if self.lease is None:
+            yield
+        else:
+            with self.lease.held():
+                yield
 
     def write_config(self, flat: Mapping[str, Any]) -> Path:
         """Write the flat run config as nested tables, as ``flwr run --run-config`` takes them."""
-        return write_atomic(self.path / CONFIG_FILE, toml_text(nest(flat)))
+        with self.writing():
+            return write_atomic(self.path / CONFIG_FILE, toml_text(nest(flat)))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on the disk when this returns.
 
         Numbers that JSON lacks (infinity, nan) become null; arrays and tensors become lists.
         """
-        _append(self.path / METRICS_FILE, [line])
+        with self.writing():
+            append_text(self.path / METRICS_FILE, _text([line]))
 
     def append_samples(self, server_round: int, samples: Sequence[Mapping[str, str]]) -> None:
         """Add the samples of one evaluation to ``samples.jsonl``; nothing if there are none."""
         if samples:
             lines = [{"round": server_round, **sample} for sample in samples]
-            _append(self.path / SAMPLES_FILE, lines)
+            with self.writing():
+                append_text(self.path / SAMPLES_FILE, _text(lines), private=True)
+
+
+def holds_files(folder: Path) -> bool:
+    """Tell whether a folder holds anything of a run: its owner, and how it is started, are not."""
+    nothing = (LEASE_FILE, LAUNCH_FILE)
+    return folder.is_dir() and any(path.name not in nothing for path in folder.iterdir())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -140,19 +193,29 @@ def keep_rounds(path: Path, last_round: int) -> None:
     A line that was cut off by a crash goes, too. No file is no error.
     """
     if path.is_file():
-        kept = [line for line in read_metrics(path) if line["round"] <= last_round]
-        write_atomic(path, "".join(_dumps(line) + "\n" for line in kept))
+        kept = _text([line for line in read_metrics(path) if line["round"] <= last_round])
+        # A full disk must not be in the way where there is nothing to cut.
+        if kept.encode() != path.read_bytes():
+            write_atomic(path, kept, private=path.name == SAMPLES_FILE)
 
 
-def write_atomic(path: Path, text: str) -> Path:
-    """Write ``text`` to a temporary name beside ``path``, then rename it. Returns ``path``."""
+def write_atomic(path: Path, text: str, private: bool = False, sync: bool = True) -> Path:
+    """Write ``text`` to a temporary name beside ``path``, then rename it. Returns ``path``.
+
+    Args:
+        path: the file, which is replaced.
+        text: what it holds then.
+        private: nobody but this user may read it; else the umask decides.
+        sync: wait until it is on the disk.
+    """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+            if sync:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o600 if private else 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -172,15 +235,43 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    data = "".join(_dumps(line) + "\n" for line in lines).encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def append_text(path: Path, text: str, private: bool = False, sync: bool = True) -> None:
+    """Add whole lines to a file: all of them, or none where they do not fit on the disk.
+
+    Args:
+        path: the file; it is made if there is none.
+        text: lines with their ends.
+        private: a new file is for this user alone; else the umask decides.
+        sync: wait until they are on the disk.
+
+    Raises:
+        OSError: if they could not be written; the file is as it was.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    descriptor = os.open(path, flags, 0o600 if private else 0o666)
     try:
-        # One write call, so that a reader never sees half a line.
-        os.write(descriptor, data)
-        os.fsync(descriptor)
+        before = os.fstat(descriptor).st_size
+        try:
+            _write_whole(descriptor, text.encode())
+            if sync:
+                os.fsync(descriptor)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(descriptor, before)
+            raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    """Write everything; where the disk is full a call writes a part, and the next one says why."""
+    rest = memoryview(data)  # usually one call, so that a reader does not see half a line
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _text(lines: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(_dumps(line) + "\n" for line in lines)
 
 
 def _parse(text: str, file: Path, number: int) -> dict[str, Any]:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fedmoe_app.paths import results_dir
-from fedmoe_app.report.log import METRICS_FILE, ResultsError, list_checkpoints, read_rounds
+from fedmoe_app.report.log import (
+    METRICS_FILE,
+    ResultsError,
+    list_checkpoints,
+    read_metrics,
+    read_rounds,
+    round_of,
+)
 from fedmoe_app.report.progress import duration
-from fedmoe_app.report.status import COMPLETED, FAILED, RUNNING, STALE, STATUS_FILE, read_status
+from fedmoe_app.report.status import (
+    COMPLETED,
+    FAILED,
+    GONE,
+    RUNNING,
+    STALE,
+    STATUS_FILE,
+    read_status,
+)
 from fedmoe_app.report.table import human_bytes
 from fedmoe_app.shown.terminal import shell_word
 from fedmoe_app.shown.text import visible
 
 _MAX_REASON = 160  # characters of a failure's reason that are shown
-_MEANING = {
-    RUNNING: "running",
-    COMPLETED: "finished",
-    FAILED: "failed",
-    STALE: "stale: its process is gone, or has not been heard of for a minute",
-}
+_MEANING = {RUNNING: "running", COMPLETED: "finished", FAILED: "failed"}
 
 
 def newest_run(results: Path | None = None) -> Path:
@@ -49,7 +61,7 @@ def overview(folder: Path) -> list[str]:
     lines = read_rounds(folder) if (folder / METRICS_FILE).is_file() else []
     return [
         *_state(folder, status),
-        *_figures(lines),
+        *_figures(lines, status.get("repeated") or {}),
         *_failures(lines),
         *_going_on(folder, status),
     ]
@@ -59,15 +71,51 @@ def _state(folder: Path, status: Mapping[str, Any]) -> Iterator[str]:
     state = status["state"]
     yield f"run       {folder.name}  ({folder})"
     yield f"scheme    {status['scheme']}"
-    yield f"state     {_MEANING.get(state, state)}"
+    yield f"state     {_meaning(status)}"
     if status.get("error"):
         yield f"reason    {visible(status['error'], _MAX_REASON)}"
-    end = status.get("ended") or (status["updated"] if state == STALE else time.time())
     yield f"rounds    {max(status['round'], 0)} of {status['num_rounds']} done"
-    yield f"time      {duration(end - status['started'])}"
+    yield f"time      {_time(status)}"
+    if state in (RUNNING, STALE):
+        yield f"process   pid {status['pid']} on {status['host']}, last heard of {_heard(status)}"
+    if last := status.get("last_end"):
+        reason = f": {visible(last['error'], _MAX_REASON)}" if last.get("error") else ""
+        yield f"resumed   {_times(status)}; the part before ended as {last['state']}{reason}"
 
 
-def _figures(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _meaning(status: Mapping[str, Any]) -> str:
+    state = str(status["state"])
+    if state != STALE:
+        return _MEANING.get(state, state)
+    if status.get("process") == GONE:
+        return "died: its process is gone and could not say why"
+    return f"no sign of life since {_clock(status)}: its process is stopped, or out of reach"
+
+
+def _heard(status: Mapping[str, Any]) -> str:
+    return f"{duration(time.time() - status['updated'])} ago ({_clock(status)})"
+
+
+def _clock(status: Mapping[str, Any]) -> str:
+    return f"{datetime.fromtimestamp(status['updated']):%Y-%m-%d %H:%M:%S}"
+
+
+def _time(status: Mapping[str, Any]) -> str:
+    """Return the time of all parts of the run together, as far as it is known to have lived."""
+    now = status["updated"] if status["state"] == STALE else time.time()
+    seconds = (status.get("ended") or now) - status["started"]
+    before = float(status.get("seconds_before", 0.0))
+    parts = f", {duration(before)} of it before the last resume" if before else ""
+    return f"{duration(before + seconds)}{parts}"
+
+
+def _times(status: Mapping[str, Any]) -> str:
+    count = int(status.get("resumes", 1))
+    return "once" if count == 1 else f"{count} times"
+
+
+def _figures(lines: Sequence[Mapping[str, Any]], repeated: Mapping[str, float]) -> Iterator[str]:
+    """Yield the last metrics and what was sent in all, in rounds done in vain as well."""
     scored = [line for line in lines if line["loss"] is not None]
     if scored:
         last = scored[-1]
@@ -78,8 +126,12 @@ def _figures(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if len(lines) > 1:
         clients = ", ".join(str(client["client"]) for client in lines[-1]["clients"])
         yield f"clients   {clients or 'none'} in round {lines[-1]['round']}"
-        up, down = (sum(line[key] for line in lines) for key in ("bytes_up", "bytes_down"))
-        yield f"bytes     {human_bytes(up)} up, {human_bytes(down)} down in all"
+        up, down = (
+            sum(line[key] for line in lines) + repeated.get(key, 0)
+            for key in ("bytes_up", "bytes_down")
+        )
+        note = f" ({repeated['rounds']:.0f} rounds of it were repeated)" if repeated else ""
+        yield f"bytes     {human_bytes(up)} up, {human_bytes(down)} down in all{note}"
 
 
 def _failures(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -107,5 +159,24 @@ def _going_on(folder: Path, status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def how_to_resume(folder: Path) -> str:
-    """Return the command that goes on with the run of a result folder."""
-    return f"fedmoe run APP [CONNECTION] --resume {shell_word(folder)}"
+    """Return the command, to be copied, that goes on with the run of a result folder.
+
+    Where the last rounds failed and no round is left, it repeats them.
+    """
+    folder = Path(os.path.abspath(folder))
+    return f"fedmoe resume {shell_word(_where_to_begin(folder))}"
+
+
+def _where_to_begin(folder: Path) -> Path:
+    """Return the folder, or the checkpoint before the failed rounds at the end of a whole run."""
+    try:
+        rounds = int(read_status(folder)["num_rounds"])
+        lines = read_metrics(folder)
+    except (ResultsError, KeyError, TypeError, ValueError):
+        return folder
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints or round_of(checkpoints[0]) < rounds:
+        return folder
+    good = [line["round"] for line in lines if line.get("status", "ok") == "ok"]
+    before = [path for path in checkpoints if round_of(path) <= max(good, default=-1)]
+    return before[0] if before and before[0] != checkpoints[0] else folder

@@ -37,6 +37,7 @@ class Progress:
         self._asked = 0
         self._answered = 0
         self._started = 0.0
+        self._startup: float | None = None  # seconds that the first round took to start processes
 
     def say(self, line: str, event: str = MESSAGE, **fields: Any) -> None:
         """Print one line; its event and figures go to ``log.jsonl``."""
@@ -60,6 +61,8 @@ class Progress:
     def reply(self, who: str, metrics: Mapping[str, Any]) -> None:
         """Tell of one client's reply."""
         self._answered += 1
+        if self._startup is None:
+            self._startup = _seconds_before_work(time.monotonic() - self._started, metrics)
         loss, before, after = (
             _number(metrics.get(name)) for name in ("train-loss", "accuracy", "local-accuracy")
         )
@@ -106,9 +109,13 @@ class Progress:
         )
 
     def _mean(self) -> float:
-        """Mean seconds of a round; the first counts only while it is the only one."""
-        known = self._round_seconds[1:] or self._round_seconds
-        return sum(known) / len(known)
+        """Mean seconds of a round; the first counts only while it is the only one.
+
+        What it took to start processes is no part of it.
+        """
+        if len(self._round_seconds) == 1:
+            return max(0.0, self._round_seconds[0] - (self._startup or 0.0))
+        return sum(self._round_seconds[1:]) / len(self._round_seconds[1:])
 
     def _left(self) -> str:
         """Estimate from the replies so far; clients run side by side, so the rate is what counts.
@@ -118,11 +125,28 @@ class Progress:
         waiting = self._asked - self._answered
         if waiting <= 0:
             return ""
-        in_round = (time.monotonic() - self._started) / self._answered * waiting
+        elapsed = time.monotonic() - self._started
+        if not self._round_seconds:
+            elapsed = max(0.0, elapsed - (self._startup or 0.0))
+        in_round = elapsed / self._answered * waiting
         if not self._round_seconds:
             return f" (about {duration(in_round)} left in this round)"
         rounds_left = self._num_rounds - self._round
         return f" (about {duration(in_round + rounds_left * self._mean())} left)"
+
+
+def _seconds_before_work(elapsed: float, metrics: Mapping[str, Any]) -> float:
+    """Return how long the first client to reply had not begun; 0 if it tells no phases.
+
+    What it tells of are the seconds of its own work (:mod:`fedmoe_app.local.stopwatch`); ``cpu`` is
+    no phase, and ``download`` is the time before the work.
+    """
+    own = [
+        float(value)
+        for name, value in metrics.items()
+        if name.startswith("seconds-") and name not in ("seconds-cpu", "seconds-download")
+    ]
+    return max(0.0, elapsed - sum(own)) if own else 0.0
 
 
 def _count(value: Any) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -46,3 +47,36 @@ def test_the_slower_of_two_builders_drops_its_copy(tmp_path: Path) -> None:
         thread.join(timeout=20)
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
     assert (target / "value").read_text() == "same"
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*")}
+
+
+def test_nobody_else_reads_what_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text of a private file may be in it, whatever the umask and the libraries do."""
+    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path / "home"))
+
+    def build(folder: Path) -> None:
+        (folder / "deep").mkdir(mode=0o755)
+        for file in (folder / "rows.arrow", folder / "deep" / "rows.json"):
+            file.write_text("secret")
+            file.chmod(0o644)
+
+    before = os.umask(0o022)
+    try:
+        build_once(tmp_path / "home" / "cache" / "rows" / "a", build)
+    finally:
+        os.umask(before)
+    private = {"cache": 0o700, "rows": 0o700, "a": 0o700, "deep": 0o700}
+    assert modes(tmp_path / "home") == private | {"rows.arrow": 0o600, "rows.json": 0o600}
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o755  # results lie there, too
+
+
+def test_what_an_earlier_release_left_readable_is_closed(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir(mode=0o755)
+    (folder / "rows.json").write_text("secret")
+    (folder / "rows.json").chmod(0o644)
+    build_once(folder, lambda draft: pytest.fail("it is there"))
+    assert modes(tmp_path) == {"rows": 0o700, "rows.json": 0o600}

@@ -69,6 +69,22 @@ def test_failed_run_exits_with_one(group: ProcessGroup, echo_app: Path, fedmoe_h
 
 
 @pytest.mark.slow
+def test_a_ray_that_cannot_start_is_told_with_its_cause(
+    echo_app: Path, fedmoe_home: Path, tmp_path: Path
+) -> None:
+    """The names of its sockets are too long for the system."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    with ProcessGroup({**os.environ, "RAY_TMPDIR": str(folder)}) as group:
+        run = fedmoe(group, "run", str(echo_app), "--clients", "2", "--rounds", "1")
+        output, _ = run.communicate(timeout=120)
+    assert run.returncode == 1
+    last = output.splitlines()[-1]
+    assert "Ray, which runs the clients, failed: " in last
+    assert "AF_UNIX path length cannot exceed 107 bytes" in last
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_leaves_no_process(
     group: ProcessGroup, echo_app: Path, fedmoe_home: Path, number: signal.Signals

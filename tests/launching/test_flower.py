@@ -21,6 +21,7 @@ from fedmoe_app.launching.flower import (
     Output,
     Simulation,
     last_lines,
+    open_log,
     own_superlink,
     run_connected,
 )
@@ -228,3 +229,31 @@ def test_a_superlink_that_is_gone_is_waited_for_and_then_named(
     monkeypatch.setattr(flower, "START_TIMEOUT", 0.0)
     with pytest.raises(LaunchError, match=r"127\.0\.0\.1:1 cannot be reached .* can be resumed"):
         flower._outcome(connection, "7")
+
+
+def test_why_a_simulation_did_not_start_is_told(fakes: Fakes, tmp_path: Path) -> None:
+    """Flower's own status says no more than that there was an error; its log says which."""
+    cause = "AF_UNIX path length cannot exceed 107 bytes: /a/long/path"
+    lines = [*STARTED, f"\x1b[91mERROR \x1b[0m:     An exception occured!! {cause}", "Traceback"]
+    failed = "Simulation failed with exception: An error was encountered. Ending simulation."
+    fakes.flwr(lines, "finished:failed", failed)
+    outcome, _, _ = run(tmp_path)
+    assert outcome.details == f"Ray, which runs the clients, failed: {cause}"
+    assert not outcome.raised  # not the app
+
+
+def test_an_exception_of_the_app_is_told_from_other_ends(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.flwr(STARTED, "finished:failed", "ServerApp failed with exception: no data")
+    assert run(tmp_path)[0].raised
+    fakes.flwr(STARTED, "finished:failed", "No heartbeat received from the task")
+    assert not run(tmp_path)[0].raised
+
+
+def test_a_full_disk_ends_the_log_and_not_the_run(fakes: Fakes) -> None:
+    fakes.flwr(STARTED, "finished:completed")
+    shown: list[str] = []
+    with open_log(Path("/dev/full")) as log:
+        output = Output(log, shown.append)
+        outcome = run_connected(Path("/app"), {}, Connection(fakes.folder, "lab"), output)
+    assert outcome.completed
+    assert shown[0] == "round 1"

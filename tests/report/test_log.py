@@ -1,4 +1,5 @@
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 
 from fedmoe_app.config import default_run_config
+from fedmoe_app.paths import follow_umask
+from fedmoe_app.report.html.page import write_page
 from fedmoe_app.report.log import (
     LINE_KEYS,
     SAMPLES_FILE,
     ResultsError,
     RunFolder,
+    keep_rounds,
     nest,
     read_metrics,
     read_rounds,
@@ -131,3 +135,35 @@ def test_samples_have_their_round_and_none_make_no_file(tmp_path: Path) -> None:
         {"round": 0, "prompt": "a", "expected": "b", "generated": "ä\nc"},
         {"round": 2, "prompt": "a", "expected": "b", "chosen": "b"},
     ]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_follow_the_umask_but_text_is_private(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = RunFolder(tmp_path / "run")
+        folder.append({"round": 0})
+        folder.append_samples(0, [{"prompt": "secret"}])
+        folder.write_config({"seed": 1})
+        keep_rounds(folder.path / SAMPLES_FILE, -1)
+        write_page(folder.path, "<p>secret</p>")
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in folder.path.iterdir()}
+    private = {SAMPLES_FILE: 0o600, "report.html": 0o600}
+    assert found == {"metrics.jsonl": mode, "config.toml": mode} | private
+
+
+def test_libraries_private_files_get_the_modes_of_their_neighbours(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir(mode=0o700)
+    (model / "model.safetensors").touch(mode=0o600)
+    (model / "config.json").touch(mode=0o644)
+    before = os.umask(0o027)
+    try:
+        follow_umask(model)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")} == {
+        "model": 0o750, "model.safetensors": 0o640, "config.json": 0o640,
+    }  # fmt: skip

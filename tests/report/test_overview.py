@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,9 @@ from typer.testing import CliRunner
 from fedmoe_app.cli import app
 from fedmoe_app.report import status
 from fedmoe_app.report.log import ResultsError, RunFolder
-from fedmoe_app.report.overview import newest_run, overview
+from fedmoe_app.report.overview import how_to_resume, newest_run, overview
 from fedmoe_app.report.status import StatusFile, note_interruption, read_status
+from fedmoe_app.resume import set_back
 
 
 def line(server_round: int, **fields: Any) -> dict[str, Any]:
@@ -66,7 +70,8 @@ def test_a_running_run(folder: Path) -> None:
     assert "bytes     2.00 kB up, 6.00 kB down in all" in shown
     assert "failures  client 2: 1, last in round 1: out of memory" in shown
     assert "failures  client 3: 1, last in round 1: partition is empty" in shown
-    assert "--resume" not in shown
+    assert f"process   pid {os.getpid()} on {socket.gethostname()}, last heard of 0 s ago" in shown
+    assert "fedmoe resume" not in shown
 
 
 def test_a_failed_run_says_why_and_how_to_go_on(folder: Path) -> None:
@@ -76,15 +81,33 @@ def test_a_failed_run_says_why_and_how_to_go_on(folder: Path) -> None:
     assert "reason    2 round(s) in a row failed" in shown
     assert shown[-2:] == [
         "saved     checkpoints/round-00001",
-        f"go on     fedmoe run APP [CONNECTION] --resume {folder}",
+        f"go on     fedmoe resume {folder}",
     ]
+
+
+def test_what_is_printed_can_be_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "of a friend's" / "run"
+    (folder / "checkpoints" / "round-00001").mkdir(parents=True)
+    command = shlex.split(how_to_resume(Path(os.path.relpath(folder))))
+    assert command == ["fedmoe", "resume", str(folder)]
+
+
+def test_failed_rounds_at_the_end_are_to_be_repeated(folder: Path) -> None:
+    """Of a run whose last rounds failed nothing is left to do but them."""
+    write = RunFolder.reopen(folder).append
+    for number in (2, 3, 4):
+        write(line(number, status="ok" if number == 2 else "failed"))
+    for number in (2, 3, 4):
+        (folder / "checkpoints" / f"round-{number:05d}").mkdir()
+    started(folder).end(status.FAILED, error="the 2 rounds up to 4 of 4 failed")
+    assert how_to_resume(folder) == f"fedmoe resume {folder}/checkpoints/round-00002"
 
 
 def test_a_finished_run_is_not_to_be_resumed(folder: Path) -> None:
     started(folder).end(status.COMPLETED)
     shown = overview(folder)
     assert "state     finished" in shown
-    assert not any("--resume" in text for text in shown)
+    assert not any("resume" in text for text in shown)
 
 
 def change(folder: Path, **fields: Any) -> None:
@@ -109,12 +132,84 @@ def test_a_run_whose_process_is_gone_is_stale(folder: Path) -> None:
     done.wait()
     change(folder, state="running", pid=done.pid)
     assert read_status(folder)["state"] == "stale"
-    assert any("--resume" in text for text in overview(folder))
-    # On another host only the beat tells.
-    change(folder, host="elsewhere")
-    assert read_status(folder)["state"] == "running"
-    change(folder, updated=time.time() - 2 * status.STALE_SECONDS)
+    shown = overview(folder)
+    assert "state     died: its process is gone and could not say why" in shown
+    assert shown[-1] == f"go on     fedmoe resume {folder}"
+    # On another host, and in a container with pids of its own, only the beat tells.
+    for elsewhere in ({"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}):
+        change(folder, **{"updated": time.time(), "pid": done.pid} | elsewhere)
+        assert read_status(folder)["state"] == "running"
+        change(folder, updated=time.time() - 2 * status.STALE_SECONDS)
+        assert read_status(folder)["state"] == "stale"
+        assert any("state     no sign of life since 20" in text for text in overview(folder))
+
+
+def test_a_process_that_got_the_number_later_is_another_one(folder: Path) -> None:
+    started(folder).end(status.COMPLETED)
+    long_ago = time.time() - 30 * 86400
+    change(folder, state="running", pid=os.getpid(), updated=long_ago)
+    assert read_status(folder)["process"] == "gone"
+
+
+def test_a_process_that_stands_still_is_not_running(folder: Path) -> None:
+    started(folder).end(status.COMPLETED)
+    change(folder, state="running", pid=1, updated=time.time() - 61)
+    found = read_status(folder)
+    assert (found["state"], found["process"]) == ("stale", "silent")
+
+
+def test_whoever_wants_the_folder_waits_for_a_silent_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "STALE_SECONDS", 20.0)
+    started(folder).end(status.COMPLETED)
+    change(folder, state="running", pid=os.getpid(), updated=time.time() - 19.0)
+    began = time.monotonic()
+    status.wait_until_free(folder)  # it was silent for 19 s, and goes on being so
+    assert time.monotonic() - began > 0.5
+    change(folder, updated=time.time())
+    with pytest.raises(ResultsError, match="still running"):
+        status.wait_until_free(folder)
+    change(folder, updated=time.time() - 18.0)
+    beat = threading.Timer(0.3, lambda: change(folder, updated=time.time()))
+    beat.start()
+    with pytest.raises(ResultsError, match="still running"):
+        status.wait_until_free(folder)
+    beat.join()
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(folder: Path) -> None:
+    started(folder).end(status.FAILED, error="no node came")
+    now = time.time()
+    change(folder, started=now - 500, ended=now - 200, num_partitions=7)
+    RunFolder.reopen(folder).append(line(2))
+    earlier = status.earlier_parts(folder) | set_back(folder, 1)
+    assert earlier["seconds_before"] == pytest.approx(300)
+    assert earlier["last_end"]["error"] == "no node came"
+    StatusFile(folder, scheme="fcmoe", round=1, num_rounds=4, **earlier).end(status.FAILED)
+    change(folder, started=now - 100, ended=now - 40)
+    shown = "\n".join(overview(folder))
+    assert "time      6 min 0 s, 5 min 0 s of it before the last resume" in shown
+    assert "resumed   once; the part before ended as failed: no node came" in shown
+    # Round 2 is to be done again: what was sent in it was sent.
+    assert "bytes     3.00 kB up, 9.00 kB down in all (1 rounds of it were repeated)" in shown
+    again = status.earlier_parts(folder)
+    assert (again["resumes"], again["num_partitions"]) == (2, 7)
+    assert again["seconds_before"] == pytest.approx(360)
+
+
+def test_the_status_of_a_killed_process_is_mended_by_whoever_started_it(folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as done:
+        done.wait()
+    started(folder).end(status.COMPLETED)
+    beat = time.time() - 100
+    change(folder, state="running", pid=done.pid, updated=beat, flower_run="42")
+    status.note_death(folder, "43", "another run")
     assert read_status(folder)["state"] == "stale"
+    status.note_death(folder, "42", "No heartbeat received from the task")
+    found = read_status(folder)
+    assert (found["state"], found["ended"]) == ("died", beat)
+    assert "reason    No heartbeat received from the task" in overview(folder)
 
 
 def test_a_run_that_was_ended_from_outside_says_so_afterwards(folder: Path) -> None:
@@ -127,7 +222,7 @@ def test_a_run_that_was_ended_from_outside_says_so_afterwards(folder: Path) -> N
     change(folder, pid=done.pid)
     note_interruption(folder)
     assert read_status(folder)["state"] == "interrupted"
-    assert any("--resume" in text for text in overview(folder))
+    assert any("fedmoe resume" in text for text in overview(folder))
     note_interruption(folder / "unknown")  # says nothing: there may be no results yet
 
 

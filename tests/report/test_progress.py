@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fedmoe_app.report import progress as module
 from fedmoe_app.report.lines import RoundReport
 from fedmoe_app.report.progress import Progress, duration, logger
 
@@ -66,3 +67,25 @@ def test_lines_of_a_run(said: list[str]) -> None:
     assert lines[4] == "round 1/3: loss 1.500, accuracy 0.500 (1 min 0 s; about 2 min 0 s left)"
     assert lines[6] == "round 2/3: loss 1.500, accuracy 0.500 (10 s; about 10 s left)"
     assert lines[7] == "round 3/3: FAILED (2 s)"
+
+
+def test_the_start_of_processes_is_not_multiplied(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first client replied after 50 s, of which it worked 8: the others will take no 50 s."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    progress = Progress()
+    progress.start(11)
+    progress.round_started(1, asked=2)
+    now[0] = 50.0
+    work = {"seconds-train": 6.0, "seconds-load": 2.0, "seconds-cpu": 30.0, "seconds-download": 42}
+    progress.reply("client 0", work)
+    assert said[-1].endswith("(about 8 s left in this round)")
+    now[0] = 58.0
+    progress.reply("client 1", work)
+    progress.round_done(finished(1, 60.0))
+    assert said[-1].endswith("(1 min 0 s; about 3 min 0 s left)")  # 10 rounds of 18 s
+    progress.round_started(2, asked=2)
+    progress.round_done(finished(2, 20.0))
+    assert said[-1].endswith("(20 s; about 3 min 0 s left)")

@@ -21,7 +21,7 @@ from fedmoe_app.report.html.script_charts import CHARTS_JS
 from fedmoe_app.report.html.script_maps import MAPS_JS
 from fedmoe_app.report.html.script_page import PAGE_JS
 from fedmoe_app.report.html.style import CSS
-from fedmoe_app.report.log import write_atomic
+from fedmoe_app.report.log import SAMPLES_FILE, write_atomic
 from fedmoe_app.shown.pages import html_data, html_text
 
 REPORT_FILE = "report.html"
@@ -77,7 +77,8 @@ def render(
 
 def write_page(folder: Path, text: str) -> Path:
     """Write ``report.html`` into ``folder``; a reader sees the old page or the new one."""
-    return write_atomic(folder / REPORT_FILE, text)
+    # With samples it shows text of the test data.
+    return write_atomic(folder / REPORT_FILE, text, private=(folder / SAMPLES_FILE).is_file())
 
 
 def _environment() -> Environment:
