@@ -26,6 +26,7 @@ from fedmoe_app.launching.environment import LOOPBACK, run_environment
 from fedmoe_app.launching.log_filter import COLOUR, LogFilter
 from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 from fedmoe_app.report.log import nest
+from fedmoe_app.shown.logs import output_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -125,6 +125,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     ),
     "preview": (["-c", "{home}/data.toml"], "classification"),
     "doctor": ([], f"{SHOWN}"),
+    "resume": (["{run}", "--app", "{home}"], "pyproject.toml"),
     "run": (["--name", "{name}/", "-c", "num-server-rounds=1"], SHOWN[:5]),
     "compare": (["--schemes", "{name}.toml"], f"{SHOWN}.toml: no such file"),
     "certificates": (["{new}", "--nodes", "1", "--host", "localhost"], f"{SHOWN}/ca.crt"),
