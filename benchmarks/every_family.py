@@ -83,13 +83,19 @@ def _main(types: list[str]) -> str:
 
 def language_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
     """Return the class with a language-modelling head; None for a family that has none."""
-    return next((mapping[config_class] for mapping in _LANGUAGE if config_class in mapping), None)
+    found = (_one(mapping, config_class) for mapping in _LANGUAGE)
+    return next((kind for kind in found if kind is not None), None)
 
 
 def classifier_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
     """Return the class with a classification head; None for a family that has none."""
-    mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    return mapping.get(config_class, None)
+    return _one(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config_class)
+
+
+def _one(mapping: Any, config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
+    """Look a class up in one of transformers' tables, which are no dicts."""
+    found: type[PreTrainedModel] | None = mapping.get(config_class, None)
+    return found
 
 
 def default_config(name: str) -> PreTrainedConfig:

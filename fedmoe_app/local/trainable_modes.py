@@ -12,13 +12,14 @@ import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
 import transformers
 from transformers import PreTrainedModel
 
-from fedmoe_app.config import RunConfig
+from fedmoe_app.config import ConfigError, RunConfig
 from fedmoe_app.local.trial import LABELS, NotBuiltError, TrialError, try_mode
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, empty_model, resolve_head
@@ -27,6 +28,8 @@ from fedmoe_app.moe.packed import BLOCK
 from fedmoe_app.paths import cache_dir
 
 logger = logging.getLogger("fedmoe")
+
+BITSANDBYTES = "bitsandbytes"  # leaves stacked experts in 16 bits, so that adapters can be added
 
 _VERSION = 1  # raise it whenever a model that passed might not pass any more
 
@@ -46,11 +49,11 @@ def check_trainable(config: RunConfig) -> None:
     task = config.data.task
     head = resolve_head(name, config.model.head if task == "classification" else "label-words")
     empty = empty_model(name, task=task, head=head, num_labels=len(LABELS))
-    layers = find_moe_layers(empty)
-    if config.model.quantization == "nf4":
-        from fedmoe_app.moe.quantisers import check_blocks  # bitsandbytes takes long to import
-
-        check_blocks(layers, BLOCK)
+    _check_precision(config, empty)
+    try:
+        _check_structure(config, empty)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f'model.name = "{name}": {error}') from None
     passed = cache_dir() / "tried" / _key(config, head, empty)
     if not passed.exists() and _try(config, head, empty):
         _remember(passed)
@@ -74,6 +77,35 @@ def mode_of(config: RunConfig, head: str) -> dict[str, str | bool]:
         "train.gradient-checkpointing": config.train.gradient_checkpointing,
     }
     return mode | {key: value for key, value in extras.items() if value != (key == "model.gates")}
+
+
+def _check_structure(config: RunConfig, empty: PreTrainedModel) -> None:
+    layers = find_moe_layers(empty)
+    if config.model.quantization == "nf4":
+        from fedmoe_app.moe.quantisers import check_blocks  # bitsandbytes takes long to import
+
+        check_blocks(layers, BLOCK)
+
+
+def _check_precision(config: RunConfig, empty: PreTrainedModel) -> None:
+    """Refuse a checkpoint that is quantised already in a way that cannot be trained on.
+
+    MXFP4 (gpt-oss) passes: transformers reads it in 16 bits. What goes with a ``quantization`` of
+    the run's own, :func:`fedmoe_app.moe.loading.load_model` says.
+    """
+    saved: Any = getattr(empty.config, "quantization_config", None)
+    if not saved or config.model.quantization != "none":
+        return
+    method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
+    method = getattr(method, "value", method) or BITSANDBYTES  # old configs name none
+    adapters = method == BITSANDBYTES and config.model.train == "expert-lora"
+    if method != "mxfp4" and not adapters:
+        raise ConfigError(
+            f'model.name = "{config.model.name}": the checkpoint is quantised already ({method}), '
+            f'which model.train = "{config.model.train}" cannot train; choose one in 16 or 32 '
+            'bits, and model.quantization = "nf4" with model.train = "expert-lora" to hold it in '
+            "four"
+        )
 
 
 def _try(config: RunConfig, head: str, empty: PreTrainedModel) -> bool:
@@ -106,7 +138,8 @@ def _key(config: RunConfig, head: str, empty: PreTrainedModel) -> str:
     """Return what changes whenever the answer might."""
     versions = [torch.__version__, transformers.__version__, peft.__version__, _VERSION]
     values = empty.config.to_dict()
-    inputs = [type(empty).__name__, values, mode_of(config, head), config.model.lora_rank, versions]
+    details = [config.data.metric, config.model.train_head, config.model.lora_rank]
+    inputs = [type(empty).__name__, values, mode_of(config, head), details, versions]
     text = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
 from fedmoe_app.commands.inspect import inspect_model
-from fedmoe_app.config import parse_run_config
+from fedmoe_app.config import ConfigError, parse_run_config
 from fedmoe_app.inprocess import run_in_process
 from fedmoe_app.launching.preflight import check_sources
 from fedmoe_app.local import trainable_modes
@@ -195,6 +195,8 @@ class OddForCausalLM(OlmoeForCausalLM):  # type: ignore[misc]
     """Odd in the way that its config says."""
 
     config_class = OddConfig
+    # transformers looks for its decorator in the text of the file that a class is in.
+    _can_set_experts_implementation_cached_value = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -249,6 +251,30 @@ def test_the_same_family_passes_where_nothing_is_odd(tmp_path: Path) -> None:
     for train, quantization in (("experts", "none"), ("expert-lora", "nf4")):
         modes = {"model.train": train, "model.quantization": quantization}
         check_trainable(make_config(**{"model.name": name} | modes))
+
+
+@pytest.mark.parametrize(
+    ("saved", "train", "works"),
+    [
+        ({"quant_method": "fp8"}, "expert-lora", False),
+        ({"quant_method": "fp8"}, "all", False),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "all", False),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "expert-lora", True),
+        ({"quant_method": "mxfp4"}, "experts", True),
+    ],
+)
+def test_a_checkpoint_that_is_quantised_already(
+    saved: dict[str, Any], train: str, works: bool, tmp_path: Path
+) -> None:
+    model = save_base(tmp_path / "base", "Qwen3Moe")
+    model.config.quantization_config = saved
+    model.config.save_pretrained(tmp_path / "base")
+    config = make_config(**{"model.name": str(tmp_path / "base"), "model.train": train})
+    if works:
+        check_trainable(config)
+        return
+    with pytest.raises(ConfigError, match=rf"quantised already \({saved['quant_method']}\)"):
+        check_trainable(config)
 
 
 def test_a_preset_is_not_tried() -> None:
