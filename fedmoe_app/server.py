@@ -24,6 +24,7 @@ from fedmoe_app.local.choosing import check_holds_chosen
 from fedmoe_app.local.setup import Setup, load_setup, server_data
 from fedmoe_app.local.tasks import evaluate
 from fedmoe_app.local.train import one_client
+from fedmoe_app.local.trainable_modes import check_trainable
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
@@ -61,6 +62,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     scheme = make_scheme(config)
     data = server_data(config)
     check_holds_chosen(config, scheme)
+    check_trainable(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
     scheme.check(setup.shape)
     chosen = config.model.experts_in_memory == "chosen"

@@ -9,6 +9,7 @@ from rich import box
 from fedmoe_app.config import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.local.setup import adaptation
+from fedmoe_app.local.trainable_modes import check_trainable
 from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model, resolve_head
 from fedmoe_app.moe.outline import Outline, outline
 from fedmoe_app.moe.state import ModelState
@@ -27,8 +28,10 @@ def inspect_model(config: RunConfig) -> Outline:
     """Count the model of a run config without reading its weights.
 
     Raises:
-        ModelNotFoundError, UnsupportedModelError, ValueError: see ``empty_model`` and ``outline``.
+        ModelNotFoundError, UnsupportedModelError, ValueError: see ``check_trainable``,
+            ``empty_model`` and ``outline``.
     """
+    check_trainable(config)
     model = config.model
     classifies = config.data.task == "classification"
     head = resolve_head(model.name, model.head if classifies else "label-words")

@@ -145,14 +145,13 @@ def _check_scheme(config: RunConfig) -> None:
 
 
 def _check_model_files(config: RunConfig) -> None:
-    name, task = config.model.name, config.data.task
-    if name in PRESET_NAMES:
+    if config.model.name in PRESET_NAMES:
         return
+    from fedmoe_app.local.trainable_modes import check_trainable
     from fedmoe_app.moe.checkpoint import check_checkpoint
-    from fedmoe_app.moe.loading import resolve_head
 
-    resolve_head(name, config.model.head if task == "classification" else "label-words")
-    check_checkpoint(name)
+    check_trainable(config)
+    check_checkpoint(config.model.name)
 
 
 def _check_data(config: RunConfig, num_clients: int) -> tuple[str, ...]:

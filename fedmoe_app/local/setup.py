@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,14 @@ from fedmoe_app.local.exact_match import ExactMatch
 from fedmoe_app.local.generation import check_generation_fits
 from fedmoe_app.local.node import Node
 from fedmoe_app.local.tasks import CausalLM, LabelWords, SequenceClassification, Task
-from fedmoe_app.moe.adapt import Adaptation, adapt
+from fedmoe_app.moe.adapt import Adaptation, adapt, frozen_by_family, head_parameters
 from fedmoe_app.moe.checkpoint import check_checkpoint
-from fedmoe_app.moe.fingerprint import checkpoint_fingerprint, preset_fingerprint
+from fedmoe_app.moe.fingerprint import (
+    checkpoint_fingerprint,
+    preset_fingerprint,
+    saved_buffers,
+    tensors_fingerprint,
+)
 from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
@@ -79,7 +85,8 @@ def load_setup(
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, config.data)
-    model = load_model(
+    load = partial(
+        load_model,
         name,
         task=config.data.task,
         head=head,
@@ -91,20 +98,34 @@ def load_setup(
         seed=config.seed,
         dtype=config.model.dtype,
         max_length=config.data.max_length,
-        quantization=config.model.quantization,
-        device=str(device(on)),
-        holding=holding,
     )
+    quantization = config.model.quantization
+    model = load(quantization=quantization, device=str(device(on)), holding=holding)
+    plain = load if quantization != "none" else lambda: model
+    fingerprint = _base_fingerprint(config, model, head, plain)
+    model.to(device(on))  # type: ignore[arg-type]
+    return replace(
+        assemble(config, tokenizer, model, head, label_names), base_fingerprint=fingerprint
+    )
+
+
+def assemble(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    head: str,
+    label_names: Sequence[str],
+) -> Setup:
+    """Open of a model, on its device, what the run trains; put it together with its task."""
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     if config.data.metric == "exact-match":
-        check_generation_fits(model, name, config.data.max_length, config.data.max_new_tokens)
+        length, new_tokens = config.data.max_length, config.data.max_new_tokens
+        check_generation_fits(model, config.model.name, length, new_tokens)
     task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
-    fingerprint = _base_fingerprint(config, model)
-    model.to(device(on))  # type: ignore[arg-type]
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config, head), config.seed)
-    return Setup(tokenizer, model, layers, task, fingerprint)
+    return Setup(tokenizer, model, layers, task)
 
 
 def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
@@ -141,11 +162,28 @@ def check_base(setup: Setup, fingerprint: str) -> None:
         )
 
 
-def _base_fingerprint(config: RunConfig, model: PreTrainedModel) -> str:
-    if config.model.train == "all":
-        return ""
+def _base_fingerprint(
+    config: RunConfig, model: PreTrainedModel, head: str, plain: Callable[[], PreTrainedModel]
+) -> str:
+    """Hash what nobody trains or sends; empty if there is nothing.
+
+    A tensor that is trained may be hashed with the rest of its file: nodes with the same files
+    agree, and others are better refused.
+
+    Args:
+        config, head: of the run.
+        model: as it was loaded.
+        plain: makes the same model without quantisation.
+    """
     name = config.model.name
-    return preset_fingerprint(model) if name in PRESETS else checkpoint_fingerprint(name)
+    if config.model.train == "all":
+        frozen = frozen_by_family(model)
+        parameters = {name: p for name, p in model.named_parameters() if name in frozen}
+        return tensors_fingerprint(parameters | saved_buffers(model))
+    if name in PRESETS:
+        return preset_fingerprint(plain())
+    new_head = head == "sequence" and not adaptation(config, head).head
+    return checkpoint_fingerprint(name, head_parameters(model) if new_head else None)
 
 
 def adaptation(config: RunConfig, head: str) -> Adaptation:

@@ -9,13 +9,14 @@ Shapes: B examples in a batch, S tokens, C classes, V tokens in the vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -141,10 +142,11 @@ class SequenceClassification(Task):
 
 
 class LabelWords(SequenceClassification):
-    """Classification by label words: the last hidden state times the words' output embeddings.
+    """Classification by label words: the model's own logits of the words after the last token.
 
-    Serves every family, also those without a classification head. An encoder-decoder model takes
-    one decoder step.
+    Serves every family, also those without a classification head: what a family does after its
+    output embeddings (a scale, a soft cap, a bias), it does here, too. An encoder-decoder model
+    takes one decoder step.
     """
 
     def __init__(
@@ -166,12 +168,12 @@ class LabelWords(SequenceClassification):
                 decoder_input_ids=start,
             )
             return out.logits[:, 0, label_ids], batch.labels
-        out = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         last = batch.attention_mask.sum(1) - 1  # [B]
-        hidden = out.last_hidden_state[torch.arange(len(last), device=last.device), last]  # [B, H]
-        logits = model.get_output_embeddings()(hidden)[:, label_ids]  # [B, C]
-        # GraniteMoe divides its logits by a constant after the output embeddings.
-        return logits / getattr(model.config, "logits_scaling", 1.0), batch.labels
+        with _last_only(model, last):
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        if logits.shape[1] > 1:  # a family that takes the output embeddings' weights itself
+            logits = logits[torch.arange(len(last), device=last.device), last, None]  # [B, 1, V]
+        return logits[:, 0, label_ids], batch.labels
 
     def collate(self, rows: Sequence[Row], device: torch.device) -> Batch:
         """Pad on the right; an encoder-decoder model's decoder sees one token an example."""
@@ -275,6 +277,21 @@ class CausalLM(Task):
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@contextmanager
+def _last_only(model: PreTrainedModel, last: Tensor) -> Iterator[None]:
+    """Let the output embeddings see one token a row, ``last`` ``[B]``: logits are ``[B, 1, V]``."""
+
+    def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]  # [B, S, H]
+        return (hidden[torch.arange(len(last), device=last.device), last, None], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def label_token_ids(tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> list[int]:

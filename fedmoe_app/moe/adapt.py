@@ -6,6 +6,7 @@ in PyTorch and PEFT. All else is the frozen base, which every node loads and nob
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,19 +54,33 @@ def adapt(
             f'model.train = "{adaptation.train}": the model is quantised, so its weights cannot be '
             'trained; choose "expert-lora", or model.quantization = "none"'
         )
+    frozen = frozen_by_family(model)
     if adaptation.train == "all":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in frozen)
         return
+    never = {id(p) for name, p in model.named_parameters() if name in frozen}
     model.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         _open_experts(model, layers, adaptation)
     _cast_adapters(model)
-    if adaptation.gates:
-        for layer in layers:
-            layer.router.requires_grad_(True)
-    if adaptation.head:
-        for parameter in head_parameters(model).values():
-            parameter.requires_grad_(True)
+    opened = [p for layer in layers if adaptation.gates for p in layer.router.parameters()]
+    opened += head_parameters(model).values() if adaptation.head else ()
+    for parameter in opened:
+        parameter.requires_grad_(id(parameter) not in never)
+
+
+def frozen_by_family(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of the parameters that the family itself takes no gradient of.
+
+    Such as the correction bias of a router, which pretraining moves by a rule of its own and
+    fine-tuning leaves alone. Loading a checkpoint loses the mark, so a model without values is
+    asked. (Most families keep that bias in a buffer, which is never trained.)
+    """
+    with torch.device("meta"):
+        fresh = type(model)(copy.deepcopy(model.config))
+    return frozenset(name for name, p in fresh.named_parameters() if not p.requires_grad)
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -15,7 +15,8 @@ from fedmoe_app.config import ConfigError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_PICKLES = (_PICKLE, _PICKLE_INDEX)
 
 
 def check_checkpoint(name: str) -> None:
@@ -27,9 +28,7 @@ def check_checkpoint(name: str) -> None:
     folder = Path(name)
     if not folder.is_dir():
         return
-    stored = any((folder / file).is_file() for file in (_INDEX, _SINGLE))
-    if stored or not any((folder / file).is_file() for file in _PICKLES):
-        safetensors_files(name, folder)
+    weight_files(name, folder)
 
 
 def checkpoint_folder(name: str) -> Path:
@@ -62,6 +61,20 @@ def check_not_quantised(name: str) -> None:
         )
 
 
+def weight_files(name: str, folder: Path) -> list[Path]:
+    """Return the files that transformers reads a checkpoint from, sorted by name.
+
+    Safetensors where there are any, else those of PyTorch's own format.
+
+    Raises:
+        ConfigError: there are none, one is missing, or one is cut off.
+    """
+    stored = any((folder / file).is_file() for file in (_INDEX, _SINGLE))
+    if stored or not any((folder / file).is_file() for file in _PICKLES):
+        return safetensors_files(name, folder)
+    return _present(name, folder, _listed(name, folder, _PICKLE, _PICKLE_INDEX) or [])
+
+
 def safetensors_files(name: str, folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint in ``folder``, sorted by name.
 
@@ -72,39 +85,46 @@ def safetensors_files(name: str, folder: Path) -> list[Path]:
     Raises:
         ConfigError: there are none, one is missing, or one is cut off.
     """
-    names = _file_names(name, folder)
+    names = _listed(name, folder, _SINGLE, _INDEX)
+    if names is None:
+        has_pickle = any((folder / file).is_file() for file in _PICKLES)
+        way_out = (
+            "save it again by transformers' from_pretrained and save_pretrained, which write one"
+            if has_pickle
+            else "copy or download the model again"
+        )
+        found = "only pytorch_model.bin, no safetensors file" if has_pickle else "no weight files"
+        raise ConfigError(f'model.name = "{name}": holds {found}; {way_out}')
+    paths = _present(name, folder, names)
+    for path in paths:
+        _check_whole(name, path)
+    return paths
+
+
+def _listed(name: str, folder: Path, single: str, index: str) -> list[str] | None:
+    """Return the names of a checkpoint's files: the single one goes first, as in transformers."""
+    if (folder / single).is_file():
+        return [single]
+    if not (folder / index).is_file():
+        return None
+    try:
+        listed = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+        return sorted(set(listed.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f'model.name = "{name}": {index} cannot be read ({error!r}); copy or download '
+            "the model again"
+        ) from error
+
+
+def _present(name: str, folder: Path, names: list[str]) -> list[Path]:
     missing = [file for file in names if not (folder / file).is_file()]
     if missing:
         raise ConfigError(
             f'model.name = "{name}": {len(missing)} of its {len(names)} weight files are missing, '
             f"such as {missing[0]}; copy or download the model again"
         )
-    paths = [folder / file for file in names]
-    for path in paths:
-        _check_whole(name, path)
-    return paths
-
-
-def _file_names(name: str, folder: Path) -> list[str]:
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f'model.name = "{name}": {_INDEX} cannot be read ({error!r}); copy or download '
-                "the model again"
-            ) from error
-    if (folder / _SINGLE).is_file():
-        return [_SINGLE]
-    has_pickle = any((folder / file).is_file() for file in _PICKLES)
-    way_out = (
-        "save it again by transformers' from_pretrained and save_pretrained, which write one"
-        if has_pickle
-        else "copy or download the model again"
-    )
-    found = "only pytorch_model.bin, no safetensors file" if has_pickle else "no weight files"
-    raise ConfigError(f'model.name = "{name}": holds {found}; {way_out}')
+    return [folder / file for file in names]
 
 
 def _check_whole(name: str, path: Path) -> None:

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedmoe_app.moe.lookalikes import LOOKED_FOR, found_instead
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.structure import (
     UnsupportedModelError,
     adapters_of,
+    check_interface,
     count_experts,
     find_logits_index,
     find_router,
@@ -159,7 +161,7 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
 
     Raises:
         UnsupportedModelError: no MoE layers; a family known to be broken; experts without a
-            router; layers that differ in their number of experts.
+            router, or that cannot be run one by one; layers that differ in their number of experts.
     """
     _refuse_broken(model)
     modules = dict(model.named_modules())
@@ -168,7 +170,7 @@ def find_moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
     for name, module in modules.items():
         if not (is_fused(module) or is_listed(module, name)):
             continue
-        block, router = find_router(modules, name)
+        block, router = _router_of(model, modules, name)
         layers.append(_layer(model, len(layers), block, router, module, modules, decoder))
     _check(model, layers)
     return tuple(layers)
@@ -225,12 +227,26 @@ def _refuse_broken(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be used: {_BROKEN[family]}")
 
 
+def _router_of(
+    model: PreTrainedModel, modules: Mapping[str, nn.Module], experts: str
+) -> tuple[str, str]:
+    """Return the paths of the MoE block and of its router; say what is there if there is none."""
+    try:
+        return find_router(modules, experts)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: {error}: {LOOKED_FOR}; {found_instead(model)}; choose "
+            "another model"
+        ) from None
+
+
 def _check(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
     name = type(model).__name__
     if not layers:
         raise UnsupportedModelError(
-            f"{name} has no Mixture-of-Experts layers; choose a model of an MoE family such as "
-            "Mixtral, Qwen3Moe, Olmoe, DeepseekV3, GptOss or Switch"
+            f"{name} has no Mixture-of-Experts layers of a form that can be trained: {LOOKED_FOR}; "
+            f"{found_instead(model)}; choose a model of an MoE family such as Mixtral, Qwen3Moe, "
+            "Olmoe, DeepseekV3, GptOss or Switch"
         )
     sizes = sorted({layer.num_experts for layer in layers})
     if len(sizes) > 1:
@@ -244,6 +260,9 @@ def _check(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
         raise UnsupportedModelError(
             f"{name}: {twice} spreads its experts over several modules, which is not supported"
         )
+    for layer in layers:
+        if layer.fused:
+            check_interface(f"{name}, {layer.name}", layer.experts_module)
 
 
 def _layer(

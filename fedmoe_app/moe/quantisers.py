@@ -8,7 +8,8 @@ leave in 16 bits without a word. Routers, heads, embeddings and norms stay as th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import bitsandbytes
@@ -32,6 +33,7 @@ from fedmoe_app.moe.packed import (
     put_packed,
 )
 from fedmoe_app.moe.slots import check_slots_possible, use_slots
+from fedmoe_app.moe.spared import spared_linears
 from fedmoe_app.moe.streaming import (
     ExpertList,
     mxfp4_conversions,
@@ -111,16 +113,16 @@ class _WithExperts:
     ) -> None:
         layers = find_moe_layers(model)
         block = BLOCK if self.kind == "nf4" else 1
-        _check_blocks(layers, block)
+        check_blocks(layers, block)
         config: Any = self.quantization_config  # type: ignore[attr-defined]
         if (before_loading := getattr(config, BEFORE_LOADING, None)) is not None:
             before_loading(model)
         self.fused = _fused_parameters(model, layers)
         config.llm_int8_skip_modules = _left_alone(model, layers, block)
-        model._keep_in_fp32_modules = set()  # Switch's wo, which would stay in 32 bits
-        super()._process_model_before_weight_loading(  # type: ignore[misc]
-            model, device_map=device_map, **kwargs
-        )
+        with _own_choice(model):
+            super()._process_model_before_weight_loading(  # type: ignore[misc]
+                model, device_map=device_map, **kwargs
+            )
         _store_as_computed(model, config.bnb_4bit_compute_dtype)
 
     def param_needs_quantization(
@@ -209,8 +211,12 @@ class _Quantise(ConversionOps):
         return done
 
 
-def _check_blocks(layers: Sequence[MoELayer], block: int) -> None:
-    """Refuse experts whose rows do not fill blocks: bitsandbytes' CPU kernels are wrong on them."""
+def check_blocks(layers: Sequence[MoELayer], block: int) -> None:
+    """Refuse experts whose rows do not fill blocks: bitsandbytes' CPU kernels are wrong on them.
+
+    Raises:
+        UnsupportedModelError: naming a layer and its size.
+    """
     for layer in layers:
         transposed = bool(getattr(layer.experts_module, "is_transposed", False))
         matrices = [p for p in layer.expert_parameters() if p.dim() == (3 if layer.fused else 2)]
@@ -237,10 +243,10 @@ def _fused_parameters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> dic
 
 
 def _left_alone(model: PreTrainedModel, layers: Sequence[MoELayer], block: int) -> list[str]:
-    """Return the linear maps that stay: gates, heads, and those that do not fill blocks."""
+    """Return the linear maps that stay: gates, heads, those that do not fill blocks or must not."""
     inside = {id(module) for module in model.base_model.modules()}
     output = model.get_output_embeddings()
-    kept = [layer.router_name for layer in layers]
+    kept = [layer.router_name for layer in layers] + spared_linears(model, layers)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
@@ -248,6 +254,20 @@ def _left_alone(model: PreTrainedModel, layers: Sequence[MoELayer], block: int) 
         if gate_or_odd or module is output or id(module) not in inside:
             kept.append(name)
     return kept
+
+
+@contextmanager
+def _own_choice(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the family's list for a moment: transformers would leave Switch's experts as they are.
+
+    What of it is to stay, :func:`_left_alone` knows; loading needs the list again for its types.
+    """
+    listed = model._keep_in_fp32_modules
+    model._keep_in_fp32_modules = set()
+    try:
+        yield
+    finally:
+        model._keep_in_fp32_modules = listed
 
 
 def _prepare_training(module: Any) -> None:

@@ -23,6 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from fedmoe_app.moe.grouped import can_group, run_grouped
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
 from fedmoe_app.moe.packed import packed_weights
+from fedmoe_app.moe.structure import check_interface
 
 IMPLEMENTATION = "fedmoe_slots"
 _ATTRIBUTE = "_fedmoe_slots"
@@ -74,12 +75,7 @@ def put_slots(layer: MoELayer, slots: ExpertSlots) -> ExpertSlots:
 
 def check_slots_possible(layer: MoELayer) -> None:
     """Raise UnsupportedModelError unless a fused layer's experts can be run one by one."""
-    module = layer.experts_module
-    if not hasattr(module, "has_gate") or not hasattr(module, "is_transposed"):
-        raise UnsupportedModelError(
-            f"{layer.name}: {type(module).__name__} does not use transformers' experts interface, "
-            "so its experts cannot be trained one by one"
-        )
+    check_interface(layer.name, layer.experts_module)
 
 
 def use_slots(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:

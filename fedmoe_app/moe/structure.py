@@ -61,6 +61,23 @@ def is_fused(module: nn.Module) -> bool:
     return bool(stacked_parameters(module))
 
 
+def check_interface(block: str, module: nn.Module) -> None:
+    """Raise UnsupportedModelError unless stacked experts run by transformers' own interface.
+
+    It is the seam by which each expert runs on parameters of its own
+    (:mod:`fedmoe_app.moe.slots`); a family without it cannot be trained in any mode.
+    """
+    if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
+        return
+    kind = type(module).__name__
+    shapes = ", ".join(f"{name} {list(p.shape)}" for name, p in stacked_parameters(module).items())
+    raise UnsupportedModelError(
+        f"{block}: {kind} does not use transformers' experts interface, so its experts cannot be "
+        "trained one by one: looked for a class under @use_experts_implementation, found "
+        f"{kind} ({shapes}) with a forward of its own; choose another model"
+    )
+
+
 def is_listed(module: nn.Module, name: str) -> bool:
     """Tell whether a list or dict of modules holds experts, not a stack of whole layers."""
     if not isinstance(module, nn.ModuleList | nn.ModuleDict):

@@ -115,26 +115,39 @@ def _masked_forward(router: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class _MaskLogits(TorchFunctionMode):
-    """Puts −inf on the refused experts wherever a linear map gives E values."""
+    """Puts −inf on the refused experts wherever a linear map gives E values or E are ranked.
+
+    The second is for families whose scores are not below all others where the logit is −inf: a bias
+    may be added to them for the choice alone.
+    """
 
     def __init__(self, refused: Tensor) -> None:
         super().__init__()
         self._refused = refused
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.topk, Tensor.topk) and args and args[0].shape[-1] == len(self._refused):
+            args = (self._masked(args[0]), *args[1:])
         out = func(*args, **(kwargs or {}))
         if func is F.linear and out.shape[-1] == len(self._refused):
-            out = out.masked_fill(self._refused.to(out.device), float("-inf"))
+            out = self._masked(out)
         return out
+
+    def _masked(self, values: Tensor) -> Tensor:
+        return values.masked_fill(self._refused.to(values.device), float("-inf"))
 
 
 @contextmanager
 def _selection_bias_masked(router: nn.Module, refused: Tensor) -> Iterator[None]:
-    """Some families add a bias to the scores for selection only (DeepSeek-V3)."""
+    """Some families add a bias to the scores for selection only (DeepSeek-V3).
+
+    It is a buffer, or a parameter that they do not train (Ernie 4.5).
+    """
+    named = [*router.named_buffers(), *router.named_parameters()]
     biases = [
-        buffer
-        for name, buffer in router.named_buffers()
-        if buffer.numel() == len(refused) and "bias" in name
+        bias.detach()
+        for name, bias in named
+        if bias.numel() == len(refused) and "bias" in name and not bias.requires_grad
     ]
     saved = [bias.clone() for bias in biases]
     try:

@@ -92,13 +92,27 @@ def usage_shares(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
     return _qualifies(usage, tau) * num_examples.unsqueeze(1)
 
 
+def expert_weights(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
+    """n_i over the clients with u_i(e) ≥ τ, ``[N, E]`` float32.
+
+    Args:
+        usage: u_i(e), ``[N, E]``.
+        num_examples: n_i, ``[N]``.
+        tau: τ, the least mean probability that counts as usage; 0 keeps everybody.
+
+    Returns:
+        Columns that sum to 1, or to 0 where nobody qualifies.
+    """
+    return shares(usage_shares(usage, num_examples, tau)).float()
+
+
 def gate_weights(usage: Tensor, importance: Tensor, tau: float, normalise: bool = True) -> Tensor:
     """α_i = Σ_{e∈S_i} u_i(e)·s_i(e) / |∪_j S_j|, ``[N]`` float32; zeros where nobody qualifies.
 
     Args:
         usage: u_i(e), ``[N, E]``.
         importance: s_i(e) over the client's data, ``[N, E]``.
-        tau: τ of :func:`usage_shares`.
+        tau: τ of :func:`expert_weights`.
         normalise: divide by Σα, so that the weights sum to 1 (or 0); False is the printed form,
             which is meant for the gates themselves, not for their changes.
     """

@@ -1,11 +1,15 @@
 """From a run config to the model: the names of the classes, checkpointing."""
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fedmoe_app.local.setup import device, load_setup
+from fedmoe_app.config import ConfigError
+from fedmoe_app.local.setup import check_base, device, load_setup
+from tests.bases import save_base
 from tests.conftest import make_config
 
 
@@ -50,3 +54,62 @@ def test_the_shape_tells_whether_gates_are_trained(train: str, gates: bool, trai
 def test_the_server_can_be_kept_off_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [device().type, device("auto").type, device("cpu").type] == ["cuda", "cuda", "cpu"]
+
+
+FROZEN = {"model.train": "experts", "data.task": "causal-lm", "data.partition": "iid"}
+
+
+def fingerprint_of(folder: Path, **overrides: Any) -> str:
+    config = make_config(**{"model.name": str(folder), "data.max-length": 16} | overrides)
+    return load_setup(config, ("x", "y")).base_fingerprint
+
+
+def test_where_all_is_trained_what_is_not_still_counts(tmp_path: Path) -> None:
+    """Buffers, and parameters that a family freezes; a family without them has no fingerprint."""
+    save_base(tmp_path / "mixtral", "Mixtral")
+    assert fingerprint_of(tmp_path / "mixtral", **FROZEN | {"model.train": "all"}) == ""
+    model = save_base(tmp_path / "deepseek", "DeepseekV3")
+    every = {**FROZEN, "model.train": "all"}
+    before = fingerprint_of(tmp_path / "deepseek", **every)
+    assert before
+    with torch.no_grad():
+        model.get_parameter("lm_head.weight").add_(1)
+    model.save_pretrained(tmp_path / "deepseek")
+    assert fingerprint_of(tmp_path / "deepseek", **every) == before  # trained, so sent
+    model.get_buffer("model.layers.2.mlp.gate.e_score_correction_bias")[-1] += 1e-3
+    model.save_pretrained(tmp_path / "deepseek")
+    assert fingerprint_of(tmp_path / "deepseek", **every) != before
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+def test_a_new_head_counts_where_it_is_frozen(train_head: bool, tmp_path: Path) -> None:
+    """It is in no file: the seed makes it, and another seed another one."""
+    save_base(tmp_path / "base", "Qwen3Moe")
+    overrides = {"model.train": "experts", "model.train-head": train_head}
+    first, again, other = (
+        fingerprint_of(tmp_path / "base", seed=seed, **overrides) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert (first == other) == train_head
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_preset_is_hashed_before_it_is_quantised(quantization: str) -> None:
+    """Packed bytes may differ between CPU and GPU, and would hide nothing else."""
+    lora = {"model.train": "expert-lora", "model.quantization": quantization}
+    setups = [load_setup(make_config(seed=seed, **lora), ("x", "y")) for seed in (1, 2)]
+    assert setups[0].base_fingerprint != setups[1].base_fingerprint
+    plain = load_setup(make_config(seed=1, **{"model.train": "expert-lora"}), ("x", "y"))
+    assert setups[0].base_fingerprint == plain.base_fingerprint
+
+
+def test_a_node_with_another_frozen_tensor_is_refused(tmp_path: Path) -> None:
+    model = save_base(tmp_path / "base", "Qwen3Moe")
+    config = make_config(**{"model.name": str(tmp_path / "base"), "data.max-length": 16} | FROZEN)
+    server = load_setup(config, ()).base_fingerprint
+    check_base(load_setup(config, ()), server)
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.self_attn.o_proj.weight")[-1, -1] += 1e-3
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(ConfigError, match="this node's base model has fingerprint"):
+        check_base(load_setup(config, ()), server)

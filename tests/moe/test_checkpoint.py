@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedmoe_app.config import ConfigError
-from fedmoe_app.moe.checkpoint import check_checkpoint, safetensors_files
+from fedmoe_app.moe.checkpoint import check_checkpoint, safetensors_files, weight_files
 
 from .families import build
 
@@ -72,12 +72,13 @@ def test_a_broken_index_is_named(text: str, sharded: Path) -> None:
     refused(sharded, "model.safetensors.index.json cannot be read")
 
 
-def test_pickled_weights_serve_only_where_no_fingerprint_is_needed(tmp_path: Path) -> None:
+def test_pickled_weights_serve_where_experts_are_not_read_one_by_one(tmp_path: Path) -> None:
     build("Qwen3Moe").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
     check_checkpoint(str(tmp_path))
+    assert weight_files("base", tmp_path) == [tmp_path / "pytorch_model.bin"]
     with pytest.raises(ConfigError, match="holds only pytorch_model.bin.*save_pretrained"):
         safetensors_files("base", tmp_path)
 
@@ -85,3 +86,16 @@ def test_pickled_weights_serve_only_where_no_fingerprint_is_needed(tmp_path: Pat
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe"}))
     refused(tmp_path, "holds no weight files; copy or download the model again")
+
+
+def test_a_missing_pickled_shard_is_named(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    torch.save({}, tmp_path / "pytorch_model-1.bin")
+    refused(tmp_path, "1 of its 2 weight files are missing, such as pytorch_model-2.bin")
+
+
+def test_one_file_goes_before_an_index_as_in_transformers(sharded: Path) -> None:
+    build("Qwen3Moe").save_pretrained(sharded.parent / "single")
+    (sharded.parent / "single/model.safetensors").rename(sharded / "model.safetensors")
+    assert safetensors_files("base", sharded) == [sharded / "model.safetensors"]

@@ -7,22 +7,16 @@ from hypothesis import strategies as st
 
 from fedmoe_app.schemes.hfedmoe import (
     expert_importance,
+    expert_weights,
     gate_weights,
     information_bottleneck,
     select_experts,
-    usage_shares,
 )
-from fedmoe_app.schemes.sums import shares
 
 PROBS = torch.tensor([[0.8, 0.2], [0.4, 0.6]])  # [T, E]
 USAGE = torch.tensor([[0.5, 0.1], [0.3, 0.3], [0.2, 0.05]])  # [N, E]
 IMPORTANCE = torch.tensor([[1.0, 1.0], [0.5, 2.0], [1.0, 1.0]])  # [N, E]
 EXAMPLES = torch.tensor([1, 3, 4])
-
-
-def expert_weights(usage: torch.Tensor, examples: torch.Tensor, tau: float) -> torch.Tensor:
-    """What the clients count in each expert's mean, ``[N, E]``."""
-    return shares(usage_shares(usage, examples, tau)).float()
 
 
 def test_importance_mixes_mean_and_peak() -> None:
