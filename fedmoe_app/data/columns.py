@@ -69,14 +69,14 @@ def asked_columns(config: DataConfig, names: Sequence[str]) -> Asked:
     """
     by = () if config.partition == "iid" else (config.partition_column,)
     if config.task == "classification":
-        beside = [companion(config.label_field)]
-        optional = tuple(name for name in beside if name in names)
-        return Asked((config.text_field, config.label_field, *optional, *by))
+        # The last is there or not; of JSON, the first rows need not have it.
+        beside = (companion(config.label_field),)
+        return Asked((config.text_field, config.label_field, *by), optional=beside)
     if config.task == "multiple-choice":
         shape = shape_of(names, config)
         return Asked(by, shape.columns if shape else ())
     asked = asked_of_language(names, config)
-    return Asked((*asked.scalars, *by), asked.nested)
+    return Asked((*asked.scalars, *by), asked.nested, asked.optional)
 
 
 def unify(
@@ -150,7 +150,7 @@ def _classification(
         dropped.note(start, masks[-1])
         labels = text_array(table, source, batch, "data.label-field")
         # The label of a row that is dropped may be anything.
-        labels = compute.if_else(kept, labels, label_names[0])
+        labels = compute.if_else(kept, labels, label_names[0] if label_names else "")
         columns = {
             "text": texts,
             "label": label_indices(table, config, labels, start, label_names),

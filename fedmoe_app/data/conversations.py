@@ -164,7 +164,8 @@ def _exchanges(turns: Iterable[Turn]) -> tuple[tuple[Turn, ...], ...]:
 def _as_list(cell: Any) -> list[Any]:
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell) if cell.strip() else None
+            # Numbers as they are written, as files give them.
+            cell = json.loads(cell, parse_int=str, parse_float=str) if cell.strip() else None
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deeply")
             raise DataError(f"does not hold JSON ({reason})") from None
@@ -188,7 +189,10 @@ def _read_message(message: Any, number: int, private: bool) -> Turn:
     by_role = message.get("role") is not None
     role = _role(message["role" if by_role else "from"], number, private)
     _refuse_what_is_lost(message, number)
-    content = _text_of(message.get("content" if by_role else "value"), number, private)
+    key = "content" if by_role else "value"
+    if key not in message:
+        raise DataError(f'message {number} has no "{key}"')
+    content = _text_of(message[key], number, private)
     if any("\ud800" <= character <= "\udfff" for character in content):
         raise DataError(f"message {number} holds half a surrogate pair, which is no character")
     return Turn(role, content)
@@ -210,11 +214,18 @@ def _refuse_what_is_lost(message: Mapping[str, Any], number: int) -> None:
                 "write it into the content"
             )
     for key in _WEIGHTS:
-        if message.get(key) is not None and not message[key]:
+        if message.get(key) is not None and _is_zero(message[key]):
             raise DataError(
                 f'message {number} has "{key}" 0, so it is not to be learnt; leave the key out and '
                 'set data.train-on = "last", or give prompt and completion'
             )
+
+
+def _is_zero(value: Any) -> bool:
+    # Numbers of a file come as text.
+    if isinstance(value, str):
+        return value.strip().lower() in ("0", "0.0", "false", "")
+    return not value
 
 
 def _text_of(content: Any, number: int, private: bool) -> str:

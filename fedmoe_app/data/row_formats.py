@@ -96,6 +96,8 @@ def asked_of_language(columns: Collection[str], config: DataConfig) -> Asked:
     named = (getattr(config, key.replace("-", "_")) for key in keys)
     names = found.columns if found else tuple(filter(None, named))
     kind = found.kind if found else config.named_rows
+    if kind == INSTRUCTION and not (config.context_field or config.instruction_field):
+        return Asked(names, optional=("context", "input"))  # of JSON, perhaps not in the first rows
     return Asked(nested=names) if kind in (MESSAGES, COMPLETION) else Asked(names)
 
 

@@ -7,7 +7,7 @@ lines and a CSV header not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +17,7 @@ from datasets.table import InMemoryTable
 
 from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.reading.arrow_text import NotText, as_text, is_nested, trimmed
-
-_MAX_LISTED = 20
+from fedmoe_app.data.reading.columns import listed
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,3 @@ def _read(table: Table, column: str, key: str) -> list[str | None]:
         for _, batch in batches(table.dataset, max(1, len(table.dataset)))
     )
     return [value for array in arrays for value in array.to_pylist()]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names for a message, cut when there are many."""
-    names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more

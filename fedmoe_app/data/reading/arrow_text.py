@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -48,7 +48,9 @@ def as_text(column: pa.Array, class_names: Sequence[str] | None = None) -> pa.Ar
         return pa.array(cells, pa.string())
     if kinds.is_floating(column.type) or kinds.is_temporal(column.type):
         # Arrow would write 1.0 as 1 and midnight with six zeros.
-        cells = (None if cell is None or cell != cell else str(cell) for cell in column.to_pylist())
+        return pa.array(map(_written, _cells(column)), pa.string())
+    if kinds.is_decimal(column.type):
+        cells = (None if cell is None else f"{cell:f}" for cell in column.to_pylist())
         return pa.array(cells, pa.string())
     try:
         return column.cast(pa.string())
@@ -60,6 +62,16 @@ def trimmed(column: pa.Array) -> pa.Array:
     """Return text without outer white space; the same object where nothing changes."""
     shorter = compute.utf8_trim(column, _SPACE)
     return column if shorter.equals(column) else shorter
+
+
+def _cells(column: pa.Array) -> Iterable[Any]:
+    # numpy knows the shortest digits of 16 and 32 bits: 0.1 and not 0.10000000149011612.
+    floats = kinds.is_floating(column.type)
+    return column.to_numpy(zero_copy_only=False) if floats else column.to_pylist()
+
+
+def _written(cell: Any) -> str | None:
+    return None if cell is None or cell != cell else str(cell)
 
 
 def _class_names(column: pa.Array, names: Sequence[str]) -> pa.Array:

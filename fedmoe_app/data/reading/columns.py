@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +20,17 @@ class Asked:
     Attributes:
         scalars: that hold one value a row: text, a number, true or false.
         nested: that may also hold lists or objects; these come as JSON text.
+        optional: scalars that need not be there.
     """
 
     scalars: tuple[str, ...] = ()
     nested: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them, each once."""
-        return tuple(dict.fromkeys((*self.scalars, *self.nested)))
+        return tuple(dict.fromkeys((*self.scalars, *self.nested, *self.optional)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class Rows:
     names: tuple[str, ...]
     batches: Iterator[pa.RecordBatch]
     declared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Return names for a message, cut when there are many."""
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def schema_of(names: Sequence[str]) -> pa.Schema:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.reading.columns import Asked, Rows
+from fedmoe_app.data.reading.columns import Asked, Rows, listed
 from fedmoe_app.data.reading.streams import AUTO, open_utf8
 
 DELIMITERS = (",", ";", "\t")  # recognised; in this order where two fit equally well
@@ -48,6 +47,15 @@ def read_csv(path: Path, asked: Asked | None, encoding: str, delimiter: str, pri
         if header.names.count(name) > 1:
             shown = "a column" if private else f'column "{name}"'
             raise DataError(f"{path}: {shown} stands twice in the header")
+    if not found:
+        header_shown = "" if private else f" ({listed(header.names)})"
+        needed = (*asked.scalars, *asked.nested) if asked else ()
+        wanted = f" ({', '.join(needed)})" if needed else ""
+        raise DataError(
+            f"{path}: the header{header_shown} has none of the columns that the run reads{wanted}; "
+            "name yours in data.text-field, data.label-field, ..., or the separator in "
+            "data.delimiter"
+        )
     return Rows(header.names, _batches(path, header, found, encoding, private))
 
 
@@ -56,8 +64,8 @@ def read_header(path: Path, encoding: str, delimiter: str = AUTO) -> Header:
     with open_utf8(path, encoding) as file:
         head = _whole_characters(file.read(_HEADER_BYTES))
     lines, skipped = _skip_blank(io.StringIO(head, newline="").readlines())
-    if lines and lines[0].lower().startswith(_SEPARATOR_LINE):
-        given = lines[0].strip()[len(_SEPARATOR_LINE) :]
+    if lines and lines[0].lstrip('"').lower().startswith(_SEPARATOR_LINE):
+        given = lines[0].strip().strip('"')[len(_SEPARATOR_LINE) :]
         delimiter = given or delimiter if delimiter == AUTO else delimiter
         skipped.append(lines.pop(0))
     if delimiter == AUTO:
@@ -125,7 +133,7 @@ def _batches(
                     left, skip = batch.slice(skip), max(0, skip - len(batch))
                     done += len(left)
                     yield left.rename_columns(names)
-            if stream.is_suspect:
+            if stream.has_quotes:
                 _check_quotes(path, header, encoding, private)
             return
         except pa.ArrowInvalid as error:
@@ -158,38 +166,37 @@ def _parsed(
 
 
 class _Watched:
-    """The rows' bytes, with an eye on quotation marks in the middle of a field."""
+    """The rows' bytes; notes whether there is a quotation mark, by whose rules pyarrow is lax."""
+
+    closed = False
 
     def __init__(self, file: IO[bytes], header: Header) -> None:
         self.file = file
-        self.is_suspect = False
-        self._borders = np.zeros(256, dtype=bool)
-        self._borders[[ord(mark) for mark in header.delimiter + '\n\r"']] = True
-        self._last = ord("\n")
+        self.has_quotes = False
         file.read(header.num_bytes)
-
-    closed = False
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes."""
         data = self.file.read(size)
-        if not self.is_suspect and b'"' in data:
-            self._look(data)
-        if data:
-            self._last = data[-1]
+        self.has_quotes = self.has_quotes or b'"' in data
         return data
-
-    def _look(self, data: bytes) -> None:
-        # Such a mark may be right (6" in a field without quotes): the slow check decides.
-        whole = np.frombuffer(bytes([self._last]) + data + b"\n", dtype=np.uint8)
-        marks = np.flatnonzero(whole[1:-1] == ord('"')) + 1
-        inside = ~self._borders[whole[marks - 1]] & ~self._borders[whole[marks + 1]]
-        self.is_suspect = bool(inside.any())
 
 
 def _check_quotes(path: Path, header: Header, encoding: str, private: bool) -> None:
-    for _ in _records(path, header, encoding, private):
-        pass
+    """Refuse marks that are not doubled, never closed, or behind a space.
+
+    Raises:
+        DataError: with the line.
+    """
+    both = (_records(path, header, encoding, skip_space) for skip_space in (False, True))
+    for (line, record), (_, without) in zip(*both, strict=False):
+        if record != without and any(
+            field.lstrip() != other.lstrip() for field, other in zip(record, without, strict=False)
+        ):
+            raise DataError(
+                f"{path}: line {line}: a space stands before a quotation mark, which makes the "
+                "mark a part of the text; take the space away"
+            )
 
 
 def _check_rows(path: Path, header: Header, encoding: str, private: bool) -> None:
@@ -199,19 +206,21 @@ def _check_rows(path: Path, header: Header, encoding: str, private: bool) -> Non
         DataError: with its line and both numbers of fields.
     """
     width = len(header.names)
-    for line, record in _records(path, header, encoding, private):
+    for line, record in _records(path, header, encoding):
         if record and len(record) != width:
             raise DataError(f"{path}: {_wrong_width(line, record, header, private)}")
 
 
 def _records(
-    path: Path, header: Header, encoding: str, private: bool
+    path: Path, header: Header, encoding: str, skip_space: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
     """Give every row with the number of its first line, by the strict rules of RFC 4180."""
     with open_utf8(path, encoding) as file, _long_fields():
         file.read(header.num_bytes)
         text = io.TextIOWrapper(file, "utf-8", newline="")
-        reader = csv.reader(text, delimiter=header.delimiter, strict=True)
+        reader = csv.reader(
+            text, delimiter=header.delimiter, strict=True, skipinitialspace=skip_space
+        )
         line = header.num_lines
         try:
             for record in reader:
@@ -223,7 +232,7 @@ def _records(
 
 def _wrong_width(line: int, record: list[str], header: Header, private: bool) -> str:
     width = len(header.names)
-    shown = "" if private else f" ({', '.join(header.names)})"
+    shown = "" if private else f" ({listed(header.names)})"
     count = "1 field" if len(record) == 1 else f"{len(record)} fields"
     message = f"line {line} has {count}, the header has {width}{shown}"
     if len(record) > width and not any(record[width:]):
@@ -233,7 +242,8 @@ def _wrong_width(line: int, record: list[str], header: Header, private: bool) ->
             f"{message}: a text with a separator in it must stand in quotation marks, or the "
             "header lacks a column's name"
         )
-    return message
+    mark = {"\t": "a tab"}.get(header.delimiter, f'"{header.delimiter}"')
+    return f"{message}; {mark} is taken for the separator, data.delimiter names another"
 
 
 def _wrong_quotes(line: int, reason: str) -> str:

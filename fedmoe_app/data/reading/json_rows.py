@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any
@@ -47,7 +48,9 @@ def read_json(path: Path, asked: Asked | None, encoding: str) -> Rows:
     if asked is None:
         asked = Asked(nested=names)
     elif array or asked.nested:
-        asked = Asked(tuple(n for n in asked.scalars if n not in asked.nested), asked.nested)
+        asked = replace(
+            asked, scalars=tuple(name for name in asked.scalars if name not in asked.nested)
+        )
     make = _array_batches if array else _line_batches
     return Rows(names, make(path, encoding, asked))
 

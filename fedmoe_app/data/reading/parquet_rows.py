@@ -27,6 +27,9 @@ def read_parquet(path: Path, asked: Asked | None, file: IO[bytes] | None = None)
     schema = source.schema_arrow
     names = tuple(schema.names)
     wanted = [name for name in names if asked is None or name in asked.names]
+    for name in wanted:
+        if names.count(name) > 1:
+            raise DataError(f'{path}: column "{name}" stands twice in the file')
     nested = wanted if asked is None else asked.nested
     declared = declared_names(schema)
     return Rows(
@@ -63,13 +66,30 @@ def _batches(
                 raise DataError(
                     f'{path}, row {start + 1}: column "{name}" holds {column.type}, not a text'
                 )
-            columns.append(_text(path, name, column, declared.get(name)))
+            columns.append(_text(path, start, name, column, declared.get(name)))
         yield pa.RecordBatch.from_arrays(columns, list(names))
         start += len(batch)
 
 
-def _text(path: Path, name: str, column: pa.Array, names: tuple[str, ...] | None) -> pa.Array:
+def _text(
+    path: Path, start: int, name: str, column: pa.Array, names: tuple[str, ...] | None
+) -> pa.Array:
     try:
-        return as_text(column, names)
+        text = as_text(column, names)
+        text.validate(full=True)
+        return text
+    except pa.ArrowInvalid:
+        row = start + next(row for row in range(len(text)) if not _is_utf8(text[row]))
+        raise DataError(
+            f'{path}, row {row + 1}: column "{name}" holds bytes that are not UTF-8'
+        ) from None
     except NotText as error:
         raise DataError(f'{path}: column "{name}" {error}') from None
+
+
+def _is_utf8(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True

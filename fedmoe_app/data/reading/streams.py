@@ -21,6 +21,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_GZIP = b"\x1f\x8b"
 _HEAD = 4096
 _BLOCK = 1 << 20
 
@@ -87,9 +88,12 @@ def _encoding_of(path: Path, encoding: str) -> str:
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
-    # Text in UTF-8 has no zero bytes; Latin letters in UTF-16 have one each.
-    if head.count(0) * 10 > len(head):
-        order = "le" if head[1::2].count(0) > head[::2].count(0) else "be"
+    if head.startswith(_GZIP):
+        raise DataError(f"{path}: is compressed by gzip; its name must end in .gz")
+    # Text in UTF-8 has no zero bytes; Latin letters in UTF-16 have one each, all on one side.
+    zeros = [head[side::2].count(0) for side in (0, 1)]
+    if max(zeros) * 5 > len(head) and min(zeros) * 4 < max(zeros):
+        order = "le" if zeros[1] > zeros[0] else "be"
         raise DataError(
             f"{path}: looks like UTF-16 without a byte order mark; set data.encoding = "
             f'"utf-16-{order}", or convert it: iconv -f UTF-16{order.upper()} -t UTF-8'
