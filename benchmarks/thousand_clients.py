@@ -110,7 +110,7 @@ def _like(real: list[ClientUpdate], client: int) -> ClientUpdate:
     routing = replace(base.routing, region=region)
     return replace(
         base, client=client, num_examples=examples, num_partitions=0, changes=changes,
-        routing=routing,
+        routing=routing, metrics=base.metrics | {"num-truncated": 0.0},
     )  # fmt: skip
 
 

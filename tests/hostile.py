@@ -87,7 +87,7 @@ class Trial:
         client_list: ClientList | None = None,
         **limits: Any,
     ) -> None:
-        configs = [{"memory": str(folder), **node} for node in nodes]
+        configs = [node | ({"memory": str(folder)} if "script" in node else {}) for node in nodes]
         self.nodes = Nodes(configs)
         self.before = before
         self.reports: list[RoundReport] = []

@@ -33,7 +33,7 @@ class Turn:
     own: int
     victim: int
     task: TrainTask
-    memory: Path  # a folder of its own
+    memory: Path | None  # a folder of its own, of one that sends replies again
 
 
 def update(client: int, task: TrainTask, change: float = 1.0) -> ClientUpdate:
@@ -60,7 +60,8 @@ def score(client: int, correct: int = 0, items: int = TESTS, loss: float = 1.0) 
 
 def honest(turn: Turn) -> RecordDict:
     reply = encode_update(update(turn.own, turn.task), question=turn.task.question)
-    keep(turn, reply)
+    if turn.memory is not None:
+        keep(turn.memory, reply)
     return reply
 
 
@@ -92,17 +93,18 @@ def raises_quietly(turn: Turn) -> RecordDict:
     raise RuntimeError(f"client {turn.victim}: out of memory")
 
 
-def keep(turn: Turn, reply: RecordDict) -> None:
+def keep(memory: Path, reply: RecordDict) -> None:
     content = {
         "arrays": {name: a.data for name, a in reply.array_records["arrays"].items()},
         "metrics": dict(reply.metric_records["metrics"]),
         "update": dict(reply.config_records["update"]),
     }
-    (turn.memory / "reply").write_bytes(pickle.dumps(content))
+    (memory / "reply").write_bytes(pickle.dumps(content))
 
 
 def replay(turn: Turn) -> RecordDict:
     """Send the last honest reply again, as it was."""
+    assert turn.memory is not None
     content = pickle.loads((turn.memory / "reply").read_bytes())
     arrays = {name: raw_array(data) for name, data in content["arrays"].items()}
     return RecordDict(

@@ -55,7 +55,7 @@ def _turn(message: Message, context: Context) -> Turn:
         int(config["partition-id"]),
         int(config.get("victim", 0)),
         decode_task(message.content),
-        Path(str(config.get("memory", "."))),
+        Path(str(config["memory"])) if "memory" in config else None,
     )
 
 
