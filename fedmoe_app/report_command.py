@@ -7,9 +7,8 @@ from pathlib import Path
 
 from fedmoe_app.config import ConfigError
 from fedmoe_app.paths import results_dir
-from fedmoe_app.report.html.page import REPORT_FILE
 from fedmoe_app.report.html.run_page import write_run_page
-from fedmoe_app.report.log import ResultsError
+from fedmoe_app.report.log import REPORT_FILE, ResultsError
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:

@@ -26,9 +26,9 @@ from fedmoe_app.launching.overrides import (
 from fedmoe_app.launching.preflight import check_scheme_name, check_simulated
 from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.paths import home
-from fedmoe_app.report.html.page import REPORT_FILE
 from fedmoe_app.report.log import (
     METRICS_FILE,
+    REPORT_FILE,
     ResultsError,
     list_checkpoints,
     read_metrics,

@@ -21,6 +21,7 @@ import tomli_w
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
+REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
 
 # What every line of metrics.jsonl has, and tables and pages are made of.
