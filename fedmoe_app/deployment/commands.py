@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from fedmoe_app.config import ConfigError
-from fedmoe_app.launching.connections import add_connection, find_connection, refuse_known
+from fedmoe_app.launching.connections import (
+    add_connection,
+    find_connection,
+    free_name,
+    refuse_known,
+)
 from fedmoe_app.launching.environment import LOOPBACK, flwr_home
 
 DAYS = 365
-CONTROL_PORT = 8000  # of `flwr` and the SuperExec
-FLEET_PORT = 9092  # of the nodes
+_CONNECTION = "lab"
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of certificates and keys.")]
@@ -36,7 +40,7 @@ def certificates(
         typer.Option(
             metavar="NAME",
             help="DNS name or IP address by which the nodes reach the SuperLink; repeat it for "
-            "more. localhost is always added.",
+            "more. localhost and superlink (containers) are always added.",
         ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Nodes that get a key pair.")] = 0,
@@ -62,13 +66,17 @@ def certificates(
     """Make certificates and keys of a deployment: TLS, one key pair a node. Overwrites nothing."""
     from fedmoe_app.deployment.certificates import CA_CERTIFICATE, create, extend
 
+    from fedmoe_app.deployment.next_steps import CONTROL_PORT, Deployment, next_commands
+
     hosts = host or []
     if add and not (hosts or nodes):
         raise ConfigError("--add: give --nodes, --host or both, for what is to be added")
     if not add and not nodes:
         raise ConfigError("--nodes: give the number of nodes that get a key pair")
+    # Before anything is made.
     if connection:
-        refuse_known(flwr_home(), connection)  # before anything is made
+        refuse_known(flwr_home(), connection)
+    name = connection or free_name(flwr_home(), _CONNECTION)
     made = (extend if add else create)(folder, hosts, nodes, days)
     for path in made:
         print(path)
@@ -77,7 +85,9 @@ def certificates(
         file = add_connection(flwr_home(), connection, address, folder / CA_CERTIFICATE)
         print(f"connection {connection} ({address}): {file}")
     if not add:
-        print(_next_commands(folder.absolute(), hosts[0], connection or "lab"))
+        config = None if connection else flwr_home().absolute() / "config.toml"
+        print()
+        print(next_commands(Deployment(folder.absolute(), hosts, nodes, name, config)))
 
 
 def register(
@@ -114,21 +124,3 @@ def health(
         raise typer.Exit(1)
     print(f"{address}: serving")
 
-
-def _next_commands(folder: Path, host: str, connection: str) -> str:
-    """Return what comes next, as commands to copy."""
-    return f"""
-Keep {folder}/ca.key here. The next commands:
-
-on the SuperLink's machine
-  flower-superlink --ssl-ca-certfile {folder}/ca.crt --ssl-certfile {folder}/server.crt \\
-    --ssl-keyfile {folder}/server.key --enable-supernode-auth --database superlink.db \\
-    --fleet-api-address 0.0.0.0:{FLEET_PORT}
-  fedmoe register {folder} {connection}
-
-on each node N, with ca.crt and node-N of {folder} copied there
-  flower-supernode --superlink {host}:{FLEET_PORT} --root-certificates ca.crt \\
-    --auth-supernode-private-key node-N --node-config 'partition-id=N data-path="/data/train.jsonl"'
-
-then
-  flwr run . {connection} --stream"""
