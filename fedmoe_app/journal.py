@@ -80,8 +80,8 @@ def new_folder(config: RunConfig) -> RunFolder:
         return RunFolder(base / name)
     except OSError as error:
         raise ConfigError(
-            f'output-dir = "{base}": {error.strerror or error} for the user that the server runs as '
-            f"(number {os.getuid()}); name a folder that it can write to with --output, or run "
+            f'output-dir = "{base}": {error.strerror or error} for the user that the server runs '
+            f"as (number {os.getuid()}); name a folder that it can write to with --output, or run "
             "`fedmoe run` as that user, with its FEDMOE_HOME"
         ) from None
 

@@ -65,7 +65,6 @@ def certificates(
 ) -> None:
     """Make certificates and keys of a deployment: TLS, one key pair a node. Overwrites nothing."""
     from fedmoe_app.deployment.certificates import CA_CERTIFICATE, create, extend
-
     from fedmoe_app.deployment.next_steps import CONTROL_PORT, Deployment, next_commands
 
     hosts = host or []
@@ -123,4 +122,3 @@ def health(
         print(f"{address}: not serving")
         raise typer.Exit(1)
     print(f"{address}: serving")
-

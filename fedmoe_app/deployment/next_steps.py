@@ -1,4 +1,4 @@
-"""What comes after ``fedmoe certificates``: a text that is a shell script, to be copied in parts."""
+"""What comes after ``fedmoe certificates``: a shell script, to be copied in parts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _node(deployment: Deployment) -> str:
     last = deployment.nodes - 1
     superlink = shlex.quote(f"{_address(deployment.hosts)}:{FLEET_PORT}")
     return f"""\
-# on each node, in a folder with ca.crt and its node-N; N is its number (0 to {last}), DATA its file:
+# on each node, in a folder with ca.crt and its node-N; N is its number, 0 to {last}, DATA its file:
 N=0 DATA=/data/train.jsonl
 fedmoe supernode --superlink {superlink} --root-certificates ca.crt \\
   --auth-supernode-private-key "node-$N" --port "$(({_NODE_PORT} + N))" \\

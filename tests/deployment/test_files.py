@@ -52,7 +52,7 @@ def test_each_container_sees_only_the_keys_it_needs() -> None:
     apart = {name: mounted(container) - {"ca.crt"} for name, container in (SERVER | NODE).items()}
     assert apart == {
         "superlink": keys["superlink"],
-        "server-app": keys["server-app"],
+        "server-app": {*keys["server-app"], "public"},
         "register": {"public"},
         "cli": set(),
         "supernode": {"node-N"},
