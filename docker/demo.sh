@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The compose demo from nothing to the table: `make compose-demo`. Everything it makes lies in
 # $DEMO (build/compose-demo-TIME); containers, networks and volumes are gone when it ends, also after an
-# error or Ctrl-C. Variables of compose.yaml (BASE_IMAGE, TORCH, PIP_OPTIONS) are passed on.
+# error or Ctrl-C. Variables of common.yaml (BASE_IMAGE, TORCH, PIP_OPTIONS) are passed on.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -16,11 +16,36 @@ else echo "error: neither docker compose nor docker-compose is installed" >&2; e
 finish() {
   status=$?
   trap - EXIT
+  if [ $status -ne 0 ] && [ $started = yes ]; then
+    echo "the last lines of each container:"
+    "${compose[@]}" logs --no-color --tail 8 || true
+  fi >&2
   echo "stopping ..."
   "${compose[@]}" logs --no-color >"$DEMO/containers.log" 2>&1 || true
-  "${compose[@]}" --profile tools down --volumes --remove-orphans --timeout 10 >/dev/null 2>&1 || status=1
-  [ $status -eq 0 ] || echo "error: the demo failed; logs: $DEMO/containers.log" >&2
+  "${compose[@]}" --profile tools down --volumes --remove-orphans --timeout 10 >"$DEMO/down.log" 2>&1 ||
+    { status=1; step="stopping"; tail -20 "$DEMO/down.log" >&2; }
+  [ $status -eq 0 ] || echo "error: the demo failed at: $step (exit code $status); logs: $DEMO/*.log" >&2
   exit $status
+}
+
+# do_step TEXT LOG COMMAND...: say what is done and do it; an error shows the end of its log.
+do_step() {
+  step=$1
+  local log=$DEMO/$2 code=0
+  shift 2
+  echo "$step ..."
+  "$@" >"$log" 2>&1 || code=$?
+  if [ $code -ne 0 ]; then
+    echo "the last lines of $log:" >&2
+    tail -20 "$log" >&2
+    exit $code
+  fi
+}
+
+make_keys() {
+  docker run --rm --user "$(id -u):$(id -g)" --volume "$DEMO:/demo" "fedmoe/flower:${FEDMOE_TAG:-latest}" \
+    fedmoe certificates /demo/keys --host superlink --nodes 3 || return
+  if [ "$(id -u)" -eq 0 ]; then chown -R "$RUN_AS" "$KEYS" "$DATA" "$RESULTS"; fi
 }
 
 if [ -e "$DEMO" ] && [ -n "$(ls -A "$DEMO")" ]; then
@@ -31,22 +56,18 @@ fi
 RUN_AS=$(id -u):$(id -g)
 if [ "$(id -u)" -eq 0 ]; then RUN_AS=49999:49999; fi
 export RUN_AS
+step=beginning started=no
 mkdir -p "$DATA/node-0" "$DATA/node-1" "$DATA/node-2" "$RESULTS"
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-echo "building the images ..."
-if ! "${compose[@]}" build superlink server-app >"$DEMO/build.log" 2>&1; then
-  tail -20 "$DEMO/build.log" >&2
-  exit 1
-fi
-echo "making certificates, keys and data ..."
-docker run --rm --user "$(id -u):$(id -g)" --volume "$DEMO:/demo" "fedmoe/flower:${FEDMOE_TAG:-latest}" \
-  fedmoe certificates /demo/keys --host superlink --nodes 3 >/dev/null
-if [ "$(id -u)" -eq 0 ]; then chown -R 49999:49999 "$KEYS" "$DATA" "$RESULTS"; fi
-"${compose[@]}" run --rm -T demo-data
-echo "starting the SuperLink, registering and starting three nodes ..."
-"${compose[@]}" up --detach --no-build 2>"$DEMO/up.log" || { tail -20 "$DEMO/up.log" >&2; exit 1; }
+do_step "building the images" build.log "${compose[@]}" build superlink server-app
+do_step "making certificates and keys" keys.log make_keys
+do_step "making data" data.log "${compose[@]}" run --rm -T demo-data
+started=yes
+do_step "starting the SuperLink, registering and starting three nodes" up.log \
+  "${compose[@]}" up --detach --no-build
+step="running"
 timeout "$LIMIT" "${compose[@]}" run --rm -T cli \
-  fedmoe run /app lab -c /demo/demo.toml --output /results --name demo
+  fedmoe run /app lab -c /demo/demo.toml --output /state/results --name demo
 echo "results on this machine: $RESULTS/demo"

@@ -89,6 +89,12 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         say(f"error: {where}{error.strerror or error}", sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stdout.flush()
+        say(f"error: {_not_installed(error)}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -97,6 +103,15 @@ def main() -> None:
         hint = "" if ours else f" ({type(error).__name__}; --debug shows where)"
         say_lines(f"error: {error}{hint}", sys.stderr)
         sys.exit(1)
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    """Explain a package that is missing, as torch is in the image of the command line alone."""
+    return (
+        f"this command needs the package {(error.name or '?').partition('.')[0]!r}, which is not "
+        "installed here; run it where the whole app is: in an environment of `make install`, or "
+        "in a container of the image fedmoe/app (--debug shows where it is needed)"
+    )
 
 
 @app.command(
@@ -360,6 +375,27 @@ def supernode(context: typer.Context) -> None:
     from fedmoe_app.launching.supernode import become_supernode
 
     become_supernode(context.args)
+
+
+@app.command(epilog="Example: fedmoe superexec --runtime-api-address supernode:9094")
+def superexec(
+    runtime_api_address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Runtime API of the SuperNode.")
+    ],
+    root_certificates: Annotated[
+        Path | None,
+        typer.Option(help="CA of the Runtime API.", show_default="it has no TLS"),
+    ] = None,
+    health_server_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where `fedmoe health` finds out that it is ready."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run the messages of a `fedmoe supernode --isolation process` that is in another container."""
+    from fedmoe_app.launching.warm import start
+
+    start(runtime_api_address, root_certificates, health_server_address)
 
 
 @app.command(epilog="Example: fedmoe report ~/.fedmoe/results/fedavg-20261120-213315")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import platform
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedmoe_app.checkpoint import Checkpoint, Identity, prune_checkpoints, write_checkpoint
-from fedmoe_app.config import RunConfig, flatten_run_config
+from fedmoe_app.config import ConfigError, RunConfig, flatten_run_config
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report import status
@@ -69,13 +70,25 @@ def open_journal(
 
 
 def new_folder(config: RunConfig) -> RunFolder:
-    """Make the result folder of a new run."""
+    """Make the result folder of a new run.
+
+    Raises:
+        ConfigError: where this process, often a service with a user of its own, may not write.
+        ResultsError: if the folder is in use.
+    """
     base = Path(config.output_dir) if config.output_dir else results_dir()
     # Microseconds keep two runs of one second apart.
     name = (
         config.run_name or f"{config.scheme.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     )
-    return RunFolder(base / name)
+    try:
+        return RunFolder(base / name)
+    except OSError as error:
+        raise ConfigError(
+            f'output-dir = "{base}": {error.strerror or error} for the user that the server runs '
+            f"as (number {os.getuid()}); name a folder that it can write to with --output, or run "
+            "`fedmoe run` as that user, with its FEDMOE_HOME"
+        ) from None
 
 
 class Journal:

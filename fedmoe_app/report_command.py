@@ -9,9 +9,8 @@ from pathlib import Path
 from fedmoe_app.config import ConfigError
 from fedmoe_app.paths import results_dir
 from fedmoe_app.report.finding import find_run
-from fedmoe_app.report.html.page import REPORT_FILE
 from fedmoe_app.report.html.run_page import write_run_page
-from fedmoe_app.report.log import ResultsError
+from fedmoe_app.report.log import REPORT_FILE, ResultsError
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
@@ -57,8 +56,7 @@ def _write_one(folder: Path) -> Path:
 
 
 def _existing(folder: Path) -> Path:
-    path = find_run(folder)
-    path = path.parent if path.name == REPORT_FILE else path
+    path = find_run(folder.parent if folder.name == REPORT_FILE else folder)
     if not path.is_dir():
         raise ResultsError(f"{folder}: no such folder; name the result folder of a run")
     return path

@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_NAME = "fedmoe certificate authority"
-# The SuperExec beside a SuperLink reaches it by these, whatever else the machine is called.
-OWN_NAMES = ("localhost", "127.0.0.1", "::1")
+# The SuperExec beside a SuperLink reaches it by these (containers: by its service name), whatever
+# else the machine is called.
+OWN_NAMES = ("localhost", "superlink", "127.0.0.1", "::1")
 # Clocks of lab machines differ.
 CLOCK_SKEW = timedelta(hours=1)
 CA_DAYS = 3650

@@ -9,15 +9,18 @@ from typing import Annotated
 import typer
 
 from fedmoe_app.config import ConfigError
-from fedmoe_app.launching.connections import add_connection, find_connection, refuse_known
+from fedmoe_app.launching.connections import (
+    add_connection,
+    find_connection,
+    free_name,
+    refuse_known,
+)
 from fedmoe_app.launching.environment import LOOPBACK, flwr_home
 from fedmoe_app.shown.terminal import say, say_lines, shell_word
-from fedmoe_app.shown.text import visible
 
 DAYS = 365
 FILE_NAME = "clients.toml"  # the client list
-CONTROL_PORT = 8000  # of `flwr` and the SuperExec
-FLEET_PORT = 9092  # of the nodes
+_CONNECTION = "lab"
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of certificates and keys.")]
@@ -40,7 +43,7 @@ def certificates(
         typer.Option(
             metavar="NAME",
             help="DNS name or IP address by which the nodes reach the SuperLink; repeat it for "
-            "more. localhost is always added.",
+            "more. localhost and superlink (containers) are always added.",
         ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Nodes that get a key pair.")] = 0,
@@ -65,14 +68,17 @@ def certificates(
 ) -> None:
     """Make certificates and keys of a deployment: TLS, one key pair a node. Overwrites nothing."""
     from fedmoe_app.deployment.certificates import CA_CERTIFICATE, create, extend
+    from fedmoe_app.deployment.next_steps import CONTROL_PORT, Deployment, next_commands
 
     hosts = host or []
     if add and not (hosts or nodes):
         raise ConfigError("--add: give --nodes, --host or both, for what is to be added")
     if not add and not nodes:
         raise ConfigError("--nodes: give the number of nodes that get a key pair")
+    # Before anything is made.
     if connection:
-        refuse_known(flwr_home(), connection)  # before anything is made
+        refuse_known(flwr_home(), connection)
+    name = connection or free_name(flwr_home(), _CONNECTION)
     made = (extend if add else create)(folder, hosts, nodes, days)
     for path in made:
         say(path)
@@ -81,7 +87,9 @@ def certificates(
         file = add_connection(flwr_home(), connection, address, folder / CA_CERTIFICATE)
         say(f"connection {connection} ({address}): {file}")
     if not add:
-        say_lines(_next_commands(folder.absolute(), hosts[0], connection or "lab"))
+        config = None if connection else flwr_home().absolute() / "config.toml"
+        say()
+        say_lines(next_commands(Deployment(folder.absolute(), hosts, nodes, name, config)))
 
 
 def register(
@@ -191,24 +199,3 @@ def health(
         say(f"{address}: not serving")
         raise typer.Exit(1)
     say(f"{address}: serving")
-
-
-def _next_commands(folder: Path, host: str, connection: str) -> str:
-    """Return what comes next, as commands to copy."""
-    ca, certificate, key = (shell_word(folder / n) for n in ("ca.crt", "server.crt", "server.key"))
-    link = shell_word(connection)
-    return f"""
-Keep {visible(folder)}/ca.key here. The next commands:
-
-on the SuperLink's machine
-  flower-superlink --ssl-ca-certfile {ca} --ssl-certfile {certificate} \\
-    --ssl-keyfile {key} --enable-supernode-auth --database superlink.db \\
-    --fleet-api-address 0.0.0.0:{FLEET_PORT}
-  fedmoe register {shell_word(folder)} {link}
-
-on each node N, with ca.crt and node-N of {visible(folder)} copied there
-  flower-supernode --superlink {host}:{FLEET_PORT} --root-certificates ca.crt \\
-    --auth-supernode-private-key node-N --node-config 'partition-id=N data-path="/data/train.jsonl"'
-
-then
-  flwr run . {link} --stream"""

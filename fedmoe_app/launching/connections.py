@@ -70,6 +70,16 @@ def refuse_known(home: Path, name: str) -> None:
         )
 
 
+def free_name(home: Path, name: str) -> str:
+    """Return ``name``, or ``name-2`` and so on where the configuration in ``home`` has it."""
+    known, number = _connections(home), 1
+    found = name
+    while found in known:
+        number += 1
+        found = f"{name}-{number}"
+    return found
+
+
 def _entry(address: str, root_certificates: Path | None) -> dict[str, str | bool]:
     if root_certificates is None:
         return {"address": address, "insecure": True}

@@ -30,9 +30,9 @@ from fedmoe_app.launching.preflight import check_scheme_name, check_simulated
 from fedmoe_app.launching.resources import check_cpus, check_gpus
 from fedmoe_app.launching.resuming import MAX_RESUMES, Start, run_to_the_end
 from fedmoe_app.paths import home
-from fedmoe_app.report.html.page import REPORT_FILE
 from fedmoe_app.report.log import (
     METRICS_FILE,
+    REPORT_FILE,
     ResultsError,
     holds_files,
     list_checkpoints,

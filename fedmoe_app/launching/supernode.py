@@ -3,7 +3,8 @@
 The process becomes ``flower-supernode --isolation process`` with the given arguments, so that it is
 watched, stopped and logged like one, except that it says why it ends
 (:mod:`fedmoe_app.launching.watched`); the SuperExec (:mod:`fedmoe_app.launching.warm`) ends with
-it.
+it. With ``--isolation process`` among the arguments it is the SuperNode alone: the SuperExec runs
+elsewhere, as ``fedmoe superexec``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from fedmoe_app.shown.terminal import say
 
 _PORT = 9094  # Flower's default for the SuperNode's Runtime API
 _REFUSED = {
-    "--isolation": "the messages are run by this command",
     "--superexec-auth-secret-file": "start flower-supernode and flower-superexec for it",
     "--allow-runtime-dependency-installation": "use the installed environment, or flower-supernode",
 }
@@ -43,21 +43,26 @@ def become_supernode(arguments: Sequence[str]) -> NoReturn:
     if fault := clock_fault(arguments):
         say(f"error: {fault}", file=sys.stderr)
         sys.exit(CLOCK_IS_OFF)
-    subprocess.Popen(command)
+    if command is not None:
+        subprocess.Popen(command)
     supernode = [sys.executable, "-m", "fedmoe_app.launching.watched"]
     os.execv(sys.executable, [*supernode, *arguments, "--isolation", "process"])
 
 
-def superexec_command(arguments: Sequence[str], parent: int) -> list[str]:
+def superexec_command(arguments: Sequence[str], parent: int) -> list[str] | None:
     """Return the command of the SuperExec for a SuperNode with these arguments.
+
+    None with ``--isolation process``: it is started by itself.
 
     Raises:
         LaunchError: see above.
     """
-    for name, way_out in _REFUSED.items():
-        if any(given.partition("=")[0] == name for given in arguments):
-            raise LaunchError(f"fedmoe supernode: {name} cannot be given; {way_out}")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--isolation")
+    isolation = parser.parse_known_args(list(arguments))[0].isolation
+    if isolation == "process":
+        return None
+    _refuse(arguments, isolation)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default=str(_PORT))
     parser.add_argument("--ssl-ca-certfile", type=Path)
@@ -68,6 +73,17 @@ def superexec_command(arguments: Sequence[str], parent: int) -> list[str]:
     if found.ssl_ca_certfile is not None:
         command += ["--root-certificates", str(found.ssl_ca_certfile.expanduser().absolute())]
     return [*command, "--parent-pid", str(parent)]
+
+
+def _refuse(arguments: Sequence[str], isolation: str | None) -> None:
+    for name, way_out in _REFUSED.items():
+        if any(given.partition("=")[0] == name for given in arguments):
+            raise LaunchError(f"fedmoe supernode: {name} cannot be given; {way_out}")
+    if isolation is not None:
+        raise LaunchError(
+            f"fedmoe supernode: --isolation {isolation} cannot be given; leave it out, or give "
+            "--isolation process and start `fedmoe superexec` beside it"
+        )
 
 
 def _reachable(host: str) -> str:

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedmoe_app.launching.environment import default_environment
+
 POLL_SECONDS = 0.1  # between two looks for a message
 _PARENT_SECONDS = 0.5  # between two looks for the parent
 _COMMAND = "flwr-clientapp"
@@ -157,12 +159,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root-certificates", type=Path, help="CA of the Runtime API")
     parser.add_argument("--parent-pid", type=int, help="end when this process has ended")
     given = parser.parse_args(arguments)
+    start(given.runtime_api_address, given.root_certificates, parent=given.parent_pid)
+
+
+def start(
+    address: str,
+    root_certificates: Path | None = None,
+    health_address: str | None = None,
+    parent: int | None = None,
+) -> NoReturn:
+    """Make the imports, then serve until a signal or the parent's end.
+
+    Args:
+        address: ``HOST:PORT`` of the SuperNode's Runtime API.
+        root_certificates: as for :func:`serve`.
+        health_address: ``HOST:PORT`` that says from then on, by the gRPC health protocol, that
+            messages are taken; None: nobody asks.
+        parent: process id of the process to end with; None: no such one.
+    """
+    for name, value in default_environment().items():
+        os.environ.setdefault(name, value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    if given.parent_pid is not None:
-        _end_with(given.parent_pid)
+    if parent is not None:
+        _end_with(parent)
     preload()
-    serve(given.runtime_api_address, given.root_certificates)
+    if health_address is not None:
+        _answer_health(health_address)
+    serve(address, root_certificates)
+
+
+def _answer_health(address: str) -> None:
+    """Fork a process that answers there as long as this one lives: its threads must not be here."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    if os.fork():
+        return
+    try:
+        _end_with(parent)
+        from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
+
+        server = run_health_server_grpc_no_tls(address)  # ends when nobody holds it
+        while server:
+            signal.pause()
+    except SystemExit:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
 
 
 def _end_with(parent: int) -> None:

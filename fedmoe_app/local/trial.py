@@ -25,8 +25,9 @@ from transformers.utils import logging as transformers_logging
 from fedmoe_app.config import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.tokenizer import BOS, EOS, PAD, label_token
+from fedmoe_app.local.choices import MultipleChoice
 from fedmoe_app.local.setup import Setup, assemble
-from fedmoe_app.local.tasks import Batch, LabelWords, Task
+from fedmoe_app.local.tasks import Batch, CausalLM, LabelWords, Task
 from fedmoe_app.local.train import LocalRun, train
 from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.layers import MoELayer, read_state, write_state
@@ -272,4 +273,10 @@ def examples(task: Task) -> Encoded:
         "options": [["a", "b"], ["c d", "e"], ["f", "g h"]],
         "answer": [0, 1, 1],
     }
-    return task.encode(Dataset.from_dict(rows))
+    return task.encode(Dataset.from_dict({name: rows[name] for name in _columns(task)}))
+
+
+def _columns(task: Task) -> tuple[str, ...]:
+    if isinstance(task, MultipleChoice):
+        return ("prompt", "options", "answer")
+    return ("prompt", "response") if isinstance(task, CausalLM) else ("text", "label")

@@ -28,6 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "config.toml"
 LAUNCH_FILE = "launch.json"  # written by fedmoe run
+REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"  # a folder, with a folder a round in it
 
 # Words by which whoever resumes a run knows that its folder may be free a little later.

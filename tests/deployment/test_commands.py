@@ -15,20 +15,7 @@ from fedmoe_app.identity.client_list import fingerprint, read_client_list
 from fedmoe_app.launching import flower
 from fedmoe_app.launching.connections import Connection, LaunchError
 from fedmoe_app.launching.processes import free_port
-
-
-@pytest.fixture
-def flwr_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
-    return tmp_path / "flwr"
-
-
-def fedmoe(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
+from tests.deployment.typed import fedmoe
 
 
 def test_certificates_prints_the_files_and_what_comes_next(tmp_path: Path) -> None:
@@ -37,7 +24,7 @@ def test_certificates_prints_the_files_and_what_comes_next(tmp_path: Path) -> No
     lines = output.splitlines()
     assert lines[:2] == [str(keys / "ca.crt"), str(keys / "ca.key")]
     assert f"fedmoe register {keys} lab" in output
-    assert "flower-supernode --superlink lab1:9092" in output
+    assert "fedmoe supernode --superlink lab1:9092" in output
     assert "PRIVATE" not in output
     assert fedmoe("certificates", keys, "--add", "--nodes", "1").splitlines() == [
         str(keys / "node-2"),

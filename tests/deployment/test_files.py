@@ -18,21 +18,27 @@ from fedmoe_app.config import default_run_config, flatten_run_config, parse_run_
 from fedmoe_app.launching.environment import default_environment
 from fedmoe_app.launching.overrides import read_overrides
 from tests.conftest import REPOSITORY
+from tests.deployment.containers import read_services
+from tests.deployment.environments import DOCKER
 
-DOCKER, UNITS = REPOSITORY / "docker", REPOSITORY / "docs" / "deploy"
+UNITS = REPOSITORY / "docs" / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-SERVICES: dict[str, Any] = COMPOSE["services"]
-SECRET_FILE = re.compile(r"\$\{KEYS[^}]*\}/([\w.-]+):")
+SERVICES = read_services("compose.yaml")
+SERVER, NODE = read_services("compose.server.yaml"), read_services("compose.node.yaml")
+SECRET_FILE = re.compile(r"\$\{KEYS[^}]*\}/([^:]+):")
+MODELS = "${MODELS:-models}:/models:ro"
+HEALTH_CHECK = ["CMD", "fedmoe", "health", "127.0.0.1:9190"]
 
 
-def mounted(service: str) -> set[str]:
+def mounted(container: dict[str, Any]) -> set[str]:
     """Names of the files of the key folder that a container sees."""
-    found = (SECRET_FILE.match(volume) for volume in SERVICES[service].get("volumes", []))
+    volumes = [re.sub(r"\$\{NODE:[^}]*\}", "N", volume) for volume in container.get("volumes", [])]
+    found = (SECRET_FILE.match(volume) for volume in volumes)
     return {match[1] for match in found if match}
 
 
 def test_each_container_sees_only_the_keys_it_needs() -> None:
-    keys = {service: mounted(service) - {"ca.crt"} for service in SERVICES}
+    keys = {name: mounted(container) - {"ca.crt"} for name, container in SERVICES.items()}
     public = {f"node-{n}.pub" for n in range(3)}
     assert keys == {
         "superlink": {"server.crt", "server.key", "superexec.secret"},
@@ -43,10 +49,19 @@ def test_each_container_sees_only_the_keys_it_needs() -> None:
         "demo-data": set(),
         "cli": set(),
     }
+    apart = {name: mounted(container) - {"ca.crt"} for name, container in (SERVER | NODE).items()}
+    assert apart == {
+        "superlink": keys["superlink"],
+        "server-app": {*keys["server-app"], "public"},
+        "register": {"public"},
+        "cli": set(),
+        "supernode": {"node-N"},
+        "client-app": set(),
+    }
 
 
 def test_app_code_runs_apart_with_its_nodes_data_only() -> None:
-    for service, container in SERVICES.items():
+    for service, container in [*SERVICES.items(), *SERVER.items(), *NODE.items()]:
         runs_code = service in ("server-app", "demo-data") or service.startswith("client-app")
         assert container["image"].startswith("fedmoe/app" if runs_code else "fedmoe/flower")
         assert container["read_only"] and container["cap_drop"] == ["ALL"]
@@ -54,12 +69,27 @@ def test_app_code_runs_apart_with_its_nodes_data_only() -> None:
         client = SERVICES[f"client-app-{n}"]
         assert client["networks"] == [f"node-{n}"]
         assert COMPOSE["networks"][f"node-{n}"] == {"internal": True}
-        assert client["volumes"] == [f"${{DATA}}/node-{n}:/data:ro", f"state-{n}:/state"]
+        assert client["volumes"] == [f"${{DATA}}/node-{n}:/data:ro", MODELS, f"state-{n}:/state"]
+    assert NODE["client-app"]["networks"] == ["own"]
+    networks = yaml.safe_load((DOCKER / "compose.node.yaml").read_text())["networks"]
+    assert networks["own"] == {"internal": True}
 
 
-def test_only_the_control_port_is_published_and_only_on_this_machine() -> None:
-    published = {name: c["ports"] for name, c in SERVICES.items() if "ports" in c}
-    assert published == {"superlink": ["127.0.0.1:${CONTROL_PORT:-8000}:8000"]}
+def test_models_are_mounted_where_the_apps_code_runs() -> None:
+    for service, container in [*SERVICES.items(), *SERVER.items(), *NODE.items()]:
+        runs_app = service == "server-app" or service.startswith("client-app")
+        assert (MODELS in container.get("volumes", [])) == runs_app, service
+
+
+def test_only_the_nodes_port_is_published_to_other_machines() -> None:
+    control = "127.0.0.1:${CONTROL_PORT:-8000}:8000"
+    assert ports(SERVICES) == {"superlink": [control]}
+    assert ports(SERVER) == {"superlink": ["${FLEET_PORT:-9092}:9092", control]}
+    assert ports(NODE) == {}
+
+
+def ports(services: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: c["ports"] for name, c in services.items() if "ports" in c}
 
 
 def test_nodes_start_after_the_superlink_is_healthy_and_has_their_keys() -> None:
@@ -71,25 +101,80 @@ def test_nodes_start_after_the_superlink_is_healthy_and_has_their_keys() -> None
         assert SERVICES[f"client-app-{n}"]["depends_on"] == {
             f"supernode-{n}": {"condition": "service_healthy"}
         }
-    running = [name for name in SERVICES if name not in ("register", "cli", "demo-data")]
-    for name in running:
-        assert SERVICES[name]["healthcheck"]["test"] == [
-            "CMD",
-            "fedmoe",
-            "health",
-            "127.0.0.1:9190",
-        ]
-        assert "--health-server-address" in str(SERVICES[name]["command"])
+    tools = ("register", "cli", "demo-data")
+    for name, container in [*SERVICES.items(), *SERVER.items(), *NODE.items()]:
+        asked = container.get("healthcheck", {}).get("test")
+        assert asked == (None if name in tools else HEALTH_CHECK)
+        assert (asked is None) != ("--health-server-address=127.0.0.1:9190" in container["command"])
 
 
-def test_the_nodes_budgets_differ_and_the_gpu_file_names_each_node() -> None:
-    configs = [SERVICES[f"supernode-{n}"]["environment"]["NODE_CONFIG"] for n in range(3)]
+def test_the_nodes_budgets_differ_and_the_gpu_files_name_who_uses_them() -> None:
+    configs = [SERVICES[f"supernode-{n}"]["command"][-1] for n in range(3)]
     data = 'data-path="/data/train.jsonl"'
     assert configs == [
-        f"partition-id={n} {data} expert-budget={budget}" for n, budget in enumerate((2, 4, 8))
+        f"--node-config=partition-id={n} {data} expert-budget={budget}"
+        for n, budget in enumerate((2, 4, 8))
     ]
-    gpu = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]
-    assert sorted(gpu) == [f"client-app-{n}" for n in range(3)]
+    users = {"": [f"client-app-{n}" for n in range(3)], "server.": ["server-app"]}
+    for kind, names in (users | {"node.": ["client-app"]}).items():
+        gpu = yaml.safe_load((DOCKER / f"compose.{kind}gpu.yaml").read_text())["services"]
+        assert sorted(gpu) == names
+
+
+@pytest.mark.parametrize(
+    ("file", "services"), [("server.env", SERVER), ("node-0.env", NODE)], ids=["server", "node"]
+)
+def test_the_settings_to_copy_are_those_that_the_compose_files_take(
+    file: str, services: dict[str, Any]
+) -> None:
+    text = (DOCKER / file).read_text()
+    given = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", text, re.MULTILINE))
+    used = str(services)
+    taken = set(re.findall(r"\$\{([A-Z_]+)", used))
+    assert given.keys() - {"COMPOSE_PROJECT_NAME"} <= taken
+    build = {"BASE_IMAGE", "PIP_OPTIONS", "TORCH", "FEDMOE_TAG", "FLEET_PORT", "CONTROL_PORT"}
+    assert taken - build == given.keys() - {"COMPOSE_PROJECT_NAME"}
+    required = set(re.findall(r"\$\{([A-Z_]+):\?", used))
+    assert required <= set(re.findall(r"^([A-Z_]+)=", text, re.MULTILINE))
+
+
+def test_the_services_of_this_machine_start_nodes_that_start_quickly() -> None:
+    """Compose files, units, pages and what ``fedmoe certificates`` prints agree."""
+    for container in [SERVICES["supernode-0"], NODE["supernode"]]:
+        assert container["command"][:2] == ["fedmoe", "supernode"]
+    for container in [SERVICES["client-app-0"], NODE["client-app"]]:
+        assert container["command"][:2] == ["fedmoe", "superexec"]
+    assert "ExecStart=/opt/fedmoe/.venv/bin/fedmoe supernode " in unit("supernode@.service")
+    commands = re.compile(r"^(?:CUDA_VISIBLE_DEVICES=\d )?flower-supernode ", re.MULTILINE)
+    for page in [*(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "README.md"]:
+        assert commands.findall(page.read_text()) == [], page
+
+
+def unit(name: str) -> str:
+    return (UNITS / name).read_text().replace("\\\n", " ")
+
+
+@pytest.mark.parametrize("name", ["superlink.service", "supernode@.service"])
+def test_units_write_where_they_may(name: str) -> None:
+    text = unit(name)
+    assert "ProtectSystem=strict" in text  # nothing can be written but the folder of StateDirectory
+    (state,) = re.findall(r"^StateDirectory=(.*)$", text, re.MULTILINE)
+    variables = dict(re.findall(r"(?:^Environment=| )(\w+)=(%S\S*)", text, re.MULTILINE))
+    assert set(variables) == {"FEDMOE_HOME", "FLWR_HOME", "HOME"}
+    assert variables["FEDMOE_HOME"] == f"%S/{state}"
+    assert all(Path(folder).is_relative_to(f"%S/{state}") for folder in variables.values())
+
+
+def test_the_page_runs_with_the_variables_of_the_unit() -> None:
+    page = (REPOSITORY / "docs" / "deploy.md").read_text()
+    (command,) = re.findall(r"sudo -u fedmoe env (.*?)/opt/fedmoe", page, re.DOTALL)
+    variables = dict(item.split("=") for item in command.replace("\\\n", " ").split())
+    text = unit("superlink.service").replace("%S", "/var/lib")
+    for name, value in variables.items():
+        assert f"{name}={value}" in text.split() + text.replace("Environment=", "").split()
+    config = tomllib.loads((UNITS / "config.toml").read_text())["superlink"]
+    assert config["lab"]["root-certificates"] == "/etc/fedmoe/ca.crt"
+    assert "useradd" in page and "systemctl enable --now" in page
 
 
 def test_the_demos_run_config_is_valid() -> None:
@@ -134,18 +219,6 @@ def test_the_light_image_has_no_torch_and_the_other_everything_but_ray(
     assert set(light) < set(everything)
     assert [line for line in light if line.startswith(("torch", "transformers"))] == []
     assert "simulation" not in " ".join(everything)
-
-
-def test_the_command_line_needs_nothing_that_the_light_image_lacks() -> None:
-    """What `fedmoe` imports to certify, register and run; heavy packages would not be there."""
-    code = (
-        "import sys, fedmoe_app.cli, fedmoe_app.deployment.certificates, "
-        "fedmoe_app.deployment.health, fedmoe_app.launching.runner; "
-        "print(*{name.split('.')[0] for name in sys.modules})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "datasets", "pandas", "matplotlib", "safetensors", "ray"}
-    assert set(done.stdout.split()) & heavy == set()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -1,4 +1,4 @@
-"""`make compose-demo` with a real engine: images, certificates, three nodes, a table, and an end.
+"""The compose files with a real engine: `make compose-demo`, and the files of several machines.
 
 On a machine without a registry, name a base image that is there, and where pip finds packages, by
 the variables of docker/demo.sh: BASE_IMAGE, PIP_OPTIONS and TORCH.
@@ -6,17 +6,24 @@ the variables of docker/demo.sh: BASE_IMAGE, PIP_OPTIONS and TORCH.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from fedmoe_app.launching.processes import ProcessGroup
+from fedmoe_app.launching.processes import ProcessGroup, free_port
 from fedmoe_app.report.log import read_metrics
+from tests.bases import save_base
 from tests.conftest import REPOSITORY
+from tests.end_to_end.test_leaks import LABELS, good_lines
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +101,96 @@ def assert_clean_images(secrets: list[str]) -> None:
         found = docker("run", "--rm", "--user", "0", f"fedmoe/{image}:test", "sh", "-c", search)
         assert found.stdout == ""
         assert docker("history", "--no-trunc", f"fedmoe/{image}:test").stdout.count("PRIVATE") == 0
+
+
+class Side:
+    """One machine's compose file with its settings; its project is taken down in the end."""
+
+    def __init__(self, kind: str, settings: Mapping[str, object], folder: Path) -> None:
+        env_file = folder / f"{kind}.env"
+        settings = {**settings, "COMPOSE_PROJECT_NAME": f"fedmoe-test-{kind}"}
+        env_file.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        v2 = docker("compose", "version").returncode == 0
+        self._command = ["docker", "compose"] if v2 else ["docker-compose"]
+        self._command += ["--env-file", str(env_file)]
+        self._command += ["-f", str(REPOSITORY / "docker" / f"compose.{kind}.yaml")]
+
+    def __call__(self, *arguments: str, timeout: float = 600) -> str:
+        done = subprocess.run(
+            [*self._command, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "FEDMOE_TAG": "test"},
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    @contextmanager
+    def up(self) -> Iterator[None]:
+        try:
+            self("up", "--detach", "--no-build")
+            yield
+        finally:
+            self("--profile", "tools", "down", "--volumes", "--timeout", "10")
+
+
+def own_by_the_containers(folder: Path) -> str:
+    """Give the folder to the containers' user; return its numbers."""
+    if os.getuid():
+        return f"{os.getuid()}:{os.getgid()}"
+    subprocess.run(["chown", "-R", "49999:49999", str(folder)], check=True)
+    return "49999:49999"
+
+
+def make_keys(folder: Path, user: str, host: str) -> None:
+    """Run `fedmoe certificates` in a container; lay the public keys beside and the node's apart."""
+    made = docker(
+        *("run", "--rm", "--user", user, "-v", f"{folder}:/lab", "fedmoe/flower:test"),
+        *("fedmoe", "certificates", "/lab/keys", "--host", host, "--nodes", "2"),
+    )
+    assert made.returncode == 0, made.stderr
+    for path, names in (("keys/public", ["node-0.pub"]), ("node-keys", ["ca.crt", "node-0"])):
+        (folder / path).mkdir()
+        for name in names:
+            shutil.copy(folder / "keys" / name, folder / path)
+
+
+def test_a_server_and_a_node_each_of_a_file_of_its_own(engine: None, tmp_path: Path) -> None:
+    for name in ("results", "data", "models"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(good_lines("Some text of the node"))
+    save_base(tmp_path / "models" / "tiny", "Qwen3Moe")
+    # Two projects share no network: the node reaches the port that the server's machine publishes.
+    listed = docker("network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}")
+    gateway = str(next(ip_network(json.loads(listed.stdout)[0]["Subnet"]).hosts()))
+    user, fleet = own_by_the_containers(tmp_path), free_port()
+    common = {"RUN_AS": user, "DATA": tmp_path / "data", "MODELS": tmp_path / "models"}
+    own = {"KEYS": tmp_path / "keys", "RESULTS": tmp_path / "results", "FLEET_PORT": fleet}
+    lab = Side("server", common | own | {"CONTROL_PORT": free_port([fleet])}, tmp_path)
+    config = "'partition-id=0 data-path=\"/data/train.jsonl\"'"
+    own = {"KEYS": tmp_path / "node-keys", "NODE": 0, "SUPERLINK": f"{gateway}:{fleet}"}
+    node = Side("node", common | own | {"NODE_CONFIG": config}, tmp_path)
+    lab("build", "superlink", "server-app", timeout=3000)
+    make_keys(tmp_path, user, gateway)
+    own_by_the_containers(tmp_path)
+    with lab.up(), node.up():
+        assert "node-0: registered" in lab("run", "--rm", "-T", "register")
+        wait_for_node(lab)
+        output = lab(
+            *("run", "--rm", "-T", "cli", "fedmoe", "run", "/app", "lab", "--rounds", "1"),
+            *("--output", "/state/results", "--name", "apart", "-c", 'model.name="/models/tiny"'),
+            *("-c", f"data.source='nodes' data.label-names='{LABELS}' min-clients=1"),
+            timeout=1800,
+        )
+        assert "apart" in lab("run", "--rm", "-T", "cli", "fedmoe", "status")
+    assert re.search(r"^ +1 .* 1 +0 ", output, re.MULTILINE), output
+    assert read_metrics(tmp_path / "results" / "apart")[-1]["num_clients"] == 1
+
+
+def wait_for_node(lab: Side) -> None:
+    """Wait until the SuperLink has a node that is there, as it says itself."""
+    deadline = time.monotonic() + 300
+    while "online" not in lab("run", "--rm", "-T", "cli", "flwr", "supernode", "list", "lab"):
+        assert time.monotonic() < deadline
+        time.sleep(5)

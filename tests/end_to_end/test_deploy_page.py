@@ -63,3 +63,42 @@ def test_the_five_commands_make_a_deployment_that_runs(tmp_path: Path) -> None:
     last = read_metrics(tmp_path / "run")[-1]
     assert [client["client"] for client in last["clients"]] == [0]
     assert group.alive() == []
+
+
+def test_the_commands_that_certificates_prints_run_on_the_nodes_own_files(tmp_path: Path) -> None:
+    """Two nodes on one machine; only the first lines are changed, as they say."""
+    skip_without_namespaces()
+    keys, node_keys = tmp_path / "my keys", tmp_path / "copied"
+    node_keys.mkdir()
+    environment = run_environment(tmp_path / "flwr") | {"HOME": str(tmp_path)}
+    with separate_hosts(2) as (lab, machine), ProcessGroup(environment) as group:
+
+        def start(text: str, host: Host, folder: Path, log: Path) -> subprocess.Popen[str]:
+            with log.open("w") as file:
+                return group.start([*host.prefix, "bash", "-c", text], file, cwd=folder)
+
+        def finish(text: str) -> str:
+            log = tmp_path / "command.log"
+            assert start(text, lab, tmp_path, log).wait(timeout=300) == 0, log.read_text()
+            return log.read_text()
+
+        printed = finish(f"fedmoe certificates '{keys}' --host {lab.address} --nodes 2")
+        superlink, register, node, run = re.split(r"^(?=# )", printed, flags=re.MULTILINE)[1:]
+        log = tmp_path / "superlink.log"
+        wait_for_line(start(superlink, lab, tmp_path, log), log, SERVING)
+        assert finish(register).splitlines()[-1] == "node-1: registered"
+        for number in (0, 1):
+            data = tmp_path / f"data of {number}.jsonl"
+            data.write_text(good_lines(f"Some text of node {number}"))
+            for name in ("ca.crt", f"node-{number}"):
+                (node_keys / name).write_bytes((keys / name).read_bytes())
+            first = f"N={number} DATA='{data}'"
+            text = node.replace("N=0 DATA=/data/train.jsonl", first)
+            assert first in text
+            log = tmp_path / f"node-{number}.log"
+            wait_for_line(start(text, machine, node_keys, log), log, CONNECTED)
+        text = run.replace("LABELS=negative,positive", f"LABELS={LABELS}").rstrip()
+        output = finish(f"{text} --rounds 1 --output '{tmp_path}' --name run")
+    assert output.splitlines()[-1] == f"results: {tmp_path / 'run'}"
+    last = read_metrics(tmp_path / "run")[-1]
+    assert [client["client"] for client in last["clients"]] == [0, 1]

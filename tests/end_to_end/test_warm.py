@@ -1,4 +1,4 @@
-"""The SuperExec of `fedmoe supernode`: what it has in memory, and that it ends with its node."""
+"""The SuperExec of `fedmoe supernode`: what it has in memory, its health, its end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app.deployment.health import is_serving
 from fedmoe_app.launching.environment import LOOPBACK, run_environment
 from fedmoe_app.launching.processes import ProcessGroup, free_port, program
 
@@ -49,3 +50,18 @@ def _wait(is_so: Callable[[], bool], what: str) -> None:
     while not is_so():
         assert time.monotonic() < deadline, f"{what}: not within a minute"
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_health_is_answered_when_messages_are_taken_and_as_long(how: str, tmp_path: Path) -> None:
+    ports = free_port(), free_port()
+    health = f"{LOOPBACK}:{ports[1]}"
+    command = [program("fedmoe"), "superexec", "--runtime-api-address", f"{LOOPBACK}:{ports[0]}"]
+    group = ProcessGroup(run_environment(tmp_path))
+    with group, (tmp_path / "log").open("w") as log:
+        superexec = group.start([*command, "--health-server-address", health], log)
+        assert not is_serving(health)  # it has torch to import
+        _wait(lambda: is_serving(health), "the answer")
+        getattr(superexec, how)()
+        superexec.wait(timeout=60)
+        _wait(lambda: not is_serving(health) and not group.alive(), "the end of both")

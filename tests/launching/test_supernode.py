@@ -12,6 +12,7 @@ from fedmoe_app.launching.supernode import superexec_command
 
 def address(*arguments: str) -> str:
     command = superexec_command(arguments, 7)
+    assert command is not None
     assert command[:3] == [sys.executable, "-m", "fedmoe_app.launching.warm"]
     assert command[-2:] == ["--parent-pid", "7"]
     return command[command.index("--runtime-api-address") + 1]
@@ -31,16 +32,24 @@ def test_it_looks_where_the_supernode_listens(arguments: list[str], expected: st
     assert address(*arguments) == expected
 
 
+def test_the_node_alone_has_none() -> None:
+    for arguments in (["--isolation", "process"], ["--isolation=process", "--port", "9200"]):
+        secret = ["--superexec-auth-secret-file", "secret"]  # is for whoever runs the messages
+        assert superexec_command([*arguments, *secret], 7) is None
+
+
 def test_the_superlinks_certificates_are_not_those_of_the_runtime_api() -> None:
-    assert "--root-certificates" not in superexec_command(["--root-certificates", "ca.crt"], 7)
+    command = superexec_command(["--root-certificates", "ca.crt"], 7)
+    assert command is not None and "--root-certificates" not in command
     command = superexec_command(["--ssl-ca-certfile", "/etc/runtime-ca.crt"], 7)
+    assert command is not None
     assert command[command.index("--root-certificates") + 1] == "/etc/runtime-ca.crt"
 
 
 @pytest.mark.parametrize(
     "argument",
     [
-        "--isolation=process",
+        "--isolation=subprocess",
         "--superexec-auth-secret-file",
         "--allow-runtime-dependency-installation",
     ],
