@@ -132,6 +132,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "register": (["{home}", "{name}"], "connection '_[x] $y_{$ :smile: \\x1b[31m"),
     "health": (["{name}"], ""),
     "supernode": (["--isolation={name}"], "--isolation"),
+    "superexec": (["--plugin-type={name}"], ""),
     "stop": ([], "SuperLink"),
     "hook": ([], "FLWR_HOME"),  # without its argument: it writes into the environment
 }
