@@ -135,7 +135,8 @@ def text_array(table: Table, column: str, batch: pa.RecordBatch, key: str) -> pa
         DataError: for a column of lists or objects, or of bytes that are no text.
     """
     array = batch.column(column)
-    names = None if column in table.declared else class_names(table, column)
+    # A file's columns are text; datasets copies all features at every look.
+    names = None if table.names else class_names(table, column)
     try:
         if is_nested(array.type):
             raise NotText(f"holds {array.type}, not text")
