@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.comparing.compare import report, write_report
-from fedmoe_app.comparing.execute import run_cells
-from fedmoe_app.comparing.folder import ComparisonFolder
-from fedmoe_app.comparing.options import SchemeEntry
-from fedmoe_app.comparing.plan import Cell, Partition, make_plan
-from fedmoe_app.comparing.run_cell import config_in, in_process
-from fedmoe_app.comparing.summary import Row
-from fedmoe_app.comparing.tables import failures, markdown_table
-from fedmoe_app.config import default_run_config, parse_run_config
-from fedmoe_app.launching.overrides import Flat
-from fedmoe_app.paths import home
-from fedmoe_app.report.log import RunFolder
+from fedmoe_app.compare.compare import report, write_report
+from fedmoe_app.compare.execute import run_cells
+from fedmoe_app.compare.folder import ComparisonFolder
+from fedmoe_app.compare.options import SchemeEntry
+from fedmoe_app.compare.plan import Cell, Partition, make_plan
+from fedmoe_app.compare.run_cell import config_in, in_process
+from fedmoe_app.compare.summary import Row
+from fedmoe_app.compare.tables import failures, markdown_table
+from fedmoe_app.config.overrides import Flat
+from fedmoe_app.config.parse import default_run_config, parse_run_config
+from fedmoe_app.config.paths import home
+from fedmoe_app.results.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -103,13 +103,13 @@ def local_only(cell: Cell, draft: Path) -> Path:
 
 
 def _train_alone(cell: Cell, draft: Path, client: int) -> dict[str, Any]:
-    from fedmoe_app.local.node import Node
-    from fedmoe_app.local.round import train_client
-    from fedmoe_app.local.setup import load_setup, server_data
-    from fedmoe_app.local.tasks import evaluate
+    from fedmoe_app.aggregation.aggregate import fold, round_info
+    from fedmoe_app.client.round import train_client
+    from fedmoe_app.config.node import Node
     from fedmoe_app.moe.layers import read_state, write_state
     from fedmoe_app.schemes.fedavg import FedAvg
-    from fedmoe_app.schemes.fold import fold, round_info
+    from fedmoe_app.tasks.base import evaluate
+    from fedmoe_app.tasks.setup import load_setup, server_data
     from fedmoe_app.wire.records import TrainTask
 
     config = parse_run_config(config_in(cell, draft))

@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.cells import REPOSITORY, SHARED_DATA
-from fedmoe_app.config import default_run_config
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.parse import default_run_config
 from fedmoe_app.data.columns import format_prompt
-from fedmoe_app.inprocess import run_in_process
 
 PROMPTS = ("What is the capital of France?", "Name three animals that live in the sea.")
 

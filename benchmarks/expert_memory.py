@@ -34,11 +34,11 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from benchmarks.cells import REPOSITORY, print_markdown
-from fedmoe_app.config import RunConfig, default_run_config, parse_run_config
+from fedmoe_app.client import round as local_round
+from fedmoe_app.client.memory import PROCESS, estimate
+from fedmoe_app.config.node import Node
+from fedmoe_app.config.parse import RunConfig, default_run_config, parse_run_config
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.local import round as local_round
-from fedmoe_app.local.memory import PROCESS, estimate
-from fedmoe_app.local.node import Node
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
 from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import PRESETS

@@ -37,14 +37,14 @@ from benchmarks.cells import SHARED_DATA, print_markdown, run_config
 from benchmarks.clock import TICKS
 from benchmarks.memory import PeakMemory
 from benchmarks.random_checkpoint import ARCHITECTURES, full_size_config, write_checkpoint
-from fedmoe_app.config import RunConfig, parse_run_config
+from fedmoe_app.client.round import train_client
+from fedmoe_app.config.node import Node
+from fedmoe_app.config.parse import RunConfig, parse_run_config
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.local.node import Node
-from fedmoe_app.local.round import train_client
-from fedmoe_app.local.setup import Setup, device, load_setup, server_data
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.packed import packed_stacks
+from fedmoe_app.tasks.setup import Setup, device, load_setup, server_data
 from fedmoe_app.wire.records import (
     TrainTask,
     decode_state,

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.cells import print_markdown, run_config
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.launching.overrides import read_overrides
-from fedmoe_app.rounds import RoundLoop
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.overrides import read_overrides
+from fedmoe_app.server.rounds import RoundLoop
 
 # What is measured, and the functions that do it: end of the file's path, name.
 STEPS = {
@@ -36,7 +36,7 @@ STEPS = {
     "server: spool": [("spool.py", "store")],
     "server: fold and encoding": [("strategy.py", "_fold")],
     "server: diagnostics": [("schemes/diagnostics.py", "add")],
-    "server: test set": [("fedmoe_app/server.py", "evaluate_global")],
+    "server: test set": [("fedmoe_app/server/run.py", "evaluate_global")],
     "server: log, checkpoint, report": [("journal.py", "on_round")],
 }
 

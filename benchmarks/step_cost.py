@@ -29,11 +29,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.cells import print_markdown, run_config
-from fedmoe_app.config import RunConfig, parse_run_config
+from fedmoe_app.client.train import LocalRun, train, train_batches
+from fedmoe_app.config.parse import RunConfig, parse_run_config
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.local.tasks import CausalLM
-from fedmoe_app.local.train import LocalRun, train, train_batches
 from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import PRESETS
@@ -41,6 +40,7 @@ from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.fedalign import MEAN_PROB, REFERENCE
+from fedmoe_app.tasks.base import CausalLM
 
 SEED = 0
 BATCH = 8

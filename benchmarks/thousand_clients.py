@@ -27,16 +27,16 @@ from flwr.app import Message, RecordDict
 
 from benchmarks.cells import print_markdown, run_config
 from benchmarks.peaks import MIB, in_own_process, watch_memory
-from fedmoe_app.allocation import keep_memory_steady
-from fedmoe_app.config import parse_run_config
-from fedmoe_app.inprocess import task_identity
+from fedmoe_app.aggregation.store import Spool
+from fedmoe_app.compare.in_process import task_identity
+from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.rounds import Limits
+from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes import SCHEMES
 from fedmoe_app.schemes.base import ModelShape
-from fedmoe_app.spool import Spool
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server.allocation import keep_memory_steady
+from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import encode_state, encode_update
 from fedmoe_app.wire.update import ClientUpdate
 from fedmoe_app.wire.views import view_state
@@ -81,10 +81,10 @@ def _row(scheme: str, counts: list[int], file: Path) -> tuple[str, ...]:
 
 def _real_round() -> tuple[ModelState, list[ClientUpdate]]:
     """Train some clients for one round and return the global state with their updates."""
-    from fedmoe_app.local.node import Node
-    from fedmoe_app.local.round import train_client
-    from fedmoe_app.local.setup import load_setup, server_data
+    from fedmoe_app.client.round import train_client
+    from fedmoe_app.config.node import Node
     from fedmoe_app.moe.layers import read_state
+    from fedmoe_app.tasks.setup import load_setup, server_data
     from fedmoe_app.wire.records import TrainTask
 
     config = parse_run_config(run_config({"data.max-train-examples": 800}))

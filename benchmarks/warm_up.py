@@ -20,17 +20,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from benchmarks.cells import measure, print_markdown
-from fedmoe_app.comparing.options import read_schemes
-from fedmoe_app.comparing.plan import Partition
-from fedmoe_app.comparing.tables import mean_and_std
-from fedmoe_app.data.cache import build_once
+from fedmoe_app.compare.options import read_schemes
+from fedmoe_app.compare.plan import Partition
+from fedmoe_app.compare.tables import mean_and_std
+from fedmoe_app.config.cache import build_once
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.corpus import load_corpus, recipe_key
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.local.tasks import CausalLM
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.paths import cache_dir
-from fedmoe_app.report.progress import duration
+from fedmoe_app.results.progress import duration
+from fedmoe_app.tasks.base import CausalLM
 
 PRESET = "qwen3moe-tiny"
 SEEDS = (1, 2, 3)

@@ -27,7 +27,7 @@ def name_errors(client: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from fedmoe_app.local.out_of_memory import explain, release
+        from fedmoe_app.client.out_of_memory import explain, release
 
         if shortage := explain(error):
             release(error)
@@ -41,10 +41,10 @@ def name_errors(client: int) -> Iterator[None]:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the received model on this node's data and reply with the sparse update."""
-    from fedmoe_app.config import parse_run_config
-    from fedmoe_app.local.node import Node
-    from fedmoe_app.local.serving import serving
-    from fedmoe_app.local.stopwatch import Stopwatch
+    from fedmoe_app.client.serving import serving
+    from fedmoe_app.client.timing import Stopwatch
+    from fedmoe_app.config.node import Node
+    from fedmoe_app.config.parse import parse_run_config
 
     watch = Stopwatch.for_message(message)
     config = parse_run_config(context.run_config)
@@ -52,9 +52,9 @@ def train(message: Message, context: Context) -> Message:
     shares = config.wait_for_other_runs == 0
     with name_errors(node.client), serving(message.content, context.node_id, shares):
         with watch.phase("start"):
-            from fedmoe_app.local.received import complete
-            from fedmoe_app.local.round import train_client
-            from fedmoe_app.local.sending import encode_reply
+            from fedmoe_app.client.encode import encode_reply
+            from fedmoe_app.client.received import complete
+            from fedmoe_app.client.round import train_client
             from fedmoe_app.wire.records import decode_task, seal
         with watch.phase("apply"):
             content, held = complete(message.content, node.client)
@@ -70,11 +70,11 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the received model on this node's own test examples."""
-    from fedmoe_app.config import parse_run_config
-    from fedmoe_app.local.node import Node
-    from fedmoe_app.local.received import complete
-    from fedmoe_app.local.round import evaluate_client
-    from fedmoe_app.local.serving import serving
+    from fedmoe_app.client.received import complete
+    from fedmoe_app.client.round import evaluate_client
+    from fedmoe_app.client.serving import serving
+    from fedmoe_app.config.node import Node
+    from fedmoe_app.config.parse import parse_run_config
     from fedmoe_app.wire.records import decode_task, encode_score
 
     config = parse_run_config(context.run_config)
@@ -90,7 +90,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Tell the client's number, so that the server can draw clients in a fixed order."""
-    from fedmoe_app.local.node import Node
+    from fedmoe_app.config.node import Node
     from fedmoe_app.wire.numbers import encode_number
     from fedmoe_app.wire.question import Question
 
@@ -102,10 +102,10 @@ def describe(message: Message, context: Context) -> Message:
 @app.query("choose")
 def choose(message: Message, context: Context) -> Message:
     """Choose the experts that this node will hold in its first round."""
-    from fedmoe_app.config import parse_run_config
-    from fedmoe_app.local.node import Node
-    from fedmoe_app.local.round import choose_for_client
-    from fedmoe_app.local.serving import serving
+    from fedmoe_app.client.round import choose_for_client
+    from fedmoe_app.client.serving import serving
+    from fedmoe_app.config.node import Node
+    from fedmoe_app.config.parse import parse_run_config
     from fedmoe_app.wire.choice import RECORD, encode_choice
     from fedmoe_app.wire.records import decode_task, encode_number
 
@@ -126,8 +126,8 @@ def free(message: Message, context: Context) -> Message:
 
     From then on it does; a run that has to wait for other nodes lets it go again.
     """
-    from fedmoe_app.local.node import Node
-    from fedmoe_app.local.serving import end_of_run, serving
+    from fedmoe_app.client.serving import end_of_run, serving
+    from fedmoe_app.config.node import Node
 
     node = Node.from_config(context.node_config, context.node_id)
     if message.content.config_records["task"].get("release", False):
@@ -141,9 +141,9 @@ def free(message: Message, context: Context) -> Message:
 @app.query("forget")
 def forget(message: Message, context: Context) -> Message:
     """Take note that a run has ended; drop what this client kept between its rounds if told so."""
-    from fedmoe_app.local.kept import drop_kept
-    from fedmoe_app.local.node import Node
-    from fedmoe_app.local.serving import end_of_run
+    from fedmoe_app.client.serving import end_of_run
+    from fedmoe_app.client.state import drop_kept
+    from fedmoe_app.config.node import Node
 
     node = Node.from_config(context.node_config, context.node_id)
     task = message.content.config_records["task"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmoe_app.paths import cache_dir
+from fedmoe_app.config.paths import cache_dir
 
 
 def home_with_cache(folder: Path) -> Path:

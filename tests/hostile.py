@@ -11,14 +11,14 @@ from typing import Any
 from flwr.app import Message
 from flwr.proto.node_pb2 import NodeInfo
 
-from fedmoe_app.buffered import BufferedStrategy
-from fedmoe_app.identity.client_list import ClientList
-from fedmoe_app.inprocess import InProcessGrid, task_identity
-from fedmoe_app.report.lines import RoundReport, metrics_line
-from fedmoe_app.rounds import Limits
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.results.metrics import RoundReport, metrics_line
 from fedmoe_app.schemes.base import ModelShape
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.server.client_list import ClientList
+from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.records import decode_state, encode_state
 from tests.conftest import make_config

@@ -10,16 +10,16 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 
-from fedmoe_app.at_once import AtOnce
-from fedmoe_app.inprocess import InProcessGrid, task_identity
+from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.at_once import AtOnce
+from fedmoe_app.aggregation.store import Spool
+from fedmoe_app.aggregation.streaming import RunningSums
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.replies import Decoded, Intake
-from fedmoe_app.roster import Roster
 from fedmoe_app.schemes import SCHEMES
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.fold import fold, round_info
-from fedmoe_app.schemes.running import RunningSums
-from fedmoe_app.spool import Spool
+from fedmoe_app.server.clients import Roster
+from fedmoe_app.server.collect import Decoded, Intake
 from fedmoe_app.wire.records import UpdateSpec, encode_update
 from fedmoe_app.wire.update import ClientUpdate
 from tests.test_spool import updates

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedmoe_app.buffered import BufferedStrategy
-from fedmoe_app.config import ConfigError
-from fedmoe_app.inprocess import InProcessGrid, task_identity
-from fedmoe_app.report.lines import RoundReport, metrics_line
-from fedmoe_app.rounds import Limits
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.results.metrics import RoundReport, metrics_line
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.fcmoe import FCMoE
@@ -19,7 +17,9 @@ from fedmoe_app.schemes.fedalign import FedAlignMoE
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.hfedmoe import HFedMoE
 from fedmoe_app.schemes.pflmoe import PFLMoE
-from fedmoe_app.staleness import discount
+from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.staleness import discount
 from fedmoe_app.wire.records import decode_state, encode_state, encode_update
 from fedmoe_app.wire.versions import CANNOT_BUILD
 from tests.test_strategy import ALL, Run, good, toy_app

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedmoe_app.busy import BusyNodes
-from fedmoe_app.exchange import NotEnoughClientsError, exchange, wait_for_nodes
-from fedmoe_app.inprocess import InProcessGrid, task_identity
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.rounds import Limits
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server.busy import BusyNodes
+from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.transport import NotEnoughClientsError, exchange, wait_for_nodes
 from fedmoe_app.wire.records import encode_state
 from tests.test_strategy import good, toy_app
 from tests.toy import toy_state
@@ -82,7 +82,7 @@ def test_a_node_that_never_replies_is_asked_again_after_pauses_that_grow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("fedmoe_app.busy.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fedmoe_app.server.busy.time.monotonic", lambda: now[0])
     grid, busy = SlowGrid(1), BusyNodes()
     grid.slow = {FIRST}
 

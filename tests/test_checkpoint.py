@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.checkpoint import (
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.results.folder import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    RunFolder,
+    list_checkpoints,
+    read_metrics,
+    results_of,
+)
+from fedmoe_app.server.checkpoint import (
     BROADCAST_FILE,
     HEADER_FILE,
     STATE_FILE,
@@ -23,16 +32,7 @@ from fedmoe_app.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from fedmoe_app.config import ConfigError
-from fedmoe_app.report.log import (
-    CHECKPOINTS,
-    METRICS_FILE,
-    RunFolder,
-    list_checkpoints,
-    read_metrics,
-    results_of,
-)
-from fedmoe_app.resume import check_same_config, check_same_run, find_checkpoint, set_back
+from fedmoe_app.server.resume import check_same_config, check_same_run, find_checkpoint, set_back
 from fedmoe_app.wire.records import encode_state
 from fedmoe_app.wire.views import view_state
 from tests.conftest import flat_config

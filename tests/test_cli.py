@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import typer
 
-from fedmoe_app import cli
-from fedmoe_app.launching import flower, runner
-from fedmoe_app.launching.connections import write_connection
-from fedmoe_app.launching.launched import Launch, read_launch
-from fedmoe_app.report.log import RunFolder
+from fedmoe_app.cli import main
+from fedmoe_app.launch import flower, runner
+from fedmoe_app.launch.connections import write_connection
+from fedmoe_app.launch.launched import Launch, read_launch
+from fedmoe_app.results.folder import RunFolder
 from tests.conftest import REPOSITORY, flat_config
 
 LINE = {
@@ -53,7 +53,7 @@ def fedmoe(
     def call(*arguments: str) -> tuple[int, list[str], str]:
         monkeypatch.setattr(sys, "argv", ["fedmoe", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         captured = capsys.readouterr()
         code = end.value.code
         return int(code or 0), captured.out.splitlines(), captured.err
@@ -261,8 +261,8 @@ def test_a_used_name_is_refused(fedmoe: Callable[..., Any], simulated: Call) -> 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["fedmoe", "table", str(tmp_path), "--debug"])
-    with pytest.raises(cli.ResultsError):
-        cli.main()
+    with pytest.raises(main.ResultsError):
+        main.main()
 
 
 def test_an_unknown_connection_names_those_there_are(
@@ -453,7 +453,7 @@ def test_how_a_run_was_started_lies_in_its_folder(
 
 
 def test_every_command_has_an_example_and_every_option_a_line() -> None:
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
     shown = {name: command for name, command in commands.items() if not command.hidden}
     for name, command in shown.items():
         assert (command.epilog or "").startswith(f"Example: fedmoe {name}"), name

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedmoe_app.config import ConfigError, flatten_run_config, parse_run_config
-from fedmoe_app.sections import check_quantization
+from fedmoe_app.config.parse import ConfigError, flatten_run_config, parse_run_config
+from fedmoe_app.config.schema import check_quantization
 from tests.conftest import flat_config, make_config
 
 INF, NAN = float("inf"), float("nan")

@@ -9,7 +9,8 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmoe_app.exchange import (
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.server.transport import (
     NotEnoughClientsError,
     Reply,
     exchange,
@@ -19,7 +20,6 @@ from fedmoe_app.exchange import (
     short_reason,
     wait_for_nodes,
 )
-from fedmoe_app.inprocess import InProcessGrid, task_identity
 
 app = ClientApp()
 

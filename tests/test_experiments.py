@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config import flatten_table
+from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination

@@ -8,9 +8,9 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedmoe_app.client.state import ClientFiles
 from fedmoe_app.client_app import app
-from fedmoe_app.inprocess import InProcessGrid, task_identity
-from fedmoe_app.local.kept import ClientFiles
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.wire.records import decode_client
 
 RUN, OTHER = "0123456789abcdef", "fedcba9876543210"

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.journal import Journal
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.report.log import read_metrics
-from fedmoe_app.report.status import read_status
-from fedmoe_app.resume import find_checkpoint
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.results.folder import read_metrics
+from fedmoe_app.results.metrics import RoundReport
+from fedmoe_app.results.status import read_status
+from fedmoe_app.server.recorder import Journal
+from fedmoe_app.server.resume import find_checkpoint
 from tests.homes import home_with_cache
 from tests.test_resume import config, lines_without
 
 APPEND = """
 import pathlib, resource, sys
-from fedmoe_app.report.log import RunFolder
+from fedmoe_app.results.folder import RunFolder
 folder = RunFolder(pathlib.Path(sys.argv[1]))
 folder.append({"round": 0, "text": "a" * 60})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))

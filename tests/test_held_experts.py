@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app.config import ConfigError, parse_run_config
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.local.choosing import choose
-from fedmoe_app.local.memory import GIB, estimate
-from fedmoe_app.local.setup import load_setup
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.client.memory import GIB, estimate
+from fedmoe_app.client.placement import choose
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.parse import ConfigError, parse_run_config
+from fedmoe_app.results.folder import read_metrics
+from fedmoe_app.tasks.setup import load_setup
 from fedmoe_app.wire.choice import Choice
 from tests.bases import save_base
 from tests.conftest import flat_config
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_a_node_stays_with_it(
             choice.held[1] = False
         return choice
 
-    monkeypatch.setattr("fedmoe_app.local.round.choose", choose_too_few)
+    monkeypatch.setattr("fedmoe_app.client.round.choose", choose_too_few)
     nodes = nodes_of(1, 4, 4, 4, 4)
     nodes[1]["memory-budget"] = 0.25
     config = config_of(base, tmp_path, **{"num-server-rounds": 1})

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from flwr.app import RecordDict
 
-from fedmoe_app.holding import Holding, held_arrays
-from fedmoe_app.roster import Roster
 from fedmoe_app.schemes.base import ModelShape
+from fedmoe_app.server.clients import Roster
+from fedmoe_app.server.placement import Holding, held_arrays
 from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import decode_state, encode_state
 from tests.toy import toy_state, toy_update

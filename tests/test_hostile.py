@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from fedmoe_app import checkpoint
-from fedmoe_app.checkpoint import Identity, read_checkpoint, write_checkpoint
-from fedmoe_app.config import ConfigError
-from fedmoe_app.deployment.authority import make_node_key
-from fedmoe_app.identity.client_list import ClientList, add_to_client_list, read_client_list
-from fedmoe_app.inprocess import run_in_process
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.deploy.authority import make_node_key
+from fedmoe_app.server import checkpoint
+from fedmoe_app.server.checkpoint import Identity, read_checkpoint, write_checkpoint
+from fedmoe_app.server.client_list import ClientList, add_to_client_list, read_client_list
 from tests.conftest import flat_config
 from tests.end_to_end.hostile_app.hostile_app.attacks import LIE, SCORES, TRAIN
 from tests.hostile import FIRST, Nodes, Trial, assert_little_and_printable

@@ -12,7 +12,7 @@ HEAVY = ("flwr_datasets", "matplotlib", "seaborn", "peft", "bitsandbytes", "tran
 
 def test_a_plain_client_leaves_heavy_modules_alone() -> None:
     code = (
-        "import sys, fedmoe_app.client_app, fedmoe_app.local.round, fedmoe_app.wire.records; "
+        "import sys, fedmoe_app.client_app, fedmoe_app.client.round, fedmoe_app.wire.records; "
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run(
@@ -24,8 +24,8 @@ def test_a_plain_client_leaves_heavy_modules_alone() -> None:
 def test_telling_a_number_and_listing_clients_need_no_torch() -> None:
     """The one is a node's answer to a question, the other a command of a light image."""
     code = (
-        "import sys, fedmoe_app.client_app, fedmoe_app.local.node, fedmoe_app.wire.numbers, "
-        "fedmoe_app.wire.question, fedmoe_app.identity.client_list; "
+        "import sys, fedmoe_app.client_app, fedmoe_app.config.node, fedmoe_app.wire.numbers, "
+        "fedmoe_app.wire.question, fedmoe_app.server.client_list; "
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.exchange import NotEnoughClientsError
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.report.log import ResultsError, RunFolder, read_metrics
-from fedmoe_app.rounds import RunFailedError
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.results.folder import ResultsError, RunFolder, read_metrics
+from fedmoe_app.server.rounds import RunFailedError
+from fedmoe_app.server.transport import NotEnoughClientsError
 from tests.conftest import flat_config
 
 SMALL = {

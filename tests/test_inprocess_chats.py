@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.results.folder import read_metrics
 from tests.conftest import flat_config
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import messages

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.journal import new_folder
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.server.recorder import new_folder
 from tests.conftest import make_config
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from flwr.app import Error, Message
 
-from fedmoe_app.inprocess import InProcessGrid, run_in_process
-from fedmoe_app.report.log import read_metrics
-from fedmoe_app.report.overview import how_to_resume, overview
-from fedmoe_app.report.status import read_status
-from fedmoe_app.rounds import RunFailedError
+from fedmoe_app.cli.status import how_to_resume, overview
+from fedmoe_app.compare.in_process import InProcessGrid, run_in_process
+from fedmoe_app.results.folder import read_metrics
+from fedmoe_app.results.status import read_status
+from fedmoe_app.server.rounds import RunFailedError
 from tests.homes import home_with_cache, kept_files
 from tests.test_resume import assert_same_run, config, resume
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from fedmoe_app import busy
-from fedmoe_app.buffered import BufferedStrategy
-from fedmoe_app.inprocess import InProcessGrid, task_identity
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.report.progress import logger
-from fedmoe_app.rounds import Limits, RunFailedError
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.results.metrics import RoundReport
+from fedmoe_app.results.progress import logger
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server import busy
+from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.server.rounds import Limits, RunFailedError
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 from tests.report.test_progress import Lines
 from tests.test_strategy import good, toy_app

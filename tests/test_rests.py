@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 from flwr.app import ArrayRecord, RecordDict
 
-from fedmoe_app.inprocess import InProcessGrid, task_identity
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.rests import Rests
-from fedmoe_app.roster import Roster, sample_size
-from fedmoe_app.rounds import Limits
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server.clients import Roster, sample_size
+from fedmoe_app.server.rests import Rests
+from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import encode_state
 from tests.test_strategy import Run, good, toy_app
 from tests.toy import toy_state

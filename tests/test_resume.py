@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.journal import Journal
-from fedmoe_app.report.log import (
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.results.folder import (
     CHECKPOINTS,
     METRICS_FILE,
     ResultsError,
@@ -29,7 +28,8 @@ from fedmoe_app.report.log import (
     list_checkpoints,
     read_metrics,
 )
-from fedmoe_app.report.status import read_status
+from fedmoe_app.results.status import read_status
+from fedmoe_app.server.recorder import Journal
 from tests.conftest import flat_config
 from tests.homes import home_with_cache, kept_files
 from tests.toy import write_topics
@@ -193,7 +193,7 @@ def test_a_run_that_cannot_begin_leaves_no_status(
     def closed(*_: object) -> None:
         raise OSError("the tracker's server does not answer")
 
-    monkeypatch.setattr("fedmoe_app.journal.Watchers", closed)
+    monkeypatch.setattr("fedmoe_app.server.recorder.Watchers", closed)
     before = set(threading.enumerate())  # other tests' own may still be ending
     with pytest.raises(OSError, match="does not answer"):
         run_in_process(config(tmp_path, **{"run-name": "run"}), CLIENTS)

@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from fedmoe_app.compare.in_process import run_in_process
 from fedmoe_app.data.sources import load_text_data
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.local.setup import load_setup
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.results.folder import read_metrics
+from fedmoe_app.tasks.setup import load_setup
 from tests.conftest import flat_config, make_config
 from tests.test_inprocess import SMALL
 
@@ -96,7 +96,7 @@ def test_a_model_is_saved_even_if_its_adapter_cannot_be(
     def refuse(*args: Any) -> None:
         raise RuntimeError("PEFT is out of sorts")
 
-    monkeypatch.setattr("fedmoe_app.server.export_adapter", refuse)
+    monkeypatch.setattr("fedmoe_app.server.run.export_adapter", refuse)
     overrides = LORA | {"output-dir": str(tmp_path), "num-server-rounds": 1}
     folder = run_in_process(flat_config(**overrides), 2)
     AutoModelForSequenceClassification.from_pretrained(folder / "model")

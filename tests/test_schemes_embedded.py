@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.schemes import COMBINE, SCHEMES
 from tests.conftest import flat_config
 from tests.test_inprocess import SMALL

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from fedmoe_app.report import plots
-from fedmoe_app.report.log import read_metrics
-from fedmoe_app.rounds import RunFailedError
+from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.schemes import SCHEMES
+from fedmoe_app.server.rounds import RunFailedError
 from tests.homes import home_with_cache, kept_files
 from tests.test_inprocess import after_round, run, without_times
 from tests.toy import TOPICS, write_topics

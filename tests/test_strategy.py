@@ -11,15 +11,15 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
-from fedmoe_app.exchange import NotEnoughClientsError, short_reason
-from fedmoe_app.inprocess import InProcessGrid, task_identity
-from fedmoe_app.replies import decode_scores
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.roster import Roster
-from fedmoe_app.rounds import Limits, RunFailedError
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server.clients import Roster
+from fedmoe_app.server.collect import decode_scores
+from fedmoe_app.server.rounds import Limits, RunFailedError
+from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.transport import NotEnoughClientsError, short_reason
 from fedmoe_app.wire.records import (
     Question,
     decode_state,

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
 
 _log = logging.getLogger(__name__)
 _MAX_INDEX_DIGITS = 9

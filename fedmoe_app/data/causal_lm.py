@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedmoe_app.config import DataConfig
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.parse import DataConfig
 from fedmoe_app.data.conversations import (
     ASSISTANT,
     USER,
@@ -23,7 +24,6 @@ from fedmoe_app.data.conversations import (
     looks_like_messages,
     read_messages,
 )
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.prompt_format import PromptFormat
 from fedmoe_app.data.reading.columns import ROWS
 from fedmoe_app.data.row_formats import (

@@ -24,7 +24,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fedmoe_app.config import DataConfig
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.parse import DataConfig
 from fedmoe_app.data.conversations import (
     ASSISTANT,
     SYSTEM,
@@ -35,7 +36,6 @@ from fedmoe_app.data.conversations import (
     with_system,
 )
 from fedmoe_app.data.encoding import IGNORED_LABEL
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.offsets import Tokenised, by_offsets, tokenise
 from fedmoe_app.data.templates import find_template, with_fixed_date
 

@@ -21,17 +21,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmoe_app.config import DataConfig
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.lists import name_list
+from fedmoe_app.config.parse import DataConfig
 from fedmoe_app.data.answers import AnswerColumn, Options, read_answers
-from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.names import name_list
-from fedmoe_app.data.table import (
-    Table,
-    check_column,
-    column_names,
-    read_labels,
-    read_texts,
-)
+from fedmoe_app.data.table import Table, check_column, column_names, read_labels, read_texts
 
 
 @dataclass(frozen=True)

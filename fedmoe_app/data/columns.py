@@ -22,10 +22,10 @@ from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 from pyarrow import compute
 
-from fedmoe_app.config import DataConfig
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.parse import DataConfig
 from fedmoe_app.data.causal_lm import language_rows, needed
 from fedmoe_app.data.choices import find_shape, multiple_choice, shape_of
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.labels import companion, find_label_names, label_column, label_indices
 from fedmoe_app.data.prompt_format import ALPACA, PromptFormat
 from fedmoe_app.data.reading.columns import ROWS, Asked

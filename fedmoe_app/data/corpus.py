@@ -23,7 +23,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
-from fedmoe_app.data.cache import build_once
+from fedmoe_app.config.cache import build_once
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.docstrings import (
     docstrings,
     library_folder,
@@ -31,7 +32,6 @@ from fedmoe_app.data.docstrings import (
     source_files,
     texts_of,
 )
-from fedmoe_app.paths import cache_dir
 
 RECIPE_VERSION = 1  # raise it whenever a change here or in docstrings.py changes the texts
 # Class name -> packages read for it. Flower's own docstrings alone are too few.

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
 
 MIN_CHARS = 60
 MAX_CHARS = 240

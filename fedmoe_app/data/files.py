@@ -17,8 +17,9 @@ import xxhash
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-from fedmoe_app.data.cache import build_once
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.cache import build_once
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.reading.arrow_text import trimmed
 from fedmoe_app.data.reading.columns import Asked, Rows
 from fedmoe_app.data.reading.csv_rows import read_csv, read_header
@@ -26,7 +27,6 @@ from fedmoe_app.data.reading.json_rows import read_json
 from fedmoe_app.data.reading.parquet_rows import read_parquet
 from fedmoe_app.data.reading.stored import held, map_file, write_batches
 from fedmoe_app.data.reading.streams import AUTO, is_packed, open_bytes, undecodable
-from fedmoe_app.paths import cache_dir
 
 # Ending -> kind. Each may be followed by .gz.
 FORMATS = {

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.names import file_names
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.lists import file_names
 
 AUTO, GLOB, FOLDER = "auto", "glob", "folder"
 

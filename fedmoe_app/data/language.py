@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from fedmoe_app.config import DataConfig
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.parse import DataConfig
 from fedmoe_app.data.chat_template import ChatTemplate, Tokens
 from fedmoe_app.data.conversations import Conversation, Turn, as_conversation
 from fedmoe_app.data.encoding import (
@@ -28,7 +29,6 @@ from fedmoe_app.data.encoding import (
     special_tokens,
     token_ids,
 )
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.offsets import tokenise
 from fedmoe_app.data.prompt_chat import PromptChat
 from fedmoe_app.data.templates import find_template

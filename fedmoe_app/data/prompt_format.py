@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmoe_app.config import Paragraph, parse_prompt_format
+from fedmoe_app.config.parse import Paragraph, parse_prompt_format
 
 # The default: the layout of Alpaca (Taori et al., 2023), with a passage called context.
 ALPACA = (
@@ -22,7 +22,7 @@ class PromptFormat:
         """Parse a format.
 
         Raises:
-            ValueError: see :func:`fedmoe_app.sections.parse_prompt_format`.
+            ValueError: see :func:`fedmoe_app.config.schema.parse_prompt_format`.
         """
         self._paragraphs = parse_prompt_format(text)
 

@@ -24,10 +24,11 @@ import pyarrow as pa
 import xxhash
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
-from fedmoe_app.config import EMBEDDED, DataConfig
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.lists import file_names
+from fedmoe_app.config.parse import EMBEDDED, DataConfig
 from fedmoe_app.data.columns import Table, asked_columns, find_label_names, unify
 from fedmoe_app.data.corpus import load_corpus
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.files import (
     FORMATS,
     Dialect,
@@ -37,7 +38,6 @@ from fedmoe_app.data.files import (
     read_columns,
 )
 from fedmoe_app.data.found import find_files
-from fedmoe_app.data.names import file_names
 
 # The caps draw the same examples in every run; the run seed only changes the partition.
 _CAP_SEED = 0

@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset
 from datasets.table import InMemoryTable
 
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.reading.arrow_text import NotText, as_text, is_nested, trimmed
 from fedmoe_app.data.reading.columns import listed
 

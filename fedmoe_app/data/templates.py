@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fedmoe_app.config import DataConfig
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.parse import DataConfig
 
 # 26 July 2024, a Friday, at midnight.
 _DATE = {

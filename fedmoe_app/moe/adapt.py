@@ -92,7 +92,7 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def _open_experts(
     model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
 ) -> None:
-    from fedmoe_app.moe.lora import add_lora, add_peft_lora  # with peft, which imports slowly
+    from fedmoe_app.moe.lora import add_lora, add_peft_lora
 
     rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
     if adaptation.train == "expert-lora":

@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.moe.adapt import head_parameters
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
 from fedmoe_app.moe.slots import slots_of
-from fedmoe_app.paths import follow_umask
 
 _ADAPTER = "default"  # PEFT's name for a model's first adapter
 _PREFIX = "base_model.model."  # of the wrapped model inside a PeftModel

@@ -107,7 +107,7 @@ def _how_to_read(quantization: str, dtype: torch.dtype) -> Any:
     """Return the quantization config that has transformers call ``BEFORE_LOADING``."""
     if quantization == "none":
         return _AsIs()
-    from fedmoe_app.moe.quantisers import quantization_config  # bitsandbytes is slow to import
+    from fedmoe_app.moe.quantisers import quantization_config
 
     return quantization_config(quantization, dtype)
 

@@ -203,7 +203,7 @@ def _build(
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
         if quantization != "none":
-            from fedmoe_app.moe.quantise import quantise  # bitsandbytes takes long to import
+            from fedmoe_app.moe.quantise import quantise
 
             quantise(model, quantization)
         return model

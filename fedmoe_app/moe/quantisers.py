@@ -24,22 +24,10 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from fedmoe_app.moe.held import BEFORE_LOADING
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.packed import (
-    BLOCK,
-    PackedStack,
-    int8_linear,
-    pack,
-    placeholder,
-    put_packed,
-)
+from fedmoe_app.moe.packed import BLOCK, PackedStack, int8_linear, pack, placeholder, put_packed
 from fedmoe_app.moe.slots import check_slots_possible, use_slots
 from fedmoe_app.moe.spared import spared_linears
-from fedmoe_app.moe.streaming import (
-    ExpertList,
-    mxfp4_conversions,
-    put_off_stacking,
-    saved_in_full,
-)
+from fedmoe_app.moe.streaming import ExpertList, mxfp4_conversions, put_off_stacking, saved_in_full
 
 LINEARS = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 

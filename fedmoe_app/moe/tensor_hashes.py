@@ -24,8 +24,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.paths import cache_dir
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.paths import cache_dir
 
 Mark = list[Any]  # type, shape and hash of a tensor, as JSON has them
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics log, tables and plots."""
+"""Pages and pictures of a run."""

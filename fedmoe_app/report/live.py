@@ -10,7 +10,7 @@ from typing import Any
 
 from fedmoe_app.report.html.page import State, write_page
 from fedmoe_app.report.html.run_page import run_page
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.results.folder import read_metrics
 
 logger = logging.getLogger("fedmoe")
 

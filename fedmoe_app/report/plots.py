@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
 from fedmoe_app.report.heatmap import draw_routing
-from fedmoe_app.report.log import ResultsError, read_metrics
-from fedmoe_app.report.table import human_bytes
+from fedmoe_app.results.folder import ResultsError, read_metrics
+from fedmoe_app.results.table import human_bytes
 from fedmoe_app.shown.pictures import picture, save
 
 Line = dict[str, Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from fedmoe_app.config import ConfigError, RunConfig
-from fedmoe_app.names import COMBINE, is_own_scheme, unknown_scheme
+from fedmoe_app.config.names import COMBINE, is_own_scheme, unknown_scheme
+from fedmoe_app.config.parse import ConfigError, RunConfig
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.fcmoe import FCMoE

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.config import RunConfig
+from fedmoe_app.config.parse import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState, Tensors, flatten
 from fedmoe_app.schemes.projection import PairRule, project
@@ -177,7 +177,7 @@ class Scheme:
         """Refuse hyper-parameters that the model cannot serve.
 
         Raises:
-            fedmoe_app.config.ConfigError: naming the value and the allowed range.
+            fedmoe_app.config.parse.ConfigError: naming the value and the allowed range.
         """
 
     def advice(self, shape: ModelShape) -> str:

@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.config.parse import ConfigError, RunConfig
 from fedmoe_app.moe.state import ModelState, Tensors, gate_name
 from fedmoe_app.schemes.base import ExpertUpdates, LocalStep, ModelShape, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import cosines, mean_of_pairs, shares

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedmoe_app.config import ConfigError, RunConfig
+from fedmoe_app.config.parse import ConfigError, RunConfig
 from fedmoe_app.schemes.base import LocalClient, ModelShape, Scheme
 
 

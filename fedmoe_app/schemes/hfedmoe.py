@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.budgets import Budget, experts_in
-from fedmoe_app.config import RunConfig
+from fedmoe_app.config.budgets import Budget, experts_in
+from fedmoe_app.config.parse import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.schemes.base import LocalClient, ModelShape, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import shares

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedmoe_app.sections import TrainConfig
+from fedmoe_app.config.schema import TrainConfig
 
 # What is refused of any task. A client's weight is its number of examples: one that claims more
 # would be alone in the mean.

@@ -1,6 +1,6 @@
 """The metrics that a client may send beside its counts: names and ranges. No other is taken.
 
-What a name means stands where it is made: :mod:`fedmoe_app.local.round`, ``keeping``, ``personal``,
+What a name means stands where it is made: :mod:`fedmoe_app.client.round`, ``keeping``, ``personal``,
 ``sending`` and ``stopwatch``.
 """
 

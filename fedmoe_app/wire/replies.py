@@ -13,13 +13,13 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedmoe_app.config.codec_names import CODEC_NAMES, PROTOCOL
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.checksum import checksum
 from fedmoe_app.wire.choice import RECORD as CHOICE
 from fedmoe_app.wire.choice import decode_choice, encode_choice
 from fedmoe_app.wire.codecs import FP32, Codec, make_codec
 from fedmoe_app.wire.metrics import check_metrics
-from fedmoe_app.wire.names import CODEC_NAMES, PROTOCOL
 from fedmoe_app.wire.numbers import MAX_CLIENT, check_records, whole
 from fedmoe_app.wire.packing import (
     Squares,

@@ -1,7 +1,7 @@
 """What the server sends down, as Flower records.
 
 :class:`TrainTask`
-    arrays     global values, all or those that changed (:mod:`fedmoe_app.downloads`)
+    arrays     global values, all or those that changed (:mod:`fedmoe_app.server.sync`)
     broadcast  the scheme's tensors
     task       round, labels, data, codecs
 """
@@ -15,10 +15,10 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedmoe_app.config.codec_names import PROTOCOL
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.arrays import read_array, to_array
 from fedmoe_app.wire.codecs import Offer
-from fedmoe_app.wire.names import PROTOCOL
 from fedmoe_app.wire.question import Question
 
 

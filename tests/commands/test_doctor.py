@@ -5,8 +5,8 @@ from importlib import metadata
 import pytest
 from rich.console import Console
 
-from fedmoe_app.commands import doctor
-from fedmoe_app.commands.doctor import FAILURE, OK, WARNING, Finding
+from fedmoe_app.cli import doctor
+from fedmoe_app.cli.doctor import FAILURE, OK, WARNING, Finding
 
 
 def found(name: str) -> Finding:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app.commands.export import Format, export, read_format
-from fedmoe_app.config import ConfigError
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.report.log import ResultsError, list_checkpoints
+from fedmoe_app.cli.export import Format, export, read_format
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.results.folder import ResultsError, list_checkpoints
 from tests.conftest import flat_config
 from tests.toy import write_topics
 
@@ -55,7 +55,7 @@ def test_a_failed_copy_leaves_nothing(
     def broken(*args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("fedmoe_app.commands.export.shutil.copytree", broken)
+    monkeypatch.setattr("fedmoe_app.cli.export.shutil.copytree", broken)
     with pytest.raises(OSError, match="no space"):
         export(run, "hf", tmp_path / "new" / "mine")
     assert list((tmp_path / "new").iterdir()) == []

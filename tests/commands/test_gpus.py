@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.commands import doctor, gpus
-from fedmoe_app.commands.doctor import OK, WARNING, Finding
-from fedmoe_app.commands.gpus import Card, Driver, read_driver, why_unused
+from fedmoe_app.cli import doctor, gpus
+from fedmoe_app.cli.doctor import OK, WARNING, Finding
+from fedmoe_app.cli.gpus import Card, Driver, read_driver, why_unused
 
 CARD = Card("GPU-1", "H100", 60_000_000_000, 80_000_000_000, 2)
 DRIVER = Driver("550.54", (12, 4), (CARD,))

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from fedmoe_app.commands.preview import Preview, preview_of, print_preview
-from fedmoe_app.config import ConfigError, RunConfig, parse_run_config
+from fedmoe_app.cli.preview import Preview, preview_of, print_preview
+from fedmoe_app.config.parse import ConfigError, RunConfig, parse_run_config
 from tests.bases import save_base
 from tests.conftest import flat_config
 from tests.data import chat_templates as templates
@@ -164,7 +164,7 @@ def test_no_weights_are_needed(tmp_path: Path) -> None:
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedmoe_app import cli
+    from fedmoe_app.cli import main
     from tests.conftest import REPOSITORY
 
     monkeypatch.chdir(tmp_path)
@@ -175,7 +175,7 @@ def test_the_command(
     words = ["fedmoe", "preview", "--app", str(REPOSITORY), "--examples", "2", "-c", given]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        main.main()
     out = capsys.readouterr().out
     assert not end.value.code
     assert "assistant\n⟦No 1.<|im_end|>" in out and "No 2." not in out

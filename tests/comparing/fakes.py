@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.comparing.execute import Outcomes
-from fedmoe_app.comparing.figures import Figures, figures_of
-from fedmoe_app.comparing.options import CENTRALISED, FEDERATED
-from fedmoe_app.comparing.plan import NO_PARTITION, Cell, Plan
-from fedmoe_app.comparing.run_cell import RESULTS
-from fedmoe_app.report.log import RunFolder
+from fedmoe_app.compare.execute import Outcomes
+from fedmoe_app.compare.figures import Figures, figures_of
+from fedmoe_app.compare.options import CENTRALISED, FEDERATED
+from fedmoe_app.compare.plan import NO_PARTITION, Cell, Plan
+from fedmoe_app.compare.run_cell import RESULTS
+from fedmoe_app.results.folder import RunFolder
 
 # What a fake run does instead of writing metrics, by the seed of its cell.
 RAISES, DIES, INTERRUPTS, TEARS, LOSES, REJECTS = 90, 91, 92, 93, 94, 95

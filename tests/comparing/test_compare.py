@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app import cli
-from fedmoe_app.comparing import compare as comparing
-from fedmoe_app.launching import runner
-from fedmoe_app.report.log import RunFolder
+from fedmoe_app.cli import main
+from fedmoe_app.compare import compare as comparing
+from fedmoe_app.launch import runner
+from fedmoe_app.results.folder import RunFolder
 from tests.comparing.fakes import LOSES, REJECTS, calls, fake_run, line
 from tests.conftest import REPOSITORY
 
@@ -33,7 +33,7 @@ def compare(
         place = ["--output", str(output)] if output else []
         monkeypatch.setattr(sys, "argv", ["fedmoe", "compare", *arguments, *place])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         captured = capfd.readouterr()
         return int(end.value.code or 0), captured.out.splitlines(), captured.err
 

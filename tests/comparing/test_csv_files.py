@@ -3,8 +3,8 @@ import io
 
 import pytest
 
-from fedmoe_app.comparing.csv_files import cells_csv, summary_csv
-from fedmoe_app.comparing.summary import results_of, summarise
+from fedmoe_app.compare.csv_files import cells_csv, summary_csv
+from fedmoe_app.compare.summary import results_of, summarise
 from tests.comparing.fakes import broken, example
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.comparing.execute import Outcomes, run_cells
-from fedmoe_app.comparing.folder import ComparisonFolder
-from fedmoe_app.comparing.plan import Cell
+from fedmoe_app.compare.execute import Outcomes, run_cells
+from fedmoe_app.compare.folder import ComparisonFolder
+from fedmoe_app.compare.plan import Cell
 from tests.comparing.fakes import (
     DIES,
     INTERRUPTS,

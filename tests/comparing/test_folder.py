@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.comparing.folder import ComparisonFolder
-from fedmoe_app.comparing.run_cell import run_cell
-from fedmoe_app.report.log import ResultsError
+from fedmoe_app.compare.folder import ComparisonFolder
+from fedmoe_app.compare.run_cell import run_cell
+from fedmoe_app.results.folder import ResultsError
 from tests.comparing.fakes import RAISES, cell, example, fake_run
 
 

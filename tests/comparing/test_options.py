@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.comparing.options import read_alphas, read_schemes, read_seeds
-from fedmoe_app.config import ConfigError
+from fedmoe_app.compare.options import read_alphas, read_schemes, read_seeds
+from fedmoe_app.config.parse import ConfigError
 
 
 def test_lists_of_numbers() -> None:

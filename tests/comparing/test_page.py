@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.cli import main
-from fedmoe_app.comparing import reading
-from fedmoe_app.comparing.page import comparison_page
-from fedmoe_app.comparing.summary import results_of, summarise
-from fedmoe_app.config import ConfigError
-from fedmoe_app.report.log import ResultsError
-from fedmoe_app.report_command import write_report
+from fedmoe_app.cli.main import main
+from fedmoe_app.cli.report import write_report
+from fedmoe_app.compare import reading
+from fedmoe_app.compare.page import comparison_page
+from fedmoe_app.compare.summary import results_of, summarise
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.results.folder import ResultsError
 from tests.report.html.runs import line, write_run
 from tests.report.html.test_page import HOSTILE, Reader, data_of
 

@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.comparing.options import SchemeEntry, read_schemes
-from fedmoe_app.comparing.plan import Plan, dirichlet, make_plan, own_partition
-from fedmoe_app.config import ConfigError
+from fedmoe_app.compare.options import SchemeEntry, read_schemes
+from fedmoe_app.compare.plan import Plan, dirichlet, make_plan, own_partition
+from fedmoe_app.config.parse import ConfigError
 from tests.conftest import flat_config
 
 

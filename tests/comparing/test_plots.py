@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.comparing.plots import draw_curves, draw_final, plot_comparison
-from fedmoe_app.comparing.summary import results_of
+from fedmoe_app.compare.plots import draw_curves, draw_final, plot_comparison
+from fedmoe_app.compare.summary import results_of
 from tests.comparing.fakes import broken, example, lines, plan_and_outcomes
 
 

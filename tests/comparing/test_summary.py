@@ -1,6 +1,6 @@
 import pytest
 
-from fedmoe_app.comparing.summary import Row, results_of, summarise
+from fedmoe_app.compare.summary import Row, results_of, summarise
 from tests.comparing.fakes import broken, example, last_failed, lines, plan_and_outcomes
 
 

@@ -2,13 +2,8 @@ import io
 
 from rich.console import Console
 
-from fedmoe_app.comparing.summary import results_of, summarise
-from fedmoe_app.comparing.tables import (
-    markdown,
-    markdown_table,
-    print_summary,
-    rich_table,
-)
+from fedmoe_app.compare.summary import results_of, summarise
+from fedmoe_app.compare.tables import markdown, markdown_table, print_summary, rich_table
 from tests.comparing.fakes import broken, example
 
 

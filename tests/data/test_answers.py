@@ -10,9 +10,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.answers import AnswerColumn, Options, read_answers
 from fedmoe_app.data.columns import unify
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.table import Table
 from tests.data.conftest import MakeConfig
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.chat_template import ChatTemplate, stop_ids
 from fedmoe_app.data.conversations import Conversation
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.language import ConversationEncoder, read_batch
 from fedmoe_app.data.templates import adopt_template, find_template
 from tests.data import chat_templates as templates

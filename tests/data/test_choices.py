@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset
 
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.choices import find_shape, format_question
 from fedmoe_app.data.columns import unify
-from fedmoe_app.data.errors import DataError
 from fedmoe_app.data.partitions import partition, partition_labels
 from fedmoe_app.data.sources import load_text_data
 from fedmoe_app.data.table import Table

@@ -5,8 +5,8 @@ import logging
 import pytest
 from datasets import ClassLabel, Dataset
 
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.columns import Table, find_label_names, format_prompt, partition_column, unify
-from fedmoe_app.data.errors import DataError
 
 from .conftest import MakeConfig
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.conversations import (
     Turn,
     as_conversation,
@@ -14,7 +15,6 @@ from fedmoe_app.data.conversations import (
     read_messages,
     with_system,
 )
-from fedmoe_app.data.errors import DataError
 
 PLAIN = [("user", "Hi"), ("assistant", "Yes?")]
 

@@ -11,9 +11,8 @@ from flwr.common.config import parse_config_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmoe_app.config import ConfigError, flatten_run_config, parse_run_config
-from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.names import (
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.lists import (
     as_list,
     base_names,
     check_classes,
@@ -25,6 +24,7 @@ from fedmoe_app.data.names import (
     read_label_names,
     torn_name,
 )
+from fedmoe_app.config.parse import ConfigError, flatten_run_config, parse_run_config
 from tests.conftest import flat_config, make_config
 
 KEY = "data.label-names"

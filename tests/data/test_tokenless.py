@@ -9,9 +9,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fedmoe_app.local.choices import MultipleChoice
-from fedmoe_app.local.exact_match import ExactMatch
-from fedmoe_app.local.tasks import CausalLM, SequenceClassification, Task
+from fedmoe_app.tasks.base import CausalLM, SequenceClassification, Task
+from fedmoe_app.tasks.exact_match import ExactMatch
+from fedmoe_app.tasks.multiple_choice import MultipleChoice
 
 WORDS = ["<pad>", "<s>", "</s>", "one", "two", "three", "Question", "Answer", "say"]
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from fedmoe_app.launching.environment import LOOPBACK
-from fedmoe_app.launching.processes import ProcessGroup, free_port
+from fedmoe_app.launch.environment import LOOPBACK
+from fedmoe_app.launch.processes import ProcessGroup, free_port
 from tests.deployment.environments import DOCKER
 
 IMAGES = re.compile(r"fedmoe/(\w+)")

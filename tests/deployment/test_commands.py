@@ -9,12 +9,12 @@ import pytest
 from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 from typer.testing import CliRunner
 
-from fedmoe_app.cli import app
-from fedmoe_app.config import ConfigError
-from fedmoe_app.identity.client_list import fingerprint, read_client_list
-from fedmoe_app.launching import flower
-from fedmoe_app.launching.connections import Connection, LaunchError
-from fedmoe_app.launching.processes import free_port
+from fedmoe_app.cli.main import app
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.launch import flower
+from fedmoe_app.launch.connections import Connection, LaunchError
+from fedmoe_app.launch.processes import free_port
+from fedmoe_app.server.client_list import fingerprint, read_client_list
 from tests.deployment.typed import fedmoe
 
 

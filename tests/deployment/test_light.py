@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.launching.processes import ProcessGroup
-from fedmoe_app.report.status import COMPLETED, StatusFile
+from fedmoe_app.launch.processes import ProcessGroup
+from fedmoe_app.results.status import COMPLETED, StatusFile
 from tests.conftest import REPOSITORY
 from tests.deployment.containers import DOCKER, Machine, image_of, image_variables, read_services
 from tests.deployment.environments import build, closure, listed
@@ -71,7 +71,7 @@ def test_every_command_explains_itself(bins: dict[str, Path], tmp_path: Path) ->
     code = (
         "from typer.main import get_command\n"
         "from typer.testing import CliRunner\n"
-        "from fedmoe_app.cli import app\n"
+        "from fedmoe_app.cli.main import app\n"
         "for name in get_command(app).commands:\n"
         "    done = CliRunner().invoke(app, [name, '--help'])\n"
         "    print(name, done.exit_code, done.exception or '')\n"

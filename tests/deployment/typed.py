@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from fedmoe_app.cli import app
+from fedmoe_app.cli.main import app
 
 
 def fedmoe(*arguments: str | Path) -> str:

@@ -11,16 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from fedmoe_app.launching.connections import Connection, write_connection
-from fedmoe_app.launching.environment import LOOPBACK, run_environment
-from fedmoe_app.launching.flower import (
-    Flat,
-    Outcome,
-    Output,
-    last_lines,
-    run_connected,
-)
-from fedmoe_app.launching.processes import ProcessGroup, free_port, program
+from fedmoe_app.launch.connections import Connection, write_connection
+from fedmoe_app.launch.environment import LOOPBACK, run_environment
+from fedmoe_app.launch.flower import Flat, Outcome, Output, last_lines, run_connected
+from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 
 NODE_TIMEOUT = 60.0  # seconds
 CONNECTED = "SuperNode ID:"
@@ -140,7 +134,7 @@ def deployment(
 
 def register(group: ProcessGroup, keys: Path, host: Host) -> None:
     """Register the nodes of a folder by ``fedmoe register``, on the SuperLink's machine."""
-    command = [*host.prefix, sys.executable, "-m", "fedmoe_app.cli", "register"]
+    command = [*host.prefix, sys.executable, "-m", "fedmoe_app.cli.main", "register"]
     process = group.start([*command, str(keys), CONNECTION], subprocess.PIPE)
     output, _ = process.communicate(timeout=NODE_TIMEOUT)
     assert process.returncode == 0, output

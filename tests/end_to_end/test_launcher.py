@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.launching.processes import ProcessGroup
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.launch.processes import ProcessGroup
+from fedmoe_app.results.folder import read_metrics
 from tests.end_to_end.processes import deployment
 
 
@@ -26,7 +26,7 @@ def group(fedmoe_home: Path) -> Iterator[ProcessGroup]:
 
 
 def fedmoe(group: ProcessGroup, *arguments: str) -> subprocess.Popen[str]:
-    return group.start([sys.executable, "-m", "fedmoe_app.cli", *arguments], subprocess.PIPE)
+    return group.start([sys.executable, "-m", "fedmoe_app.cli.main", *arguments], subprocess.PIPE)
 
 
 @pytest.mark.slow  # test_runs.py starts one of the real app

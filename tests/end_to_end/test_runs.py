@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.launching.environment import run_environment
-from fedmoe_app.launching.processes import ProcessGroup
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.launch.environment import run_environment
+from fedmoe_app.launch.processes import ProcessGroup
+from fedmoe_app.results.folder import read_metrics
 from tests.conftest import REPOSITORY, flat_config
 from tests.end_to_end.processes import FLOWER_SUPERNODE, WARM_SUPERNODE, deployment
 
@@ -55,7 +55,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 def test_the_simulation_gives_the_same_model(in_process: Path, tmp_path: Path) -> None:
     """`fedmoe run` from another folder, as a user types it."""
     pairs = [f"{key}={value}" for key, value in CHANGES.items()]
-    command = [sys.executable, "-m", "fedmoe_app.cli", "run", str(REPOSITORY)]
+    command = [sys.executable, "-m", "fedmoe_app.cli.main", "run", str(REPOSITORY)]
     command += ["--clients", str(CLIENTS), "--output", str(tmp_path), "--name", "run"]
     with ProcessGroup(run_environment(tmp_path / "flwr")) as group:
         run = group.start([*command, "-c", " ".join(pairs)], subprocess.PIPE)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app.deployment.certificates import create
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.deploy.certificates import create
+from fedmoe_app.results.folder import read_metrics
 from tests.conftest import REPOSITORY, flat_config
 from tests.end_to_end.namespaces import separate_hosts, skip_without_namespaces, worsen
 from tests.end_to_end.processes import CONNECTION, Keys, deployment
@@ -41,7 +41,7 @@ def test_hosts_with_a_bad_line_give_the_same_model(tmp_path: Path) -> None:
         print("line of the last node:", worsen(hosts[-1]))
         create(tmp_path / "keys", [hosts[0].address], CLIENTS, days=1)
         with deployment(tmp_path, CLIENTS, keys=Keys(tmp_path / "keys"), hosts=hosts) as flower:
-            command = [*hosts[0].prefix, sys.executable, "-m", "fedmoe_app.cli", "run"]
+            command = [*hosts[0].prefix, sys.executable, "-m", "fedmoe_app.cli.main", "run"]
             command += [str(REPOSITORY), CONNECTION, "--output", str(tmp_path), "--name", "run"]
             command += ["-c", " ".join(f"{key}={value}" for key, value in CHANGES.items())]
             run = flower.group.start(command, subprocess.PIPE)

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from fedmoe_app.launching.processes import ProcessGroup
-from fedmoe_app.report.log import read_metrics
-from fedmoe_app.report.status import read_status
+from fedmoe_app.launch.processes import ProcessGroup
+from fedmoe_app.results.folder import read_metrics
+from fedmoe_app.results.status import read_status
 from tests.conftest import REPOSITORY
 from tests.end_to_end.faults import Lab, kill_tree, wait_for
 from tests.end_to_end.processes import CONNECTION, WARM_SUPERNODE, deployment
@@ -37,7 +37,7 @@ class Command:
     """A running `fedmoe` whose output is read as it comes."""
 
     def __init__(self, group: ProcessGroup, *arguments: str) -> None:
-        command = [sys.executable, "-m", "fedmoe_app.cli", *arguments]
+        command = [sys.executable, "-m", "fedmoe_app.cli.main", *arguments]
         self.process = group.start(command, subprocess.PIPE)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.deployment.health import is_serving
-from fedmoe_app.launching.environment import LOOPBACK, run_environment
-from fedmoe_app.launching.processes import ProcessGroup, free_port, program
+from fedmoe_app.deploy.health import is_serving
+from fedmoe_app.launch.environment import LOOPBACK, run_environment
+from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 
 pytestmark = pytest.mark.slow
 
 PRELOAD = """
 import threading
-from fedmoe_app.launching.warm import preload
+from fedmoe_app.launch.warm import preload
 preload()
 import torch
-print(threading.active_count(), torch.cuda.is_initialized(), "fedmoe_app.local" in sys.modules)
+print(threading.active_count(), torch.cuda.is_initialized(), "fedmoe_app.client" in sys.modules)
 """
 
 

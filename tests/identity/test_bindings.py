@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmoe_app.identity.bindings import Bindings
+from fedmoe_app.server.bindings import Bindings
 from fedmoe_app.wire.numbers import MAX_GIVEN
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import fedmoe_app
-from fedmoe_app.launching import app_folder as module
-from fedmoe_app.launching.app_folder import app_folder
-from fedmoe_app.launching.overrides import app_defaults
+from fedmoe_app.config.overrides import app_defaults
+from fedmoe_app.launch import app_folder as module
+from fedmoe_app.launch.app_folder import app_folder
 from tests.conftest import REPOSITORY
 
 

@@ -11,10 +11,10 @@ import pytest
 from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from flwr.server.superlink.fleet.grpc_rere import node_auth_server_interceptor as flower
 
-from fedmoe_app.commands.doctor import FAILURE, OK, WARNING, examine
-from fedmoe_app.launching.clock import ClockFault, UnreachableError, check_clock
-from fedmoe_app.launching.processes import free_port
-from fedmoe_app.launching.watched import clock_fault
+from fedmoe_app.cli.doctor import FAILURE, OK, WARNING, examine
+from fedmoe_app.launch.clock import ClockFault, UnreachableError, check_clock
+from fedmoe_app.launch.processes import free_port
+from fedmoe_app.launch.watched import clock_fault
 
 HOUR = 3600.0
 

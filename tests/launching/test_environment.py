@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.launching.environment import (
+from fedmoe_app.launch.environment import (
     default_environment,
     install_hook,
     local_port,

@@ -9,14 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.launching import flower
-from fedmoe_app.launching.connections import (
-    Connection,
-    LaunchError,
-    find_connection,
-    write_connection,
-)
-from fedmoe_app.launching.flower import (
+from fedmoe_app.launch import flower
+from fedmoe_app.launch.connections import Connection, LaunchError, find_connection, write_connection
+from fedmoe_app.launch.flower import (
     Outcome,
     Output,
     Simulation,
@@ -25,7 +20,7 @@ from fedmoe_app.launching.flower import (
     own_superlink,
     run_connected,
 )
-from fedmoe_app.launching.processes import ProcessGroup
+from fedmoe_app.launch.processes import ProcessGroup
 
 # `flwr run` prints its arguments and the run config that it was given; `flwr ls` the status.
 FLWR = """
@@ -194,7 +189,7 @@ def test_last_lines_are_readable(tmp_path: Path) -> None:
 
 def test_the_installed_flower_has_the_options_that_are_used() -> None:
     """A later Flower that drops an option is noticed here."""
-    from fedmoe_app.launching.processes import program
+    from fedmoe_app.launch.processes import program
 
     environment = dict(os.environ) | {"COLUMNS": "200", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 

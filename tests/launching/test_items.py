@@ -12,11 +12,11 @@ from flwr.common.config import parse_config_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmoe_app import cli
-from fedmoe_app.config import ConfigError, known_keys, nearest_keys
-from fedmoe_app.launching.numbers import boolean, number
-from fedmoe_app.launching.overrides import read_overrides
-from fedmoe_app.launching.pairs import to_type
+from fedmoe_app.cli import main
+from fedmoe_app.config.numbers import boolean, number
+from fedmoe_app.config.overrides import read_overrides
+from fedmoe_app.config.pairs import to_type
+from fedmoe_app.config.parse import ConfigError, known_keys, nearest_keys
 
 LISTED = '["Health, safety", "Other"]'
 WINDOWS, ESCAPES = r"C:\Users\anna\train.jsonl", r"D:\temp\new.jsonl"
@@ -140,7 +140,7 @@ def advice(item: str) -> str | None:
 
 def read_as_typed(typed: str) -> dict[str, Any]:
     """Read what is typed after ``fedmoe run``, by the command line's own parser."""
-    run = typer.main.get_command(cli.app).commands["run"]  # type: ignore[attr-defined]
+    run = typer.main.get_command(main.app).commands["run"]  # type: ignore[attr-defined]
     options = run.make_context("run", shlex.split(typed)).params
     return read_overrides(options["run_config"])
 

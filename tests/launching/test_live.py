@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedmoe_app.launching.live import LiveScreen, RunView, Screen, open_screen
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.report.log import RunFolder
-from fedmoe_app.report.progress import Progress, logger
+from fedmoe_app.launch.live import LiveScreen, RunView, Screen, open_screen
+from fedmoe_app.results.folder import RunFolder
+from fedmoe_app.results.metrics import RoundReport
+from fedmoe_app.results.progress import Progress, logger
 from tests.report.html.runs import line
 
 METRICS = {"train-loss": 1.25, "num-examples": 10, "accuracy": 0.5, "local-accuracy": 0.75}

@@ -1,6 +1,6 @@
 import pytest
 
-from fedmoe_app.launching.log_filter import LogFilter
+from fedmoe_app.launch.log_filter import LogFilter
 
 
 def readable(*raw: str) -> list[str]:

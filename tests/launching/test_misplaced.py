@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.launching.misplaced import overrides_of
+from fedmoe_app.cli.misplaced import overrides_of
+from fedmoe_app.config.parse import ConfigError
 
 HERE = Path(".")
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.launching.overrides import (
+from fedmoe_app.config.overrides import (
     app_defaults,
     check,
     clients_to_resume,
@@ -16,7 +15,8 @@ from fedmoe_app.launching.overrides import (
     with_run_name,
     with_template,
 )
-from fedmoe_app.report.log import RunFolder
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.results.folder import RunFolder
 from tests.conftest import REPOSITORY, flat_config
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)

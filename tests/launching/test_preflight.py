@@ -9,16 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config import check_labels_known
-from fedmoe_app.data import sources
-from fedmoe_app.data.corpus import LIBRARIES, TRAIN_PER_CLASS
-from fedmoe_app.data.errors import DataError
-from fedmoe_app.data.tokenizer import LABEL_TOKENS
-from fedmoe_app.launching.preflight import check_scheme_name, check_simulated, check_sources
-from fedmoe_app.local.setup import check_setup
-from fedmoe_app.moe.layers import find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, empty_model
-from fedmoe_app.names import (
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.names import (
     COMBINE,
     EMBEDDED_CLASSES,
     EMBEDDED_ROWS,
@@ -27,7 +19,15 @@ from fedmoe_app.names import (
     PRESET_NAMES,
     SCHEME_NAMES,
 )
+from fedmoe_app.config.parse import check_labels_known
+from fedmoe_app.data import sources
+from fedmoe_app.data.corpus import LIBRARIES, TRAIN_PER_CLASS
+from fedmoe_app.data.tokenizer import LABEL_TOKENS
+from fedmoe_app.launch.preflight import check_scheme_name, check_simulated, check_sources
+from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app.moe.loading import PRESETS, empty_model
 from fedmoe_app.schemes import SCHEMES, make_scheme
+from fedmoe_app.tasks.setup import check_setup
 from tests.conftest import flat_config, make_config
 from tests.data.chat_templates import GEMMA, messages
 
@@ -51,8 +51,8 @@ def test_the_names_known_without_torch_are_those_of_the_registries() -> None:
 def test_what_ships_with_the_package_is_taken_without_importing_torch() -> None:
     flat = flat_config(scheme="fcmoe")
     code = (
-        "import sys; from fedmoe_app.config import parse_run_config; "
-        "from fedmoe_app.launching.preflight import check_simulated; "
+        "import sys; from fedmoe_app.config.parse import parse_run_config; "
+        "from fedmoe_app.launch.preflight import check_simulated; "
         f"check_simulated(parse_run_config({flat!r}), 8); "
         "print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
     )
@@ -268,8 +268,8 @@ def test_the_data_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_own_data_with_a_preset_is_looked_at_without_torch(tmp_path: Path) -> None:
     flat = flat_config(**own_data(write_rows(tmp_path / "rows.jsonl")))
     code = (
-        "import sys; from fedmoe_app.config import parse_run_config; "
-        "from fedmoe_app.launching.preflight import check_simulated; "
+        "import sys; from fedmoe_app.config.parse import parse_run_config; "
+        "from fedmoe_app.launch.preflight import check_simulated; "
         f"check_simulated(parse_run_config({flat!r}), 2); print('torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedmoe_app.launching.processes import ProcessGroup, free_port, program, signals_raise
+from fedmoe_app.launch.processes import ProcessGroup, free_port, program, signals_raise
 
 # A child that leaves the group's session and outlives its parent, as Ray's do.
 ORPHAN = """

@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.launching.resources import check_cpus, check_gpus
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.launch.resources import check_cpus, check_gpus
 
 
 @pytest.fixture(autouse=True)

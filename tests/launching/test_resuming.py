@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config import RunConfig
-from fedmoe_app.launching import resuming
-from fedmoe_app.launching.connections import LaunchError
-from fedmoe_app.launching.flower import Outcome, Output, SuperLinkLostError
-from fedmoe_app.launching.resuming import NO_HEARTBEAT, run_to_the_end
-from fedmoe_app.report.log import BEING_WRITTEN
+from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.launch import resuming
+from fedmoe_app.launch.connections import LaunchError
+from fedmoe_app.launch.flower import Outcome, Output, SuperLinkLostError
+from fedmoe_app.launch.resuming import NO_HEARTBEAT, run_to_the_end
+from fedmoe_app.results.folder import BEING_WRITTEN
 from tests.conftest import make_config
 
 DONE = Outcome("9", "finished:completed", "")

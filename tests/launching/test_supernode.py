@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from fedmoe_app.launching.connections import LaunchError
-from fedmoe_app.launching.supernode import superexec_command
+from fedmoe_app.launch.connections import LaunchError
+from fedmoe_app.launch.supernode import superexec_command
 
 
 def address(*arguments: str) -> str:
     command = superexec_command(arguments, 7)
     assert command is not None
-    assert command[:3] == [sys.executable, "-m", "fedmoe_app.launching.warm"]
+    assert command[:3] == [sys.executable, "-m", "fedmoe_app.launch.warm"]
     assert command[-2:] == ["--parent-pid", "7"]
     return command[command.index("--runtime-api-address") + 1]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import flwr.supernode.cli as program
 import pytest
 
-from fedmoe_app.launching.warm import ForkExecutor
+from fedmoe_app.launch.warm import ForkExecutor
 
 PACKAGE = "fedmoe_app"
 

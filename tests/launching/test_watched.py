@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedmoe_app.launching.processes import free_port
+from fedmoe_app.launch.processes import free_port
 
 # In place of Flower's SuperNode: its signal handlers, and what the test gives.
 NODE = """
@@ -25,7 +25,7 @@ def supernode():
     time.sleep(60)
 
 flwr.supernode.cli.flower_supernode = supernode
-from fedmoe_app.launching.watched import run_supernode
+from fedmoe_app.launch.watched import run_supernode
 run_supernode(sys.argv[1:])
 """
 REFUSED = """

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.local.setup import load_setup
-from fedmoe_app.local.train import LocalRun, _backward
+from fedmoe_app.client.train import LocalRun, _backward
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
+from fedmoe_app.tasks.setup import load_setup
 from tests.conftest import make_config
 
 ROWS: list[Any] = [{"input_ids": [1, 5 + i, 9, 2 + i % 3], "labels": i % 2} for i in range(7)]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fedmoe_app.local.exact_match import ExactMatch
-from fedmoe_app.local.setup import load_setup
-from fedmoe_app.local.tasks import CausalLM, evaluate
 from fedmoe_app.moe.loading import load_model
+from fedmoe_app.tasks.base import CausalLM, evaluate
+from fedmoe_app.tasks.exact_match import ExactMatch
+from fedmoe_app.tasks.setup import load_setup
 from tests.conftest import make_config
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import batch, chat_tokenizer, messages

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmoe_app.local.keeping import Keeping, is_acceptable
-from fedmoe_app.local.kept import ClientFiles
-from fedmoe_app.local.setup import Setup, load_setup
+from fedmoe_app.client.keeping import Keeping, is_acceptable
+from fedmoe_app.client.state import ClientFiles
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.fcmoe import FCMoE
 from fedmoe_app.schemes.fedalign import FedAlignMoE
 from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.tasks.setup import Setup, load_setup
 from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
 from tests.conftest import make_config
 from tests.homes import home_with_cache, kept_files

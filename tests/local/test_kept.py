@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app.local.kept import MAX_AGE_DAYS, ClientFiles, drop_kept
+from fedmoe_app.client.state import MAX_AGE_DAYS, ClientFiles, drop_kept
 
 RUN, OTHER = "0123456789abcdef", "fedcba9876543210"
 BAD_KEYS = [

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.local.memory import GIB, Need, estimate, largest_budget
-from fedmoe_app.local.setup import load_setup
+from fedmoe_app.client.memory import GIB, Need, estimate, largest_budget
+from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.moe.held import Holding
+from fedmoe_app.tasks.setup import load_setup
 from tests.bases import save_base
 from tests.conftest import make_config
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedmoe_app.client.mixture import MixingGate, Mixture, mean_embeddings, mix
 from fedmoe_app.data.encoding import IGNORED_LABEL
-from fedmoe_app.local.mixture import MixingGate, Mixture, mean_embeddings, mix
-from fedmoe_app.local.tasks import Batch
+from fedmoe_app.tasks.base import Batch
 
 # Token 0 is padding; the others have embeddings that are easy to average.
 EMBEDDINGS = torch.tensor([[9.0, 9.0], [3.0, 0.0], [0.0, 4.0], [6.0, 0.0]])

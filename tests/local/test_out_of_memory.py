@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app.client_app import name_errors
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.local.out_of_memory import (
+from fedmoe_app.client.out_of_memory import (
     LOADING,
     TRAINING,
     doing,
@@ -23,7 +21,9 @@ from fedmoe_app.local.out_of_memory import (
     release,
     round_note,
 )
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.client_app import name_errors
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.schemes.base import LocalClient, LocalStep, RoundInfo, Scheme
 from tests.conftest import flat_config
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedmoe_app.config import RunConfig
-from fedmoe_app.local.node import Node
-from fedmoe_app.local.personal import OwnModel, own_model
-from fedmoe_app.local.round import train_client
-from fedmoe_app.local.setup import load_setup
+from fedmoe_app.client.personal import OwnModel, own_model
+from fedmoe_app.client.round import train_client
+from fedmoe_app.config.node import Node
+from fedmoe_app.config.parse import RunConfig
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.pflmoe import PFLMoE
+from fedmoe_app.tasks.setup import load_setup
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientUpdate
 from tests.conftest import make_config

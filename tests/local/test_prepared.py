@@ -11,13 +11,13 @@ from typing import Any
 import datasets
 import pytest
 
-from fedmoe_app.config import ConfigError
+from fedmoe_app.client import rows as prepared
+from fedmoe_app.client.rows import ClientRows, client_rows
+from fedmoe_app.config.node import Node
+from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.data.encoding import Encoded
-from fedmoe_app.local import prepared
-from fedmoe_app.local.node import Node
-from fedmoe_app.local.prepared import ClientRows, client_rows
-from fedmoe_app.local.setup import load_setup, server_data
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.tasks.setup import load_setup, server_data
 from fedmoe_app.wire.records import TrainTask
 from tests.conftest import make_config
 from tests.data.chat_templates import CHATML, GEMMA, messages
@@ -39,7 +39,7 @@ def cached(home: Path) -> int:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with the session's corpus and tokenizer, but without rows."""
-    from fedmoe_app.paths import cache_dir
+    from fedmoe_app.config.paths import cache_dir
 
     (tmp_path / "home" / "cache").mkdir(parents=True)
     for folder in cache_dir().iterdir():

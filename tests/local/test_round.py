@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app.client.round import ClientRound
+from fedmoe_app.client.rows import ClientRows
+from fedmoe_app.config.node import Node
 from fedmoe_app.data.encoding import Encoded
-from fedmoe_app.local.node import Node
-from fedmoe_app.local.prepared import ClientRows
-from fedmoe_app.local.round import ClientRound
-from fedmoe_app.local.setup import load_setup
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.tasks.setup import load_setup
 from fedmoe_app.wire.records import TrainTask
 from tests.conftest import make_config
 

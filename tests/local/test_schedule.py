@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.local.schedule import learning_rate_factor
+from fedmoe_app.client.schedule import learning_rate_factor
+from fedmoe_app.config.parse import ConfigError
 from tests.conftest import make_config
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app.local.sending import encode_reply
+from fedmoe_app.client.encode import encode_reply
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import ProtocolError, TrainTask, UpdateSpec, decode_update

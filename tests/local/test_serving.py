@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from fedmoe_app.local import serving as module
-from fedmoe_app.local.serving import BusyError, end_of_run, serving
+from fedmoe_app.client import serving as module
+from fedmoe_app.client.serving import BusyError, end_of_run, serving
 
 FIRST, SECOND = "ab" * 16, "cd" * 16
 NODE = 812

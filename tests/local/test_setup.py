@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.local.setup import check_base, device, load_setup
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.tasks.setup import check_base, device, load_setup
 from tests.bases import save_base
 from tests.conftest import make_config
 

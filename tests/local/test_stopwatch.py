@@ -10,8 +10,8 @@ import psutil
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedmoe_app.inprocess import task_identity
-from fedmoe_app.local.stopwatch import Stopwatch, seconds_by_phase
+from fedmoe_app.client.timing import Stopwatch, seconds_by_phase
+from fedmoe_app.compare.in_process import task_identity
 
 
 @pytest.fixture

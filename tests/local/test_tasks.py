@@ -7,10 +7,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from fedmoe_app.config import ConfigError
+from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.local.tasks import (
+from fedmoe_app.moe.loading import load_model
+from fedmoe_app.tasks.base import (
     Batch,
     CausalLM,
     LabelWords,
@@ -20,7 +21,6 @@ from fedmoe_app.local.tasks import (
     evaluate,
     label_token_ids,
 )
-from fedmoe_app.moe.loading import load_model
 from tests.moe.families import build
 
 TOKENIZER = embedded_tokenizer()

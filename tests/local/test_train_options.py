@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.local.node import Node
-from fedmoe_app.local.round import train_client
-from fedmoe_app.local.setup import load_setup, server_data
+from fedmoe_app.client.round import train_client
+from fedmoe_app.config.node import Node
 from fedmoe_app.moe.layers import read_state
+from fedmoe_app.tasks.setup import load_setup, server_data
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientUpdate
 from tests.bases import save_base

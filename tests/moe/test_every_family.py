@@ -21,12 +21,12 @@ from benchmarks.every_family import (
     token_batch,
 )
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.local.tasks import Batch, LabelWords
 from fedmoe_app.moe.adapt import Adaptation, adapt, frozen_by_family
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers, read_state
 from fedmoe_app.moe.packed import KINDS
 from fedmoe_app.moe.quantise import dequantise, quantise
 from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.tasks.base import Batch, LabelWords
 
 ALL = family_names()
 SPARSE_ATTENTION = ("axk2", "deepseek_v32", "glm_moe_dsa")

@@ -7,9 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.report.events import EventLog, described
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.report.progress import Progress
+from fedmoe_app.results.events import EventLog, described
+from fedmoe_app.results.metrics import RoundReport
+from fedmoe_app.results.progress import Progress
 
 
 def logged(path: Path, *actions: Any) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedmoe_app.cli import app
-from fedmoe_app.report.finding import find_run
-from fedmoe_app.report.log import ResultsError
+from fedmoe_app.cli.main import app
+from fedmoe_app.results.finding import find_run
+from fedmoe_app.results.folder import ResultsError
 from tests.test_cli import LINE
 
 

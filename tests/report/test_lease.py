@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.launching.launched import Launch, write_launch
-from fedmoe_app.report.events import EventLog
-from fedmoe_app.report.lease import Lease, TakenOverError
-from fedmoe_app.report.log import ResultsError, RunFolder, holds_files, read_metrics
-from fedmoe_app.report.status import StatusFile, read_status
+from fedmoe_app.launch.launched import Launch, write_launch
+from fedmoe_app.results.events import EventLog
+from fedmoe_app.results.folder import ResultsError, RunFolder, holds_files, read_metrics
+from fedmoe_app.results.lease import Lease, TakenOverError
+from fedmoe_app.results.status import StatusFile, read_status
 
 HOLDS = """
 import pathlib, sys, time
-from fedmoe_app.report.lease import Lease
+from fedmoe_app.results.lease import Lease
 folder = pathlib.Path(sys.argv[1])
 lease = Lease(folder)
 lease.take()

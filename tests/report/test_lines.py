@@ -2,7 +2,7 @@
 
 import json
 
-from fedmoe_app.report.lines import RoundReport, metrics_line
+from fedmoe_app.results.metrics import RoundReport, metrics_line
 from tests.toy import toy_update
 
 

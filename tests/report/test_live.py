@@ -10,7 +10,7 @@ import pytest
 
 from fedmoe_app.report import live
 from fedmoe_app.report.live import LiveReport
-from fedmoe_app.report.log import METRICS_FILE
+from fedmoe_app.results.folder import METRICS_FILE
 from tests.conftest import flat_config
 from tests.report.html.runs import line, write_run
 

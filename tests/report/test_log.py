@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedmoe_app.config import default_run_config
-from fedmoe_app.paths import follow_umask
+from fedmoe_app.config.parse import default_run_config
+from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.report.html.page import write_page
-from fedmoe_app.report.log import (
+from fedmoe_app.results.folder import (
     LINE_KEYS,
     SAMPLES_FILE,
     ResultsError,

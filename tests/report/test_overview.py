@@ -17,12 +17,12 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from fedmoe_app.cli import app
-from fedmoe_app.report import status
-from fedmoe_app.report.log import ResultsError, RunFolder
-from fedmoe_app.report.overview import how_to_resume, newest_run, overview
-from fedmoe_app.report.status import StatusFile, note_interruption, read_status
-from fedmoe_app.resume import set_back
+from fedmoe_app.cli.main import app
+from fedmoe_app.cli.status import how_to_resume, newest_run, overview
+from fedmoe_app.results import status
+from fedmoe_app.results.folder import ResultsError, RunFolder
+from fedmoe_app.results.status import StatusFile, note_interruption, read_status
+from fedmoe_app.server.resume import set_back
 
 
 def line(server_round: int, **fields: Any) -> dict[str, Any]:

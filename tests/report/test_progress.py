@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedmoe_app.report import progress as module
-from fedmoe_app.report.lines import RoundReport
-from fedmoe_app.report.progress import Progress, duration, logger
+from fedmoe_app.results import progress as module
+from fedmoe_app.results.metrics import RoundReport
+from fedmoe_app.results.progress import Progress, duration, logger
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.report.table import LOG_WIDTH, human_bytes, print_table
+from fedmoe_app.results.table import LOG_WIDTH, human_bytes, print_table
 
 
 def line(round_number: int, **changes: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config import ConfigError
-from fedmoe_app.report import trackers
-from fedmoe_app.report.watching import Watchers
-from fedmoe_app.sections import TRACKERS
+from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.schema import TRACKERS
+from fedmoe_app.results import trackers
+from fedmoe_app.server.watching import Watchers
 from tests.conftest import make_config
 from tests.report.html.runs import line, write_run
 

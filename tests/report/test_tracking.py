@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.report.scalars import scalars
-from fedmoe_app.report.trackers import TensorBoardTracker
+from fedmoe_app.results.scalars import scalars
+from fedmoe_app.results.trackers import TensorBoardTracker
 from tests.report.test_overview import line
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.config import ConfigError
+from fedmoe_app.aggregation.aggregate import round_info
+from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import LocalStep, ModelShape
@@ -17,7 +18,6 @@ from fedmoe_app.schemes.fedalign import FedAlignMoE
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.fedmoe import FedMoE
 from fedmoe_app.schemes.fedprox import FedProx
-from fedmoe_app.schemes.fold import round_info
 from fedmoe_app.schemes.hfedmoe import HFedMoE
 from tests.conftest import make_config
 from tests.toy import (

@@ -2,11 +2,11 @@
 
 import torch
 
+from fedmoe_app.aggregation.aggregate import fold, round_info
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.base import Scheme, weighted_sum
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.schemes.fold import fold, round_info
 from fedmoe_app.wire.update import ClientUpdate
 from tests.toy import toy_state, toy_update
 

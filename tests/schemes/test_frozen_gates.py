@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmoe_app.config import ConfigError
+from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.schemes.base import ModelShape, Scheme
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.fedalign import FedAlignMoE

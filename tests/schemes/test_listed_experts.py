@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.moe.state import ModelState, Tensors, flatten
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.diagnostics import Diagnostics
 from fedmoe_app.schemes.fcmoe import FCMoE
 from fedmoe_app.schemes.fedalign import FedAlignMoE
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.schemes.fold import fold, round_info
 from fedmoe_app.schemes.hfedmoe import HFedMoE
 from fedmoe_app.wire.update import ClientUpdate
 from tests.toy import NUM_EXPERTS, NUM_LAYERS, assert_same, toy_state, toy_update

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config import ConfigError
+from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.report import plots
-from fedmoe_app.report.log import read_metrics
+from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.pflmoe import PFLMoE
 from tests.conftest import make_config

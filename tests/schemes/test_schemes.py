@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmoe_app.config import ConfigError
+from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.schemes import SCHEMES, make_scheme
 from fedmoe_app.schemes.base import LocalStep, ModelShape, Scheme
 from fedmoe_app.schemes.fedavg import FedAvg
@@ -49,7 +49,7 @@ def test_a_users_class_gets_its_arguments() -> None:
     [
         ("no_such_package.module:Class", "cannot be imported"),
         ("fedmoe_app.schemes.fedavg:NoSuchClass", "cannot be imported"),
-        ("fedmoe_app.config:RunConfig", "not a subclass"),
+        ("fedmoe_app.config.parse:RunConfig", "not a subclass"),
         (".x:X", r"\.x:X.*cannot be imported \(TypeError: .*relative import"),
     ],
 )

@@ -23,15 +23,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import fedmoe_app
-from fedmoe_app import cli
-from fedmoe_app.comparing import compare, tables
-from fedmoe_app.comparing.folder import ComparisonFolder
-from fedmoe_app.comparing.page import comparison_page
-from fedmoe_app.comparing.reading import read_comparison
-from fedmoe_app.inprocess import run_in_process
-from fedmoe_app.launching.live import LiveScreen, Screen
-from fedmoe_app.report.log import RunFolder, read_metrics
-from fedmoe_app.report.status import STATUS_FILE
+from fedmoe_app.cli import main
+from fedmoe_app.compare import compare, tables
+from fedmoe_app.compare.folder import ComparisonFolder
+from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.compare.page import comparison_page
+from fedmoe_app.compare.reading import read_comparison
+from fedmoe_app.launch.live import LiveScreen, Screen
+from fedmoe_app.results.folder import RunFolder, read_metrics
+from fedmoe_app.results.status import STATUS_FILE
 from fedmoe_app.shown.terminal import Console
 from fedmoe_app.shown.text import visible
 from tests.comparing.fakes import lines, plan_and_outcomes
@@ -101,7 +101,7 @@ def fedmoe(
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["fedmoe", *arguments])
         with pytest.raises(SystemExit):
-            cli.main()
+            main.main()
         captured = capfd.readouterr()
         return captured.out + captured.err
 
@@ -139,7 +139,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 
 
 def test_every_command_is_looked_at() -> None:
-    found = {command.name or command.callback.__name__ for command in cli.app.registered_commands}  # type: ignore[union-attr]
+    found = {command.name or command.callback.__name__ for command in main.app.registered_commands}  # type: ignore[union-attr]
     assert found == COMMANDS.keys(), "add the new command to COMMANDS of this test"
 
 

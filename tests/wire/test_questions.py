@@ -8,8 +8,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from fedmoe_app.client.train import num_steps, train_batches
 from fedmoe_app.data.partitions import split_local
-from fedmoe_app.local.train import num_steps, train_batches
 from fedmoe_app.wire.bounds import MAX_EXAMPLES, MAX_ITEMS, MAX_STEPS, MAX_TOKENS, TaskBounds
 from fedmoe_app.wire.metrics import check_metrics
 from fedmoe_app.wire.numbers import decode_number, encode_number

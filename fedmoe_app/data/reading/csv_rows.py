@@ -19,7 +19,7 @@ from typing import IO
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.reading.columns import Asked, Rows, listed
 from fedmoe_app.data.reading.streams import AUTO, open_utf8
 

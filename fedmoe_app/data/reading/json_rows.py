@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import json as arrow_json
 
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.reading.columns import ROWS, Asked, Rows, json_text, schema_of
 from fedmoe_app.data.reading.streams import open_utf8
 

@@ -10,7 +10,7 @@ from typing import IO
 import pyarrow as pa
 from pyarrow import parquet
 
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.reading.arrow_text import NotText, as_text, is_nested
 from fedmoe_app.data.reading.columns import ROWS, Asked, Rows
 

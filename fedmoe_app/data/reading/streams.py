@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import IO
 
-from fedmoe_app.data.errors import DataError
+from fedmoe_app.config.errors import DataError
 
 AUTO = "auto"
 UTF_8 = "utf-8"

@@ -14,8 +14,8 @@ from fedmoe_app.report.diagnostics.conflict import draw_conflict
 from fedmoe_app.report.diagnostics.consistency import draw_consistency
 from fedmoe_app.report.diagnostics.selection import draw_selection
 from fedmoe_app.report.diagnostics.similarity import draw_similarity
-from fedmoe_app.report.diagnostics.values import Line
 from fedmoe_app.report.diagnostics.weights import draw_weights
+from fedmoe_app.results.values import Line
 
 DIAGNOSTIC_DRAWINGS: Mapping[str, Callable[[Sequence[Line]], Figure | None]] = MappingProxyType(
     {

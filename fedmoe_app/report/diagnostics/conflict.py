@@ -11,12 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from fedmoe_app.report.diagnostics.curves import draw_curves, finish_curves, start_at_zero
 from fedmoe_app.report.diagnostics.maps import Scale, draw_map, draw_scale, percent, top_of
-from fedmoe_app.report.diagnostics.values import (
-    Found,
-    Line,
-    diagnostic_curves,
-    last_diagnostic,
-)
+from fedmoe_app.results.values import Found, Line, diagnostic_curves, last_diagnostic
 
 CONFLICT = "conflicting updates"
 MEANING = (

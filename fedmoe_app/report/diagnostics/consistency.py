@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from fedmoe_app.report.diagnostics.curves import draw_curves, finish_curves, start_at_zero
 from fedmoe_app.report.diagnostics.maps import Scale, draw_layers, layers_size, percent, top_of
-from fedmoe_app.report.diagnostics.values import (
+from fedmoe_app.results.values import (
     Found,
     Line,
     Points,

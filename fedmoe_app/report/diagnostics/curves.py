@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from fedmoe_app.report.diagnostics.values import Line, Points
+from fedmoe_app.results.values import Line, Points
 from fedmoe_app.shown.pictures import legend_name, picture
 
 # Okabe-Ito without its yellow, which is too light for a line on white.

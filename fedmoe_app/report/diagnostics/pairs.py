@@ -19,7 +19,7 @@ from fedmoe_app.report.diagnostics.maps import (
     evenly,
     thinning,
 )
-from fedmoe_app.report.diagnostics.values import Line, client_names, diagnostic
+from fedmoe_app.results.values import Line, client_names, diagnostic
 from fedmoe_app.shown.pictures import picture
 
 MATRICES = {"S": "similarity", "D": "agreement"}

@@ -17,7 +17,7 @@ from fedmoe_app.report.diagnostics.curves import (
     start_at_zero,
 )
 from fedmoe_app.report.diagnostics.maps import Scale, draw_layers, layers_size, percent
-from fedmoe_app.report.diagnostics.values import (
+from fedmoe_app.results.values import (
     Found,
     Line,
     Points,

@@ -18,13 +18,7 @@ from fedmoe_app.report.diagnostics.curves import (
     quantiles,
 )
 from fedmoe_app.report.diagnostics.pairs import MATRICES, draw_pairs, last_pairs, pairs_height
-from fedmoe_app.report.diagnostics.values import (
-    Line,
-    Points,
-    diagnostic,
-    diagnostic_curves,
-    layer_curves,
-)
+from fedmoe_app.results.values import Line, Points, diagnostic, diagnostic_curves, layer_curves
 
 CURVES_HEIGHT = 3.9
 WIDTH = 10.5

@@ -8,14 +8,8 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from fedmoe_app.report.diagnostics.maps import (
-    DIVERGING,
-    Scale,
-    draw_layers,
-    layers_size,
-    top_of,
-)
-from fedmoe_app.report.diagnostics.values import Line, client_names, last_diagnostic
+from fedmoe_app.report.diagnostics.maps import DIVERGING, Scale, draw_layers, layers_size, top_of
+from fedmoe_app.results.values import Line, client_names, last_diagnostic
 
 # The scale reaches at least so far from 1: rounding must not look like structure.
 LEAST_SPREAD = 0.05

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from fedmoe_app.report.diagnostics.values import Line
+from fedmoe_app.results.values import Line
 
 Chart = dict[str, Any]
 Series = dict[str, Any]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmoe_app.report.diagnostics.values import Line, client_names, to_array
 from fedmoe_app.report.heatmap import routing_shares
+from fedmoe_app.results.values import Line, client_names, to_array
 
 # Numbers of one cube: well below a megabyte of the page.
 MAX_NUMBERS = 120_000

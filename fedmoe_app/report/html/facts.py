@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmoe_app.data.names import base_names
-from fedmoe_app.report.diagnostics.values import Line
-from fedmoe_app.report.log import SAMPLES_FILE
-from fedmoe_app.report.progress import duration
-from fedmoe_app.report.table import MISSING, human_bytes
+from fedmoe_app.config.lists import base_names
+from fedmoe_app.results.folder import SAMPLES_FILE
+from fedmoe_app.results.progress import duration
+from fedmoe_app.results.table import MISSING, human_bytes
+from fedmoe_app.results.values import Line
 
 MAX_FAILURES = 200
 MAX_SAMPLES = 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fedmoe_app.report.diagnostics.values import Line
 from fedmoe_app.report.html.cubes import (
     CLIENT,
     EXPERT,
@@ -18,6 +17,7 @@ from fedmoe_app.report.html.cubes import (
     routing_cube,
     trained_cube,
 )
+from fedmoe_app.results.values import Line
 
 
 class Map(NamedTuple):

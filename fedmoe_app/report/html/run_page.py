@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.report.diagnostics.values import Line
 from fedmoe_app.report.html import charts, facts, maps, settings
 from fedmoe_app.report.html.page import State, render, write_page
-from fedmoe_app.report.log import ResultsError, read_rounds
+from fedmoe_app.results.folder import ResultsError, read_rounds
+from fedmoe_app.results.values import Line
 
 # Seconds after which the page of a run that goes on is loaded again.
 REFRESH = 15

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fedmoe_app
-from fedmoe_app.config import default_run_config, flatten_table
-from fedmoe_app.report.log import CONFIG_FILE, ResultsError
+from fedmoe_app.config.parse import default_run_config, flatten_table
+from fedmoe_app.results.folder import CONFIG_FILE, ResultsError
 
 # They say where results lie, not what was run.
 PLACES = ("output-dir", "run-name")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from fedmoe_app.config.codec_names import CODEC_NAMES, TOPK, check_codec
 from fedmoe_app.wire.codecs.base import Codec
 from fedmoe_app.wire.codecs.floats import Float
 from fedmoe_app.wire.codecs.int4 import Int4
 from fedmoe_app.wire.codecs.int8 import Int8
 from fedmoe_app.wire.codecs.topk import DEFAULT_SHARE, TopK
-from fedmoe_app.wire.names import CODEC_NAMES, TOPK, check_codec
 
 __all__ = ["CODEC_NAMES", "FP16", "FP32", "Codec", "Offer", "choose", "make_codec"]
 

@@ -1,6 +1,6 @@
 """The largest changes only: their positions, and their values through a second codec.
 
-Stich et al. 2018, arXiv:1809.07599; with error feedback (:mod:`fedmoe_app.local.sending`).
+Stich et al. 2018, arXiv:1809.07599; with error feedback (:mod:`fedmoe_app.client.encode`).
 
 Layout: k (uint32), number of bytes that tell the positions (uint32), form (uint8: 0 bitmap,
 1 steps), the positions, and the k values through a second codec.

@@ -3,10 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from fedmoe_app.report.diagnostics.consistency import (
-    draw_consistency,
-    relative_entropy_curves,
-)
+from fedmoe_app.report.diagnostics.consistency import draw_consistency, relative_entropy_curves
 from tests.report.diagnostics.lines import Line, failed, plain, run, start
 
 HALF = -2 * 0.5 * math.log(0.5)

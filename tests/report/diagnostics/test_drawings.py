@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from fedmoe_app.report.log import RunFolder
 from fedmoe_app.report.plots import plot_run
+from fedmoe_app.results.folder import RunFolder
 from tests.report.diagnostics.lines import Line, failed, full, plain, run, start
 
 ALL = ["conflict", "consistency", "similarity", "selection", "weights"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedmoe_app.report.diagnostics.values import (
+from fedmoe_app.results.values import (
     by_number,
     client_curves,
     client_names,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_app.report.log import RunFolder
+from fedmoe_app.results.folder import RunFolder
 from tests.conftest import flat_config
 
 Line = dict[str, Any]

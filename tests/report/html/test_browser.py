@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fedmoe_app.report_command import write_report
+from fedmoe_app.cli.report import write_report
 from tests.report.html import browser
 from tests.report.html.browser import DESKTOP, PHONE, open_page
 from tests.report.html.runs import client, line, with_pairs, write_run

@@ -4,14 +4,14 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from fedmoe_app.checkpoint import Identity
-from fedmoe_app.config import flatten_run_config, parse_run_config
-from fedmoe_app.journal import open_journal
+from fedmoe_app.config.parse import flatten_run_config, parse_run_config
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.report.progress import log_to_stdout
-from fedmoe_app.rounds import Limits
+from fedmoe_app.results.progress import log_to_stdout
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server.checkpoint import Identity
+from fedmoe_app.server.recorder import open_journal
+from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 
 app = ServerApp()

@@ -9,17 +9,17 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedmoe_app.buffered import BufferedStrategy
-from fedmoe_app.checkpoint import Identity
-from fedmoe_app.config import RunConfig, flatten_run_config, parse_run_config
-from fedmoe_app.identity.client_list import read_client_list
-from fedmoe_app.journal import open_journal
+from fedmoe_app.config.parse import RunConfig, flatten_run_config, parse_run_config
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.report.progress import log_to_stdout
-from fedmoe_app.rounds import Limits
+from fedmoe_app.results.progress import log_to_stdout
 from fedmoe_app.schemes.base import ModelShape
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.strategy import MoEStrategy
+from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.server.checkpoint import Identity
+from fedmoe_app.server.client_list import read_client_list
+from fedmoe_app.server.recorder import open_journal
+from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.records import encode_state
 

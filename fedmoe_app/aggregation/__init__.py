@@ -1,0 +1,1 @@
+"""Client updates into the next global state, as a scheme says."""

@@ -1,0 +1,1 @@
+"""The ``fedmoe`` command: one file a command."""

@@ -1,0 +1,1 @@
+"""The client side: a round of local training, and what a node keeps."""

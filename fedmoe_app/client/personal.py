@@ -1,0 +1,179 @@
+"""What PFL-MoE keeps on a client: a personal copy of the model, and the gate that mixes it in.
+
+Guo et al. 2020, arXiv:2012.15589; the output is that of :mod:`fedmoe_app.client.mixture`. θ_i and
+g_i train on the loss of the mixed output. ``joint = false``: the global copy trains as in FedAvg,
+before, and the *received* global copy takes part in the mixture, frozen: it is what the client has
+when it predicts in the next round. ``joint = true``: one loss trains all three.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from fedmoe_app.client.mixture import MixingGate, Mixture
+from fedmoe_app.client.schedule import Factor, constant
+from fedmoe_app.client.train import micro_batches, train_batches
+from fedmoe_app.config.parse import ConfigError, TrainConfig
+from fedmoe_app.data.encoding import Row
+from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
+from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.pflmoe import PFLMoE
+from fedmoe_app.tasks.base import Task, evaluate
+from fedmoe_app.tasks.setup import Setup
+
+_COPY, _GATE = "personal.", "mixing-gate."  # prefixes of what is kept between rounds
+
+
+class OwnModel:
+    """θ_i and g_i of one client in one round.
+
+    Attributes:
+        model: the personal copy.
+        task: the client's task on the mixed output.
+        joint: whether the mixed output trains the global copy, too.
+    """
+
+    def __init__(self, setup: Setup, scheme: PFLMoE, kept: Mapping[str, Tensor]) -> None:
+        """Start from what was kept, else from the model's values, which are the received ones.
+
+        Args:
+            setup: whose model has no trainables attached; it is copied.
+            scheme: the hyper-parameters.
+            kept: what :meth:`tensors` returned in the client's last round; empty if lost.
+        """
+        self.model = copy.deepcopy(setup.model)
+        self.joint = scheme.joint
+        self._layers = find_moe_layers(self.model)
+        embeddings: Any = self.model.get_input_embeddings()
+        self._gate = MixingGate(embeddings.weight.shape[1]).to(self.model.device)
+        self._gate_learning_rate = scheme.gate_learning_rate
+        self._plain_task = setup.task
+        self.task = Mixture(setup.task, self.model, self._gate, scheme.joint)
+        self._restore(kept)
+
+    def train(
+        self,
+        received: PreTrainedModel,
+        rows: Sequence[Row],
+        config: TrainConfig,
+        seed: int,
+        factor: Factor = constant,
+    ) -> None:
+        """Train θ_i and g_i beside the received global copy, on FedAvg's batches of the round."""
+        received.eval()
+        with self.training(config, factor) as step:
+            for rows_of_step in train_batches(rows, config, seed):
+                for part in micro_batches(rows_of_step, config):
+                    batch = self.task.collate(part, received.device)
+                    share = len(part) / len(rows_of_step)
+                    (share * self.task.loss(received, batch)).backward()
+                step()
+
+    @contextmanager
+    def training(
+        self, config: TrainConfig, factor: Factor = constant
+    ) -> Iterator[Callable[[], None]]:
+        """Make θ_i and g_i trainable; yield what to call after the ``backward`` of each step.
+
+        A fresh AdamW, as for the global copy. Each of the two is clipped by its own norm.
+        """
+        with Trainables(self.model, self._layers) as trainables:
+            copies = list(trainables.named_parameters().values())
+            gate = list(self._gate.parameters())
+            groups: list[dict[str, Any]] = [
+                {"params": copies, "lr": config.learning_rate},
+                {"params": gate, "lr": self._gate_learning_rate},
+            ]
+            optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+            schedule = LambdaLR(optimiser, factor)
+
+            def step() -> None:
+                trainables.count_step()
+                if config.max_grad_norm:
+                    torch.nn.utils.clip_grad_norm_(copies, config.max_grad_norm)
+                    torch.nn.utils.clip_grad_norm_(gate, config.max_grad_norm)
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad(set_to_none=True)
+
+            self.model.train()
+            yield step
+            trainables.merge()
+            self.model.eval()
+
+    def metrics(
+        self, common: PreTrainedModel, train: Sequence[Row], test: Sequence[Row], batch_size: int
+    ) -> dict[str, float]:
+        """Return the mean of g_i(x), and the personal copy's accuracy without the mixture.
+
+        Both are of the test examples. Where there are none, the gate's mean is of the training
+        examples, and there is no accuracy.
+
+        Args:
+            common: the global copy, which the gate takes the embeddings of.
+            train, test: the client's examples.
+            batch_size: examples in a batch.
+        """
+        found = {"mixing-gate": self.task.mean_share(common, test or train, batch_size)}
+        if test:
+            score = evaluate(self.model, self._plain_task, test, batch_size)
+            found["personal-accuracy"] = score.accuracy
+        return found
+
+    def is_finite(self) -> bool:
+        """Return whether θ_i and g_i hold numbers only: training may diverge."""
+        parameters = [*self.model.parameters(), *self._gate.parameters()]
+        return all(bool(p.isfinite().all()) for p in parameters)
+
+    def tensors(self) -> Tensors:
+        """Return θ_i and g_i by name, as the node keeps them."""
+        state = read_state(self.model, self._layers)
+        found = {f"{_COPY}{key}": tensor for key, tensor in state.named()}
+        return found | {f"{_GATE}{key}": t.clone() for key, t in self._gate.state_dict().items()}
+
+    def _restore(self, kept: Mapping[str, Tensor]) -> None:
+        gate = _with_prefix(kept, _GATE)
+        if not gate:
+            return
+        state = ModelState()
+        for key, tensor in _with_prefix(kept, _COPY).items():
+            state.insert(key, tensor)
+        write_state(self.model, self._layers, state)
+        self._gate.load_state_dict(gate)
+
+
+def own_model(setup: Setup, scheme: Scheme, kept: Mapping[str, Tensor]) -> OwnModel | None:
+    """Return the client's own model; None unless the scheme has one.
+
+    Raises:
+        TypeError: a user's scheme has ``personal_copy`` but none of PFL-MoE's parameters.
+        ConfigError: the task is scored by more than one forward (options, generation).
+    """
+    if not scheme.personal_copy:
+        return None
+    if not isinstance(scheme, PFLMoE):
+        raise TypeError(
+            f"{type(scheme).__name__}.personal_copy = True: only for subclasses of PFLMoE, which "
+            "says how the copy is trained; derive the scheme from it"
+        )
+    if type(setup.task).score_rows is not Task.score_rows:
+        raise ConfigError(
+            f'scheme = "pflmoe" with data.metric = "{setup.task.metric}": the mixture is scored by '
+            'its logits; choose data.metric = "auto" with classification or causal-lm'
+        )
+    return OwnModel(setup, scheme, kept)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,124 @@
+"""Choose the experts that a node holds in memory, once a round.
+
+The scheme chooses as it always does, by the routing of local examples. What it leaves open is
+settled here: the choice is filled up to top-k, without which the router could not run, and a budget
+below it is refused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.moe.checkpoint import check_not_quantised, checkpoint_folder, safetensors_files
+from fedmoe_app.moe.held import Holding
+from fedmoe_app.moe.loading import PRESETS
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.schemes.base import LocalClient, Scheme
+from fedmoe_app.wire.choice import Choice
+from fedmoe_app.wire.records import TrainTask
+
+_USAGE_EXAMPLES = 256  # for filling up, where a scheme chose without looking at any
+
+
+def check_holds_chosen(config: RunConfig, scheme: Scheme) -> None:
+    """Refuse ``model.experts-in-memory = "chosen"`` where it cannot work.
+
+    Raises:
+        ConfigError: a preset; a scheme that does not choose once a round, or needs all experts; a
+            checkpoint that is quantised already, or has no safetensors files.
+    """
+    if config.model.experts_in_memory == "all":
+        return
+    key, name = 'model.experts-in-memory = "chosen"', config.model.name
+    if name in PRESETS:
+        raise ConfigError(
+            f'{key}: model.name = "{name}" is a preset, made in memory; save a model to a folder '
+            "and name that"
+        )
+    if not scheme.chooses_per_round:
+        raise ConfigError(
+            f'{key}: scheme = "{config.scheme}" does not choose experts once a round; choose '
+            'scheme = "fedmoe", or "hfedmoe" with hfedmoe.selection = "round", or set '
+            'model.experts-in-memory = "all"'
+        )
+    if scheme.keeps_state or scheme.needs_router_probs or scheme.personal_copy:
+        raise ConfigError(
+            f'{key}: scheme = "{config.scheme}" keeps tensors on the nodes, or has a loss on the '
+            'probabilities of all experts; set model.experts-in-memory = "all"'
+        )
+    check_not_quantised(name)
+    safetensors_files(name, checkpoint_folder(name))
+
+
+def holding_of(config: RunConfig, task: TrainTask) -> Holding | None:
+    """Return which experts the model of a task is loaded with: those whose state came with it.
+
+    None means all; a holding of None means no expert, for a task that brings none.
+    """
+    if config.model.experts_in_memory == "all":
+        return None
+    keys = task.state.experts
+    if not keys:
+        return Holding(None)
+    num_layers = 1 + max(layer for layer, _ in keys)
+    return Holding([[e for i, e in sorted(keys) if i == layer] for layer in range(num_layers)])
+
+
+def choose(scheme: Scheme, client: LocalClient) -> Choice:
+    """Let the scheme choose by the model as it is, all experts running, and fill up to top-k.
+
+    Raises:
+        ConfigError: the budget is below top-k.
+    """
+    budget, shape = _budget(scheme, client), client.shape
+    seen: list[RoutingStats] = []
+
+    def usage(max_examples: int) -> RoutingStats:
+        seen.append(client.usage(max_examples))
+        return seen[-1]
+
+    watched = LocalClient(client.client, shape, client.expert_budget, usage)
+    chosen = scheme.choose_experts(watched)
+    held = torch.zeros(shape.num_layers, shape.num_experts, dtype=torch.bool)
+    for layer, experts in enumerate(chosen or []):
+        held[layer, list(experts)] = True
+    if chosen is None:
+        held[:] = True
+    if bool((held.sum(dim=1) < shape.top_k).any()):
+        stats = seen[-1] if seen else usage(_USAGE_EXAMPLES)
+        held = fill_up(held, stats.prob, shape.top_k)
+    return Choice(held, budget)
+
+
+def fill_up(held: Tensor, prob: Tensor, least: int) -> Tensor:
+    """Add the experts of largest mean probability to layers with fewer than ``least``.
+
+    Args:
+        held: ``[L, E]`` bool.
+        prob: mean of p(x, e), ``[L, E]``; a tie takes the lower index.
+        least: experts that each layer must have.
+
+    Returns:
+        ``[L, E]`` bool; layers with enough stay as they are.
+    """
+    filled = held.clone()
+    for layer, row in enumerate(filled):
+        lacking = max(0, least - int(row.sum()))
+        ranked = prob[layer].masked_fill(row, -1.0).argsort(descending=True, stable=True)
+        row[ranked[:lacking]] = True
+    return filled
+
+
+def _budget(scheme: Scheme, client: LocalClient) -> int:
+    """Return how many experts a layer the client may hold."""
+    own = scheme.budget(client)
+    budget = client.shape.num_experts if own is None else min(own, client.shape.num_experts)
+    if budget < client.shape.top_k:
+        raise ConfigError(
+            f"a budget of {budget} experts a layer: a token uses {client.shape.top_k}, and with "
+            'model.experts-in-memory = "chosen" no others are there; give the node an '
+            f"expert-budget of at least {client.shape.top_k}"
+        )
+    return budget

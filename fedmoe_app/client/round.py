@@ -1,0 +1,305 @@
+"""A client's round: take the global model, measure it, train, and return what changed."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.client.keeping import Keeping
+from fedmoe_app.client.memory import estimate, largest_budget
+from fedmoe_app.client.out_of_memory import LOADING, SCORING, TRAINING, doing, round_note
+from fedmoe_app.client.personal import OwnModel
+from fedmoe_app.client.placement import choose, holding_of
+from fedmoe_app.client.rows import ClientRows, client_rows
+from fedmoe_app.client.schedule import Factor, learning_rate_factor
+from fedmoe_app.client.timing import Stopwatch
+from fedmoe_app.client.train import LocalRun, TrainResult, client_seed, num_steps, one_client, train
+from fedmoe_app.config.budgets import experts_in
+from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.node import Node
+from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.moe.layers import write_state
+from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.moe.streamed import all_experts
+from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.schemes import make_scheme
+from fedmoe_app.schemes.base import LocalClient, Scheme
+from fedmoe_app.tasks.base import Score, Task, evaluate
+from fedmoe_app.tasks.setup import Setup, check_base, load_setup
+from fedmoe_app.wire.choice import Choice
+from fedmoe_app.wire.records import TrainTask
+from fedmoe_app.wire.update import ClientScore, ClientUpdate
+
+
+def train_client(
+    config: RunConfig, node: Node, task: TrainTask, watch: Stopwatch | None = None
+) -> ClientUpdate:
+    """Train on this node's data for one round.
+
+    The received model is scored on the client's own test examples before training (``loss``,
+    ``accuracy``) and the local one after it (``local-loss``, ``local-accuracy``), so that no second
+    message, and no second start of a client process, is needed. Where the scheme has a personal
+    copy, the local one is the mixture of both. ``watch`` gets the seconds of each phase.
+    """
+    watch = watch or Stopwatch()
+    scheme = make_scheme(config)
+    seed = client_seed(config.seed, task.server_round, node.client)
+    with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
+        return prepare_round(config, node, task, scheme, watch).run()
+
+
+def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
+    """Choose the experts that this node holds in its first round, by the state without experts."""
+    scheme = make_scheme(config)
+    seed = client_seed(config.seed, task.server_round, node.client)
+    with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
+        return prepare_round(config, node, task, scheme, Stopwatch()).choose()
+
+
+def prepare_round(
+    config: RunConfig, node: Node, task: TrainTask, scheme: Scheme, watch: Stopwatch
+) -> ClientRound:
+    """Load model and data, and write the received values into the model."""
+    with watch.phase("load"), doing(LOADING):
+        setup = load_setup(config, task.label_names, holding_of(config, task))
+    check_base(setup, task.base_fingerprint)
+    scheme.check(setup.shape)
+    with watch.phase("data"):
+        rows = client_rows(config, node, task, setup)
+    if not rows.train:
+        raise DataError("no example is left to train on: no text gives a token with this tokenizer")
+    with watch.phase("apply"):
+        write_state(setup.model, setup.layers, task.state)
+    return ClientRound(config, node, task, scheme, setup, rows, watch)
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """One client's round: what takes part in it, and its steps in order."""
+
+    config: RunConfig
+    node: Node
+    task: TrainTask
+    scheme: Scheme
+    setup: Setup
+    rows: ClientRows
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def run(self) -> ClientUpdate:
+        """Score, train, score again; keep what the scheme keeps; return what changed."""
+        keeping = Keeping(self.scheme, self.task, self.node.client)
+        before = self._score(self.setup.task)
+        with self.watch.phase("apply"):
+            started, own = keeping.start(self.setup)
+        with self.watch.phase("train"):
+            client = self._local_client()
+            holding = holding_of(self.config, self.task)
+            # The next round's experts are chosen by the received values, like those of this one.
+            choice = None if holding is None else choose(self.scheme, client)
+            experts = holding.subsets if holding else self.scheme.choose_experts(client)
+            trainables = Trainables(self.setup.model, self.setup.layers, experts)
+            result, routing = self._train(trainables, client, started, own)
+            changes = _from_received(trainables.changes(), started, self.task.state)
+            if own is not None and not own.joint:
+                trainables.detach()
+                del trainables  # the local copy goes before the personal one is trained
+                self._train_own(own)
+        after = self._score(self.setup.task if own is None else own.task)
+        with self.watch.phase("encode"):
+            keeping.store(changes, own)
+        metrics = self._metrics(result, client) | {
+            **keeping.metrics(),
+            **_score_metrics("", before),
+            **_score_metrics("local-", after),
+            **self._own_metrics(own),
+        }
+        return ClientUpdate(
+            client=self.node.client,
+            num_examples=len(self.rows.train),
+            num_partitions=self._num_partitions(),
+            changes=changes,
+            routing=routing,
+            metrics=metrics,
+            choice=choice,
+        )
+
+    def choose(self) -> Choice:
+        """Choose the experts to hold, by the model as it is."""
+        return choose(self.scheme, self._local_client())
+
+    def _local_client(self) -> LocalClient:
+        shape, budget = self.setup.shape, self.node.expert_budget
+        fits_memory = self._holds_chosen and self.node.memory_budget is not None
+        has_budget = budget is not None or fits_memory
+        if self.node.partition_id is None and self.scheme.needs_client_number(has_budget):
+            raise ConfigError(
+                "node config: this scheme tells clients apart by their number from start to start; "
+                "give each SuperNode a partition-id of its own, beside its data-path"
+            )
+        own_budget = None if budget is None else experts_in(budget, shape.num_experts)
+        return LocalClient(self.node.client, shape, self._fitting(own_budget), self._usage)
+
+    def _fitting(self, own_budget: int | None) -> int | None:
+        """Return the budget that fits the node's memory, too; refuse a model that does not."""
+        if self.node.memory_budget is None:
+            return own_budget
+        shape, need = self.setup.shape, estimate(self.setup, self.config)
+        least = shape.top_k if self._holds_chosen else shape.num_experts
+        fitting = largest_budget(need, self.node.memory_budget, least, shape.num_experts)
+        if not self._holds_chosen:  # the model is there as a whole, whatever is trained
+            return own_budget
+        return fitting if own_budget is None else min(own_budget, fitting)
+
+    def _train(
+        self,
+        trainables: Trainables,
+        client: LocalClient,
+        started: ModelState,
+        own: OwnModel | None,
+    ) -> tuple[TrainResult, RoutingStats]:
+        setup, scheme = self.setup, self.scheme
+        device = setup.model.device
+        recorder = RoutingRecorder(
+            setup.layers,
+            regions=scheme.needs_regions,
+            keep_probs=scheme.needs_router_probs,
+            on_route=_batch_selection(trainables, scheme, client),
+        )
+        joint = own if own is not None and own.joint else None
+        factor = self._learning_rate()
+        beside = joint.training(self.config.train, factor) if joint else nullcontext()
+        with doing(TRAINING), recorder, beside as own_step:
+            run = LocalRun(
+                setup.model,
+                trainables,
+                recorder,
+                joint.task if joint else setup.task,
+                scheme,
+                {name: tensor.to(device) for name, tensor in self.task.broadcast.items()},
+                {key: t.to(device) for key, t in _replaced(self.task.state, started).items()},
+                setup.shape.top_k,
+                own_step,
+            )
+            result = train(run, self.rows.train, self.config.train, self._seed, factor)
+        return result, recorder.stats(trainables.trained)
+
+    def _train_own(self, own: OwnModel) -> None:
+        """Train what is personal beside the received model, which is put back for it."""
+        write_state(self.setup.model, self.setup.layers, self.task.state)
+        factor = self._learning_rate()
+        with doing(TRAINING):
+            own.train(self.setup.model, self.rows.train, self.config.train, self._seed, factor)
+
+    def _learning_rate(self) -> Factor:
+        config = self.config.train
+        steps = num_steps(len(self.rows.train), config)
+        rounds = self.config.num_server_rounds
+        return learning_rate_factor(config, self.task.server_round, rounds, steps)
+
+    def _metrics(self, result: TrainResult, client: LocalClient) -> dict[str, float]:
+        metrics = {
+            "train-loss": result.loss,
+            "num-steps": result.num_steps,
+            "num-truncated": self.rows.train.num_cut,
+        }
+        budget = self.scheme.budget(client)
+        if budget is not None:
+            metrics["expert-budget"] = budget
+        if self._holds_chosen:
+            metrics["experts-held"] = len(self.task.state.experts)
+        return metrics
+
+    def _own_metrics(self, own: OwnModel | None) -> dict[str, float]:
+        if own is None:
+            return {}
+        size = self.config.train.per_device_eval_batch_size
+        return own.metrics(self.setup.model, self.rows.train, self.rows.test, size)
+
+    @property
+    def _holds_chosen(self) -> bool:
+        return self.config.model.experts_in_memory == "chosen"
+
+    @property
+    def _seed(self) -> int:
+        return client_seed(self.config.seed, self.task.server_round, self.node.client)
+
+    def _num_partitions(self) -> int:
+        own_file = self.node.data_path is not None
+        return 0 if own_file else self.node.num_partitions or 0
+
+    def _score(self, task: Task) -> Score:
+        size = self.config.train.per_device_eval_batch_size
+        with self.watch.phase("evaluate"), doing(SCORING):
+            return evaluate(self.setup.model, task, self.rows.test, size)
+
+    def _usage(self, max_examples: int) -> RoutingStats:
+        """Measure the model's routing on drawn examples; a file's head may be one class only."""
+        rows, setup = self.rows.train, self.setup
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed))
+        drawn = [rows[i] for i in sorted(order[:max_examples].tolist())]
+        with all_experts(setup.model, setup.layers), RoutingRecorder(setup.layers) as recorder:
+            setup.model.eval()
+            size = self.config.train.per_device_eval_batch_size
+            for start in range(0, len(drawn), size):
+                batch = setup.task.collate(drawn[start : start + size], setup.model.device)
+                recorder.mask(batch.attention_mask, batch.decoder_mask)
+                setup.task.score(setup.model, batch)
+            return recorder.stats(None)
+
+
+def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientScore:
+    """Score the received model on this node's own test examples; zero items if it has none."""
+    with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
+        with doing(LOADING):
+            setup = load_setup(config, task.label_names, holding_of(config, task))
+        check_base(setup, task.base_fingerprint)
+        rows = client_rows(config, node, task, setup)
+        write_state(setup.model, setup.layers, task.state)
+        size = config.train.per_device_eval_batch_size
+        with doing(SCORING):
+            score = evaluate(setup.model, setup.task, rows.test, size)
+        return ClientScore(node.client, score.loss, score.correct, score.items)
+
+
+def _score_metrics(prefix: str, score: Score) -> dict[str, float]:
+    """Name a score's means; a client without test examples has none."""
+    if not score.items:
+        return {}
+    return {
+        f"{prefix}loss": score.mean_loss,
+        f"{prefix}accuracy": score.accuracy,
+        "num-test-items": score.items,
+    }
+
+
+def _batch_selection(trainables: Trainables, scheme: Scheme, client: LocalClient) -> OnRoute | None:
+    """Return what freezes experts between a layer's router and its experts, batch by batch."""
+    if not scheme.selects_per_batch:
+        return None
+
+    def select(layer: int, probs: Tensor, chosen: Tensor) -> None:
+        routed = torch.zeros(probs.shape[1], dtype=torch.bool, device=probs.device)  # [E]
+        routed[chosen.reshape(-1)] = True
+        trainables.train_only(layer, scheme.select_in_batch(probs, routed, client))
+
+    return select
+
+
+def _replaced(received: ModelState, started: ModelState) -> dict[str, Tensor]:
+    """Return the received values of the tensors that local training starts from others."""
+    start = dict(started.named())
+    return {key: tensor for key, tensor in received.named() if start[key] is not tensor}
+
+
+def _from_received(changes: ModelState, started: ModelState, received: ModelState) -> ModelState:
+    """Turn local − started into local − received; the same object where nothing was replaced."""
+    start = dict(started.named())
+    total = ModelState()
+    moved = _replaced(received, started)
+    for key, change in changes.named():
+        total.insert(key, change + (start[key] - moved[key]) if key in moved else change)
+    return total

@@ -1,0 +1,108 @@
+"""A client's encoded examples, kept on the node's disk between rounds.
+
+Each round may find the node served by another process, which would read, partition and tokenise
+the whole source again: on the embedded task that takes as long as training. So the encoded rows of
+a partition are written once to ``$FEDMOE_HOME/cache``. A node's own file (``data-path``) is never
+copied there: private text stays in the one place where its owner put it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from fedmoe_app.config.cache import build_once
+from fedmoe_app.config.lists import file_names
+from fedmoe_app.config.node import Node
+from fedmoe_app.config.parse import EMBEDDED, RunConfig
+from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.data.corpus import recipe_key
+from fedmoe_app.data.encoding import Encoded
+from fedmoe_app.data.files import looks_like_file
+from fedmoe_app.data.found import find_files
+from fedmoe_app.data.reading.stored import map_file, write_batches
+from fedmoe_app.data.templates import own_template
+from fedmoe_app.data.tokenizer import tokenizer_key
+from fedmoe_app.moe.loading import PRESETS
+from fedmoe_app.tasks.setup import Setup, client_data
+from fedmoe_app.wire.records import TrainTask
+
+_NUM_CUT = b"num_cut"
+_RECIPE_VERSION = 3  # raise it whenever the same config would be encoded or split differently
+
+
+@dataclass(frozen=True)
+class ClientRows:
+    """Encoded examples of a client; ``test`` is empty when it has too few for a hold-out."""
+
+    train: Encoded
+    test: Encoded
+
+
+def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> ClientRows:
+    """Return this node's encoded examples, from the cache where that is safe."""
+    source, tokens = _source_key(config), _tokens_key(config, setup)
+    if node.data_path is not None or source is None or tokens is None:
+        return _encode(config, node, task, setup)
+    inputs = [
+        [_RECIPE_VERSION, tokens],
+        config.model.name,  # an encoder-decoder model's rows are others
+        config.data.model_dump(),
+        own_template(config.data) if config.data.own_template else "",  # a file's may have changed
+        [config.seed, node.partition_id, node.num_partitions],
+        [task.label_names, task.data_fingerprint, source],
+    ]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
+    folder = build_once(
+        cache_dir() / "rows" / key,
+        lambda draft: _write(draft, _encode(config, node, task, setup)),
+    )
+    return _read(folder)
+
+
+def _tokens_key(config: RunConfig, setup: Setup) -> str | None:
+    """Return what changes when the tokenizer does; None if that cannot be told."""
+    if config.model.name in PRESETS:
+        return tokenizer_key()
+    backend = getattr(setup.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    kind = setup.model.config.is_encoder_decoder
+    parts = [backend.to_str(), str(setup.tokenizer), str(setup.tokenizer.chat_template), kind]
+    return xxhash.xxh3_128(json.dumps(parts).encode()).hexdigest()
+
+
+def _source_key(config: RunConfig) -> str | None:
+    """Return what changes when the source does; None if that cannot be told cheaply."""
+    data = config.data
+    if data.source == EMBEDDED:
+        return recipe_key()
+    if data.source_kind == "auto" and not all(map(looks_like_file, file_names(data.source))):
+        return None
+    paths = [Path(name).expanduser() for name in find_files(data.source, data.source_kind).all]
+    if not all(path.is_file() for path in paths):
+        return None
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return str(stats)
+
+
+def _encode(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> ClientRows:
+    data = client_data(config, node, task.label_names, task.data_fingerprint)
+    train = setup.task.encode(data.train)
+    return ClientRows(train, setup.task.encode(data.test) if data.test else Encoded([], 0))
+
+
+def _write(folder: Path, rows: ClientRows) -> None:
+    for name, part in vars(rows).items():
+        table = part.table().replace_schema_metadata({_NUM_CUT: str(part.num_cut)})
+        write_batches(folder / f"{name}.arrow", table.schema, [table])
+
+
+def _read(folder: Path) -> ClientRows:
+    tables = {name: map_file(folder / f"{name}.arrow") for name in ("train", "test")}
+    cut = {name: int(table.schema.metadata[_NUM_CUT]) for name, table in tables.items()}
+    return ClientRows(**{name: Encoded(table, cut[name]) for name, table in tables.items()})

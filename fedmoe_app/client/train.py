@@ -1,0 +1,155 @@
+"""The local training loop: one client, one round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from fedmoe_app.client.schedule import Factor, constant
+from fedmoe_app.config.parse import TrainConfig
+from fedmoe_app.data.encoding import Row
+from fedmoe_app.moe.routing import RoutingRecorder
+from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.schemes.base import LocalStep, Scheme
+from fedmoe_app.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Mean task loss over the round's steps, and how many steps there were."""
+
+    loss: float
+    num_steps: int
+
+
+def client_seed(seed: int, server_round: int, client: int) -> int:
+    """Derive a client's seed for a round; the same on every node and in every order."""
+    return int(np.random.SeedSequence([seed, server_round, client]).generate_state(1)[0])
+
+
+@contextmanager
+def one_client(seed: int, threads: int) -> Iterator[None]:
+    """Seed torch and limit its threads; restore both, since clients share processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def num_steps(num_examples: int, config: TrainConfig) -> int:
+    """Return the optimiser steps of a round: epochs times batches, at most ``max-steps``."""
+    return config.num_steps(num_examples)
+
+
+def train_batches(rows: Sequence[Row], config: TrainConfig, seed: int) -> Iterator[list[Row]]:
+    """Yield the examples of each optimiser step of a round.
+
+    A new shuffle each epoch; the last step of one may have fewer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    remaining, size = num_steps(len(rows), config), config.examples_per_step
+    while remaining > 0:
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for start in range(0, min(len(rows), remaining * size), size):
+            yield [rows[i] for i in order[start : start + size]]
+            remaining -= 1
+
+
+def micro_batches(rows: Sequence[Row], config: TrainConfig) -> Iterator[Sequence[Row]]:
+    """Split a step's examples into what runs at once, ``per-device-train-batch-size``."""
+    size = config.per_device_train_batch_size
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """Everything that takes part in a client's training steps."""
+
+    model: PreTrainedModel
+    trainables: Trainables
+    recorder: RoutingRecorder
+    task: Task
+    scheme: Scheme
+    broadcast: dict[str, Tensor]
+    received: Mapping[str, Tensor]  # global values; local training may start from others
+    top_k: int
+    own_step: Callable[[], None] | None = None  # steps what trains on the same loss beside it
+
+
+def train(
+    run: LocalRun, rows: Sequence[Row], config: TrainConfig, seed: int, factor: Factor = constant
+) -> TrainResult:
+    """Train what is trainable on a client's examples.
+
+    A fresh AdamW each round: no momentum of an earlier round moves a tensor that this round's
+    data does not reach.
+
+    Args:
+        run: what takes part.
+        rows: encoded examples.
+        config: names as in transformers' ``TrainingArguments``.
+        seed: fixes the order of the examples.
+        factor: on the learning rate, by step of this round.
+    """
+    parameters = run.trainables.named_parameters()
+    reference = {**run.trainables.reference(), **run.received}
+    optimiser = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    schedule = LambdaLR(optimiser, factor)
+    run.model.train()
+    losses: list[float] = []
+    for batch in train_batches(rows, config, seed):
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(_backward(run, batch, config, parameters, reference))
+        run.trainables.count_step(run.recorder.take_routed())
+        if config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+        optimiser.step()
+        schedule.step()
+        if run.own_step is not None:
+            run.own_step()
+    return TrainResult(sum(losses) / len(losses), len(losses))
+
+
+def _backward(
+    run: LocalRun,
+    rows: Sequence[Row],
+    config: TrainConfig,
+    parameters: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+) -> float:
+    """Add up the gradients of a step's micro-batches; return the step's mean task loss."""
+    total = 0.0
+    for part in micro_batches(rows, config):
+        task_loss = _task_loss(run, part)
+        step = LocalStep(parameters, reference, _router_probs(run), run.broadcast, run.top_k)
+        extra = run.scheme.extra_loss(step)
+        share = len(part) / len(rows)
+        loss = share * (task_loss if extra is None else task_loss + extra)
+        if loss.requires_grad:  # not where all but experts is frozen and the batch met none
+            loss.backward()
+        total += share * float(task_loss.detach())
+    return total
+
+
+def _task_loss(run: LocalRun, rows: Sequence[Row]) -> Tensor:
+    batch = run.task.collate(rows, run.model.device)
+    run.recorder.mask(batch.attention_mask, batch.decoder_mask)
+    return run.task.loss(run.model, batch)
+
+
+def _router_probs(run: LocalRun) -> Sequence[Tensor]:
+    return run.recorder.probs if run.scheme.needs_router_probs else ()

@@ -1,0 +1,139 @@
+"""A whole comparison, from the options of the command line to tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fedmoe_app.compare.csv_files import cells_csv, summary_csv
+from fedmoe_app.compare.execute import Outcomes, run_cells
+from fedmoe_app.compare.folder import ComparisonFolder
+from fedmoe_app.compare.options import SchemeEntry, read_alphas, read_schemes, read_seeds
+from fedmoe_app.compare.page import write_comparison_page
+from fedmoe_app.compare.plan import Plan, dirichlet, make_plan, own_partition
+from fedmoe_app.compare.reading import running
+from fedmoe_app.compare.run_cell import in_process, simulated
+from fedmoe_app.compare.summary import Result, Row, results_of, summarise
+from fedmoe_app.compare.tables import failures, markdown, print_summary
+from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
+from fedmoe_app.config.parse import DataConfig, ModelConfig, parse_run_config
+from fedmoe_app.config.paths import results_dir
+from fedmoe_app.launch.preflight import check_method, check_sources
+from fedmoe_app.results.folder import write_atomic
+from fedmoe_app.schemes import SCHEMES
+from fedmoe_app.shown.terminal import say
+
+__all__ = ["SCHEMES", "Request", "compare", "read_alphas", "read_schemes", "read_seeds"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        app: folder of the Flower app, whose defaults are the base of every run config.
+        schemes: the rows, the first of which the others are held against.
+        seeds: one run of every row and column for each.
+        alphas: Dirichlet concentrations, one a column; empty for the run config's own partition.
+        clients: simulated clients.
+        overrides: flat run config over the app's defaults, for all rows.
+        rounds: federated rounds, over everything else; None for the run config's.
+        output: result folder; None for one below ``$FEDMOE_HOME/results`` named by the plan.
+        workers: runs at a time.
+        simulation: run each through ``flwr run``, one at a time, instead of in process.
+        centralised: whether each seed gets a run of one client that holds all data.
+    """
+
+    app: Path
+    schemes: tuple[SchemeEntry, ...]
+    seeds: tuple[int, ...]
+    alphas: tuple[float, ...]
+    clients: int
+    overrides: Flat
+    rounds: int | None = None
+    output: Path | None = None
+    workers: int = 2
+    simulation: bool = False
+    centralised: bool = True
+
+
+def compare(request: Request) -> bool:
+    """Run what is not kept yet, write tables and plots, print the summary.
+
+    Returns:
+        whether every run came to its end with a final accuracy.
+
+    Raises:
+        ConfigError: for anything wrong that can be known before a run is started.
+        ResultsError: when the output folder cannot be used.
+        KeyboardInterrupt: when interrupted; the finished runs stay.
+    """
+    plan = plan_of(request)
+    _check_sources(plan)
+    with ComparisonFolder(request.output or results_dir() / f"compare-{plan.key}") as folder:
+        folder.write_plan(plan)
+        say(f"comparison: {folder.path}")
+        run = partial(simulated, request.app.absolute()) if request.simulation else in_process
+        outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
+        results, rows, metric = report(plan, outcomes)
+        write_report(folder.path, plan, results, rows, metric)
+        write_comparison_page(folder.path, running(folder, plan, outcomes))
+    say()
+    print_summary(plan, rows, metric)
+    for line in failures(results):
+        say(line)
+    say(f"results: {folder.path}")
+    return not outcomes.failures
+
+
+def _check_sources(plan: Plan) -> None:
+    """Look once at each model, partition and method of the first seed, before a run is started."""
+    seen: list[tuple[DataConfig, ModelConfig, int]] = []
+    names: list[tuple[str, ...]] = []
+    for cell in plan.cells:
+        if cell.seed != plan.seeds[0]:
+            continue
+        config = parse_run_config(cell.flat)
+        sources = (config.data, config.model, cell.clients)
+        if sources not in seen:
+            seen.append(sources)
+            names.append(check_sources(config, cell.clients))
+        check_method(config, names[seen.index(sources)])
+
+
+def plan_of(request: Request) -> Plan:
+    """Make the cells; raises as :func:`compare` before a run."""
+    shared = app_defaults(request.app) | request.overrides
+    shared = with_absolute_paths(shared, Path.cwd())
+    fixed = {} if request.rounds is None else {"num-server-rounds": request.rounds}
+    columns = dirichlet(request.alphas, shared) if request.alphas else [own_partition(shared)]
+    return make_plan(
+        shared,
+        request.schemes,
+        columns,
+        request.seeds,
+        request.clients,
+        fixed,
+        request.centralised,
+    )
+
+
+def report(plan: Plan, outcomes: Outcomes) -> tuple[list[Result], list[Row], str]:
+    """Return the results of the cells, the summary, and what accuracy means for the task."""
+    results = results_of(plan, outcomes)
+    metric = next((r.figures.metric for r in results if r.figures), "accuracy")
+    return results, summarise(plan, results), metric
+
+
+def write_report(
+    folder: Path, plan: Plan, results: Sequence[Result], rows: Sequence[Row], metric: str
+) -> None:
+    """Write CSV files, the Markdown page and the plots."""
+    from fedmoe_app.compare.plots import plot_comparison
+
+    write_atomic(folder / "comparison.csv", cells_csv(results))
+    write_atomic(folder / "summary.csv", summary_csv(rows))
+    write_atomic(folder / "comparison.md", markdown(plan, rows, results, metric))
+    plot_comparison(folder, plan, results, metric)

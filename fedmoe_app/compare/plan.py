@@ -1,0 +1,186 @@
+"""What a comparison consists of: one cell for each scheme, partition and seed.
+
+A seed fixes the partitions, the initial weights, the sampling and the order of batches
+(:mod:`fedmoe_app.data.partitions`, :mod:`fedmoe_app.tasks.setup`), so all schemes of one seed and
+one partition start from the same model and see the same clients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fedmoe_app.compare.options import CENTRALISED, SchemeEntry
+from fedmoe_app.config.overrides import Flat, check
+from fedmoe_app.config.parse import NODES, ConfigError, RunConfig, flatten_run_config
+from fedmoe_app.schemes import make_scheme
+
+NO_PARTITION = "-"  # that of the centralised reference
+# Names where results go, not what they are.
+_PLACE = {"output-dir": "", "run-name": ""}
+_CENTRALISED: Flat = {
+    "scheme": "fedavg",
+    "scheme-args": "",
+    "min-clients": 1,
+    "fraction-train": 1.0,
+    "data.partition": "iid",
+}
+# What all rows must share to be compared, beside the number of rounds.
+_SHARED_TABLES = ("data.", "model.")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One column: a name, and the flat run config that makes it."""
+
+    name: str
+    overrides: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: the row and column it belongs to, and the whole flat run config."""
+
+    scheme: str
+    partition: str
+    seed: int
+    clients: int
+    flat: Flat
+    kind: str
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that decides on the figures, but for the content of data files."""
+        return _hash([self.flat, self.clients, self.kind, version("fedmoe")])
+
+    @property
+    def label(self) -> str:
+        """Name for reading."""
+        place = "" if self.partition == NO_PARTITION else f", {self.partition}"
+        return f"{self.scheme}{place}, seed {self.seed}"
+
+    @property
+    def rounds(self) -> int:
+        """Federated rounds."""
+        return int(self.flat["num-server-rounds"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells, and the names of rows and columns in the order given."""
+
+    schemes: tuple[str, ...]
+    partitions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    clients: int
+    cells: tuple[Cell, ...]
+
+    @property
+    def key(self) -> str:
+        """Hash of the plan without its seeds: more seeds belong to the same comparison."""
+        first = [cell for cell in self.cells if cell.seed == self.seeds[0]]
+        rows = [[cell.scheme, {**cell.flat, "seed": 0}] for cell in first]
+        return _hash([rows, self.clients, version("fedmoe")])
+
+
+def make_plan(
+    shared: Flat,
+    schemes: Sequence[SchemeEntry],
+    partitions: Sequence[Partition],
+    seeds: Sequence[int],
+    clients: int,
+    fixed: Mapping[str, Any] | None = None,
+    centralised: bool = True,
+) -> Plan:
+    """Make the cells, seed by seed, with every run config checked and every scheme built.
+
+    Args:
+        shared: the complete flat run config that all rows share.
+        schemes: the rows.
+        partitions: the columns.
+        seeds: one run of every row and column for each.
+        clients: simulated clients.
+        fixed: flat run config laid over that of the rows, too.
+        centralised: whether each seed gets a run of one client that holds all data.
+
+    Raises:
+        ConfigError: for a run config that is wrong, or that differs between rows in what all
+            rows must share.
+    """
+    over = {**(fixed or {}), "evaluate-every": 1, **_PLACE}
+    cells = []
+    for seed in seeds:
+        if centralised:
+            flat = shared | over | _CENTRALISED | {"seed": seed}
+            cells.append(_cell(SchemeEntry(CENTRALISED), NO_PARTITION, flat, seed, 1))
+        for partition in partitions:
+            above = over | dict(partition.overrides) | {"seed": seed}
+            for entry in schemes:
+                flat = shared | entry.overrides | above
+                _check_shared(entry, flat, shared | above)
+                cells.append(_cell(entry, partition.name, flat, seed, clients))
+    rows = [CENTRALISED] * centralised + [entry.name for entry in schemes]
+    columns = tuple(partition.name for partition in partitions)
+    return Plan(tuple(rows), columns, tuple(seeds), clients, tuple(cells))
+
+
+def dirichlet(alphas: Sequence[float], shared: Flat) -> list[Partition]:
+    """Return one column for each alpha."""
+    columns: list[Flat] = [{"data.partition": "dirichlet", "data.alpha": alpha} for alpha in alphas]
+    return [Partition(partition_name(shared | column), column) for column in columns]
+
+
+def own_partition(shared: Flat) -> Partition:
+    """Return the run config's own partition as the only column."""
+    return Partition(partition_name(shared), {})
+
+
+def partition_name(flat: Flat) -> str:
+    """Return ``iid``, ``dirichlet 0.1`` or ``natural by domain``."""
+    kind = str(flat["data.partition"])
+    if kind == "iid":
+        return kind
+    alpha = f" {flat['data.alpha']:g}" if kind == "dirichlet" else ""
+    column = flat["data.partition-by"] or (flat["data.label-field"] if kind == "natural" else "")
+    return f"{kind}{alpha}" + (f" by {column}" if column else "")
+
+
+def _cell(entry: SchemeEntry, partition: str, flat: Flat, seed: int, clients: int) -> Cell:
+    try:
+        config = check(flat, clients)
+        _check_runs_here(config)
+        make_scheme(config)
+    except ConfigError as error:
+        raise ConfigError(f"{entry.name}: {error}") from None
+    return Cell(entry.name, partition, seed, clients, flatten_run_config(config), entry.kind)
+
+
+def _check_runs_here(config: RunConfig) -> None:
+    if config.data.source == NODES:
+        raise ConfigError(
+            f'data.source = "{NODES}": a comparison makes the partitions itself; name a file or '
+            "a data set"
+        )
+
+
+def _check_shared(entry: SchemeEntry, flat: Flat, shared: Flat) -> None:
+    """Refuse a row that has data, model or rounds of its own."""
+    for key, value in flat.items():
+        if _is_shared(key) and value != shared.get(key):
+            raise ConfigError(
+                f"{entry.name}: {key} = {value!r}, but {shared.get(key)!r} for the other rows: "
+                "all schemes of a comparison share data, model and rounds; set it for all with "
+                "--run-config (or --rounds, --alphas)"
+            )
+
+
+def _is_shared(key: str) -> bool:
+    return key == "num-server-rounds" or key.startswith(_SHARED_TABLES)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,208 @@
+"""Tables of a comparison for readers: Markdown and the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO
+
+from rich import box
+from rich.cells import cell_len
+
+from fedmoe_app.compare.figures import losses
+from fedmoe_app.compare.options import CENTRALISED
+from fedmoe_app.compare.plan import Plan
+from fedmoe_app.compare.statistics import Estimate, Reached
+from fedmoe_app.compare.summary import SHARES, Result, Row
+from fedmoe_app.results.progress import duration
+from fedmoe_app.results.table import MISSING, human_bytes
+from fedmoe_app.shown.tables import markdown as plain
+from fedmoe_app.shown.tables import markdown_cell
+from fedmoe_app.shown.terminal import Console, Table, say
+from fedmoe_app.shown.text import readable, visible
+
+_TARGETS = [f"{100 * share:.0f}" for share in SHARES]
+
+
+def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric: str) -> str:
+    """Return the summary as a Markdown page: what was compared, the table, the failed runs."""
+    seeds = ", ".join(map(str, plan.seeds))
+    names = [readable(name) for name in plan.schemes if name != CENTRALISED]
+    text = [
+        f"# Comparison of {plain(', '.join(names))}",
+        "",
+        f"{plan.clients} clients, {plan.cells[0].rounds} rounds, seeds {seeds}. "
+        + plain(legend(metric)),
+        "",
+        *markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows]),
+        *[f"\n{plain(line)}" for line in failures(results)],
+    ]
+    return "\n".join(text) + "\n"
+
+
+def legend(metric: str) -> str:
+    """Explain the columns."""
+    return (
+        f"Global {metric}: that of the global model after the last round on the server's test "
+        "set, mean ± sample standard deviation over the seeds, with the 95% Student-t interval "
+        "of the mean; the difference to the first scheme is taken seed by seed. Local accuracy: "
+        "of each client after its local training on its own hold-out, mean and variance over the "
+        "clients, averaged over the seeds. Rounds to a share of the centralised accuracy: mean "
+        "over the seeds that reached it. Runs: those that the means are over; a run without an "
+        "accuracy after the last round has failed; replies missing: asked for and not usable, "
+        "over all rounds and runs."
+    )
+
+
+def first_scheme(plan: Plan) -> str:
+    """Return the scheme that the others are held against."""
+    return next(name for name in plan.schemes if name != CENTRALISED)
+
+
+def headers(first: str, metric: str) -> list[str]:
+    """Return the column headers; ``first`` is what the others are held against."""
+    return [
+        "scheme", "partition", f"global {visible(metric)}", "95% interval",
+        f"minus {readable(first)}",
+        "local accuracy", "variance", *(f"rounds to {n}%" for n in _TARGETS),
+        "up a round", "time", "runs",
+    ]  # fmt: skip
+
+
+def shown(row: Row) -> list[str]:
+    """Return a row as text."""
+    return [
+        readable(row.scheme),
+        visible(row.partition),
+        mean_and_std(row.accuracy, row.seeds),
+        _interval(row.accuracy, "{:.3f}"),
+        _difference(row.difference, row.seeds),
+        f"{row.local_accuracy.mean:.3f}" if row.local_accuracy else MISSING,
+        MISSING if row.local_variance is None else f"{row.local_variance:.4f}",
+        *(_rounds(reached) for reached in row.rounds),
+        human_bytes(row.bytes_up),
+        MISSING if row.seconds is None else duration(row.seconds),
+        _runs(row),
+    ]
+
+
+def _runs(row: Row) -> str:
+    """Return ``2, 1 failed, 3 replies missing``."""
+    failed = [f"{row.failed} failed"] * bool(row.failed)
+    return ", ".join([str(row.runs), *failed, *losses(row.failed_rounds, row.missing_replies)])
+
+
+def mean_and_std(value: Estimate | None, seeds: int | None = None) -> str:
+    """Return ``0.712 ± 0.010`` (sample standard deviation).
+
+    Args:
+        value: the mean.
+        seeds: how many seeds it should be over; where it is over fewer, that is said.
+    """
+    if value is None:
+        return MISSING
+    part = _part(value, seeds) or ("one seed" if value.std is None else "")
+    std = "" if value.std is None else f" ± {value.std:.3f}"
+    return f"{value.mean:.3f}{std}" + (f" ({part})" if part else "")
+
+
+def _part(value: Estimate, seeds: int | None) -> str:
+    return "" if seeds is None or value.n == seeds else f"{value.n} of {seeds} seeds"
+
+
+def _interval(value: Estimate | None, form: str) -> str:
+    if value is None or value.interval is None:
+        return MISSING
+    return " to ".join(form.format(end) for end in value.interval)
+
+
+def _difference(value: Estimate | None, seeds: int) -> str:
+    if value is None:
+        return MISSING
+    interval = "" if value.interval is None else _interval(value, "{:+.3f}")
+    about = ", ".join(filter(None, (interval, _part(value, seeds))))
+    return f"{value.mean:+.3f}" + (f" ({about})" if about else "")
+
+
+def _rounds(value: Reached | None) -> str:
+    if value is None or value.mean is None:
+        return MISSING
+    part = "" if value.reached == value.of else f" (reached {value.reached} of {value.of})"
+    return f"{value.mean:.1f}{part}"
+
+
+def failures(results: Iterable[Result]) -> list[str]:
+    """Return a line for each run that failed."""
+    return [f"failed: {r.cell.label}: {r.failure}" for r in results if r.failure]
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table with aligned columns."""
+    escaped = [[markdown_cell(text) for text in row] for row in (headers, *rows)]
+    widths = [max(cell_len(row[i]) for row in escaped) for i in range(len(headers))]
+    lines = ["| " + " | ".join(map(_padded, row, widths)) + " |" for row in escaped]
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
+
+
+def print_summary(
+    plan: Plan, rows: Sequence[Row], metric: str, file: IO[str] | None = None
+) -> None:
+    """Print the summary: a table that fits the terminal, or Markdown where there is none."""
+    file = file or sys.stdout
+    if file.isatty():
+        Console(file=file).print(rich_table(plan, rows, metric))
+    else:
+        table = markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows])
+        for line in table:
+            say(line, file)
+
+
+def rich_table(plan: Plan, rows: Sequence[Row], metric: str) -> Table:
+    """Build the table for a terminal: a section a partition, rows with failures in red.
+
+    The lines under the first hold interval, variance, number of seeds and what went wrong.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    titles = _stacked_headers(headers(first_scheme(plan), metric))
+    for number, title in enumerate(titles):
+        # On a narrow terminal texts wrap: a figure that is cut would be a wrong one.
+        table.add_column(title, justify="right" if number else "left", overflow="fold")
+    for position, row in enumerate(rows):
+        if position and row.partition != rows[position - 1].partition:
+            table.add_section()
+        table.add_row(*_stacked(row), style="red" if row.failed else None)
+    return table
+
+
+def _stacked_headers(names: Sequence[str]) -> list[str]:
+    scheme, partition, accuracy, interval, minus, local, variance, *rounds, up, time, runs = names
+    return [
+        f"{scheme}\n{partition}",
+        f"{accuracy}\n{interval}",
+        f"{minus}\n{interval}",
+        local.replace(" ", "\n") + f"\n{variance}",
+        *(name.replace(" to ", "\nto ") for name in rounds),
+        up.replace(" a ", "\na "),
+        time,
+        runs,
+    ]
+
+
+def _stacked(row: Row) -> list[str]:
+    text = shown(row)
+    minus, _, ends = text[4].replace(", ", "\n").partition(" (")
+    rounds = [value.replace(" (reached ", "\n").rstrip(")") for value in text[7:9]]
+    return [
+        f"{text[0]}\n{text[1]}",
+        text[2].replace(" (", "\n(") + f"\n{text[3]}",
+        f"{minus}\n{ends.rstrip(')')}",
+        f"{text[5]}\n{text[6]}",
+        *rounds,
+        *text[9:11],
+        text[11].replace(", ", "\n"),
+    ]

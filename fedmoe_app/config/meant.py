@@ -1,0 +1,249 @@
+"""What was meant by pairs that cannot be read: the rules that they break, and their values.
+
+Only what is sure is guessed: the type of a value is that of its key. Whoever shows the result
+makes sure that it can be read (:func:`fedmoe_app.config.pairs.to_type`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from fedmoe_app.config.numbers import boolean, number
+from fedmoe_app.config.pairs import Unreadable, Value, read_value
+from fedmoe_app.config.parse import Key, almost_key, known_keys
+
+# Keys that hold several names, and may hold a list of them; and those with plain words only.
+LIST_KEYS = ("data.source", "data.test-source", "data.label-names", "data.options-field")
+_WORD_KEYS = ("track", "wire.accept", "hfedmoe.budgets")
+# Keys whose value is a path or may be one.
+PATH_KEYS = (
+    *("data.source", "data.test-source", "data.label-names-file"),
+    *("model.name", "output-dir", "resume"),
+)
+
+SPACES = "pairs are separated by spaces, without commas"
+EQUALS = "key and value are joined by = without spaces"
+UNQUOTED = "strings stand in quotes"
+QUOTED = "numbers and booleans stand without quotes"
+CURLY = "quotation marks are the straight \" or '"
+UNCLOSED = "a string has a quotation mark before and after it"
+BACKSLASH = (
+    "a backslash in \"...\" begins an escape, such as \\n for a new line; '...' takes it as it "
+    "stands, and in a path / does, too"
+)
+AFTER = "a space and the next key=value follow after a string"
+INSIDE = "a quotation mark inside of a string ends it, unless the marks around it are others"
+NONE = 'nothing is the empty string ""'
+LIST = 'a list is written as ["a", "b"]'
+
+_DOUBLE, _SINGLE = '"“”„‟«»″', "'‘’‚‛`´′"
+_KEY = re.compile(
+    rf"(?P<lead>(?:^|(?<=[\s,;]))[\s,;]*)-*[{_DOUBLE}{_SINGLE}]?(?P<key>[A-Za-z][\w-]*(?:\.[\w-]+)*)"
+    rf"[{_DOUBLE}{_SINGLE}]?(?P<equals>\s*(?:==|:=|=>|=|:)\s*)"
+)
+_ITEM = re.compile(
+    rf"\s*(?:[{_DOUBLE}](.*?)[{_DOUBLE}]|[{_SINGLE}](.*?)[{_SINGLE}]|([^,]+))", re.DOTALL
+)
+# A bracket with a quotation mark after it, a pair of brackets with none inside, or several strings.
+# A path such as [1].csv is none of them.
+_LIKE_A_LIST = re.compile(
+    rf"""[\[(]\s*[{_DOUBLE}{_SINGLE}].*|\[[^\[\]]*\]|("[^"]*"|'[^']*')(\s*[,\s]\s*("[^"]*"|'[^']*'))+""",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Meant:
+    """One pair: its key, its value (None where that is not sure) and the rules that it broke."""
+
+    key: str
+    value: Value | None
+    rules: tuple[str, ...]
+
+
+def understand(item: str, beside: Sequence[str] = ()) -> list[Meant]:
+    """Return the pairs that an item of ``--run-config`` was meant to be; none if that is unclear.
+
+    Args:
+        item: as it came from the shell.
+        beside: words that stood alone on the command line, where the item is a key without value.
+    """
+    starts = list(_starts(item))
+    if not starts:
+        return _without_equals(item, beside)
+    if item[: starts[0].start()].strip(" ,;"):
+        return []
+    ends = [start.start() for start in starts[1:]] + [len(item)]
+    return [
+        _pair(start, item[start.end() : end], is_first=index == 0)
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def _starts(item: str) -> Iterator[re.Match[str]]:
+    """Find where pairs begin: a key that is known or almost so, outside of strings."""
+    position = 0
+    while found := _KEY.search(item, position):
+        if _known(found["key"]) is None:
+            position = found.end("key")
+            continue
+        yield found
+        position = _end_of_value(item, found.end())
+
+
+def _known(word: str) -> str | None:
+    return word if word in known_keys() else almost_key(word)
+
+
+def _end_of_value(item: str, start: int) -> int:
+    """Return where the string, list or JSON object ends that begins at ``start``, if one does."""
+    first = item[start : start + 1]
+    if first == "{":
+        return max(item.rfind("}") + 1, start)
+    if first == "[":
+        return max(item.find("]", start) + 1, start)
+    family = next((each for each in (_DOUBLE, _SINGLE) if first and first in each), "")
+    for index in range(start + 1, len(item)):
+        if item[index] in family and _ends_at(item, index + 1):
+            return index + 1
+    return start
+
+
+def _ends_at(item: str, position: int) -> bool:
+    """Tell whether a value can end here: the item does, or another pair follows."""
+    if not item[position:].strip(" ,;"):
+        return True
+    following = _KEY.match(item, position) or _KEY.match(item, position + 1)
+    return following is not None and bool(following["lead"]) and bool(_known(following["key"]))
+
+
+def _without_equals(item: str, beside: Sequence[str]) -> list[Meant]:
+    key, _, rest = item.strip().lstrip("-").partition(" ")
+    raw = rest.strip() or " ".join(word for word in beside if word != "=").strip()
+    known = _known(key.rstrip(":"))
+    if known is None or not raw:
+        return []
+    value, rules = _value(known, raw)
+    return [Meant(known, value, (EQUALS, *(rule for rule in rules if rule != UNQUOTED)))]
+
+
+def _pair(start: re.Match[str], raw: str, is_first: bool) -> Meant:
+    key = _known(start["key"]) or start["key"]
+    rules = []
+    if key != start["key"]:
+        rules.append(f"the nearest key is {key}")
+    if start["equals"] != "=":
+        rules.append(EQUALS)
+    bare = raw.rstrip().rstrip(",;").rstrip()
+    if bare != raw.rstrip() or (not is_first and start["lead"].strip()):
+        rules.append(SPACES)
+    value, more = _value(key, bare)
+    return Meant(key, value, (*rules, *more))
+
+
+def _value(key: str, raw: str) -> tuple[Value | None, tuple[str, ...]]:
+    """Return the value of a pair, of the type of its key, and the rules that ``raw`` breaks."""
+    known = known_keys()[key]
+    if (value := _as_it_stands(key, raw)) is not None:
+        return value, ()
+    if key in LIST_KEYS and (names := _list(raw)):
+        return names, (LIST,)
+    if (value := _no_list(key, raw)) is not None:
+        return value, ()
+    text, rules = _unquoted(raw)
+    if known.kind is str:
+        return _text(known, text, raw, rules)
+    read = boolean(text) if known.kind is bool else number(text, known.kind)
+    if read.value is None and re.search(r"[,;]\s", text):
+        return None, (SPACES,)
+    return read.value, (*rules, QUOTED if text != raw and not rules else read.rule)
+
+
+def _as_it_stands(key: str, raw: str) -> Value | None:
+    """Return the value if it is right, and not a path with a tab or line break by an escape."""
+    try:
+        value = read_value(key, raw)
+    except Unreadable:
+        return None
+    return value if fits(key, value) and not (key in PATH_KEYS and has_control(value)) else None
+
+
+def fits(key: str, value: Value) -> bool:
+    """Tell whether a value is of the type of its key; an int is a float, too."""
+    kind = known_keys()[key].kind
+    if isinstance(value, list):
+        return key in LIST_KEYS and all(isinstance(each, str) for each in value)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def has_control(value: Value) -> bool:
+    """Tell whether a text, or one of a list, has a control character."""
+    texts = value if isinstance(value, list) else [value]
+    return any(char < " " for text in texts if isinstance(text, str) for char in text)
+
+
+def _text(known: Key, text: str, raw: str, rules: list[str]) -> tuple[str | None, tuple[str, ...]]:
+    if text != raw and not rules:
+        rules.append(BACKSLASH if "\\" in text and raw[0] == '"' else INSIDE)
+    if not _is_one_text(text, raw):
+        return None, (AFTER,)
+    if not text and not known.takes(""):
+        return None, tuple(rules)
+    if text == raw and text.lower() in ("none", "null", "nil") and known.takes(""):
+        return "", (NONE,)
+    if known.choices and text not in known.choices:
+        close = get_close_matches(text.lower(), known.choices, 1, 0.8)
+        rules = [*(rules or [UNQUOTED]), f"{text!r} is none of {', '.join(known.choices)}"]
+        return (close[0] if close else None), tuple(rules)
+    return text, tuple(rules or [UNQUOTED])
+
+
+def _is_one_text(text: str, raw: str) -> bool:
+    """Tell whether the quotation marks inside of a text are its own, and do not end it.
+
+    They are where each stands inside of a word, as an apostrophe, or they come in pairs around
+    words.
+    """
+    mark = raw[0] if text != raw and raw[:1] in ('"', "'") else ""
+    if not mark:
+        return True
+    rest = re.sub(rf"(?<=\w){mark}(?=\w)", "", text) if mark == "'" else text
+    return mark not in re.sub(
+        rf"(?<![^\s(]){mark}[^\s{mark}]([^{mark}]*[^\s{mark}])?{mark}(?!\w)", "", rest
+    )
+
+
+def _unquoted(raw: str) -> tuple[str, list[str]]:
+    """Return what stands between the quotation marks, with the rules that these break."""
+    family = next((each for each in (_DOUBLE, _SINGLE) if raw[:1] and raw[0] in each), "")
+    if not family:
+        closes = raw[-1:] in ('"', "'") and raw.count(raw[-1]) == 1
+        return (raw[:-1], [UNCLOSED]) if closes else (raw, [])
+    if len(raw) < 2 or raw[-1] not in family:
+        return raw[1:], [UNCLOSED]
+    return raw[1:-1], [] if raw[0] == raw[-1] and raw[0] in "\"'" else [CURLY]
+
+
+def _no_list(key: str, raw: str) -> Value | None:
+    """Return what a list holds that stands for one value; None if ``raw`` is no such list."""
+    try:
+        values = read_value(key, raw)
+    except Unreadable:
+        return None
+    if not isinstance(values, list):
+        return None
+    if key in _WORD_KEYS and all(isinstance(each, str) for each in values):
+        return ", ".join(values)
+    return values[0] if len(values) == 1 and fits(key, values[0]) else None
+
+
+def _list(raw: str) -> list[str]:
+    """Return the names of a list with wrong brackets or quotation marks; none if it is no list."""
+    if not _LIKE_A_LIST.fullmatch(raw):
+        return []
+    inner = raw[1:].removesuffix("]").removesuffix(")") if raw[0] in "[(" else raw
+    found = (next(filter(None, groups), "") for groups in _ITEM.findall(inner))
+    return [name for each in found if (name := each.strip())]

@@ -1,1 +1,0 @@
-"""Who a node is: which client's number it may speak for."""

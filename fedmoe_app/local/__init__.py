@@ -1,1 +1,0 @@
-"""The client side: tasks, training loop, evaluation."""

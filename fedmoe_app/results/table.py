@@ -1,0 +1,88 @@
+"""The table of a run: a row a round."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import IO, Any
+
+from rich import box
+
+from fedmoe_app.shown.terminal import Console, Table
+from fedmoe_app.shown.text import visible
+
+# Columns of a plain log, where there is no terminal to ask.
+LOG_WIDTH = 100
+MISSING = "-"
+MAX_METRIC = 24  # characters of its name
+
+
+def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
+    """Build the table of the metrics lines (see :mod:`fedmoe_app.results.folder`).
+
+    Columns: round, loss, accuracy (or the task's metric), bytes up and down of all clients
+    together, clients that replied, clients that failed, seconds.
+    """
+    metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    metric = visible(metric, MAX_METRIC)
+    headers = ("round", "loss", metric, "bytes up", "bytes down", "clients", "failed", "seconds")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*_cells(line), style="red" if _failed(line) else None)
+    return table
+
+
+def print_table(lines: Sequence[dict[str, Any]], file: IO[str] | None = None) -> None:
+    """Print the table; without a terminal in plain text, 100 columns wide."""
+    file = file or sys.stdout
+    width = None if file.isatty() else LOG_WIDTH
+    Console(file=file, width=width).print(metrics_table(lines))
+
+
+def human_bytes(count: float | None) -> str:
+    """Return a byte count with a decimal unit and three digits: ``1.23 MB``; ``-`` for None."""
+    if count is None:
+        return MISSING
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        # 999.5 would be printed as 1000
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{_three_digits(size)} {unit}"
+        size /= 1000
+    return f"{_three_digits(size)} TB"
+
+
+def _three_digits(size: float) -> str:
+    if size < 9.995:
+        return f"{size:.2f}"
+    return f"{size:.1f}" if size < 99.95 else f"{size:.0f}"
+
+
+def _cells(line: dict[str, Any]) -> tuple[str, ...]:
+    round_number = line["round"]
+    trained = round_number != 0
+    return (
+        f"{round_number} failed" if _failed(line) else str(round_number),
+        _number(line.get("loss")),
+        _number(line.get("accuracy")),
+        human_bytes(line.get("bytes_up") if trained else None),
+        human_bytes(line.get("bytes_down") if trained else None),
+        str(line.get("num_clients", MISSING)) if trained else MISSING,
+        str(_num_failed(line)) if trained else MISSING,
+        _number((line.get("seconds") or {}).get("round"), digits=1),
+    )
+
+
+def _num_failed(line: dict[str, Any]) -> int:
+    """Count the clients that failed; a failed round notes itself among its failures."""
+    return sum(failure.get("who") != "round" for failure in line.get("failures") or ())
+
+
+def _failed(line: dict[str, Any]) -> bool:
+    return line.get("status", "ok") != "ok"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,152 @@
+"""Experiment trackers: TensorBoard, Weights & Biases and MLflow, through their own packages.
+
+All write into the result folder and need no network, unless their own environment variables
+(``WANDB_MODE``, ``MLFLOW_TRACKING_URI``) say otherwise. A tracker takes the numbers of a round
+(:func:`fedmoe_app.results.scalars.scalars`); to add one, write a class, and name it in ``KINDS``
+and in :data:`fedmoe_app.config.schema.TRACKERS`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from fedmoe_app.config.parse import ConfigError, RunConfig, flatten_run_config
+from fedmoe_app.config.schema import split_names
+from fedmoe_app.shown.tags import setting, title
+
+PROJECT = "fedmoe"  # of Weights & Biases; the experiment of MLflow
+
+
+class Tracker(Protocol):
+    """What a run tells a tracker."""
+
+    def log(self, server_round: int, values: Mapping[str, float]) -> None:
+        """Take the numbers of a round."""
+
+    def close(self, failed: bool) -> None:
+        """Take the end of the run."""
+
+
+class TensorBoardTracker:
+    """TensorBoard: event files in ``tensorboard/`` of the result folder.
+
+    What an earlier part of a resumed run wrote of ``first_round`` and later rounds is hidden.
+    """
+
+    def __init__(self, folder: Path, flat: Mapping[str, Any], first_round: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # Typed in neither torch nor here: the package is optional.
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_round)
+
+    def log(self, server_round: int, values: Mapping[str, float]) -> None:
+        """Write the numbers with the round as step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, server_round)
+        self._writer.flush()
+
+    def close(self, failed: bool) -> None:
+        """Close the files."""
+        self._writer.close()
+
+
+class WandbTracker:
+    """Weights & Biases: offline, in ``wandb/`` of the result folder; upload with ``wandb sync``."""
+
+    def __init__(self, folder: Path, flat: Mapping[str, Any], first_round: int) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=title(folder.name),
+            dir=str(folder),
+            config=dict(flat),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+        )
+
+    def log(self, server_round: int, values: Mapping[str, float]) -> None:
+        """Log the numbers with the round as step."""
+        self._run.log(dict(values), step=server_round)
+
+    def close(self, failed: bool) -> None:
+        """Finish the run with an exit code."""
+        self._run.finish(exit_code=int(failed))
+
+
+class MlflowTracker:
+    """MLflow: a file store in ``mlruns/`` of the result folder, for ``mlflow ui``."""
+
+    def __init__(self, folder: Path, flat: Mapping[str, Any], first_round: int) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        # MLflow prefers a database, which its small package cannot write; it asks for this word.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        store = (folder / "mlruns").as_uri()
+        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or store)
+        found = self._client.get_experiment_by_name(PROJECT)
+        experiment = found.experiment_id if found else self._client.create_experiment(PROJECT)
+        self._run_id = self._client.create_run(experiment, run_name=title(folder.name)).info.run_id
+        params = [Param(key, setting(value)) for key, value in flat.items() if value != ""]
+        self._client.log_batch(self._run_id, params=params)
+
+    def log(self, server_round: int, values: Mapping[str, float]) -> None:
+        """Log the numbers with the round as step, at most a thousand a call, MLflow's limit."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, server_round) for name, value in values.items()]
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+
+    def close(self, failed: bool) -> None:
+        """Set the run's status."""
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+
+
+class Kind(NamedTuple):
+    """A tracker: the package it needs, and how it is opened: folder, flat config, first round."""
+
+    package: str
+    install: str
+    open: Callable[[Path, Mapping[str, Any], int], Tracker]
+
+
+KINDS: Mapping[str, Kind] = {
+    "tensorboard": Kind("tensorboard", "tensorboard", TensorBoardTracker),
+    "wandb": Kind("wandb", "wandb", WandbTracker),
+    "mlflow": Kind("mlflow", "mlflow-skinny", MlflowTracker),
+}
+
+
+def require_trackers(config: RunConfig) -> None:
+    """Check, before anything is started, that the trackers of a run can be used here.
+
+    Raises:
+        ConfigError: for a package that is not installed.
+    """
+    for name in split_names(config.track):
+        kind = KINDS[name]
+        if find_spec(kind.package) is None:
+            raise ConfigError(
+                f'run config: track = "{config.track}": the package {kind.package} is not '
+                f"installed where the server runs; pip install {kind.install}, or leave "
+                f"{name} out"
+            )
+
+
+def open_trackers(config: RunConfig, folder: Path, first_round: int = 0) -> dict[str, Tracker]:
+    """Open the trackers of a run; :func:`require_trackers` has been called before.
+
+    Args:
+        config: of the run.
+        folder: its result folder.
+        first_round: of this part of the run; above 0 after a resume.
+    """
+    flat = flatten_run_config(config)
+    return {name: KINDS[name].open(folder, flat, first_round) for name in split_names(config.track)}

@@ -1,0 +1,1 @@
+"""The server side: rounds, clients, transport, checkpoints."""

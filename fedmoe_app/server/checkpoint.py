@@ -1,0 +1,289 @@
+"""Checkpoints of a run: what the server needs to go on after the round, one folder a round.
+
+::
+
+    checkpoints/round-00005/state.safetensors       global values
+    checkpoints/round-00005/broadcast.safetensors   what the scheme sends with the next round
+    checkpoints/round-00005/checkpoint.json         the rest, and the checksums of all three
+
+A checkpoint is written to a temporary folder, synced and renamed, so that there is never half of
+one. It holds no state of random number generators, because there is none: what is drawn in a round
+comes from the seed, the round and the client's number alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedmoe_app.config.paths import follow_umask
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.results.folder import CHECKPOINTS, list_checkpoints, round_of
+
+FORMAT = 1  # raised when an older program could misread a checkpoint
+HEADER_FILE = "checkpoint.json"
+STATE_FILE, BROADCAST_FILE = "state.safetensors", "broadcast.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class HeldExperts:
+    """A client's choice of experts as plain numbers: its budget, and the experts by layer."""
+
+    budget: int
+    subsets: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the loop over rounds counts.
+
+    Attributes:
+        num_folded: rounds so far that changed the global model.
+        unevaluated: whether the global model changed since its last evaluation.
+        last_replies: client -> its last round with a usable reply.
+        roster: node id (in decimal) -> client's number, in the order in which they were bound.
+        holding: client -> the experts that it holds in its next round, where nodes choose.
+        sizes: client -> training examples in its last usable reply.
+        rests: of :meth:`fedmoe_app.server.rests.Rests.dump`.
+        tests: client -> test items in its last usable reply.
+    """
+
+    num_folded: int = 0
+    unevaluated: bool = False
+    last_replies: dict[int, int] = field(default_factory=dict)
+    roster: dict[int, int] = field(default_factory=dict)
+    holding: dict[int, HeldExperts] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    rests: dict[str, list[int]] = field(default_factory=dict)
+    tests: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What has to be the same when a run is resumed.
+
+    Attributes:
+        config: flat run config, the partition's seed included.
+        label_names, data_fingerprint, base_fingerprint: as the clients are sent them.
+    """
+
+    config: dict[str, Any]
+    label_names: tuple[str, ...] = ()
+    data_fingerprint: str = ""
+    base_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The server's state after a round."""
+
+    server_round: int
+    run_key: str
+    state: ModelState
+    broadcast: dict[str, Tensor]
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A snapshot with the run that it belongs to, as read from its folder."""
+
+    path: Path
+    snapshot: Snapshot
+    identity: Identity
+    versions: dict[str, str]
+
+
+def write_checkpoint(
+    results: Path, snapshot: Snapshot, identity: Identity, versions: Mapping[str, str]
+) -> Path:
+    """Write a checkpoint into a result folder; return its folder.
+
+    One of the same round, left by a run that was set back, is replaced.
+    """
+    parent = results / CHECKPOINTS
+    parent.mkdir(exist_ok=True)
+    path = parent / f"round-{snapshot.server_round:05d}"
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
+    try:
+        files = {
+            STATE_FILE: _write_tensors(temporary / STATE_FILE, dict(snapshot.state.named())),
+            BROADCAST_FILE: _write_tensors(temporary / BROADCAST_FILE, snapshot.broadcast),
+        }
+        header = _header(snapshot, identity, versions, files)
+        (temporary / HEADER_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        _sync(temporary / HEADER_FILE)
+        follow_umask(temporary)  # mkdtemp and safetensors make theirs private
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        _sync(parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint and check every byte of it.
+
+    Raises:
+        CheckpointError: if a file is missing, cut off, changed, or of another format.
+    """
+    header = _read_header(path / HEADER_FILE)
+    tensors = {name: _read_tensors(path / name, file) for name, file in header["files"].items()}
+    state = ModelState()
+    for key, tensor in tensors[STATE_FILE].items():
+        state.insert(key, tensor)
+    return Checkpoint(
+        path,
+        Snapshot(
+            server_round=header["round"],
+            run_key=header["run_key"],
+            state=state,
+            broadcast=tensors[BROADCAST_FILE],
+            counters=_counters(header["counters"]),
+        ),
+        _identity(header),
+        header["versions"],
+    )
+
+
+def read_identity(path: Path) -> tuple[int, Identity]:
+    """Return a checkpoint's round and the run it is of; tensors are neither read nor checked.
+
+    Raises:
+        CheckpointError: the header is missing, damaged or of another format.
+    """
+    header = _read_header(path / HEADER_FILE)
+    return header["round"], _identity(header)
+
+
+def _identity(header: Mapping[str, Any]) -> Identity:
+    identity = dict(header["identity"])
+    identity["label_names"] = tuple(identity["label_names"])
+    return Identity(**identity)
+
+
+def prune_checkpoints(results: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints, and what interrupted writes left."""
+    for path in list_checkpoints(results)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (results / CHECKPOINTS).glob(".round-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def drop_later(results: Path, server_round: int) -> None:
+    """Remove the checkpoints after a round: the run was set back to it."""
+    for path in list_checkpoints(results):
+        if round_of(path) > server_round:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _header(
+    snapshot: Snapshot, identity: Identity, versions: Mapping[str, str], files: Mapping[str, Any]
+) -> dict[str, Any]:
+    header = {
+        "format": FORMAT,
+        "round": snapshot.server_round,
+        "run_key": snapshot.run_key,
+        "counters": asdict(snapshot.counters),
+        "identity": asdict(identity),
+        "versions": dict(versions),
+        "files": dict(files),
+    }
+    return header | {"sha256": _own_digest(header)}
+
+
+def _own_digest(header: Mapping[str, Any]) -> str:
+    """Hash a header without its own checksum, whatever the order and type of its keys."""
+    text = json.dumps(json.loads(json.dumps(header)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_bytes())
+        digest = header.pop("sha256")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise CheckpointError(f"{path}: cut off or damaged") from None
+    if digest != _own_digest(header):
+        raise CheckpointError(f"{path}: its checksum is wrong")
+    if header["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {header['format']}, this version of fedmoe reads {FORMAT}"
+        )
+    return dict(header)
+
+
+def _read_tensors(path: Path, described: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        if _digest(path) != described["sha256"]:
+            raise CheckpointError(f"{path}: its checksum is wrong")
+        tensors = load_file(path)
+        # The file is sorted by its own rules; the order decides in which order sums are made.
+        return {name: tensors[name] for name in described["order"]}
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _counters(stored: Mapping[str, Any]) -> Counters:
+    """Undo JSON, which knows strings as keys only."""
+    maps = {
+        name: {int(key): value for key, value in stored.get(name, {}).items()}
+        for name in ("last_replies", "roster", "sizes", "tests")  # tests: not in older ones
+    }
+    holding = {int(client): HeldExperts(**held) for client, held in stored["holding"].items()}
+    return Counters(
+        stored["num_folded"],
+        stored["unevaluated"],
+        **maps,
+        holding=holding,
+        rests=stored["rests"],
+    )
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write a safetensors file; return its checksum and the order of the tensors."""
+    save_file({name: _own_memory(tensor) for name, tensor in tensors.items()}, path)
+    _sync(path)
+    return {"sha256": _digest(path), "order": list(tensors)}
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """Copy a tensor that is a view of a larger one: safetensors refuses shared memory."""
+    tensor = tensor.detach().cpu().contiguous()
+    is_view = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone() if is_view else tensor
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have a file or folder on the disk before something relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

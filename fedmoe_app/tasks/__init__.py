@@ -1,0 +1,1 @@
+"""Tasks: how examples become batches, a loss and a score."""

@@ -1,0 +1,302 @@
+"""From a run config to data, tokenizer, task and model: the same on the server and every node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedmoe_app.config.lists import check_classes
+from fedmoe_app.config.node import Node
+from fedmoe_app.config.parse import NODES, ConfigError, RunConfig, check_labels_known
+from fedmoe_app.data.partitions import partition, split_local
+from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
+from fedmoe_app.data.templates import adopt_template
+from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.moe.adapt import Adaptation, adapt, frozen_by_family, head_parameters
+from fedmoe_app.moe.checkpoint import check_checkpoint
+from fedmoe_app.moe.fingerprint import (
+    checkpoint_fingerprint,
+    preset_fingerprint,
+    saved_buffers,
+    tensors_fingerprint,
+)
+from fedmoe_app.moe.held import Holding
+from fedmoe_app.moe.layers import MoELayer, find_moe_layers
+from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
+from fedmoe_app.schemes.base import ModelShape
+from fedmoe_app.tasks.base import CausalLM, LabelWords, SequenceClassification, Task
+from fedmoe_app.tasks.exact_match import ExactMatch
+from fedmoe_app.tasks.generation import check_generation_fits
+from fedmoe_app.tasks.multiple_choice import MultipleChoice
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model with its MoE layers, and the task that it is trained for."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    layers: Sequence[MoELayer]
+    task: Task
+    base_fingerprint: str = ""  # of the frozen base; empty where everything is trained
+
+    @property
+    def shape(self) -> ModelShape:
+        """L layers of E experts, K used by a token, hidden size D; whether gates are trained."""
+        first = self.layers[0]
+        hidden_size = self.model.config.get_text_config().hidden_size
+        gates_trained = any(layer.gate_parameters() for layer in self.layers)
+        return ModelShape(
+            len(self.layers), first.num_experts, first.top_k, hidden_size, gates_trained
+        )
+
+
+def device(choice: str = "auto") -> torch.device:
+    """Return the first GPU that this process may see, else the CPU; "cpu" is always the CPU."""
+    gpu = choice == "auto" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def load_setup(
+    config: RunConfig,
+    label_names: Sequence[str],
+    holding: Holding | None = None,
+    on: str = "auto",
+) -> Setup:
+    """Build the tokenizer, the initial model and the task; the same everywhere for one config.
+
+    Args:
+        config: the run config.
+        label_names: class names in index order; only for classification.
+        holding: the experts to hold in memory; None means all.
+        on: see :func:`device`.
+    """
+    name = config.model.name
+    classifies = config.data.task == "classification"
+    # First of all, for every task: it says best if there is no such model.
+    head = resolve_head(name, config.model.head if classifies else "label-words")
+    check_checkpoint(name)
+    tokenizer = load_tokenizer(name, PRESETS)
+    adopt_template(tokenizer, config.data)
+    load = partial(
+        load_model,
+        name,
+        task=config.data.task,
+        head=head,
+        label_names=label_names,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        max_length=config.data.max_length,
+    )
+    quantization = config.model.quantization
+    model = load(quantization=quantization, device=str(device(on)), holding=holding)
+    plain = load if quantization != "none" else lambda: model
+    fingerprint = _base_fingerprint(config, model, head, plain)
+    model.to(device(on))  # type: ignore[arg-type]
+    return replace(
+        assemble(config, tokenizer, model, head, label_names), base_fingerprint=fingerprint
+    )
+
+
+def assemble(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    head: str,
+    label_names: Sequence[str],
+) -> Setup:
+    """Open of a model, on its device, what the run trains; put it together with its task."""
+    if config.train.gradient_checkpointing:
+        _checkpoint_activations(model)
+    if config.data.metric == "exact-match":
+        length, new_tokens = config.data.max_length, config.data.max_new_tokens
+        check_generation_fits(model, config.model.name, length, new_tokens)
+    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
+    layers = find_moe_layers(model)
+    adapt(model, layers, adaptation(config, head), config.seed)
+    return Setup(tokenizer, model, layers, task)
+
+
+def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
+    """Raise what :func:`load_setup` would, without reading weights; return the model's shape."""
+    name, data = config.model.name, config.data
+    head = resolve_head(name, config.model.head if data.task == "classification" else "label-words")
+    check_checkpoint(name)
+    tokenizer = load_tokenizer(name, PRESETS)
+    adopt_template(tokenizer, data)
+    arguments: dict[str, Any] = {"task": data.task, "head": head}
+    arguments |= {"vocab_size": len(tokenizer), "max_length": data.max_length}
+    check_model(name, label_names=label_names, quantization=config.model.quantization, **arguments)
+    model = empty_model(
+        name, num_labels=max(2, len(label_names)), dtype=config.model.dtype, **arguments
+    )
+    if data.metric == "exact-match":
+        check_generation_fits(model, name, data.max_length, data.max_new_tokens)
+    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
+    layers = find_moe_layers(model)
+    adapt(model, layers, adaptation(config, head), config.seed)
+    return Setup(tokenizer, model, layers, task).shape
+
+
+def check_base(setup: Setup, fingerprint: str) -> None:
+    """Refuse to train on another base model than the server's.
+
+    Raises:
+        ConfigError: naming both fingerprints.
+    """
+    if setup.base_fingerprint != fingerprint:
+        raise ConfigError(
+            f"model.name: this node's base model has fingerprint {setup.base_fingerprint}, the "
+            f"server's {fingerprint}; put the same files (or revision) on both"
+        )
+
+
+def _base_fingerprint(
+    config: RunConfig, model: PreTrainedModel, head: str, plain: Callable[[], PreTrainedModel]
+) -> str:
+    """Hash what nobody trains or sends; empty if there is nothing.
+
+    A tensor that is trained may be hashed with the rest of its file: nodes with the same files
+    agree, and others are better refused.
+
+    Args:
+        config, head: of the run.
+        model: as it was loaded.
+        plain: makes the same model without quantisation.
+    """
+    name = config.model.name
+    if config.model.train == "all":
+        frozen = frozen_by_family(model)
+        parameters = {name: p for name, p in model.named_parameters() if name in frozen}
+        return tensors_fingerprint(parameters | saved_buffers(model))
+    if name in PRESETS:
+        return preset_fingerprint(plain())
+    new_head = head == "sequence" and not adaptation(config, head).head
+    return checkpoint_fingerprint(name, head_parameters(model) if new_head else None)
+
+
+def adaptation(config: RunConfig, head: str) -> Adaptation:
+    """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
+    model = config.model
+    # Label words are scored by the output embeddings, which are no new head.
+    train_head = model.train_head and config.data.task == "classification" and head == "sequence"
+    return Adaptation(
+        model.train,
+        model.gates,
+        train_head,
+        model.attention_lora,
+        model.lora_rank,
+        model.lora_alpha,
+    )
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # transformers 5.23 renamed it and warns at the old name, which is all that 5.20 to 5.22 have.
+    new_name = getattr(model, "activation_checkpointing_enable", None)
+    (new_name or model.gradient_checkpointing_enable)()
+
+
+def make_task(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder_decoder: bool,
+    head: str,
+    label_names: Sequence[str],
+) -> Task:
+    """Return the run's task on a tokenizer.
+
+    Args:
+        config: the run config.
+        tokenizer: the model's.
+        encoder_decoder: whether the model is one.
+        head: the resolved way of classifying.
+        label_names: class names in index order; only for classification.
+    """
+    data = config.data
+    length, new_tokens = data.max_length, data.max_new_tokens
+    if data.task == "multiple-choice":
+        return MultipleChoice(tokenizer, length, encoder_decoder, data.metric == "acc-norm")
+    if data.metric == "exact-match":
+        return ExactMatch(tokenizer, length, encoder_decoder, new_tokens, data)
+    if data.task == "causal-lm":
+        return CausalLM(tokenizer, length, encoder_decoder, new_tokens, data)
+    if head == "label-words":
+        return LabelWords(tokenizer, length, label_names)
+    return SequenceClassification(tokenizer, length)
+
+
+def server_data(config: RunConfig) -> TextData:
+    """Load what the server needs of the data: label names, fingerprint and test set.
+
+    Raises:
+        ConfigError: if the nodes bring their own data and the config does not name the labels.
+        DataError: if the data cannot be read, or has only one class.
+    """
+    if config.data.source != NODES:
+        data = load_text_data(config.data)
+        if config.data.task == "classification":
+            check_classes(data.label_names, config.data.source)
+        return data
+    check_labels_known(config.data)
+    labels = config.data.labels
+    test = None
+    if config.data.test_source:
+        test = load_node_file(config.data.test_source, config.data, labels)
+    return TextData(train=Dataset.from_list([]), test=test, label_names=labels, fingerprint="")
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """A client's own examples, and those that it keeps for its own accuracy (None: too few)."""
+
+    train: Dataset
+    test: Dataset | None
+
+
+def client_data(
+    config: RunConfig, node: Node, label_names: Sequence[str], fingerprint: str
+) -> ClientData:
+    """Load this node's own file or its partition, and split off its local test set.
+
+    Raises:
+        ConfigError: if the node's copy of the source differs from the server's.
+    """
+    if node.data_path is not None:
+        own = load_node_file(Path(node.data_path), config.data, tuple(label_names))
+    else:
+        own = _partition(config, node, label_names, fingerprint)
+    train, test = split_local(own, config.data.local_test_fraction, config.seed)
+    return ClientData(train, test)
+
+
+def _partition(
+    config: RunConfig, node: Node, label_names: Sequence[str], fingerprint: str
+) -> Dataset:
+    if config.data.source == NODES:
+        raise ConfigError(
+            'data.source = "nodes": this node has no data-path; start its SuperNode with '
+            "--node-config 'partition-id=0 data-path=\"/abs/file\"'"
+        )
+    data = config.data
+    if data.label_names_file:  # it lies on the server, whose names came with the task
+        data = data.with_labels(label_names)
+    source = load_text_data(data, with_test=False)
+    if source.fingerprint != fingerprint:
+        raise ConfigError(
+            f'data.source = "{config.data.source}": this node\'s copy has fingerprint '
+            f"{source.fingerprint}, the server's {fingerprint}; use the same file (for the "
+            "embedded corpus: the same library versions) or give the node its own data-path"
+        )
+    assert node.partition_id is not None and node.num_partitions is not None
+    return partition(source.train, config.data, node.partition_id, node.num_partitions, config.seed)
