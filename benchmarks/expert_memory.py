@@ -37,7 +37,8 @@ from benchmarks.cells import REPOSITORY, print_markdown
 from fedmoe_app.client import round as local_round
 from fedmoe_app.client.memory import PROCESS, estimate
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import RunConfig, default_run_config, parse_run_config
+from fedmoe_app.config.parse import default_run_config, parse_run_config
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
 from fedmoe_app.moe.layers import find_moe_layers

@@ -39,7 +39,8 @@ from benchmarks.memory import PeakMemory
 from benchmarks.random_checkpoint import ARCHITECTURES, full_size_config, write_checkpoint
 from fedmoe_app.client.round import train_client
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import RunConfig, parse_run_config
+from fedmoe_app.config.parse import parse_run_config
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.loading import PRESETS

@@ -30,7 +30,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.cells import print_markdown, run_config
 from fedmoe_app.client.train import LocalRun, train, train_batches
-from fedmoe_app.config.parse import RunConfig, parse_run_config
+from fedmoe_app.config.parse import parse_run_config
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.adapt import Adaptation, adapt

@@ -30,10 +30,10 @@ from benchmarks.peaks import MIB, in_own_process, watch_memory
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.compare.in_process import task_identity
 from fedmoe_app.config.parse import parse_run_config
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes import SCHEMES
-from fedmoe_app.schemes.base import ModelShape
 from fedmoe_app.server.allocation import keep_memory_steady
 from fedmoe_app.server.rounds import Limits
 from fedmoe_app.server.strategy import MoEStrategy

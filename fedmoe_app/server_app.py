@@ -16,8 +16,11 @@ def main(grid: Grid, context: Context) -> None:
 
     log_to_stdout()
     logger.info("reading the data and building the model")  # torch alone takes seconds to import
+    from fedmoe_app.client.trainable_modes import check_trainable
     from fedmoe_app.server.run import run_server
     from fedmoe_app.server.transport import kept_alive
 
     with kept_alive(grid):
-        run_server(grid, parse_run_config(context.run_config))
+        config = parse_run_config(context.run_config)
+        check_trainable(config)
+        run_server(grid, config)

@@ -12,8 +12,9 @@ import pytest
 
 from fedmoe_app.client import round as local_round
 from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
 from fedmoe_app.moe.loading import ModelNotFoundError
 from fedmoe_app.results.folder import read_metrics

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.results.metrics import RoundReport, metrics_line
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination

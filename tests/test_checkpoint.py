@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.results.folder import (
     CHECKPOINTS,
     METRICS_FILE,

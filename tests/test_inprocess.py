@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.results.folder import ResultsError, RunFolder, read_metrics
 from fedmoe_app.server.rounds import RunFailedError
 from fedmoe_app.server.transport import NotEnoughClientsError

@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.results.folder import (
     CHECKPOINTS,
     METRICS_FILE,

@@ -13,8 +13,9 @@ import torch
 from fedmoe_app.aggregation.aggregate import fold, round_info
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ExpertKey, ModelState, flatten
-from fedmoe_app.schemes.base import LocalClient, ModelShape, Scheme
+from fedmoe_app.schemes.base import LocalClient, Scheme
 from fedmoe_app.wire.update import ClientUpdate
 
 NUM_LAYERS, NUM_EXPERTS = 2, 3

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.launch.connections import add_connection, find_connection, free_name, refuse_known
 from fedmoe_app.launch.environment import LOOPBACK, flwr_home
 from fedmoe_app.shown.terminal import say, say_lines, shell_word

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.results.folder import CHECKPOINTS, ResultsError, list_checkpoints
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from fedmoe_app.config.parse import ConfigError, parse_run_config
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.loading import PRESETS

@@ -163,7 +163,7 @@ def picture_path(path: Path) -> Path:
     Raises:
         ConfigError: naming the kinds.
     """
-    from fedmoe_app.config.parse import ConfigError
+    from fedmoe_app.config.errors import ConfigError
 
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--output {path}: give it one of the endings .png, .svg, .pdf")

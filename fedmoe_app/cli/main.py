@@ -15,17 +15,13 @@ from fedmoe_app.cli.looking import register
 from fedmoe_app.cli.misplaced import overrides_of
 from fedmoe_app.cli.resume import Request, resume_run
 from fedmoe_app.cli.status import newest_run, overview
-from fedmoe_app.config.overrides import (
-    check_resumable,
-    clients_to_resume,
-    config_to_resume,
-    read_overrides,
-)
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.launch import environment
 from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.processes import signals_raise
+from fedmoe_app.launch.resume import check_resumable, clients_to_resume, config_to_resume
 from fedmoe_app.launch.resuming import MAX_RESUMES
 from fedmoe_app.launch.runner import INTERRUPTED, RunFailedError, run_on_connection, run_simulated
 from fedmoe_app.results.finding import find_run

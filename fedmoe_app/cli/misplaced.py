@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmoe_app.config.config_file import Flat
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import is_path
 from fedmoe_app.config.meant import understand
 from fedmoe_app.config.names import PRESET_NAMES, SCHEME_NAMES
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.config.pairs import to_type
-from fedmoe_app.config.parse import ConfigError, almost_key, known_keys
+from fedmoe_app.config.parse import almost_key, known_keys
 from fedmoe_app.launch.connections import LaunchError, find_connection
 
 _DATA_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")

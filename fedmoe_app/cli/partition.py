@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.cells import cell_len
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import base_names
-from fedmoe_app.config.parse import NODES, ConfigError, RunConfig
+from fedmoe_app.config.schema import NODES, RunConfig
 from fedmoe_app.data.partitions import partition_labels, partition_sizes
 from fedmoe_app.data.sources import load_text_data
 from fedmoe_app.shown.pictures import picture, picture_names, save

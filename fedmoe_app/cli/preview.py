@@ -10,7 +10,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from fedmoe_app.config.parse import NODES, ConfigError, DataConfig, RunConfig
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import NODES, DataConfig, RunConfig
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
 from fedmoe_app.data.language import read_batch
 from fedmoe_app.data.row_formats import recognise

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import results_dir
 from fedmoe_app.report.html.run_page import write_run_page
 from fedmoe_app.results.finding import find_run

@@ -7,10 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmoe_app.config.overrides import Flat, check_resumable, clients_to_resume, config_to_resume
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.overrides import Flat
 from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.launched import Launch, read_launch
+from fedmoe_app.launch.resume import check_resumable, clients_to_resume, config_to_resume
 from fedmoe_app.launch.runner import run_on_connection, run_simulated
 from fedmoe_app.results.finding import find_run
 from fedmoe_app.results.folder import STILL_RUNNING, ResultsError, results_of

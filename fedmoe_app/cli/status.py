@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +14,8 @@ from fedmoe_app.results.folder import (
     METRICS_FILE,
     ResultsError,
     list_checkpoints,
-    read_metrics,
     read_rounds,
-    round_of,
 )
-from fedmoe_app.results.progress import duration
 from fedmoe_app.results.status import (
     COMPLETED,
     FAILED,
@@ -27,10 +23,11 @@ from fedmoe_app.results.status import (
     RUNNING,
     STALE,
     STATUS_FILE,
+    how_to_resume,
     read_status,
 )
 from fedmoe_app.results.table import human_bytes
-from fedmoe_app.shown.terminal import shell_word
+from fedmoe_app.shown.duration import duration
 from fedmoe_app.shown.text import visible
 
 _MAX_REASON = 160  # characters of a failure's reason that are shown
@@ -156,27 +153,3 @@ def _going_on(folder: Path, status: Mapping[str, Any]) -> Iterator[str]:
         return
     yield f"saved     {checkpoints[0].relative_to(folder)}"
     yield f"go on     {how_to_resume(folder)}"
-
-
-def how_to_resume(folder: Path) -> str:
-    """Return the command, to be copied, that goes on with the run of a result folder.
-
-    Where the last rounds failed and no round is left, it repeats them.
-    """
-    folder = Path(os.path.abspath(folder))
-    return f"fedmoe resume {shell_word(_where_to_begin(folder))}"
-
-
-def _where_to_begin(folder: Path) -> Path:
-    """Return the folder, or the checkpoint before the failed rounds at the end of a whole run."""
-    try:
-        rounds = int(read_status(folder)["num_rounds"])
-        lines = read_metrics(folder)
-    except (ResultsError, KeyError, TypeError, ValueError):
-        return folder
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints or round_of(checkpoints[0]) < rounds:
-        return folder
-    good = [line["round"] for line in lines if line.get("status", "ok") == "ok"]
-    before = [path for path in checkpoints if round_of(path) <= max(good, default=-1)]
-    return before[0] if before and before[0] != checkpoints[0] else folder

@@ -22,10 +22,11 @@ from fedmoe_app.client.state import ClientFiles, Kept
 from fedmoe_app.config.paths import home
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.wire.codecs import Codec, choose
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import unpack_changes
 from fedmoe_app.wire.records import ProtocolError, TrainTask, encode_update
 from fedmoe_app.wire.spec import tensors_in_order
-from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
+from fedmoe_app.wire.update import ClientUpdate
 
 logger = logging.getLogger("fedmoe")
 

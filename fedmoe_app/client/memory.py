@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.held import expert_files
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
 from fedmoe_app.moe.packed import BLOCK, packed_stacks

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from fedmoe_app.client.mixture import MixingGate, Mixture
 from fedmoe_app.client.schedule import Factor, constant
 from fedmoe_app.client.train import micro_batches, train_batches
-from fedmoe_app.config.parse import ConfigError, TrainConfig
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
 from fedmoe_app.moe.state import ModelState, Tensors

@@ -10,46 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedmoe_app.config.parse import ConfigError, RunConfig
-from fedmoe_app.moe.checkpoint import check_not_quantised, checkpoint_folder, safetensors_files
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.held import Holding
-from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.schemes.base import LocalClient, Scheme
 from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import TrainTask
 
 _USAGE_EXAMPLES = 256  # for filling up, where a scheme chose without looking at any
-
-
-def check_holds_chosen(config: RunConfig, scheme: Scheme) -> None:
-    """Refuse ``model.experts-in-memory = "chosen"`` where it cannot work.
-
-    Raises:
-        ConfigError: a preset; a scheme that does not choose once a round, or needs all experts; a
-            checkpoint that is quantised already, or has no safetensors files.
-    """
-    if config.model.experts_in_memory == "all":
-        return
-    key, name = 'model.experts-in-memory = "chosen"', config.model.name
-    if name in PRESETS:
-        raise ConfigError(
-            f'{key}: model.name = "{name}" is a preset, made in memory; save a model to a folder '
-            "and name that"
-        )
-    if not scheme.chooses_per_round:
-        raise ConfigError(
-            f'{key}: scheme = "{config.scheme}" does not choose experts once a round; choose '
-            'scheme = "fedmoe", or "hfedmoe" with hfedmoe.selection = "round", or set '
-            'model.experts-in-memory = "all"'
-        )
-    if scheme.keeps_state or scheme.needs_router_probs or scheme.personal_copy:
-        raise ConfigError(
-            f'{key}: scheme = "{config.scheme}" keeps tensors on the nodes, or has a loss on the '
-            'probabilities of all experts; set model.experts-in-memory = "all"'
-        )
-    check_not_quantised(name)
-    safetensors_files(name, checkpoint_folder(name))
 
 
 def holding_of(config: RunConfig, task: TrainTask) -> Holding | None:

@@ -16,11 +16,11 @@ from fedmoe_app.client.placement import choose, holding_of
 from fedmoe_app.client.rows import ClientRows, client_rows
 from fedmoe_app.client.schedule import Factor, learning_rate_factor
 from fedmoe_app.client.timing import Stopwatch
-from fedmoe_app.client.train import LocalRun, TrainResult, client_seed, num_steps, one_client, train
+from fedmoe_app.client.train import LocalRun, TrainResult, num_steps, train
 from fedmoe_app.config.budgets import experts_in
-from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState
@@ -29,6 +29,7 @@ from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import LocalClient, Scheme
 from fedmoe_app.tasks.base import Score, Task, evaluate
+from fedmoe_app.tasks.seeding import client_seed, one_client
 from fedmoe_app.tasks.setup import Setup, check_base, load_setup
 from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import TrainTask

@@ -18,8 +18,8 @@ import xxhash
 from fedmoe_app.config.cache import build_once
 from fedmoe_app.config.lists import file_names
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import EMBEDDED, RunConfig
 from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.config.schema import EMBEDDED, RunConfig
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file

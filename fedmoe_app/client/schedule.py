@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fedmoe_app.config.parse import TrainConfig
+from fedmoe_app.config.schema import TrainConfig
 
 Factor = Callable[[int], float]
 

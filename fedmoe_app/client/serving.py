@@ -25,7 +25,7 @@ from flwr.app import RecordDict
 from fedmoe_app.client.state import write_bytes
 from fedmoe_app.config.names import BUSY_WITH_ANOTHER_RUN
 from fedmoe_app.config.paths import home, private_folder
-from fedmoe_app.results.progress import duration
+from fedmoe_app.shown.duration import duration
 
 FIRST_SILENCE = 300.0  # seconds for which a run may be silent after its first message
 LEAST_SILENCE, MOST_SILENCE = 60.0, 3600.0

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from fedmoe_app.client.schedule import Factor, constant
-from fedmoe_app.config.parse import TrainConfig
+from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.trainable import Trainables
@@ -27,24 +25,6 @@ class TrainResult:
 
     loss: float
     num_steps: int
-
-
-def client_seed(seed: int, server_round: int, client: int) -> int:
-    """Derive a client's seed for a round; the same on every node and in every order."""
-    return int(np.random.SeedSequence([seed, server_round, client]).generate_state(1)[0])
-
-
-@contextmanager
-def one_client(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch and limit its threads; restore both, since clients share processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def num_steps(num_examples: int, config: TrainConfig) -> int:

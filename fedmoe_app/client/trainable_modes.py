@@ -20,8 +20,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from fedmoe_app.client.trial import LABELS, NotBuiltError, TrialError, try_mode
-from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, empty_model, resolve_head
 from fedmoe_app.moe.miniature import small_configs

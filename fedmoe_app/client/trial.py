@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils import logging as transformers_logging
 
 from fedmoe_app.client.train import LocalRun, train
-from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.tokenizer import BOS, EOS, PAD, label_token
 from fedmoe_app.moe.held import Holding

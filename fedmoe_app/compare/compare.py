@@ -18,8 +18,9 @@ from fedmoe_app.compare.run_cell import in_process, simulated
 from fedmoe_app.compare.summary import Result, Row, results_of, summarise
 from fedmoe_app.compare.tables import failures, markdown, print_summary
 from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
-from fedmoe_app.config.parse import DataConfig, ModelConfig, parse_run_config
+from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import results_dir
+from fedmoe_app.config.schema import DataConfig, ModelConfig
 from fedmoe_app.launch.preflight import check_method, check_sources
 from fedmoe_app.results.folder import write_atomic
 from fedmoe_app.schemes import SCHEMES

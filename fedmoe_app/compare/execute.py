@@ -20,8 +20,8 @@ from fedmoe_app.compare.plan import Cell
 from fedmoe_app.compare.run_cell import Run, in_process, run_cell
 from fedmoe_app.launch.environment import default_environment
 from fedmoe_app.results.folder import ResultsError
-from fedmoe_app.results.progress import duration
 from fedmoe_app.results.table import human_bytes
+from fedmoe_app.shown.duration import duration
 from fedmoe_app.shown.terminal import say
 
 _NO_TRACKER_WARNING = "ignore::UserWarning:multiprocessing.resource_tracker"

@@ -18,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe_app import client_app
+from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.results.progress import log_to_stdout
 from fedmoe_app.server.run import run_server
@@ -120,6 +121,7 @@ def run_in_process(
     )
     config = parse_run_config(run_config)
     log_to_stdout()
+    check_trainable(config)
     with task_identity():
         return run_server(InProcessGrid(client_app.app, run_config, configs), config)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.config.config_file import read_config_file
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 
 CENTRALISED = "centralised"  # the reference: one client that holds all data
 FEDERATED = "federated"

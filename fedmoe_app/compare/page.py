@@ -18,8 +18,8 @@ from fedmoe_app.report.html import charts, settings
 from fedmoe_app.report.html.cubes import short
 from fedmoe_app.report.html.facts import Cell, Fact, Table, failures
 from fedmoe_app.report.html.page import State, render, write_page
-from fedmoe_app.results.progress import duration
 from fedmoe_app.results.table import MISSING, human_bytes
+from fedmoe_app.shown.duration import duration
 
 # The first scheme is black; grey is left to the centralised reference.
 COLOURS = (

@@ -15,8 +15,10 @@ from importlib.metadata import version
 from typing import Any
 
 from fedmoe_app.compare.options import CENTRALISED, SchemeEntry
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import Flat, check
-from fedmoe_app.config.parse import NODES, ConfigError, RunConfig, flatten_run_config
+from fedmoe_app.config.parse import flatten_run_config
+from fedmoe_app.config.schema import NODES, RunConfig
 from fedmoe_app.schemes import make_scheme
 
 NO_PARTITION = "-"  # that of the centralised reference

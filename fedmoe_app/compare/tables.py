@@ -14,8 +14,8 @@ from fedmoe_app.compare.options import CENTRALISED
 from fedmoe_app.compare.plan import Plan
 from fedmoe_app.compare.statistics import Estimate, Reached
 from fedmoe_app.compare.summary import SHARES, Result, Row
-from fedmoe_app.results.progress import duration
 from fedmoe_app.results.table import MISSING, human_bytes
+from fedmoe_app.shown.duration import duration
 from fedmoe_app.shown.tables import markdown as plain
 from fedmoe_app.shown.tables import markdown_cell
 from fedmoe_app.shown.terminal import Console, Table, say

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.items import check_paths, list_fault
 from fedmoe_app.config.lists import as_list
 from fedmoe_app.config.meant import EQUALS, fits, understand
 from fedmoe_app.config.pairs import write_value
-from fedmoe_app.config.parse import ConfigError, flatten_table
+from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.config.text_file import EncodingError, read_text
 
 Flat = dict[str, bool | float | int | str]

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import file_names, is_path
 from fedmoe_app.config.meant import LIST_KEYS, PATH_KEYS, Meant, fits, has_control, understand
 from fedmoe_app.config.pairs import Pairs, Unreadable, Value, read_pairs, to_type
-from fedmoe_app.config.parse import ConfigError, almost_key, known_keys, unknown_key
+from fedmoe_app.config.parse import almost_key, known_keys, unknown_key
 
 _OPTION = "--run-config"
 _TABLES = frozenset(key.partition(".")[0] for key in known_keys() if "." in key)

@@ -14,6 +14,9 @@ PRESET_CLASSES = 256  # classes that the presets' tokenizer has label tokens for
 EMBEDDED_CLASSES, EMBEDDED_ROWS = 8, 9600  # of the embedded corpus' training part
 
 
+# Numbers that are given to clients, by partition-id, are below: nobody takes another node's id.
+MAX_GIVEN = 10**9
+
 # How a node begins the reason of a reply that it works for another run; the server knows it by it.
 BUSY_WITH_ANOTHER_RUN = "busy with another run"
 

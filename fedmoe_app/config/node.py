@@ -8,8 +8,8 @@ from typing import Any
 
 from fedmoe_app.config.budgets import Budget, check_budget
 from fedmoe_app.config.codec_names import check_codec
-from fedmoe_app.config.parse import ConfigError
-from fedmoe_app.wire.numbers import MAX_GIVEN
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.names import MAX_GIVEN
 
 
 @dataclass(frozen=True)

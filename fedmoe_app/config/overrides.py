@@ -6,26 +6,18 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fedmoe_app.config.config_file import Flat, read_config_file, without_lists
-from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.items import read_item
 from fedmoe_app.config.lists import as_list, file_names, is_path, join_files
-from fedmoe_app.config.parse import (
-    EMBEDDED,
-    NODES,
-    ConfigError,
-    RunConfig,
-    default_run_config,
-    parse_run_config,
-)
+from fedmoe_app.config.names import PRESET_NAMES
+from fedmoe_app.config.parse import default_run_config, parse_run_config
 from fedmoe_app.config.paths import results_dir
-from fedmoe_app.results.folder import CONFIG_FILE, ResultsError, list_checkpoints, results_of
-from fedmoe_app.results.status import read_status
+from fedmoe_app.config.schema import EMBEDDED, NODES, RunConfig
 
 # Keys that may name files, and those that may name one file or folder.
 _FILES, _PATHS = (
@@ -97,50 +89,6 @@ def is_config_file(item: str) -> bool:
     return False
 
 
-def check_resumable(path: Path) -> None:
-    """Refuse to go on from a folder of this machine that holds nothing to go on from.
-
-    Raises:
-        ConfigError: no such folder, or no checkpoint in it.
-    """
-    found = path.expanduser().absolute()
-    if not found.exists():
-        raise ConfigError(f"--resume {path}: no such folder; name the result folder of a run")
-    if not list_checkpoints(results_of(found)):
-        raise ConfigError(
-            f"--resume {path}: no checkpoint there; name the result folder of a run of which at "
-            "least one round is done, or one of the folders in its checkpoints/"
-        )
-
-
-def config_to_resume(path: Path) -> Flat:
-    """Return the run config of the run that is to go on; only the path if it lies elsewhere.
-
-    Args:
-        path: the run's result folder, or one of its checkpoints.
-    """
-    path = Path(os.path.abspath(path.expanduser()))
-    config = results_of(path) / CONFIG_FILE
-    flat = read_config_file(config) if config.is_file() else {}
-    return flat | {"resume": str(path)}
-
-
-def clients_to_resume(path: Path, given: int | None) -> int | None:
-    """Return how many simulated clients a run has that is to go on; None if that is unknown.
-
-    Raises:
-        ConfigError: if another number is given: the data would be split anew.
-    """
-    with suppress(ResultsError):
-        found = read_status(results_of(Path(os.path.abspath(path.expanduser())))).get(
-            "num_partitions"
-        )
-        if found and given and given != found:
-            raise ConfigError(f"--clients {given}: the run that is to go on has {found}")
-        return found or given
-    return given
-
-
 def with_absolute_paths(flat: Mapping[str, Any], folder: Path) -> Flat:
     """Make the paths that exist relative to ``folder`` absolute: the server runs elsewhere.
 
@@ -196,10 +144,7 @@ def _is_word(key: str, value: str) -> bool:
         return value in (EMBEDDED, NODES)
     if key != "model.name":
         return False
-    # Imported late: it takes seconds, and only a name that is also a path here gets this far.
-    from fedmoe_app.moe.loading import PRESETS
-
-    return value in PRESETS
+    return value in PRESET_NAMES
 
 
 def with_run_name(flat: Mapping[str, Any], now: datetime) -> Flat:

@@ -20,46 +20,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import (
-    EMBEDDED,
     NODES,
     DataConfig,
-    ModelConfig,
-    Paragraph,
     RunConfig,
     Section,
-    TrainConfig,
-    parse_prompt_format,
 )
 
-__all__ = [
-    "EMBEDDED",
-    "NODES",
-    "ConfigError",
-    "DataConfig",
-    "FlatConfig",
-    "Key",
-    "ModelConfig",
-    "Paragraph",
-    "RunConfig",
-    "TrainConfig",
-    "almost_key",
-    "check_labels_known",
-    "default_run_config",
-    "flatten_run_config",
-    "flatten_table",
-    "known_keys",
-    "nearest_keys",
-    "parse_prompt_format",
-    "parse_run_config",
-    "unknown_key",
-]
-
 FlatConfig = Mapping[str, bool | float | int | str]
-
-
-class ConfigError(ValueError):
-    """A run config that cannot be used; the message names key, value and choices."""
 
 
 def parse_run_config(flat: FlatConfig) -> RunConfig:

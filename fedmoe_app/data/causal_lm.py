@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.conversations import (
     ASSISTANT,
     USER,

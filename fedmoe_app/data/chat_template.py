@@ -25,7 +25,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.conversations import (
     ASSISTANT,
     SYSTEM,

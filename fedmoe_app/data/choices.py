@@ -23,7 +23,7 @@ from typing import Any
 
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.lists import name_list
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.answers import AnswerColumn, Options, read_answers
 from fedmoe_app.data.table import Table, check_column, column_names, read_labels, read_texts
 

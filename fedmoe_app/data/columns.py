@@ -23,7 +23,7 @@ from datasets.table import InMemoryTable
 from pyarrow import compute
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.causal_lm import language_rows, needed
 from fedmoe_app.data.choices import find_shape, multiple_choice, shape_of
 from fedmoe_app.data.labels import companion, find_label_names, label_column, label_indices

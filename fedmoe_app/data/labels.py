@@ -15,7 +15,7 @@ from pyarrow import compute
 
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.lists import torn_name
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.table import Table, batches, check_column, class_names, listed, text_array
 
 _KEY = "data.label-field"

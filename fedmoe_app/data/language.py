@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.chat_template import ChatTemplate, Tokens
 from fedmoe_app.data.conversations import Conversation, Turn, as_conversation
 from fedmoe_app.data.encoding import (

@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.columns import partition_column
 from fedmoe_app.data.dirichlet import MAX_DRAWS, SmallPartError, dirichlet_parts
 from fedmoe_app.data.grouping import Groups, Rows, group, parts_of

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.chat_template import Tokens
 from fedmoe_app.data.conversations import ASSISTANT, SYSTEM, TOOL, USER, Conversation, Turn
 from fedmoe_app.data.encoding import IGNORED_LABEL, special_tokens, token_ids

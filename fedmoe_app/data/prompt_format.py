@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmoe_app.config.parse import Paragraph, parse_prompt_format
+from fedmoe_app.config.schema import Paragraph, parse_prompt_format
 
 # The default: the layout of Alpaca (Taori et al., 2023), with a passage called context.
 ALPACA = (

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.reading.columns import Asked
 from fedmoe_app.data.table import Table, check_column, column_names
 

@@ -26,7 +26,7 @@ from datasets import ClassLabel, Dataset, concatenate_datasets
 
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.lists import file_names
-from fedmoe_app.config.parse import EMBEDDED, DataConfig
+from fedmoe_app.config.schema import EMBEDDED, DataConfig
 from fedmoe_app.data.columns import Table, asked_columns, find_label_names, unify
 from fedmoe_app.data.corpus import load_corpus
 from fedmoe_app.data.files import (

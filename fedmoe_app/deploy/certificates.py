@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.deploy.authority import Pair, make_authority, make_node_key, make_server, matches
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes, file_names, looked_for
 from fedmoe_app.config.names import (
     COMBINE,
@@ -24,14 +25,8 @@ from fedmoe_app.config.names import (
     is_own_scheme,
     unknown_scheme,
 )
-from fedmoe_app.config.parse import (
-    EMBEDDED,
-    NODES,
-    ConfigError,
-    DataConfig,
-    RunConfig,
-    flatten_run_config,
-)
+from fedmoe_app.config.parse import flatten_run_config
+from fedmoe_app.config.schema import EMBEDDED, NODES, DataConfig, RunConfig
 from fedmoe_app.launch.environment import default_environment
 
 if TYPE_CHECKING:
@@ -89,9 +84,8 @@ def check_method(config: RunConfig, label_names: Sequence[str]) -> None:
     """
     if _surely_fit(config, len(label_names)):
         return
-    from fedmoe_app.client.placement import check_holds_chosen
     from fedmoe_app.schemes import make_scheme
-    from fedmoe_app.server.buffered import check_buffered
+    from fedmoe_app.schemes.checks import check_buffered, check_holds_chosen
     from fedmoe_app.tasks.setup import check_setup
 
     scheme = make_scheme(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 
 
 def check_cpus(cpus: int | None, threads: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.flower import Outcome, Output, SuperLinkLostError
 from fedmoe_app.launch.live import Heard

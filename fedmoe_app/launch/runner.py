@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from fedmoe_app.cli.status import how_to_resume
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import (
     Flat,
     app_defaults,
@@ -22,8 +22,9 @@ from fedmoe_app.config.overrides import (
     with_run_name,
     with_template,
 )
-from fedmoe_app.config.parse import ConfigError, RunConfig, check_labels_known, flatten_run_config
+from fedmoe_app.config.parse import check_labels_known, flatten_run_config
 from fedmoe_app.config.paths import home
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.launch import flower
 from fedmoe_app.launch.connections import find_connection
 from fedmoe_app.launch.launched import Launch, write_launch
@@ -40,7 +41,7 @@ from fedmoe_app.results.folder import (
     read_metrics,
     results_of,
 )
-from fedmoe_app.results.status import note_interruption
+from fedmoe_app.results.status import how_to_resume, note_interruption
 from fedmoe_app.results.table import print_table
 from fedmoe_app.results.trackers import require_trackers
 from fedmoe_app.shown.terminal import say, say_lines

@@ -11,7 +11,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
+
+# Attribute of a quantization config: called with the model before its values are read.
+BEFORE_LOADING = "before_loading"
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

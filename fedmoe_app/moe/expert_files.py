@@ -27,7 +27,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.layers import MoELayer
 from fedmoe_app.moe.streaming import stacks_and_joins
 from fedmoe_app.moe.structure import listed_experts

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.checkpoint import checkpoint_folder, weight_files
 from fedmoe_app.moe.tensor_hashes import file_marks, tensor_marks
 

@@ -22,7 +22,7 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from fedmoe_app.moe.checkpoint import checkpoint_folder, safetensors_files
+from fedmoe_app.moe.checkpoint import BEFORE_LOADING, checkpoint_folder, safetensors_files
 from fedmoe_app.moe.expert_files import ExpertFiles
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.packed import pack_matrix
@@ -30,8 +30,6 @@ from fedmoe_app.moe.slots import ExpertSlots, put_slots, use_slots
 from fedmoe_app.moe.structure import listed_experts, set_adapters, set_held
 from fedmoe_app.moe.subset import check_subset, restrict_router
 
-# Attribute of a quantization config: called with the model before its values are read.
-BEFORE_LOADING = "before_loading"
 _FILES = "_fedmoe_expert_files"  # attribute of a model: where its other experts are
 
 Subsets = Sequence[Collection[int]]  # the experts to hold of each layer; empty means none

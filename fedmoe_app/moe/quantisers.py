@@ -22,7 +22,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
-from fedmoe_app.moe.held import BEFORE_LOADING
+from fedmoe_app.moe.checkpoint import BEFORE_LOADING
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.packed import BLOCK, PackedStack, int8_linear, pack, placeholder, put_packed
 from fedmoe_app.moe.slots import check_slots_possible, use_slots

@@ -24,7 +24,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import cache_dir
 
 Mark = list[Any]  # type, shape and hash of a tensor, as JSON has them

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedmoe_app.results.events import MESSAGE, described
+from fedmoe_app.shown.duration import duration
 from fedmoe_app.shown.logs import LineFormatter
 
 if TYPE_CHECKING:
@@ -155,14 +156,3 @@ def _count(value: Any) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "-"
-
-
-def duration(seconds: float) -> str:
-    """Return a time for reading: ``8 s``, ``1 min 20 s``, ``2 h 5 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -19,8 +19,17 @@ from typing import Any
 
 import psutil
 
-from fedmoe_app.results.folder import STILL_RUNNING, ResultsError, write_atomic
+from fedmoe_app.results.folder import (
+    STILL_RUNNING,
+    ResultsError,
+    list_checkpoints,
+    read_metrics,
+    round_of,
+    write_atomic,
+)
 from fedmoe_app.results.lease import Lease
+from fedmoe_app.results.status import read_status
+from fedmoe_app.shown.terminal import shell_word
 
 STATUS_FILE = "status.json"
 BEAT_SECONDS = 10.0
@@ -284,3 +293,27 @@ def _pid_namespace() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+
+
+def how_to_resume(folder: Path) -> str:
+    """Return the command, to be copied, that goes on with the run of a result folder.
+
+    Where the last rounds failed and no round is left, it repeats them.
+    """
+    folder = Path(os.path.abspath(folder))
+    return f"fedmoe resume {shell_word(_where_to_begin(folder))}"
+
+
+def _where_to_begin(folder: Path) -> Path:
+    """Return the folder, or the checkpoint before the failed rounds at the end of a whole run."""
+    try:
+        rounds = int(read_status(folder)["num_rounds"])
+        lines = read_metrics(folder)
+    except (ResultsError, KeyError, TypeError, ValueError):
+        return folder
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints or round_of(checkpoints[0]) < rounds:
+        return folder
+    good = [line["round"] for line in lines if line.get("status", "ok") == "ok"]
+    before = [path for path in checkpoints if round_of(path) <= max(good, default=-1)]
+    return before[0] if before and before[0] != checkpoints[0] else folder

@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from fedmoe_app.config.parse import ConfigError, RunConfig, flatten_run_config
-from fedmoe_app.config.schema import split_names
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.parse import flatten_run_config
+from fedmoe_app.config.schema import RunConfig, split_names
 from fedmoe_app.shown.tags import setting, title
 
 PROJECT = "fedmoe"  # of Weights & Biases; the experiment of MLflow

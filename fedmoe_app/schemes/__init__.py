@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.names import COMBINE, is_own_scheme, unknown_scheme
-from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.fcmoe import FCMoE

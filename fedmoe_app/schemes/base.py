@@ -18,25 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState, Tensors, flatten
 from fedmoe_app.schemes.projection import PairRule, project
 from fedmoe_app.schemes.sums import cosines, dots, mean_of, norms, weighted_sum
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What a scheme may ask of a model: L layers of E experts, K used by a token, hidden size D.
-
-    ``gates_trained`` is False where the gates belong to the frozen base (``model.gates = false``).
-    """
-
-    num_layers: int
-    num_experts: int
-    top_k: int
-    hidden_size: int = 0
-    gates_trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -177,7 +164,7 @@ class Scheme:
         """Refuse hyper-parameters that the model cannot serve.
 
         Raises:
-            fedmoe_app.config.parse.ConfigError: naming the value and the allowed range.
+            fedmoe_app.config.errors.ConfigError: naming the value and the allowed range.
         """
 
     def advice(self, shape: ModelShape) -> str:

@@ -16,15 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState, Tensors
-from fedmoe_app.schemes.base import (
-    ExpertUpdates,
-    LocalClient,
-    LocalStep,
-    ModelShape,
-    RoundInfo,
-    Scheme,
-)
+from fedmoe_app.schemes.base import ExpertUpdates, LocalClient, LocalStep, RoundInfo, Scheme
 
 _GATES, _EXPERTS = "gates/", "experts/"  # prefixes of what is kept for either part
 # Diagnostics of a round that belong to one part of the schemes that come with fedmoe.

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.state import ModelState, Tensors, expert_name, flatten, unflatten
 from fedmoe_app.schemes.base import ExpertUpdates, Scheme
 from fedmoe_app.schemes.sums import dots, norms, shares, weighted_sum

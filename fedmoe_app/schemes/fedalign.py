@@ -42,9 +42,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.config.parse import ConfigError, RunConfig
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState, Tensors, gate_name
-from fedmoe_app.schemes.base import ExpertUpdates, LocalStep, ModelShape, RoundInfo, Scheme
+from fedmoe_app.schemes.base import ExpertUpdates, LocalStep, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import cosines, mean_of_pairs, shares
 
 REFERENCE, MEAN_PROB = "reference", "mean-prob"  # broadcast, [L, E] each

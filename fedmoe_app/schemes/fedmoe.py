@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fedmoe_app.config.parse import ConfigError, RunConfig
-from fedmoe_app.schemes.base import LocalClient, ModelShape, Scheme
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.schemes.base import LocalClient, Scheme
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.config.budgets import Budget, experts_in
-from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.schemes.base import LocalClient, ModelShape, RoundInfo, Scheme
+from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.schemes.base import LocalClient, RoundInfo, Scheme
 from fedmoe_app.schemes.sums import shares
 
 

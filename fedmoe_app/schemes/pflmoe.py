@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.schemes.base import Scheme
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedmoe_app.wire.numbers import MAX_GIVEN
+from fedmoe_app.config.names import MAX_GIVEN
 
 
 @dataclass(frozen=True)

@@ -25,33 +25,13 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 
-from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.checks import check_buffered
 from fedmoe_app.server.clients import sample_size
 from fedmoe_app.server.collect import Intake
 from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.server.transport import POLL_SECONDS, PULL_AT_A_TIME, Reply, pull, wait_for_nodes
 from fedmoe_app.wire.question import Question
-
-
-def check_buffered(scheme: Scheme, chosen: bool = False) -> None:
-    """Refuse a scheme whose changes mean nothing to a newer global state.
-
-    Args:
-        scheme: of the run.
-        chosen: whether nodes hold only experts that they choose for a round.
-
-    Raises:
-        ConfigError: with the reason and the way out.
-    """
-    if chosen:
-        raise ConfigError(
-            'rounds = "buffered": nodes choose the experts that they hold round by round; set '
-            'model.experts-in-memory = "all", or rounds = "sync"'
-        )
-    if fault := scheme.stale_fault:
-        raise ConfigError(f'rounds = "buffered": {fault}; or choose rounds = "sync"')
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.config.parse import ConfigError
-from fedmoe_app.wire.numbers import MAX_GIVEN
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.names import MAX_GIVEN
 
 KEY = "client-list"  # of the run config
 _TABLE = "clients"

@@ -14,9 +14,9 @@ from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.rests import Rests
 from fedmoe_app.server.transport import exchange
 from fedmoe_app.wire.bounds import MAX_EXAMPLES, TaskBounds
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.numbers import decode_number
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.update import InvalidUpdateError
 
 _UNKNOWN_TESTS = 10  # times the most test items that are known
 DESCRIBE_TIMEOUT = 60.0  # seconds that a node has to tell its client's number, once a run

@@ -13,9 +13,10 @@ from fedmoe_app.aggregation.store import Spool, SpoolError
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.staleness import discounted
 from fedmoe_app.wire.bounds import TaskBounds
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import UpdateSpec, decode_score, decode_update, record_bytes
-from fedmoe_app.wire.update import ClientScore, ClientUpdate, InvalidUpdateError
+from fedmoe_app.wire.update import ClientScore, ClientUpdate
 
 
 @dataclass

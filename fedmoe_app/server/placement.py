@@ -16,15 +16,16 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import expert_of
-from fedmoe_app.schemes.base import ModelShape
 from fedmoe_app.server.checkpoint import HeldExperts
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.transport import Reply, exchange
 from fedmoe_app.wire.choice import RECORD, Choice, decode_choice
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.numbers import decode_number
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
+from fedmoe_app.wire.update import ClientUpdate
 
 QUERY = "query.choose"
 

@@ -15,14 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fedmoe_app.cli.status import how_to_resume
-from fedmoe_app.config.parse import ConfigError, RunConfig, flatten_run_config
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.paths import results_dir
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results import status
 from fedmoe_app.results.events import LOG_FILE, EventLog, described
 from fedmoe_app.results.folder import RunFolder, results_of
 from fedmoe_app.results.metrics import RoundReport, metrics_line
+from fedmoe_app.results.status import how_to_resume
 from fedmoe_app.server.checkpoint import Checkpoint, Identity, prune_checkpoints, write_checkpoint
 from fedmoe_app.server.resume import check_same_run, find_checkpoint, set_back
 from fedmoe_app.server.rounds import RunFailedError

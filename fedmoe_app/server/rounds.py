@@ -17,11 +17,12 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.results.progress import Progress, duration
+from fedmoe_app.results.progress import Progress
 from fedmoe_app.server.busy import BusyNodes, OtherRuns
 from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.transport import Reply, exchange
+from fedmoe_app.shown.duration import duration
 from fedmoe_app.shown.text import visible
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import record_bytes

@@ -11,12 +11,10 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedmoe_app.aggregation.store import MIB, Spool
-from fedmoe_app.client.placement import check_holds_chosen
-from fedmoe_app.client.train import one_client
-from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import RunConfig, flatten_run_config
+from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.paths import follow_umask
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
@@ -27,9 +25,10 @@ from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.table import print_table
 from fedmoe_app.results.trackers import require_trackers
 from fedmoe_app.schemes import make_scheme
+from fedmoe_app.schemes.checks import check_buffered, check_holds_chosen
 from fedmoe_app.schemes.projection import PairRule
 from fedmoe_app.server.allocation import keep_memory_steady
-from fedmoe_app.server.buffered import BufferedStrategy, check_buffered
+from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
 from fedmoe_app.server.placement import Holding
@@ -38,6 +37,7 @@ from fedmoe_app.server.rounds import EvaluateFn, Limits
 from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.server.transport import is_deployed
 from fedmoe_app.tasks.base import evaluate
+from fedmoe_app.tasks.seeding import one_client
 from fedmoe_app.tasks.setup import Setup, load_setup, server_data
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
@@ -62,7 +62,6 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     scheme = make_scheme(config)
     data = server_data(config)
     check_holds_chosen(config, scheme)
-    check_trainable(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
     scheme.check(setup.shape)
     chosen = config.model.experts_in_memory == "chosen"

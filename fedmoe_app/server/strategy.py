@@ -20,9 +20,10 @@ from fedmoe_app.aggregation.at_once import AtOnce
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import RunningSums
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes.base import ModelShape, Scheme
+from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.projection import PairRule
 from fedmoe_app.server.checkpoint import Counters, Snapshot
 from fedmoe_app.server.client_list import ClientList

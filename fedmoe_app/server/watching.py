@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.config.parse import RunConfig, flatten_run_config
+from fedmoe_app.config.parse import flatten_run_config
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.report.live import LiveReport
 from fedmoe_app.results.folder import METRICS_FILE
 from fedmoe_app.results.scalars import scalars

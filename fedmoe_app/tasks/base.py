@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedmoe_app.config.parse import ConfigError, DataConfig
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.chat_template import stop_ids
 from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row, collate, encode_classification
 from fedmoe_app.data.language import RowEncoder, encode_rows, row_encoder

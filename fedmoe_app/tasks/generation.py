@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 
 
 @torch.no_grad()

@@ -12,9 +12,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import NODES, ConfigError, RunConfig, check_labels_known
+from fedmoe_app.config.parse import check_labels_known
+from fedmoe_app.config.schema import NODES, RunConfig
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.templates import adopt_template
@@ -30,7 +32,7 @@ from fedmoe_app.moe.fingerprint import (
 from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
-from fedmoe_app.schemes.base import ModelShape
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.tasks.base import CausalLM, LabelWords, SequenceClassification, Task
 from fedmoe_app.tasks.exact_match import ExactMatch
 from fedmoe_app.tasks.generation import check_generation_fits

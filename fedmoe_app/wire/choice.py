@@ -8,8 +8,8 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import raw_array, read_raw
-from fedmoe_app.wire.update import InvalidUpdateError
 
 RECORD = "choice"
 _BUDGET_BYTES = 4

@@ -13,8 +13,6 @@ from fedmoe_app.wire.shown import shown
 
 # A client without a partition-id has its node's id for a number: 64 random bits.
 MAX_CLIENT = 2**64 - 1
-# Numbers that are given to clients, by partition-id, are below: nobody takes another node's id.
-MAX_GIVEN = 10**9
 
 
 def encode_number(client: int, question: Question | None = None) -> RecordDict:

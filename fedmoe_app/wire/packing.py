@@ -17,9 +17,9 @@ from torch import Tensor
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.codecs import FP16, FP32, Codec
 from fedmoe_app.wire.codecs.base import Rows, rows_of
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import Shape, tensors_in_order
-from fedmoe_app.wire.update import InvalidUpdateError
 
 CODED, SMALL = "coded", "small"  # keys of the two buffers
 MIN_CODED = 64

@@ -19,6 +19,7 @@ from fedmoe_app.wire.checksum import checksum
 from fedmoe_app.wire.choice import RECORD as CHOICE
 from fedmoe_app.wire.choice import decode_choice, encode_choice
 from fedmoe_app.wire.codecs import FP32, Codec, make_codec
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.metrics import check_metrics
 from fedmoe_app.wire.numbers import MAX_CLIENT, check_records, whole
 from fedmoe_app.wire.packing import (
@@ -33,7 +34,7 @@ from fedmoe_app.wire.question import ENTRIES, ROUND, Question
 from fedmoe_app.wire.routing import check_counts, max_routing, pack_routing, unpack_routing
 from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import UpdateSpec
-from fedmoe_app.wire.update import ClientUpdate, InvalidUpdateError
+from fedmoe_app.wire.update import ClientUpdate
 
 RECORDS = ("arrays", "metrics", "update")
 _ROUTING = "routing"

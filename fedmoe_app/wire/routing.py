@@ -18,8 +18,8 @@ from torch import Tensor
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.wire.bounds import MAX_TOKENS
 from fedmoe_app.wire.codecs.floats import from_raw, raw_bytes
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.spec import UpdateSpec
-from fedmoe_app.wire.update import InvalidUpdateError
 
 _COUNTS = ("count", "trained", "tokens")
 _MEANS = ("prob", "margin", "peak", "kl")

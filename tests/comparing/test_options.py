@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fedmoe_app.compare.options import read_alphas, read_schemes, read_seeds
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 
 
 def test_lists_of_numbers() -> None:

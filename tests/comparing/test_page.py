@@ -13,7 +13,7 @@ from fedmoe_app.cli.report import write_report
 from fedmoe_app.compare import reading
 from fedmoe_app.compare.page import comparison_page
 from fedmoe_app.compare.summary import results_of, summarise
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.results.folder import ResultsError
 from tests.report.html.runs import line, write_run
 from tests.report.html.test_page import HOSTILE, Reader, data_of

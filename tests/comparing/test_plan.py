@@ -4,7 +4,7 @@ import pytest
 
 from fedmoe_app.compare.options import SchemeEntry, read_schemes
 from fedmoe_app.compare.plan import Plan, dirichlet, make_plan, own_partition
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from tests.conftest import flat_config
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.parse import DataConfig, default_run_config, parse_run_config
+from fedmoe_app.config.parse import default_run_config, parse_run_config
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.corpus import Corpus, load_corpus
 
 REPOSITORY = Path(__file__).parents[2]

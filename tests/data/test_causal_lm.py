@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from pydantic import ValidationError
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.parse import DataConfig
+from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.columns import unify
 from fedmoe_app.data.row_formats import recognise
 from fedmoe_app.data.sources import load_text_data

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fedmoe_app.config.names import MAX_GIVEN
 from fedmoe_app.server.bindings import Bindings
-from fedmoe_app.wire.numbers import MAX_GIVEN
 
 
 def bound(*pairs: tuple[int, int]) -> Bindings:

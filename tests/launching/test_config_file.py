@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fedmoe_app.compare.options import read_schemes
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import app_defaults, read_overrides
-from fedmoe_app.config.parse import ConfigError
 
 TEXT = 'scheme = "fedmoe"\n[data]\ntext-field = "größe"\n'
 FLAT = {"scheme": "fedmoe", "data.text-field": "größe"}

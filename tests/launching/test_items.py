@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmoe_app.cli import main
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.numbers import boolean, number
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.config.pairs import to_type
-from fedmoe_app.config.parse import ConfigError, known_keys, nearest_keys
+from fedmoe_app.config.parse import known_keys, nearest_keys
 
 LISTED = '["Health, safety", "Other"]'
 WINDOWS, ESCAPES = r"C:\Users\anna\train.jsonl", r"D:\temp\new.jsonl"

@@ -4,18 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import (
     app_defaults,
     check,
-    clients_to_resume,
-    config_to_resume,
     read_overrides,
     with_absolute_paths,
     with_output_dir,
     with_run_name,
     with_template,
 )
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.launch.resume import clients_to_resume, config_to_resume
 from fedmoe_app.results.folder import RunFolder
 from tests.conftest import REPOSITORY, flat_config
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmoe_app.client.placement import choose, fill_up
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fedmoe import FedMoE

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import ConfigError
 
 
 def test_a_partition() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from fedmoe_app.client.personal import OwnModel, own_model
 from fedmoe_app.client.round import train_client
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import RunConfig
+from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.base import Scheme

@@ -13,8 +13,8 @@ import pytest
 
 from fedmoe_app.client import rows as prepared
 from fedmoe_app.client.rows import ClientRows, client_rows
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import ConfigError
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.tasks.setup import load_setup, server_data

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.moe.loading import load_model

@@ -5,7 +5,8 @@ from itertools import chain
 import pytest
 import torch
 
-from fedmoe_app.client.train import client_seed, micro_batches, num_steps, one_client, train_batches
+from fedmoe_app.client.train import micro_batches, num_steps, train_batches
+from fedmoe_app.tasks.seeding import client_seed, one_client
 from tests.conftest import make_config
 
 ROWS = [{"input_ids": [i], "labels": 0} for i in range(10)]

@@ -30,7 +30,8 @@ from fedmoe_app.client import trainable_modes
 from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.client.trial import word_tokenizer
 from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.parse import ConfigError, parse_run_config
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.launch.preflight import check_sources
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
 from tests.bases import save_base

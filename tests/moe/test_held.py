@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import SGD
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.held import Holding, expert_files, load_with_experts
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state, write_state

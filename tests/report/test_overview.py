@@ -18,10 +18,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fedmoe_app.cli.main import app
-from fedmoe_app.cli.status import how_to_resume, newest_run, overview
+from fedmoe_app.cli.status import newest_run, overview
 from fedmoe_app.results import status
 from fedmoe_app.results.folder import ResultsError, RunFolder
-from fedmoe_app.results.status import StatusFile, note_interruption, read_status
+from fedmoe_app.results.status import StatusFile, how_to_resume, note_interruption, read_status
 from fedmoe_app.server.resume import set_back
 
 

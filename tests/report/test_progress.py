@@ -7,7 +7,8 @@ import pytest
 
 from fedmoe_app.results import progress as module
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.results.progress import Progress, duration, logger
+from fedmoe_app.results.progress import Progress, logger
+from fedmoe_app.shown.duration import duration
 
 
 @pytest.mark.parametrize(

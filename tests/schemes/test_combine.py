@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fedmoe_app.aggregation.aggregate import round_info
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes import make_scheme
-from fedmoe_app.schemes.base import LocalStep, ModelShape
+from fedmoe_app.schemes.base import LocalStep
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.fcmoe import FCMoE
 from fedmoe_app.schemes.fedalign import FedAlignMoE

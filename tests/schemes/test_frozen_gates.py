@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fedmoe_app.config.parse import ConfigError
-from fedmoe_app.schemes.base import ModelShape, Scheme
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.fedalign import FedAlignMoE
 

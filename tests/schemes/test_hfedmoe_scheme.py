@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedmoe_app.moe.routing import RoutingRecorder, RoutingStats
-from fedmoe_app.schemes.base import LocalClient, ModelShape
+from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.schemes.base import LocalClient
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.hfedmoe import HFedMoE, information_bottleneck, select_experts
 from tests.moe.test_routing import fixed_layer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.report import plots
 from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.schemes import make_scheme

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmoe_app.config.parse import ConfigError
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.schemes import SCHEMES, make_scheme
-from fedmoe_app.schemes.base import LocalStep, ModelShape, Scheme
+from fedmoe_app.schemes.base import LocalStep, Scheme
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.fedmoe import FedMoE
 from fedmoe_app.schemes.fedprox import FedProx

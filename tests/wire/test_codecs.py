@@ -8,7 +8,7 @@ from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type
 
 from fedmoe_app.wire.codecs import CODEC_NAMES, Offer, choose, make_codec
 from fedmoe_app.wire.codecs.base import rows_of
-from fedmoe_app.wire.update import InvalidUpdateError
+from fedmoe_app.wire.errors import InvalidUpdateError
 
 SHAPES = [(40, 96), (64, 8), (5, 33)]
 SIZE = sum(a * b for a, b in SHAPES)

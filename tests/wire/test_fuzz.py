@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmoe_app.wire.codecs import CODEC_NAMES, make_codec
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import MAX_CHANGE
 from fedmoe_app.wire.records import UpdateSpec, decode_update, encode_update
 from fedmoe_app.wire.replies import seal
-from fedmoe_app.wire.update import InvalidUpdateError
 from tests.wire.large import large_state, large_update
 
 SPEC = UpdateSpec.of(large_state(), region_size=4, codecs=CODEC_NAMES)

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from fedmoe_app.client.train import num_steps, train_batches
 from fedmoe_app.data.partitions import split_local
 from fedmoe_app.wire.bounds import MAX_EXAMPLES, MAX_ITEMS, MAX_STEPS, MAX_TOKENS, TaskBounds
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.metrics import check_metrics
 from fedmoe_app.wire.numbers import decode_number, encode_number
 from fedmoe_app.wire.question import Question
@@ -23,7 +24,6 @@ from fedmoe_app.wire.records import (
     stamp,
 )
 from fedmoe_app.wire.shown import shown
-from fedmoe_app.wire.update import InvalidUpdateError
 from tests.conftest import make_config
 from tests.toy import toy_state, toy_update
 

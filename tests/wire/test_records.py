@@ -8,6 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import raw_array
 from fedmoe_app.wire.records import (
     ProtocolError,
@@ -22,7 +23,7 @@ from fedmoe_app.wire.records import (
     record_bytes,
 )
 from fedmoe_app.wire.replies import seal
-from fedmoe_app.wire.update import ClientScore, InvalidUpdateError
+from fedmoe_app.wire.update import ClientScore
 from tests.toy import toy_state, toy_update
 
 SPEC = UpdateSpec.of(toy_state())

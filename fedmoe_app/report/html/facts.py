@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from fedmoe_app.config.lists import base_names
 from fedmoe_app.results.folder import SAMPLES_FILE
-from fedmoe_app.results.progress import duration
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.results.values import Line
+from fedmoe_app.shown.duration import duration
 
 MAX_FAILURES = 200
 MAX_SAMPLES = 20

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import Tensor
 
-from fedmoe_app.wire.update import InvalidUpdateError
+from fedmoe_app.wire.errors import InvalidUpdateError
 
 # (rows, values a row), in the order of the vector: where scales belong to rows.
 Rows = tuple[tuple[int, int], ...]

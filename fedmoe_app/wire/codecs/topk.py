@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.wire.codecs.base import Codec, Rows, count
-from fedmoe_app.wire.update import InvalidUpdateError
+from fedmoe_app.wire.errors import InvalidUpdateError
 
 DEFAULT_SHARE = 0.05
 _HEADER = struct.Struct("<IIB")

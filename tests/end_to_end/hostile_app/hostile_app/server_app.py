@@ -9,10 +9,11 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedmoe_app.config.parse import RunConfig, flatten_run_config, parse_run_config
+from fedmoe_app.config.parse import flatten_run_config, parse_run_config
+from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.progress import log_to_stdout
-from fedmoe_app.schemes.base import ModelShape
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.checkpoint import Identity
