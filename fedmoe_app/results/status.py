@@ -28,7 +28,6 @@ from fedmoe_app.results.folder import (
     write_atomic,
 )
 from fedmoe_app.results.lease import Lease
-from fedmoe_app.results.status import read_status
 from fedmoe_app.shown.terminal import shell_word
 
 STATUS_FILE = "status.json"
