@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.cells import LOCAL_ONLY, LOCAL_ONLY_ROW, SHARED_DATA, measure, print_markdown
-from fedmoe_app.compare.options import CENTRALISED, read_schemes
-from fedmoe_app.compare.plan import NO_PARTITION, Partition
+from fedmoe_app.compare.plan import CENTRALISED, NO_PARTITION, Partition, read_schemes
 from fedmoe_app.compare.summary import Row
 from fedmoe_app.compare.tables import mean_and_std
 from fedmoe_app.results.table import MISSING, human_bytes

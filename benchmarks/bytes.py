@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.baselines import CLIENTS, settings_of
 from benchmarks.cells import SHARED_DATA, measure, print_markdown, run_config
 from benchmarks.schemes import UNEQUAL
-from fedmoe_app.compare.options import SchemeEntry
+from fedmoe_app.compare.plan import SchemeEntry
 from fedmoe_app.compare.summary import Row
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import home

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.compare.compare import report, write_report
-from fedmoe_app.compare.execute import run_cells
+from fedmoe_app.compare.execute import config_in, in_process, run_cells
 from fedmoe_app.compare.folder import ComparisonFolder
-from fedmoe_app.compare.options import SchemeEntry
-from fedmoe_app.compare.plan import Cell, Partition, make_plan
-from fedmoe_app.compare.run_cell import config_in, in_process
+from fedmoe_app.compare.plan import Cell, Partition, SchemeEntry, make_plan
 from fedmoe_app.compare.summary import Row
 from fedmoe_app.compare.tables import failures, markdown_table
 from fedmoe_app.config.overrides import Flat

@@ -27,8 +27,8 @@ from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
 from benchmarks.cells import print_markdown
 from benchmarks.memory import MIB, PeakMemory
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app.moe.lora import Adaptation, adapt
 from fedmoe_app.moe.trainable import Trainables
 
 SEED = 0

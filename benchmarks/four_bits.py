@@ -28,8 +28,8 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
 from benchmarks.cells import print_markdown
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app.moe.lora import Adaptation, adapt
 from fedmoe_app.moe.packed import KINDS, packed_stacks
 from fedmoe_app.moe.quantise import quantise
 from fedmoe_app.moe.quantisers import quantization_config

@@ -18,8 +18,7 @@ from typing import Any
 
 from benchmarks.baselines import CLIENTS, settings_of
 from benchmarks.cells import REPOSITORY, SHARED_DATA, measure
-from fedmoe_app.compare.options import read_schemes
-from fedmoe_app.compare.plan import Partition
+from fedmoe_app.compare.plan import Partition, read_schemes
 from fedmoe_app.compare.tables import headers, markdown_table, shown
 
 SCHEMES = (

@@ -34,9 +34,9 @@ from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import PRESETS
+from fedmoe_app.moe.lora import Adaptation, adapt
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.trainable import Trainables
 from fedmoe_app.schemes import make_scheme

@@ -34,12 +34,12 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes import SCHEMES
-from fedmoe_app.server.allocation import keep_memory_steady
 from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.run import keep_memory_steady
 from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.wire.arrays import view_state
 from fedmoe_app.wire.records import encode_state, encode_update
 from fedmoe_app.wire.update import ClientUpdate
-from fedmoe_app.wire.views import view_state
 
 REAL_CLIENTS = 4
 HIDDEN = 64  # of qwen3moe-tiny

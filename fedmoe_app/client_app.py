@@ -27,7 +27,7 @@ def name_errors(client: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from fedmoe_app.client.out_of_memory import explain, release
+        from fedmoe_app.client.memory import explain, release
 
         if shortage := explain(error):
             release(error)
@@ -106,8 +106,8 @@ def choose(message: Message, context: Context) -> Message:
     from fedmoe_app.client.serving import serving
     from fedmoe_app.config.node import Node
     from fedmoe_app.config.parse import parse_run_config
-    from fedmoe_app.wire.choice import RECORD, encode_choice
     from fedmoe_app.wire.records import decode_task, encode_number
+    from fedmoe_app.wire.update import RECORD, encode_choice
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)

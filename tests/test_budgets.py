@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config.budgets import Budget, check_budget, experts_in, parse_budgets
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.node import Budget, check_budget, experts_in, parse_budgets
 from tests.conftest import make_config
 
 NO_BUDGETS: list[Any] = [0, -1, 1.5, 0.0, -0.5, "2", True, False, None, float("nan"), [2]]

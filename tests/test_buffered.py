@@ -18,8 +18,8 @@ from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.hfedmoe import HFedMoE
 from fedmoe_app.schemes.pflmoe import PFLMoE
 from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.server.collect import discount
 from fedmoe_app.server.rounds import Limits
-from fedmoe_app.server.staleness import discount
 from fedmoe_app.wire.records import decode_state, encode_state, encode_update
 from fedmoe_app.wire.versions import CANNOT_BUILD
 from tests.test_strategy import ALL, Run, good, toy_app

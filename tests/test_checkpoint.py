@@ -33,8 +33,8 @@ from fedmoe_app.server.checkpoint import (
     write_checkpoint,
 )
 from fedmoe_app.server.resume import check_same_config, check_same_run, find_checkpoint, set_back
+from fedmoe_app.wire.arrays import view_state
 from fedmoe_app.wire.records import encode_state
-from fedmoe_app.wire.views import view_state
 from tests.conftest import flat_config
 from tests.toy import assert_same, toy_state
 

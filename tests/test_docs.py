@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.compare.options import read_schemes
+from fedmoe_app.compare.plan import read_schemes
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
 from fedmoe_app.results.folder import read_metrics

@@ -18,7 +18,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.tasks.setup import load_setup
-from fedmoe_app.wire.choice import Choice
+from fedmoe_app.wire.update import Choice
 from tests.bases import save_base
 from tests.conftest import flat_config
 from tests.test_resume import AFTER_CHECKPOINT, assert_same_run, interrupted

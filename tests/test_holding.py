@@ -10,8 +10,8 @@ from flwr.app import RecordDict
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.placement import Holding, held_arrays
-from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import decode_state, encode_state
+from fedmoe_app.wire.update import Choice
 from tests.toy import toy_state, toy_update
 
 HELD = torch.tensor([[True, False, True], [False, True, True]])

@@ -10,8 +10,7 @@ from flwr.app import ArrayRecord, RecordDict
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.server.clients import Roster, sample_size
-from fedmoe_app.server.rests import Rests
+from fedmoe_app.server.clients import Rests, Roster, sample_size
 from fedmoe_app.server.rounds import Limits
 from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import encode_state

@@ -25,8 +25,7 @@ from fedmoe_app.moe.state import (
     unflatten,
 )
 from fedmoe_app.schemes.base import ExpertUpdates, RoundInfo, Scheme
-from fedmoe_app.schemes.projection import PairRule
-from fedmoe_app.schemes.sums import add_scaled, all_finite, mean_of, weighted_sum
+from fedmoe_app.schemes.sums import PairRule, add_scaled, all_finite, mean_of, weighted_sum
 from fedmoe_app.wire.update import ClientUpdate
 
 

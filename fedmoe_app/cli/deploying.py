@@ -6,12 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.launch.connections import add_connection, find_connection, free_name, refuse_known
 from fedmoe_app.launch.environment import LOOPBACK, flwr_home
 from fedmoe_app.shown.terminal import say, say_lines, shell_word
+
+
+def is_serving(address: str, timeout: float = 5.0) -> bool:
+    """Tell whether the health server at ``HOST:PORT`` answers SERVING within ``timeout`` seconds.
+
+    Flower starts one where it is given ``--health-server-address``, without TLS: bind it to the
+    loopback address.
+    """
+    # A proxy of the environment is not asked about a service on this machine.
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=timeout
+            )
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
 
 DAYS = 365
 FILE_NAME = "clients.toml"  # the client list
@@ -188,7 +208,6 @@ def health(
     debug: Debug = False,
 ) -> None:
     """Ask a SuperLink, SuperNode or SuperExec whether it is up; exit code 0 if so."""
-    from fedmoe_app.deploy.health import is_serving
 
     if not is_serving(address):
         say(f"{address}: not serving")

@@ -7,7 +7,7 @@ import math
 from rich import box
 
 from fedmoe_app.client.trainable_modes import check_trainable
-from fedmoe_app.config.codec_names import CODEC_NAMES, TOPK
+from fedmoe_app.config.names import CODEC_NAMES, TOPK
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model, resolve_head

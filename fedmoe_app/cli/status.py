@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.config.paths import results_dir
-from fedmoe_app.results.folder import (
-    METRICS_FILE,
-    ResultsError,
-    list_checkpoints,
-    read_rounds,
-)
+from fedmoe_app.results.folder import METRICS_FILE, ResultsError, list_checkpoints, read_rounds
 from fedmoe_app.results.status import (
     COMPLETED,
     FAILED,

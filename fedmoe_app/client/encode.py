@@ -17,8 +17,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedmoe_app.client.keeping import is_acceptable
-from fedmoe_app.client.state import ClientFiles, Kept
+from fedmoe_app.client.state import ClientFiles, Kept, is_acceptable
 from fedmoe_app.config.paths import home
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.wire.codecs import Codec, choose

@@ -15,8 +15,8 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.schemes.base import LocalClient, Scheme
-from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import TrainTask
+from fedmoe_app.wire.update import Choice
 
 _USAGE_EXAMPLES = 256  # for filling up, where a scheme chose without looking at any
 

@@ -8,18 +8,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedmoe_app.client.keeping import Keeping
-from fedmoe_app.client.memory import estimate, largest_budget
-from fedmoe_app.client.out_of_memory import LOADING, SCORING, TRAINING, doing, round_note
+from fedmoe_app.client.memory import (
+    LOADING,
+    SCORING,
+    TRAINING,
+    doing,
+    estimate,
+    largest_budget,
+    round_note,
+)
 from fedmoe_app.client.personal import OwnModel
 from fedmoe_app.client.placement import choose, holding_of
 from fedmoe_app.client.rows import ClientRows, client_rows
-from fedmoe_app.client.schedule import Factor, learning_rate_factor
+from fedmoe_app.client.state import Keeping
 from fedmoe_app.client.timing import Stopwatch
-from fedmoe_app.client.train import LocalRun, TrainResult, num_steps, train
-from fedmoe_app.config.budgets import experts_in
+from fedmoe_app.client.train import (
+    Factor,
+    LocalRun,
+    TrainResult,
+    learning_rate_factor,
+    num_steps,
+    train,
+)
 from fedmoe_app.config.errors import ConfigError, DataError
-from fedmoe_app.config.node import Node
+from fedmoe_app.config.node import Node, experts_in
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
@@ -31,9 +43,8 @@ from fedmoe_app.schemes.base import LocalClient, Scheme
 from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
 from fedmoe_app.tasks.setup import Setup, check_base, load_setup
-from fedmoe_app.wire.choice import Choice
 from fedmoe_app.wire.records import TrainTask
-from fedmoe_app.wire.update import ClientScore, ClientUpdate
+from fedmoe_app.wire.update import Choice, ClientScore, ClientUpdate
 
 
 def train_client(

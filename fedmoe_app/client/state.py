@@ -7,10 +7,16 @@ It lies on the node's disk, one file a round, under the run's key and the client
 so that it does not matter which process serves the node. The key is the server's, the same when a
 run is resumed. The file of the round before stays, too: a round that is asked for again starts from
 the same values. Files are written to a temporary name and renamed.
+
+What a client keeps, around one round: taken at the start, stored at the end.
+
+Whatever is wrong with it costs the client its memory, never the round: a file that does not fit the
+model counts as lost, values that the server would refuse are not kept, a full disk is reported.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -21,11 +27,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from fedmoe_app.client.personal import OwnModel, own_model
 from fedmoe_app.config.paths import home, private_folder
+from fedmoe_app.moe.layers import write_state
+from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.tasks.setup import Setup
+from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
 
 MAX_AGE_DAYS = 30  # what runs that never ended left behind is dropped after so long
 _RUN_KEY = re.compile(r"[0-9a-f]{8,64}")
@@ -141,3 +154,81 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+logger = logging.getLogger("fedmoe")
+
+
+class Keeping:
+    """The files of one client in one round.
+
+    Attributes:
+        kept: what the round started from; round 0 and nothing for a first round or a lost file.
+        stored: whether this round's tensors are on the disk.
+    """
+
+    def __init__(self, scheme: Scheme, task: TrainTask, client: int) -> None:
+        self._scheme = scheme
+        self._task = task
+        self._files = ClientFiles(task.run_key, client)
+        self.kept = self._files.load(task.server_round) if scheme.keeps_state else Kept()
+        self.stored = False
+
+    def start(self, setup: Setup) -> tuple[ModelState, OwnModel | None]:
+        """Write the values that training starts from into the model.
+
+        Returns:
+            these values, and the client's own model where the scheme has one.
+        """
+        if self.kept.tensors:
+            try:
+                return self._start(setup, self.kept)
+            except (KeyError, ValueError, RuntimeError) as error:
+                logger.warning("what was kept of round %d: %s", self.kept.server_round, error)
+                self.kept = Kept()
+                write_state(setup.model, setup.layers, self._task.state)
+        return self._start(setup, self.kept)
+
+    def store(self, changes: ModelState, own: OwnModel | None) -> None:
+        """Keep what the scheme keeps, unless the server will refuse these changes."""
+        if not self._scheme.keeps_state or not is_acceptable(changes):
+            return
+        if own is not None and not own.is_finite():
+            return  # training diverged: the next round starts from what was kept before
+        tensors = self._scheme.keep(self._task.state, changes)
+        try:
+            self._files.save(self._task.server_round, tensors | (own.tensors() if own else {}))
+            self.stored = True
+        except OSError as error:
+            logger.warning(
+                "%s: nothing could be kept for the next round (%s); make room there, or set "
+                "FEDMOE_HOME to another disk",
+                home() / "clients",
+                error,
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """Return from which round was kept what this one started from, and whether it is stored."""
+        if not self._scheme.keeps_state:
+            return {}
+        return {"kept-round": self.kept.server_round, "state-stored": float(self.stored)}
+
+    def _start(self, setup: Setup, kept: Kept) -> tuple[ModelState, OwnModel | None]:
+        _check_finite(kept.tensors)
+        started = self._task.state
+        if kept.tensors:
+            started = self._scheme.start(started, kept.tensors)
+            write_state(setup.model, setup.layers, started)
+        return started, own_model(setup, self._scheme, kept.tensors)
+
+
+def is_acceptable(changes: ModelState) -> bool:
+    """Whether the server takes changes of these sizes: finite and at most ``MAX_CHANGE``."""
+    # The comparison is false for NaN.
+    return all(bool((change.abs() <= MAX_CHANGE).all()) for _, change in changes.named())
+
+
+def _check_finite(tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds NaN or infinite values")

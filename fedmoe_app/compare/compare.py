@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fedmoe_app.compare.csv_files import cells_csv, summary_csv
-from fedmoe_app.compare.execute import Outcomes, run_cells
+from fedmoe_app.compare.execute import Outcomes, in_process, run_cells, simulated
 from fedmoe_app.compare.folder import ComparisonFolder
-from fedmoe_app.compare.options import SchemeEntry, read_alphas, read_schemes, read_seeds
 from fedmoe_app.compare.page import write_comparison_page
-from fedmoe_app.compare.plan import Plan, dirichlet, make_plan, own_partition
+from fedmoe_app.compare.plan import (
+    Plan,
+    SchemeEntry,
+    dirichlet,
+    make_plan,
+    own_partition,
+    read_alphas,
+    read_schemes,
+    read_seeds,
+)
 from fedmoe_app.compare.reading import running
-from fedmoe_app.compare.run_cell import in_process, simulated
 from fedmoe_app.compare.summary import Result, Row, results_of, summarise
-from fedmoe_app.compare.tables import failures, markdown, print_summary
+from fedmoe_app.compare.tables import cells_csv, failures, markdown, print_summary, summary_csv
 from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import results_dir

@@ -8,10 +8,9 @@ from typing import Any
 
 from fedmoe_app.compare import plan
 from fedmoe_app.compare.figures import Figures
-from fedmoe_app.compare.options import CENTRALISED
+from fedmoe_app.compare.plan import CENTRALISED
 from fedmoe_app.compare.reading import Comparison, Lines
-from fedmoe_app.compare.statistics import Estimate, estimate
-from fedmoe_app.compare.summary import Result, Row, results_of, summarise
+from fedmoe_app.compare.summary import Estimate, Result, Row, estimate, results_of, summarise
 from fedmoe_app.compare.tables import first_scheme, headers, legend, shown
 from fedmoe_app.config.lists import base_names
 from fedmoe_app.report.html import charts, settings

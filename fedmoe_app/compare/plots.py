@@ -18,10 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from fedmoe_app.compare.options import CENTRALISED
-from fedmoe_app.compare.plan import Plan
-from fedmoe_app.compare.statistics import Estimate, estimate
-from fedmoe_app.compare.summary import Result
+from fedmoe_app.compare.plan import CENTRALISED, Plan
+from fedmoe_app.compare.summary import Estimate, Result, estimate
 from fedmoe_app.shown.pictures import legend_name, picture, picture_names, save
 
 # Okabe-Ito without yellow, which is hard to see on white; the first scheme is black.

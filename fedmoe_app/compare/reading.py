@@ -17,8 +17,7 @@ from typing import Any
 from fedmoe_app.compare.execute import Outcomes
 from fedmoe_app.compare.figures import figures_of
 from fedmoe_app.compare.folder import CELL_FILE, PLAN_FILE, ComparisonFolder
-from fedmoe_app.compare.options import FEDERATED
-from fedmoe_app.compare.plan import NO_PARTITION, Cell, Plan, partition_name
+from fedmoe_app.compare.plan import FEDERATED, NO_PARTITION, Cell, Plan, partition_name
 from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.results.folder import (
     CONFIG_FILE,

@@ -21,12 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.schema import (
-    NODES,
-    DataConfig,
-    RunConfig,
-    Section,
-)
+from fedmoe_app.config.schema import NODES, DataConfig, RunConfig, Section
 
 FlatConfig = Mapping[str, bool | float | int | str]
 

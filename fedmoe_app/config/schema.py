@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from fedmoe_app.config.budgets import Budget, parse_budgets
-from fedmoe_app.config.codec_names import check_codec, parse_codecs
 from fedmoe_app.config.lists import as_list, label_names, read_label_names
+from fedmoe_app.config.names import check_codec, parse_codecs
+from fedmoe_app.config.node import Budget, parse_budgets
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]

@@ -24,7 +24,7 @@ from fedmoe_app.data.conversations import (
     looks_like_messages,
     read_messages,
 )
-from fedmoe_app.data.prompt_format import PromptFormat
+from fedmoe_app.data.prompt_chat import PromptFormat
 from fedmoe_app.data.reading.columns import ROWS
 from fedmoe_app.data.row_formats import (
     COMPLETION,

@@ -23,8 +23,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
-from fedmoe_app.config.cache import build_once
-from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.config.paths import build_once, cache_dir
 from fedmoe_app.data.docstrings import (
     docstrings,
     library_folder,

@@ -15,9 +15,8 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fedmoe_app.config.cache import build_once
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.config.paths import build_once, cache_dir
 from fedmoe_app.data.corpus import load_corpus, recipe_key
 
 VOCAB_SIZE = 2048

@@ -8,8 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import fedmoe_app
-from fedmoe_app.config.cache import build_once
-from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.config.paths import build_once, cache_dir
 
 PYPROJECT = "pyproject.toml"
 _HERE = Path(".")

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmoe_app.config.paths import follow_umask
-from fedmoe_app.moe.adapt import head_parameters
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
+from fedmoe_app.moe.lora import head_parameters
 from fedmoe_app.moe.slots import slots_of
 
 _ADAPTER = "default"  # PEFT's name for a model's first adapter
@@ -58,7 +58,7 @@ def export_adapter(
     the outputs of ``model``. The folder appears complete or not at all; one that exists stays.
 
     Args:
-        model: as :func:`fedmoe_app.moe.adapt.adapt` made it, with ``train = "expert-lora"``.
+        model: as :func:`fedmoe_app.moe.lora.adapt` made it, with ``train = "expert-lora"``.
         layers: its MoE layers.
         folder: the new folder.
         base: name or path of the base model for those who load the adapter; "" if it has none.

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.lookalikes import LOOKED_FOR, found_instead
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.structure import (
+    LOOKED_FOR,
     UnsupportedModelError,
     adapters_of,
     check_interface,
@@ -28,6 +28,7 @@ from fedmoe_app.moe.structure import (
     find_logits_index,
     find_router,
     find_top_k,
+    found_instead,
     is_fused,
     is_listed,
     listed_experts,

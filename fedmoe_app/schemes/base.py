@@ -22,8 +22,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState, Tensors, flatten
-from fedmoe_app.schemes.projection import PairRule, project
-from fedmoe_app.schemes.sums import cosines, dots, mean_of, norms, weighted_sum
+from fedmoe_app.schemes.sums import PairRule, cosines, dots, mean_of, norms, project, weighted_sum
 
 
 @dataclass(frozen=True)

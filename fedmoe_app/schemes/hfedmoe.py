@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe_app.config.budgets import Budget, experts_in
+from fedmoe_app.config.node import Budget, experts_in
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.shape import ModelShape

@@ -59,7 +59,7 @@ class Counters:
         roster: node id (in decimal) -> client's number, in the order in which they were bound.
         holding: client -> the experts that it holds in its next round, where nodes choose.
         sizes: client -> training examples in its last usable reply.
-        rests: of :meth:`fedmoe_app.server.rests.Rests.dump`.
+        rests: of :meth:`fedmoe_app.server.clients.Rests.dump`.
         tests: client -> test items in its last usable reply.
     """
 

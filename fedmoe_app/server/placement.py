@@ -21,11 +21,10 @@ from fedmoe_app.moe.state import expert_of
 from fedmoe_app.server.checkpoint import HeldExperts
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.transport import Reply, exchange
-from fedmoe_app.wire.choice import RECORD, Choice, decode_choice
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.numbers import decode_number
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.wire.update import RECORD, Choice, ClientUpdate, decode_choice
 
 QUERY = "query.choose"
 

@@ -24,10 +24,10 @@ from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.transport import Reply, exchange
 from fedmoe_app.shown.duration import duration
 from fedmoe_app.shown.text import visible
+from fedmoe_app.wire.arrays import view_state
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import record_bytes
 from fedmoe_app.wire.update import ClientUpdate
-from fedmoe_app.wire.views import view_state
 
 MAX_REASON = 1000  # characters of a failure's reason that are kept
 _NAMED = re.compile(r"client (\d+): (.*)")  # how a client's own errors begin

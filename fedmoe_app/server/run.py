@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 from datasets import Dataset
@@ -26,8 +28,7 @@ from fedmoe_app.results.table import print_table
 from fedmoe_app.results.trackers import require_trackers
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.checks import check_buffered, check_holds_chosen
-from fedmoe_app.schemes.projection import PairRule
-from fedmoe_app.server.allocation import keep_memory_steady
+from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
@@ -42,6 +43,25 @@ from fedmoe_app.tasks.setup import Setup, load_setup, server_data
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import decode_state, encode_state
+
+_M_MMAP_THRESHOLD = -3  # of glibc's mallopt(3)
+_LARGE = 2**20  # bytes
+
+
+def keep_memory_steady() -> None:
+    """Let every large buffer be a mapping of its own that goes back to the system when it is freed.
+
+    By itself glibc stops doing that once it has seen some, and puts replies of megabytes between
+    the small objects that outlive them: the process then grows, by chance up to twice its size over
+    a thousand replies. The price: the sums of a round take fresh pages each time, about two seconds
+    a gigabyte (docs/scale.md). Does nothing without glibc.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
 
 logger = logging.getLogger("fedmoe")
 

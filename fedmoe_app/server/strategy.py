@@ -16,15 +16,14 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedmoe_app.aggregation.aggregate import FoldError, folded_tensors, round_info
-from fedmoe_app.aggregation.at_once import AtOnce
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.aggregation.streaming import RunningSums
+from fedmoe_app.aggregation.streaming import AtOnce, RunningSums
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.projection import PairRule
+from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.checkpoint import Counters, Snapshot
 from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.clients import sample_size
@@ -33,14 +32,13 @@ from fedmoe_app.server.placement import Holding, held_arrays
 from fedmoe_app.server.rounds import Limits, RoundLoop
 from fedmoe_app.server.sync import Downloads
 from fedmoe_app.server.transport import Reply, exchange, is_deployed, wait_for_nodes
-from fedmoe_app.wire.arrays import ArrayBuffers
+from fedmoe_app.wire.arrays import ArrayBuffers, encode_one_by_one, view_state
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import UpdateSpec, encode_task, record_bytes
 from fedmoe_app.wire.update import ClientUpdate
-from fedmoe_app.wire.views import encode_one_by_one, view_state
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
 RELEASE_SECONDS = 60.0  # to wait for the nodes to note that they are free

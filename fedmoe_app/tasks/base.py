@@ -23,10 +23,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.chat_template import stop_ids
-from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row, collate, encode_classification
+from fedmoe_app.data.encoding import (
+    IGNORED_LABEL,
+    Encoded,
+    Row,
+    collate,
+    drop_tokenless,
+    encode_classification,
+    response_has_tokens,
+    text_has_tokens,
+)
 from fedmoe_app.data.language import RowEncoder, encode_rows, row_encoder
 from fedmoe_app.data.tokenizer import label_token
-from fedmoe_app.data.tokenless import drop_tokenless, response_has_tokens, text_has_tokens
 from fedmoe_app.tasks.generation import generate
 
 _EMPTY = Dataset.from_dict({"text": [""], "label": [0]})

@@ -17,8 +17,14 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row, encode_multiple_choice
-from fedmoe_app.data.tokenless import drop_tokenless, options_have_tokens
+from fedmoe_app.data.encoding import (
+    IGNORED_LABEL,
+    Encoded,
+    Row,
+    drop_tokenless,
+    encode_multiple_choice,
+    options_have_tokens,
+)
 from fedmoe_app.tasks.base import Batch, CausalLM, Sample, Score
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 
 import numpy as np
 import torch
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
+
+from fedmoe_app.moe.state import ModelState
 
 _NUMPY, _BF16 = "numpy.ndarray", "fedmoe.bf16"
 
@@ -108,3 +110,22 @@ def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
         stream, {"descr": described, "fortran_order": False, "shape": shape}
     )
     return stream.getvalue()
+
+
+def encode_one_by_one(
+    tensors: Iterable[tuple[str, Tensor]], buffers: ArrayBuffers | None = None
+) -> ArrayRecord:
+    """Encode tensors as they come, each freed before the next one is made."""
+    encode = to_array if buffers is None else buffers.array
+    record = ArrayRecord()
+    for key, tensor in tensors:
+        record[key] = encode(tensor)
+    return record
+
+
+def view_state(arrays: ArrayRecord) -> ModelState:
+    """Read a state that this server has encoded, without a copy; it must not be written to."""
+    state = ModelState()
+    for key, array in arrays.items():
+        state.insert(key, view_array(array))
+    return state

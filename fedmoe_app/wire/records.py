@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.common.serde import config_record_to_proto
 
-from fedmoe_app.config.codec_names import PROTOCOL
+from fedmoe_app.config.names import PROTOCOL
 from fedmoe_app.wire.numbers import decode_client, decode_number, encode_number
 from fedmoe_app.wire.packing import MAX_CHANGE
 from fedmoe_app.wire.question import Question

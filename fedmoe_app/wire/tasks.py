@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedmoe_app.config.codec_names import PROTOCOL
+from fedmoe_app.config.names import PROTOCOL
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.arrays import read_array, to_array
 from fedmoe_app.wire.codecs import Offer

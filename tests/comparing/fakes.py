@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.compare.execute import Outcomes
+from fedmoe_app.compare.execute import RESULTS, Outcomes
 from fedmoe_app.compare.figures import Figures, figures_of
-from fedmoe_app.compare.options import CENTRALISED, FEDERATED
-from fedmoe_app.compare.plan import NO_PARTITION, Cell, Plan
-from fedmoe_app.compare.run_cell import RESULTS
+from fedmoe_app.compare.plan import CENTRALISED, FEDERATED, NO_PARTITION, Cell, Plan
 from fedmoe_app.results.folder import RunFolder
 
 # What a fake run does instead of writing metrics, by the seed of its cell.

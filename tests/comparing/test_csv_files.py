@@ -3,8 +3,8 @@ import io
 
 import pytest
 
-from fedmoe_app.compare.csv_files import cells_csv, summary_csv
 from fedmoe_app.compare.summary import results_of, summarise
+from fedmoe_app.compare.tables import cells_csv, summary_csv
 from tests.comparing.fakes import broken, example
 
 

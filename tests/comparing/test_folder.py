@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app.compare.execute import run_cell
 from fedmoe_app.compare.folder import ComparisonFolder
-from fedmoe_app.compare.run_cell import run_cell
 from fedmoe_app.results.folder import ResultsError
 from tests.comparing.fakes import RAISES, cell, example, fake_run
 

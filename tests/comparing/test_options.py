@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.compare.options import read_alphas, read_schemes, read_seeds
+from fedmoe_app.compare.plan import read_alphas, read_schemes, read_seeds
 from fedmoe_app.config.errors import ConfigError
 
 

@@ -2,8 +2,14 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.compare.options import SchemeEntry, read_schemes
-from fedmoe_app.compare.plan import Plan, dirichlet, make_plan, own_partition
+from fedmoe_app.compare.plan import (
+    Plan,
+    SchemeEntry,
+    dirichlet,
+    make_plan,
+    own_partition,
+    read_schemes,
+)
 from fedmoe_app.config.errors import ConfigError
 from tests.conftest import flat_config
 

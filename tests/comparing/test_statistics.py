@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedmoe_app.compare.statistics import estimate, paired_difference, rounds_reached
+from fedmoe_app.compare.summary import estimate, paired_difference, rounds_reached
 
 
 def test_interval_of_three_values() -> None:

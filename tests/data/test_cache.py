@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.cache import build_once
+from fedmoe_app.config.paths import build_once
 
 
 def test_builds_once(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.compare.options import read_schemes
+from fedmoe_app.compare.plan import read_schemes
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import app_defaults, read_overrides
 

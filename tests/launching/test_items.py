@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedmoe_app.cli import main
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.numbers import boolean, number
+from fedmoe_app.config.meant import boolean, number
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.config.pairs import to_type
 from fedmoe_app.config.parse import known_keys, nearest_keys

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmoe_app.client.keeping import Keeping, is_acceptable
-from fedmoe_app.client.state import ClientFiles
+from fedmoe_app.client.state import ClientFiles, Keeping, is_acceptable
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.fcmoe import FCMoE

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmoe_app.client.mixture import MixingGate, Mixture, mean_embeddings, mix
+from fedmoe_app.client.personal import MixingGate, Mixture, mean_embeddings, mix
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.tasks.base import Batch
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app.client.out_of_memory import (
+from fedmoe_app.client.memory import (
     LOADING,
     TRAINING,
     doing,

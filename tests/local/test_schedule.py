@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmoe_app.client.schedule import learning_rate_factor
+from fedmoe_app.client.train import learning_rate_factor
 from fedmoe_app.config.errors import ConfigError
 from tests.conftest import make_config
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
-from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
 from fedmoe_app.moe.trainable import Trainables
 
 from .families import NAMES, batch, build

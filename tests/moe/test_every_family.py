@@ -21,8 +21,8 @@ from benchmarks.every_family import (
     token_batch,
 )
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.moe.adapt import Adaptation, adapt, frozen_by_family
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers, read_state
+from fedmoe_app.moe.lora import Adaptation, adapt, frozen_by_family
 from fedmoe_app.moe.packed import KINDS
 from fedmoe_app.moe.quantise import dequantise, quantise
 from fedmoe_app.moe.trainable import Trainables

@@ -16,11 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe import export
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
 from fedmoe_app.moe.trainable import Trainables
 
 from .families import NAMES, batch, build

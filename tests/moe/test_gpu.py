@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe import grouped
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
+from fedmoe_app.moe.lora import Adaptation, adapt
 from fedmoe_app.moe.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.trainable import Trainables

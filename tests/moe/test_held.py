@@ -15,10 +15,10 @@ from torch.optim import SGD
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.held import Holding, expert_files, load_with_experts
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state, write_state
 from fedmoe_app.moe.loading import load_model
+from fedmoe_app.moe.lora import Adaptation, adapt
 from fedmoe_app.moe.packed import NF4Weight
 from fedmoe_app.moe.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder

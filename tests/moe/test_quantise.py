@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers, read_state
-from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
 from fedmoe_app.moe.packed import KINDS, packed_stacks
 from fedmoe_app.moe.quantise import dequantise, is_quantised, quantise
 from fedmoe_app.moe.trainable import Trainables

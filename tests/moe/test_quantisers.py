@@ -13,10 +13,9 @@ from torch import nn
 from transformers import Mxfp4Config, PreTrainedModel
 
 from fedmoe_app.moe import quantisers
-from fedmoe_app.moe.adapt import Adaptation, adapt
 from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
 from fedmoe_app.moe.packed import KINDS
 from fedmoe_app.moe.quantise import is_quantised, quantise
 from fedmoe_app.moe.quantisers import quantization_config

@@ -1,4 +1,4 @@
-from fedmoe_app.results.scalars import scalars
+from fedmoe_app.results.trackers import scalars
 from tests.report.html.runs import client, line
 
 

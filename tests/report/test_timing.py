@@ -8,7 +8,7 @@ import torch
 
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.results.timing import client_seconds
+from fedmoe_app.results.metrics import client_seconds
 from fedmoe_app.wire.update import ClientUpdate
 
 NOTHING = torch.zeros(1, 1)

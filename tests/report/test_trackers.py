@@ -13,7 +13,7 @@ import pytest
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import TRACKERS
 from fedmoe_app.results import trackers
-from fedmoe_app.server.watching import Watchers
+from fedmoe_app.server.recorder import Watchers
 from tests.conftest import make_config
 from tests.report.html.runs import line, write_run
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.results.scalars import scalars
-from fedmoe_app.results.trackers import TensorBoardTracker
+from fedmoe_app.results.trackers import TensorBoardTracker, scalars
 from tests.report.test_overview import line
 
 

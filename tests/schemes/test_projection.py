@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.schemes.fedalign import pair_weights, similarity_threshold
-from fedmoe_app.schemes.projection import PairRule, project
-from fedmoe_app.schemes.sums import BLOCK, cosines
+from fedmoe_app.schemes.sums import BLOCK, PairRule, cosines, project
 
 M, P, K = 40, 20_000, 1024
 

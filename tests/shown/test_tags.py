@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fedmoe_app.results.scalars import scalars
+from fedmoe_app.results.trackers import scalars
 from fedmoe_app.shown.tags import MAX_TITLE, setting, tag, title
 from tests.report.html.runs import line
 from tests.shown.hostile import ACTING, HOSTILE, ORDINARY

@@ -6,9 +6,9 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
-from fedmoe_app.wire.choice import RECORD, Choice, decode_choice, encode_choice
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import raw_array
+from fedmoe_app.wire.update import RECORD, Choice, decode_choice, encode_choice
 
 HELD = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]], dtype=torch.bool)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedmoe_app.config.codec_names import CODEC_NAMES, TOPK, check_codec
+from fedmoe_app.config.names import CODEC_NAMES, TOPK, check_codec
 from fedmoe_app.wire.codecs.base import Codec
 from fedmoe_app.wire.codecs.floats import Float
 from fedmoe_app.wire.codecs.int4 import Int4
