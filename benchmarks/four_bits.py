@@ -29,11 +29,11 @@ from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
 from benchmarks.cells import print_markdown
 from fedmoe_app.moe.layers import find_moe_layers
-from fedmoe_app.moe.lora import Adaptation, adapt
-from fedmoe_app.moe.packed import KINDS, packed_stacks
-from fedmoe_app.moe.quantise import quantise
-from fedmoe_app.moe.quantisers import quantization_config
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.quantised.packed import KINDS, packed_stacks
+from fedmoe_app.moe.quantised.quantise import quantise
+from fedmoe_app.moe.quantised.quantisers import quantization_config
+from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.trainable import Trainables
 
 SHARD = 50 * 10**6  # bytes
 MIB = 2**20

@@ -44,7 +44,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.loading import PRESETS
-from fedmoe_app.moe.packed import packed_stacks
+from fedmoe_app.moe.quantised.packed import packed_stacks
 from fedmoe_app.tasks.setup import Setup, device, load_setup, server_data
 from fedmoe_app.wire.records import (
     TrainTask,

@@ -22,9 +22,9 @@ from fedmoe_app.server.rounds import RunFailedError
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientUpdate
 from tests.bases import save_base
+from tests.compare.test_in_process import TWO, write_lines
 from tests.conftest import flat_config
 from tests.moe.families import build
-from tests.test_inprocess import TWO, write_lines
 
 Spoil = Callable[[Path], None]  # what happened to a node's copy of the base
 

@@ -20,9 +20,9 @@ from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
 from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.schemes import COMBINE, SCHEMES, make_scheme
+from tests.compare.test_in_process import SMALL
 from tests.conftest import REPOSITORY, flat_config, make_config
 from tests.test_experiments import OF_SCHEMES
-from tests.test_inprocess import SMALL
 
 DOCS = REPOSITORY / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "README.md"]

@@ -6,8 +6,8 @@ are such means, and the experts of every scheme that says so by :meth:`Scheme.ex
 else (gates, conflicts, cosines) waits until the round is complete.
 
 Sums run in float32 in client order. :class:`RunningSums` takes the first clients of that order one
-by one; :func:`fedmoe_app.aggregation.aggregate.folded_tensors` adds the others, which waited, with the same
-arithmetic: whoever was taken at once, the result is the same bit for bit.
+by one; :func:`fedmoe_app.aggregation.aggregate.folded_tensors` adds the others, which waited, with
+the same arithmetic: whoever was taken at once, the result is the same bit for bit.
 
 Shapes: N clients, E experts a layer.
 

@@ -145,7 +145,7 @@ def _room_in(free: int, total: int) -> str:
 def _four_bits() -> Iterator[Finding]:
     import torch
 
-    from fedmoe_app.moe.packed import KINDS, pack
+    from fedmoe_app.moe.quantised.packed import KINDS, pack
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weight = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)

@@ -13,7 +13,7 @@ from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.loading import PRESETS
-from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.folder import CHECKPOINTS, ResultsError, list_checkpoints
 from fedmoe_app.server.checkpoint import Checkpoint
 from fedmoe_app.server.resume import find_checkpoint

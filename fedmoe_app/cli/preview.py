@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import NODES, DataConfig, RunConfig
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
-from fedmoe_app.data.language import read_batch
-from fedmoe_app.data.row_formats import recognise
+from fedmoe_app.data.language.encode import read_batch
+from fedmoe_app.data.language.row_formats import recognise
+from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.sources import load_node_file, load_text_data, read_tables
-from fedmoe_app.data.templates import adopt_template
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder, resolve_head
 from fedmoe_app.shown.terminal import Console, literal

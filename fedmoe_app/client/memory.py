@@ -39,9 +39,9 @@ from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.moe.held import expert_files
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
-from fedmoe_app.moe.packed import BLOCK, packed_stacks
+from fedmoe_app.moe.partial.load import expert_files
+from fedmoe_app.moe.quantised.packed import BLOCK, packed_stacks
 from fedmoe_app.tasks.setup import Setup
 
 GIB = 2**30

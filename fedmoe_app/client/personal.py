@@ -40,7 +40,7 @@ from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row
 from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
 from fedmoe_app.moe.state import ModelState, Tensors
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.pflmoe import PFLMoE
 from fedmoe_app.tasks.base import Batch, Task, evaluate

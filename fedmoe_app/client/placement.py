@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.moe.held import Holding
+from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.schemes.base import LocalClient, Scheme
 from fedmoe_app.wire.records import TrainTask

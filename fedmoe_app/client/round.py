@@ -34,10 +34,10 @@ from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.node import Node, experts_in
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import write_state
+from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.moe.streamed import all_experts
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import LocalClient, Scheme
 from fedmoe_app.tasks.base import Score, Task, evaluate

@@ -23,8 +23,8 @@ from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
 from fedmoe_app.data.found import find_files
+from fedmoe_app.data.language.templates import own_template
 from fedmoe_app.data.reading.stored import map_file, write_batches
-from fedmoe_app.data.templates import own_template
 from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.tasks.setup import Setup, client_data

@@ -27,8 +27,8 @@ from pathlib import Path
 import psutil
 from flwr.app import Message
 
-PREFIX = "seconds-"  # of the names in a reply's metrics
-CPU = "cpu"
+from fedmoe_app.wire.metrics import CPU, PREFIX
+
 _PROCESS_FOR_EACH_MESSAGE = "flwr-clientapp"  # Flower's program
 
 
@@ -69,15 +69,6 @@ class Stopwatch:
         """Return all phases until now under the names that they have in a reply."""
         seconds = self.seconds | {CPU: time.process_time() - self._cpu_before}
         return {f"{PREFIX}{name}": value for name, value in seconds.items()}
-
-
-def seconds_by_phase(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the phases that a reply tells of, in its order; the reverse of ``metrics``."""
-    return {
-        name.removeprefix(PREFIX): value
-        for name, value in metrics.items()
-        if name.startswith(PREFIX)
-    }
 
 
 def _process_age() -> float:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.base import LocalStep, Scheme
 from fedmoe_app.tasks.base import Task
 

@@ -26,7 +26,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, empty_model, resolve_head
 from fedmoe_app.moe.miniature import small_configs
-from fedmoe_app.moe.packed import BLOCK
+from fedmoe_app.moe.quantised.packed import BLOCK
 
 logger = logging.getLogger("fedmoe")
 
@@ -83,7 +83,7 @@ def mode_of(config: RunConfig, head: str) -> dict[str, str | bool]:
 def _check_structure(config: RunConfig, empty: PreTrainedModel) -> None:
     layers = find_moe_layers(empty)
     if config.model.quantization == "nf4":
-        from fedmoe_app.moe.quantisers import check_blocks
+        from fedmoe_app.moe.quantised.quantisers import check_blocks
 
         check_blocks(layers, BLOCK)
 

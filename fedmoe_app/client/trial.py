@@ -26,13 +26,13 @@ from fedmoe_app.client.train import LocalRun, train
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.tokenizer import BOS, EOS, PAD, label_token
-from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.layers import MoELayer, read_state, write_state
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.partial.load import Holding
+from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.streamed import all_experts
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.lora import merge_adapters
+from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.tasks.base import Batch, CausalLM, LabelWords, Task
 from fedmoe_app.tasks.multiple_choice import MultipleChoice

@@ -1,7 +1,7 @@
 """Bring any table into the uniform columns, and refuse what cannot be used.
 
 Classification: ``text`` (str) and ``label`` (int index into the label names). Causal-lm: see
-:mod:`fedmoe_app.data.causal_lm`. Multiple choice: see :mod:`fedmoe_app.data.choices`. In all of
+:mod:`fedmoe_app.data.language.rows`. Multiple choice: see :mod:`fedmoe_app.data.choices`. In all of
 them, the column that a partition goes by keeps its name.
 
 Rows with an empty text (or an empty instruction or response) are dropped, with one warning that
@@ -24,13 +24,13 @@ from pyarrow import compute
 
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.schema import DataConfig
-from fedmoe_app.data.causal_lm import language_rows, needed
 from fedmoe_app.data.choices import find_shape, multiple_choice, shape_of
 from fedmoe_app.data.labels import companion, find_label_names, label_column, label_indices
-from fedmoe_app.data.prompt_chat import ALPACA, PromptFormat
+from fedmoe_app.data.language.prompt_chat import ALPACA, PromptFormat
+from fedmoe_app.data.language.row_formats import asked_of_language
+from fedmoe_app.data.language.rows import language_rows, needed
 from fedmoe_app.data.reading.columns import ROWS, Asked
 from fedmoe_app.data.reading.stored import held
-from fedmoe_app.data.row_formats import asked_of_language
 from fedmoe_app.data.table import Needed, Table, batches, check_column, read_labels, text_array
 from fedmoe_app.shown.logs import log_line
 

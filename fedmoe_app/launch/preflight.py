@@ -176,7 +176,7 @@ def _check_conversations(config: RunConfig, found: TextData) -> None:
     if not parts:
         return
     from fedmoe_app.config.errors import DataError
-    from fedmoe_app.data.language import row_encoder
+    from fedmoe_app.data.language.encode import row_encoder
     from fedmoe_app.data.tokenizer import load_tokenizer
 
     data = config.data

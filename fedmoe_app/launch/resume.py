@@ -1,4 +1,4 @@
-"""What a run that is to go on was started with, as far as its result folder lies on this machine."""
+"""With what a run was started that is to go on, where its result folder is on this machine."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
-from fedmoe_app.moe.lora import head_parameters
-from fedmoe_app.moe.slots import slots_of
+from fedmoe_app.moe.training.lora import head_parameters
+from fedmoe_app.moe.training.slots import slots_of
 
 _ADAPTER = "default"  # PEFT's name for a model's first adapter
 _PREFIX = "base_model.model."  # of the wrapped model inside a PeftModel
@@ -58,10 +58,9 @@ def export_adapter(
     the outputs of ``model``. The folder appears complete or not at all; one that exists stays.
 
     Args:
-        model: as :func:`fedmoe_app.moe.lora.adapt` made it, with ``train = "expert-lora"``.
-        layers: its MoE layers.
-        folder: the new folder.
-        base: name or path of the base model for those who load the adapter; "" if it has none.
+        model: as :func:`fedmoe_app.moe.training.lora.adapt` made it, with ``train =
+        "expert-lora"``. layers: its MoE layers. folder: the new folder. base: name or path of the
+        base model for those who load the adapter; "" if it has none.
 
     Raises:
         UnsupportedModelError: the experts have no adapters, or PEFT would hold them in another

@@ -31,8 +31,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fedmoe_app.moe.checkpoint import check_not_quantised
-from fedmoe_app.moe.held import Holding, load_with_experts
-from fedmoe_app.moe.packed import KINDS
+from fedmoe_app.moe.partial.load import Holding, load_with_experts
+from fedmoe_app.moe.quantised.packed import KINDS
 
 Head = Literal["sequence", "label-words"]
 TASKS = ("classification", "causal-lm", "multiple-choice")
@@ -133,7 +133,7 @@ def load_model(
         dtype: ``float32`` or ``bfloat16``.
         max_length: longest text in tokens.
         quantization: ``none``, ``nf4`` or ``int8``; experts are quantised, too, each tensor as soon
-            as it is read (see :mod:`fedmoe_app.moe.quantise`).
+            as it is read (see :mod:`fedmoe_app.moe.quantised.quantise`).
         device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
             models are built on the CPU.
         holding: the experts to hold in memory, which are read to ``device``; None means all.
@@ -203,13 +203,13 @@ def _build(
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
         if quantization != "none":
-            from fedmoe_app.moe.quantise import quantise
+            from fedmoe_app.moe.quantised.quantise import quantise
 
             quantise(model, quantization)
         return model
     options: dict[str, Any] = {}
     if quantization != "none":
-        from fedmoe_app.moe.quantisers import quantization_config
+        from fedmoe_app.moe.quantised.quantisers import quantization_config
 
         options["quantization_config"] = quantization_config(quantization, dtype)
         options["device_map"] = {"": device}

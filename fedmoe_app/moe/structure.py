@@ -66,7 +66,7 @@ def check_interface(block: str, module: nn.Module) -> None:
     """Raise UnsupportedModelError unless stacked experts run by transformers' own interface.
 
     It is the seam by which each expert runs on parameters of its own
-    (:mod:`fedmoe_app.moe.slots`); a family without it cannot be trained in any mode.
+    (:mod:`fedmoe_app.moe.training.slots`); a family without it cannot be trained in any mode.
     """
     if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
         return

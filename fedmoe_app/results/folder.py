@@ -76,7 +76,8 @@ class RunFolder:
         return folder
 
     def own(self, patience: float = PATIENCE) -> Lease:
-        """Let no other process write to the folder from now on; see :mod:`fedmoe_app.results.lease`.
+        """Let no other process write to the folder from now on; see
+        :mod:`fedmoe_app.results.lease`.
 
         Raises:
             ResultsError: if another one is in the middle of writing for more than ``patience``

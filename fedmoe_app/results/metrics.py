@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedmoe_app.client.timing import CPU, seconds_by_phase
+from fedmoe_app.wire.metrics import CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
 
 

@@ -7,8 +7,8 @@ arXiv:2012.15589. On client i, for input x:
 
 θ is the global copy, averaged as in FedAvg; θ_i and the mixing gate g_i never leave the client,
 which trains them in every round that it takes part in, on the loss of the mixed output. This file
-is the server's half, the parameters; the client's is in ``fedmoe_app/client/personal.py`` (training)
-and ``fedmoe_app/client/personal.py`` (the output).
+is the server's half, the parameters; the client's is in ``fedmoe_app/client/personal.py``
+(training) and ``fedmoe_app/client/personal.py`` (the output).
 
 Against the authors' code: there, θ_i is the last layers only and trains on a loss of its own, after
 federated training has ended, and the gate then trains alone on a quarter of the data set aside.

@@ -21,7 +21,7 @@ from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
-from fedmoe_app.moe.lora import merge_adapters
+from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.folder import RunFolder, read_metrics
 from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.table import print_table

@@ -76,7 +76,8 @@ class Downloads:
         return messages, sizes
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
-        """Send and yield replies as :func:`fedmoe_app.server.transport.exchange` does, with a second try.
+        """Send and yield replies as :func:`fedmoe_app.server.transport.exchange` does, with a
+        second try.
 
         A node that cannot put the state together gets the whole of it when the others are done.
         """

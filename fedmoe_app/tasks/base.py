@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import DataConfig
-from fedmoe_app.data.chat_template import stop_ids
 from fedmoe_app.data.encoding import (
     IGNORED_LABEL,
     Encoded,
@@ -33,7 +32,8 @@ from fedmoe_app.data.encoding import (
     response_has_tokens,
     text_has_tokens,
 )
-from fedmoe_app.data.language import RowEncoder, encode_rows, row_encoder
+from fedmoe_app.data.language.chat_template import stop_ids
+from fedmoe_app.data.language.encode import RowEncoder, encode_rows, row_encoder
 from fedmoe_app.data.tokenizer import label_token
 from fedmoe_app.tasks.generation import generate
 
@@ -205,7 +205,7 @@ class CausalLM(Task):
         self._data = data
 
     def encoder(self, columns: Sequence[str]) -> RowEncoder:
-        """Return what encodes rows of these columns (see :mod:`fedmoe_app.data.causal_lm`)."""
+        """Return what encodes rows of these columns (see :mod:`fedmoe_app.data.language.rows`)."""
         return row_encoder(
             columns, self.tokenizer, self.max_length, self.encoder_decoder, self._data
         )

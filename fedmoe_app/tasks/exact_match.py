@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row
-from fedmoe_app.data.language import encode_rows
+from fedmoe_app.data.language.encode import encode_rows
 from fedmoe_app.tasks.answer_numbers import first_number, has_number, last_number, whole_number
 from fedmoe_app.tasks.base import CausalLM, Score
 

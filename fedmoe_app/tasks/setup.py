@@ -17,9 +17,9 @@ from fedmoe_app.config.lists import check_classes
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.parse import check_labels_known
 from fedmoe_app.config.schema import NODES, RunConfig
+from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
-from fedmoe_app.data.templates import adopt_template
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.checkpoint import check_checkpoint
 from fedmoe_app.moe.fingerprint import (
@@ -28,11 +28,11 @@ from fedmoe_app.moe.fingerprint import (
     saved_buffers,
     tensors_fingerprint,
 )
-from fedmoe_app.moe.held import Holding
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
-from fedmoe_app.moe.lora import Adaptation, adapt, frozen_by_family, head_parameters
+from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.moe.training.lora import Adaptation, adapt, frozen_by_family, head_parameters
 from fedmoe_app.tasks.base import CausalLM, LabelWords, SequenceClassification, Task
 from fedmoe_app.tasks.exact_match import ExactMatch
 from fedmoe_app.tasks.generation import check_generation_fits

@@ -1,7 +1,7 @@
 """The metrics that a client may send beside its counts: names and ranges. No other is taken.
 
-What a name means stands where it is made: :mod:`fedmoe_app.client.round`, ``keeping``, ``personal``,
-``sending`` and ``stopwatch``.
+What a name means stands where it is made: :mod:`fedmoe_app.client.round`, ``keeping``,
+``personal``, ``sending`` and ``stopwatch``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ MAX_LOSS = 1e9
 _MAX_SECONDS = 1e10
 _MAX_EXPERTS = 10**6  # of a layer, or of a model
 
-PHASES = ("download", "start", "load", "data", "apply", "evaluate", "train", "encode", "cpu")
+PREFIX = "seconds-"  # of the names in a reply's metrics
+CPU = "cpu"
+PHASES = ("download", "start", "load", "data", "apply", "evaluate", "train", "encode", CPU)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ _RANGES: dict[str, Range] = {
     **dict.fromkeys(("accuracy", "local-accuracy", "personal-accuracy", "mixing-gate"), _SHARE),
     **dict.fromkeys(("expert-budget", "experts-held"), Range(0, _MAX_EXPERTS, whole=True)),
     "state-stored": Range(0, 1, whole=True),
-    **{f"seconds-{phase}": Range(0, _MAX_SECONDS) for phase in PHASES},
+    **{f"{PREFIX}{phase}": Range(0, _MAX_SECONDS) for phase in PHASES},
 }
 # Ranges of these depend on the round and on the client's examples.
 _NUM_STEPS, _NUM_TRUNCATED, NUM_TEST_ITEMS = "num-steps", "num-truncated", "num-test-items"
@@ -92,3 +94,12 @@ def _check(name: str, value: Any, allowed: Range) -> None:
             f"{name} = {shown(value)}: must be {allowed.lowest:.12g} to {allowed.highest:.12g}",
             "metrics",
         )
+
+
+def seconds_by_phase(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the phases that a reply tells of, in its order; the reverse of ``metrics``."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in metrics.items()
+        if name.startswith(PREFIX)
+    }

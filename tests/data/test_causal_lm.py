@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.columns import unify
-from fedmoe_app.data.row_formats import recognise
+from fedmoe_app.data.language.row_formats import recognise
 from fedmoe_app.data.sources import load_text_data
 from fedmoe_app.data.table import Table
 from tests.data.chat_templates import messages

@@ -10,10 +10,10 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.data.chat_template import ChatTemplate, stop_ids
-from fedmoe_app.data.conversations import Conversation
-from fedmoe_app.data.language import ConversationEncoder, read_batch
-from fedmoe_app.data.templates import adopt_template, find_template
+from fedmoe_app.data.language.chat_template import ChatTemplate, stop_ids
+from fedmoe_app.data.language.conversations import Conversation
+from fedmoe_app.data.language.encode import ConversationEncoder, read_batch
+from fedmoe_app.data.language.templates import adopt_template, find_template
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import batch, chat_tokenizer, learnt, messages
 

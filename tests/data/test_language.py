@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.data import encoded
 from fedmoe_app.data.encoding import IGNORED_LABEL, encode_causal_lm
-from fedmoe_app.data.language import encode_rows, row_encoder
+from fedmoe_app.data.language.encode import encode_rows, row_encoder
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import batch, chat_tokenizer, learnt, messages
 

@@ -11,8 +11,8 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
-from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
+from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import NAMES, batch, build
 

@@ -22,10 +22,10 @@ from benchmarks.every_family import (
 )
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers, read_state
-from fedmoe_app.moe.lora import Adaptation, adapt, frozen_by_family
-from fedmoe_app.moe.packed import KINDS
-from fedmoe_app.moe.quantise import dequantise, quantise
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.quantised.packed import KINDS
+from fedmoe_app.moe.quantised.quantise import dequantise, quantise
+from fedmoe_app.moe.training.lora import Adaptation, adapt, frozen_by_family
+from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.tasks.base import Batch, LabelWords
 
 ALL = family_names()

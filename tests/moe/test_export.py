@@ -19,8 +19,8 @@ from fedmoe_app.moe import export
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
+from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import NAMES, batch, build
 

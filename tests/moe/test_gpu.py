@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe import grouped
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.lora import Adaptation, adapt
-from fedmoe_app.moe.quantise import quantise
+from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training import grouped
+from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import batch, real_tokens
 from .four_bit_families import build

@@ -15,17 +15,17 @@ from torch.optim import SGD
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.held import Holding, expert_files, load_with_experts
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state, write_state
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.moe.lora import Adaptation, adapt
-from fedmoe_app.moe.packed import NF4Weight
-from fedmoe_app.moe.quantise import quantise
+from fedmoe_app.moe.partial.load import Holding, expert_files, load_with_experts
+from fedmoe_app.moe.partial.streamed import all_experts
+from fedmoe_app.moe.partial.subset import SubsetError, restrict_router
+from fedmoe_app.moe.quantised.packed import NF4Weight
+from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.slots import slots_of
-from fedmoe_app.moe.streamed import all_experts
-from fedmoe_app.moe.subset import SubsetError, restrict_router
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.slots import slots_of
+from fedmoe_app.moe.training.trainable import Trainables
 
 from . import four_bit_families
 from .families import EXPERTS, NAMES, batch, build

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmoe_app.moe.packed import (
+from fedmoe_app.moe.quantised.packed import (
     KINDS,
     PackedStack,
     pack,
@@ -17,7 +17,7 @@ from fedmoe_app.moe.packed import (
     put_packed,
     unpack,
 )
-from fedmoe_app.moe.streaming import ExpertList
+from fedmoe_app.moe.quantised.streaming import ExpertList
 
 EXPERTS, OUT, IN = 3, 128, 64
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers, read_state
-from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
-from fedmoe_app.moe.packed import KINDS, packed_stacks
-from fedmoe_app.moe.quantise import dequantise, is_quantised, quantise
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.quantised.packed import KINDS, packed_stacks
+from fedmoe_app.moe.quantised.quantise import dequantise, is_quantised, quantise
+from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
+from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import NAMES, batch
 from .four_bit_families import build

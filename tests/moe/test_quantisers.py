@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Mxfp4Config, PreTrainedModel
 
-from fedmoe_app.moe import quantisers
 from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.moe.lora import Adaptation, adapt, merge_adapters
-from fedmoe_app.moe.packed import KINDS
-from fedmoe_app.moe.quantise import is_quantised, quantise
-from fedmoe_app.moe.quantisers import quantization_config
+from fedmoe_app.moe.quantised import quantisers
+from fedmoe_app.moe.quantised.packed import KINDS
+from fedmoe_app.moe.quantised.quantise import is_quantised, quantise
+from fedmoe_app.moe.quantised.quantisers import quantization_config
+from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
 
 from .families import FUSED, NAMES, VOCAB
 from .four_bit_families import build

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.state import expert_name
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import EXPERTS, NAMES, batch, build, real_tokens
 

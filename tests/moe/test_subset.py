@@ -11,9 +11,9 @@ from torch.optim import SGD
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state
+from fedmoe_app.moe.partial.subset import SubsetError, hold_experts, release_router, restrict_router
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.subset import SubsetError, hold_experts, release_router, restrict_router
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import EXPERTS, NAMES, batch, build
 

@@ -22,7 +22,7 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 from fedmoe_app.moe.layers import find_moe_layers, read_state
 from fedmoe_app.moe.routing import RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.hfedmoe import HFedMoE
 from tests.toy import toy_client
 

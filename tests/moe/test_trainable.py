@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state
 from fedmoe_app.moe.state import ModelState, expert_name
-from fedmoe_app.moe.trainable import Trainables
+from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import EXPERTS, FUSED, NAMES, batch, build
 

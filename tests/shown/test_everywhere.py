@@ -34,7 +34,7 @@ from fedmoe_app.results.folder import RunFolder, read_metrics
 from fedmoe_app.results.status import STATUS_FILE
 from fedmoe_app.shown.terminal import Console
 from fedmoe_app.shown.text import visible
-from tests.comparing.fakes import lines, plan_and_outcomes
+from tests.compare.fakes import lines, plan_and_outcomes
 from tests.conftest import REPOSITORY, flat_config
 from tests.report.html.runs import line, write_run
 from tests.shown.hostile import ACTING, HOSTILE, ORDINARY

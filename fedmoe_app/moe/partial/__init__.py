@@ -1,0 +1,1 @@
+"""A model with only some of its experts in memory."""

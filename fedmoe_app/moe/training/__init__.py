@@ -1,0 +1,1 @@
+"""Train chosen experts: their own parameters, LoRA, and fast grouped kernels."""

@@ -1,0 +1,297 @@
+"""LoRA on each expert, and on attention: small matrices that travel in place of the weights.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685:
+W·x + (α/r)·B·A·x with A ``[r, in]`` random and B ``[out, r]`` zero at the start.
+
+Fused experts get adapters of their own, run by :mod:`fedmoe_app.moe.training.slots`: PEFT's
+``target_parameters`` adapts a whole stack at once, so that its optimiser state and its gradient
+cover all experts whatever was chosen. Listed experts (Switch) and attention are plain linear
+modules, which PEFT serves.
+
+What of a model is trained: everything, the experts, or LoRA on the experts.
+
+A parameter takes part (is trained, sent and averaged) where it requires a gradient, as everywhere
+in PyTorch and PEFT. All else is the frozen base, which every node loads and nobody sends.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
+from fedmoe_app.moe.quantised.packed import packed_weights
+from fedmoe_app.moe.quantised.quantise import dequantise, is_quantised
+from fedmoe_app.moe.structure import held_of, listed_experts, set_adapters
+from fedmoe_app.moe.training.slots import ExpertSlots, detach_slots, put_slots, slots_of, use_slots
+
+_BEFORE = "_fedmoe_experts_implementation"  # attribute of a model: what it ran before its slots
+
+
+def add_lora(
+    model: PreTrainedModel,
+    layers: Sequence[MoELayer],
+    rank: int,
+    alpha: int,
+    *,
+    attention: bool = False,
+) -> None:
+    """Give every expert adapters of its own, and attention if asked; the weights stay frozen.
+
+    Raises:
+        UnsupportedModelError: the family's experts cannot be run one by one, or no linear map was
+            found in its attention modules.
+    """
+    fused = [layer for layer in layers if layer.fused]
+    listed = [layer for layer in layers if not layer.fused]
+    for layer in fused:
+        _adapt_fused(layer, rank, alpha)
+    if fused:
+        model.__dict__[_BEFORE] = model.get_experts_implementation()
+        use_slots(model, fused)
+    add_peft_lora(model, listed, rank, alpha, attention=attention)
+
+
+def add_peft_lora(
+    model: PreTrainedModel,
+    listed: Sequence[MoELayer],
+    rank: int,
+    alpha: int,
+    *,
+    attention: bool = False,
+) -> None:
+    """Let PEFT wrap the linear maps of listed experts and of attention; raises as above."""
+    targets = _expert_linears(model, listed)
+    if attention:
+        targets += _attention_linears(model)
+    if targets:
+        _inject(model, targets, rank, alpha)
+    for layer in listed:
+        adapters = [
+            {name: p for name, p in expert.named_parameters() if "lora_" in name}
+            for expert in listed_experts(layer.experts_module)
+        ]
+        set_adapters(layer.experts_module, adapters)
+
+
+def _attention_linears(model: PreTrainedModel) -> list[str]:
+    names = [
+        f"{owner}.{name}"
+        for owner, module in model.named_modules()
+        if "attention" in type(module).__name__.lower()
+        for name, child in module.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+    if not names:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no linear maps found in its attention modules, so "
+            "model.attention-lora cannot be used"
+        )
+    return names
+
+
+def _expert_linears(model: PreTrainedModel, listed: Sequence[MoELayer]) -> list[str]:
+    names = {id(module): name for name, module in model.named_modules()}
+    return [
+        names[id(module)]
+        for layer in listed
+        for e, expert in enumerate(listed_experts(layer.experts_module))
+        for module in expert.modules()
+        if isinstance(module, nn.Linear) and _is_held(layer, e)
+    ]
+
+
+def _is_held(layer: MoELayer, e: int) -> bool:
+    held = held_of(layer.experts_module)
+    return held is None or e in held
+
+
+def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
+    weights = _frozen_weights(layer)
+    turned = bool(getattr(layer.experts_module, "is_transposed", False))
+    adapters: list[dict[str, nn.Parameter]] = []
+    for tensors in weights:
+        adapter: dict[str, nn.Parameter] = {}
+        for name, weight in tensors.items():
+            if len(weight.shape) == 2:  # biases stay as they are
+                # A packed weight is [out, in] in every family.
+                transposed = turned and isinstance(weight, Tensor)
+                shape = weight.shape[::-1] if transposed else weight.shape
+                adapter |= _new_pair(name, (shape[0], shape[1]), rank, weight.device)
+        adapters.append(adapter)
+    set_adapters(layer.experts_module, adapters)
+    joined = [{**tensors, **adapter} for tensors, adapter in zip(weights, adapters, strict=True)]
+    put_slots(layer, ExpertSlots(joined, alpha / rank))
+
+
+def _frozen_weights(layer: MoELayer) -> list[dict[str, Any]]:
+    """Return what each expert runs on, by short name; nothing for one that is not held."""
+    if held_of(layer.experts_module) is not None:
+        return [
+            {name: w.detach() if isinstance(w, Tensor) else w for name, w in weights.items()}
+            for weights in slots_of(layer).weights
+        ]
+    packed = packed_weights(layer.experts_module)
+    return packed or [layer.expert(e) for e in range(layer.num_experts)]
+
+
+def _new_pair(
+    name: str, shape: tuple[int, int], rank: int, device: torch.device
+) -> dict[str, nn.Parameter]:
+    """Return A ``[r, in]`` and B ``[out, r]`` in float32, as PEFT starts them."""
+    rows, columns = shape
+    a = torch.empty(rank, columns)
+    nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+    b = torch.zeros(rows, rank)
+    return {
+        f"{name}.lora_A": nn.Parameter(a.to(device)),
+        f"{name}.lora_B": nn.Parameter(b.to(device)),
+    }
+
+
+def _inject(model: PreTrainedModel, names: Iterable[str], rank: int, alpha: int) -> None:
+    """Wrap these linear modules by PEFT; the flags of all other parameters stay as they are."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names), bias="none")
+    inject_adapter_in_model(config, model)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def product(a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """Return scaling·B·A, ``[out, in]``, in float32."""
+    return scaling * (b.float() @ a.float())
+
+
+@torch.no_grad()
+def merge_adapters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
+    """Add every adapter to the weights that it adapts and remove it: a plain model again.
+
+    A quantised model is in its own 16 or 32 bits afterwards and can be saved.
+    """
+    if is_quantised(model):
+        dequantise(model)
+    for layer in layers:
+        if layer.fused and layer.adapters:
+            _merge_fused(layer)
+        set_adapters(layer.experts_module, ())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    if (before := model.__dict__.pop(_BEFORE, None)) is not None:
+        model.set_experts_implementation(before)
+    model.__dict__.pop("peft_config", None)  # else PEFT takes the model for an adapted one
+
+
+def _merge_fused(layer: MoELayer) -> None:
+    transposed = bool(getattr(layer.experts_module, "is_transposed", False))
+    scaling = slots_of(layer).scaling
+    for e, adapter in enumerate(layer.adapters):
+        for name, stacked in layer.fused_parameters().items():
+            a, b = adapter.get(f"{name}.lora_A"), adapter.get(f"{name}.lora_B")
+            if a is not None and b is not None:
+                update = product(a, b, scaling)  # [out, in]
+                stacked[e] += (update.T if transposed else update).to(stacked.dtype)
+    detach_slots(layer)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What is trained.
+
+    Attributes:
+        train: "all" parameters of the model; full tensors of the "experts"; or "expert-lora".
+        gates: train the routers, too. (These and the next two mean nothing with "all".)
+        head: train the parameters outside the base model: a classification head.
+        attention_lora: LoRA on the linear maps of attention, too.
+        rank, alpha: r and α of all LoRA.
+    """
+
+    train: str = "all"
+    gates: bool = True
+    head: bool = True
+    attention_lora: bool = False
+    rank: int = 8
+    alpha: int = 16
+
+
+def adapt(
+    model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation, seed: int
+) -> None:
+    """Freeze what is not trained and add adapters, in place; the seed fixes their values.
+
+    Call it when the model is on its device and its MoE layers are known.
+
+    Raises:
+        ValueError: the model is quantised, so that only adapters on its experts can be trained.
+        UnsupportedModelError: the family's experts cannot be adapted one by one.
+    """
+    if is_quantised(model) and adaptation.train != "expert-lora":
+        raise ValueError(
+            f'model.train = "{adaptation.train}": the model is quantised, so its weights cannot be '
+            'trained; choose "expert-lora", or model.quantization = "none"'
+        )
+    frozen = frozen_by_family(model)
+    if adaptation.train == "all":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in frozen)
+        return
+    never = {id(p) for name, p in model.named_parameters() if name in frozen}
+    model.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _open_experts(model, layers, adaptation)
+    _cast_adapters(model)
+    opened = [p for layer in layers if adaptation.gates for p in layer.router.parameters()]
+    opened += head_parameters(model).values() if adaptation.head else ()
+    for parameter in opened:
+        parameter.requires_grad_(id(parameter) not in never)
+
+
+def frozen_by_family(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of the parameters that the family itself takes no gradient of.
+
+    Such as the correction bias of a router, which pretraining moves by a rule of its own and
+    fine-tuning leaves alone. Loading a checkpoint loses the mark, so a model without values is
+    asked. (Most families keep that bias in a buffer, which is never trained.)
+    """
+    with torch.device("meta"):
+        fresh = type(model)(copy.deepcopy(model.config))
+    return frozenset(name for name, p in fresh.named_parameters() if not p.requires_grad)
+
+
+def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters outside the base model, such as a classification head."""
+    inside = {id(p) for p in model.base_model.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
+
+
+def _open_experts(
+    model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
+) -> None:
+
+    rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
+    if adaptation.train == "expert-lora":
+        add_lora(model, layers, rank, alpha, attention=attention)
+        return
+    for layer in layers:
+        for parameter in layer.expert_parameters():
+            parameter.requires_grad_(True)
+    add_peft_lora(model, [], rank, alpha, attention=attention)
+
+
+def _cast_adapters(model: PreTrainedModel) -> None:
+    """Keep adapters in float32: their steps are too small for 16 bits."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()

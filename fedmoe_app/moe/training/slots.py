@@ -1,0 +1,174 @@
+"""Run fused experts from one weight tensor per expert: an experts implementation of transformers.
+
+transformers stores the experts of a layer stacked in ``[E, ...]`` parameters. An optimiser that
+gets such a parameter moves all E experts, by weight decay and momentum even those without a
+gradient. Here every chosen expert has a *slot*, its own leaf parameter per tensor, and the others
+are frozen views of the stacked parameter. ``ALL_EXPERTS_FUNCTIONS`` is transformers' seam for it.
+
+Shapes: ``T`` tokens, ``K`` experts a token uses, ``S = T * K`` token-expert pairs, ``H`` hidden.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
+from fedmoe_app.moe.quantised.packed import packed_weights
+from fedmoe_app.moe.structure import check_interface
+from fedmoe_app.moe.training.grouped import can_group, run_grouped
+
+IMPLEMENTATION = "fedmoe_slots"
+_ATTRIBUTE = "_fedmoe_slots"
+
+
+class ExpertSlots:
+    """The weights that one fused experts module runs on, expert by expert.
+
+    It is no ``nn.Module``, so that the model's ``state_dict`` and ``named_parameters`` stay as they
+    are while it is attached.
+    """
+
+    def __init__(self, weights: Sequence[dict[str, Any]], scaling: float = 1.0) -> None:
+        """Run on ``weights``, one dict of tensors by short name an expert.
+
+        A weight is a tensor, or an object with a method ``linear(x, bias)`` (four bits). Beside
+        ``down_proj`` there may be ``down_proj.lora_A`` and ``down_proj.lora_B``, whose product
+        times ``scaling`` is added to it.
+        """
+        self.weights = list(weights)
+        self.scaling = scaling
+
+
+def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
+    """Give each chosen expert of a fused layer its own parameters, the others views.
+
+    The model must then run the implementation above (:func:`use_slots`).
+
+    Raises:
+        UnsupportedModelError: the family's experts do not go through transformers' interface.
+    """
+    if packed_weights(layer.experts_module):
+        raise UnsupportedModelError(
+            f"{layer.name}: its experts are quantised and cannot be trained themselves; add "
+            'adapters (model.train = "expert-lora")'
+        )
+    weights = [layer.expert(e) for e in range(layer.num_experts)]
+    for e in chosen:
+        weights[e] = {name: nn.Parameter(view.clone()) for name, view in weights[e].items()}
+    return put_slots(layer, ExpertSlots(weights))
+
+
+def put_slots(layer: MoELayer, slots: ExpertSlots) -> ExpertSlots:
+    """Let a fused layer run on ``slots``; raises as :func:`attach_slots`."""
+    check_slots_possible(layer)
+    layer.experts_module.__dict__[_ATTRIBUTE] = slots
+    return slots
+
+
+def check_slots_possible(layer: MoELayer) -> None:
+    """Raise UnsupportedModelError unless a fused layer's experts can be run one by one."""
+    check_interface(layer.name, layer.experts_module)
+
+
+def use_slots(model: PreTrainedModel, layers: Sequence[MoELayer]) -> None:
+    """Switch a model's experts to the implementation above.
+
+    Raises:
+        UnsupportedModelError: transformers could not switch a fused layer.
+    """
+    model.set_experts_implementation(IMPLEMENTATION)
+    for layer in layers:
+        config = getattr(layer.experts_module, "config", None)
+        if layer.fused and getattr(config, "_experts_implementation", "") != IMPLEMENTATION:
+            raise UnsupportedModelError(
+                f"{layer.name}: transformers could not switch its experts implementation"
+            )
+
+
+def slots_of(layer: MoELayer) -> ExpertSlots:
+    """Return the slots that a layer runs on."""
+    slots: ExpertSlots = layer.experts_module.__dict__[_ATTRIBUTE]
+    return slots
+
+
+def detach_slots(layer: MoELayer) -> None:
+    """Remove the slots of a layer, if it has any."""
+    layer.experts_module.__dict__.pop(_ATTRIBUTE, None)
+
+
+def slots_forward(
+    self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """Mix the experts' outputs: ``[T, H]``, ``[T, K]``, ``[T, K]`` to ``[T, H]``.
+
+    Tokens are sorted by expert once; each expert that got a token runs once, or all run at once
+    (:mod:`fedmoe_app.moe.training.grouped`). Every gather is a permutation and the sum over K is a
+    plain reduction, so the result does not depend on the order of concurrent additions.
+    """
+    slots: ExpertSlots | None = getattr(self, _ATTRIBUTE, None)
+    if slots is None and (packed := packed_weights(self)):  # quantised, without adapters
+        slots = ExpertSlots(packed)
+    if slots is None:  # a module that shares its config with one that has slots
+        eager = inspect.unwrap(type(self).forward)
+        return eager(self, hidden_states, top_k_index, top_k_weights)
+    tokens, top_k = top_k_index.shape
+    expert_ids, order = torch.sort(top_k_index.reshape(-1), stable=True)  # [S], [S]
+    counts = torch.bincount(expert_ids, minlength=len(slots.weights))  # [E]
+    pairs = hidden_states.unsqueeze(1).expand(-1, top_k, -1).reshape(tokens * top_k, -1)
+    pairs = pairs.index_select(0, order)  # [S, H]
+    if can_group(self, slots.weights, pairs):
+        outputs = run_grouped(self, pairs, expert_ids, counts, slots.weights, slots.scaling)
+    else:
+        outputs = _run_each(self, pairs, counts.tolist(), slots)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(order.shape[0], device=order.device)
+    mixed = outputs.index_select(0, inverse).view(tokens, top_k, -1)  # [T, K, H]
+    return (mixed * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+
+
+def _run_each(module: Any, x: Tensor, counts: Sequence[int], slots: ExpertSlots) -> Tensor:
+    """Run the experts one by one on their parts of ``[S, H]``, which is sorted by expert."""
+    outputs = [
+        _expert(module, part, weights, slots.scaling)
+        for part, weights in zip(x.split(counts), slots.weights, strict=True)
+        if part.shape[0]
+    ]
+    return torch.cat(outputs)
+
+
+def _expert(module: Any, x: Tensor, weights: dict[str, Any], scaling: float) -> Tensor:
+    """Run one expert on its tokens ``[count, H]``, as transformers' own implementations do."""
+    up_name = "gate_up_proj" if module.has_gate else "up_proj"
+    up = _linear(module, x, weights, up_name, scaling)
+    hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
+    out = _linear(module, hidden, weights, "down_proj", scaling)
+    return module.post_expert_norm(out) if module.has_post_expert_norm else out
+
+
+def _linear(module: Any, x: Tensor, weights: dict[str, Any], name: str, scaling: float) -> Tensor:
+    """x·Wᵀ + b, plus scaling·x·Aᵀ·Bᵀ where the expert has an adapter."""
+    weight, bias = weights[name], weights.get(f"{name}_bias")
+    if isinstance(weight, Tensor):
+        straight = weight.T if module.is_transposed else weight  # [out, in]
+        out = F.linear(x.to(straight.dtype), straight, bias)
+    else:
+        out = weight.linear(x, bias)
+    lora_a = weights.get(f"{name}.lora_A")  # [r, in]
+    if lora_a is None:
+        return out
+    lora_b = weights[f"{name}.lora_B"]  # [out, r]
+    low = F.linear(x.to(lora_a.dtype), lora_a)  # [count, r]
+    if out.dtype == lora_b.dtype:  # one pass over [count, out] instead of three
+        return torch.addmm(out, low, lora_b.T, alpha=scaling)
+    return out + F.linear(scaling * low, lora_b).to(out.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, slots_forward)

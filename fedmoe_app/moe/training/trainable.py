@@ -1,0 +1,257 @@
+"""Make chosen experts trainable, each as parameters of its own, and tell what training changed.
+
+Order of use::
+
+    trainables = Trainables(model, layers, experts=[[0, 3], [1]])
+    optimizer = AdamW(trainables.named_parameters().values())
+    for batch in batches:
+        optimizer.zero_grad(set_to_none=True)
+        model(**batch).loss.backward()
+        trainables.count_step()                 # after backward, before the step
+        optimizer.step()
+    changes = trainables.changes()              # before merge()
+    trainables.merge()                          # only where the local model is used further
+    trainables.detach()                         # the plain transformers model again
+
+Dense parameters and gates are trained where they require a gradient. Shapes: ``L`` MoE layers,
+``E`` experts a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedmoe_app.moe.layers import MoELayer, dense_parameters
+from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
+from fedmoe_app.moe.training.slots import attach_slots, detach_slots, use_slots
+
+_MARK = "_fedmoe_trainables"  # attribute of a model that has trainables attached
+
+
+class Trainables:
+    """The trainable parameters of a model during one local training.
+
+    Write the received values into the model first: they are what changes are measured against.
+    Until :meth:`merge` the model's own expert tensors keep the received values where experts are
+    fused; adapters, and the experts of families with one module per expert (Switch), are moved
+    directly.
+
+    Attributes:
+        trained: ``[L, E]`` int64, optimiser steps in which each expert received a gradient.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[MoELayer],
+        experts: Sequence[Collection[int]] | None = None,
+    ) -> None:
+        """Attach to the model; ``experts`` lists the chosen experts per layer, None means all.
+
+        Raises:
+            ValueError: ``experts`` has not one entry per layer, or names an expert beyond E.
+            UnsupportedModelError: the family's experts cannot be run one by one.
+            RuntimeError: the model has trainables already.
+        """
+        if hasattr(model, _MARK):
+            raise RuntimeError("the model has trainables already; call their detach() first")
+        self._model = model
+        self._layers = tuple(layers)
+        self._chosen = _check_experts(self._layers, experts)
+        self._local = ModelState()
+        self._merged = False
+        self._implementation = model.get_experts_implementation()
+        self._flags = [(p, p.requires_grad) for p in _all_parameters(model, self._layers)]
+        self.trained = torch.zeros(len(layers), layers[0].num_experts, dtype=torch.int64)  # [L, E]
+        setattr(model, _MARK, True)
+        try:
+            self._local = self._attach()
+        except BaseException:
+            self.detach()
+            raise
+        self._received = self._copy_received()
+
+    def __enter__(self) -> Trainables:
+        """Return self; leaving the ``with`` block detaches."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Detach, without merging."""
+        self.detach()
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the trainable parameters by the keys of :mod:`fedmoe_app.moe.state`, in order."""
+        return {key: p for key, p in self._local.named() if isinstance(p, nn.Parameter)}
+
+    def reference(self) -> Tensors:
+        """Return the received values by the same keys; read them, do not write to them."""
+        return dict(self._received.named())
+
+    def train_only(self, layer: int, experts: Tensor) -> None:
+        """Freeze the chosen experts of a layer that are not in ``experts`` ``[E]`` bool.
+
+        Call it before the layer's experts run; it holds until the next call. A frozen expert's
+        weights get no gradient; the gradient of its input still flows to the layers below.
+        """
+        for e, wanted in enumerate(experts.tolist()):
+            for parameter in self._local.experts.get((layer, e), {}).values():
+                parameter.requires_grad_(wanted)
+
+    def count_step(self, routed: Tensor | None = None) -> None:
+        """Count the experts that this step trains; call it between ``backward`` and ``step``.
+
+        An expert that only padding reached has a gradient of exact zeros. It counts as not
+        reached: the gradient is dropped, so that the optimiser leaves the expert alone. So does
+        one that no token reached, whatever a regulariser on its weights says.
+
+        Args:
+            routed: whether a real token of the step went to e, ``[L, E]`` bool; None if not known.
+        """
+        used = [key for key in self._local.experts if routed is None or bool(routed[key])]
+        trained = _with_gradient({key: self._local.experts[key] for key in used})
+        for key, tensors in self._local.experts.items():
+            if key in trained:
+                self.trained[key] += 1
+            else:
+                for parameter in tensors.values():
+                    parameter.grad = None
+
+    def changes(self) -> ModelState:
+        """Return local minus received in float32: dense, gates, and the experts that were trained.
+
+        Raises:
+            RuntimeError: called after :meth:`merge`, when the received values are gone.
+        """
+        if self._merged:
+            raise RuntimeError("changes() must be called before merge()")
+        local, received = self._local, self._received
+        return ModelState(
+            dense=_difference(local.dense, received.dense),
+            gates={i: _difference(t, received.gates[i]) for i, t in local.gates.items()},
+            experts={
+                key: _difference(tensors, received.experts[key])
+                for key, tensors in local.experts.items()
+                if self.trained[key] > 0
+            },
+        )
+
+    def merge(self) -> None:
+        """Write the trained experts into the model's own tensors; call :meth:`changes` before."""
+        for (index, e), tensors in self._local.experts.items():
+            if not self._layers[index].separate:
+                self._layers[index].set_expert(e, tensors)
+        self._merged = True
+
+    def detach(self) -> None:
+        """Give the model back as it was: own experts implementation, ``requires_grad`` flags."""
+        self._model.__dict__.pop(_MARK, None)
+        shared = [layer for layer in self._layers if not layer.separate]
+        for layer in shared:
+            detach_slots(layer)
+        if shared:
+            self._model.set_experts_implementation(self._implementation)
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+        for parameter in self.named_parameters().values():
+            parameter.grad = None
+
+    def _attach(self) -> ModelState:
+        """Set ``requires_grad`` and slots; return the trainable parameters."""
+        local = ModelState(dense=_trainable(dense_parameters(self._model, self._layers)))
+        for layer, chosen in zip(self._layers, self._chosen, strict=True):
+            if gate := _trainable(layer.gate_parameters()):
+                local.gates[layer.index] = gate
+            for parameter in layer.expert_parameters():
+                parameter.requires_grad_(False)
+            for e, tensors in _attach_experts(layer, chosen).items():
+                local.experts[layer.index, e] = tensors
+        if not all(layer.separate for layer in self._layers):
+            use_slots(self._model, self._layers)
+        return local
+
+    def _copy_received(self) -> ModelState:
+        """Copy what training overwrites; a fused expert's received values stay in the model."""
+        local, layers = self._local, self._layers
+        experts = {}
+        for (index, e), tensors in local.experts.items():
+            separate = layers[index].separate
+            experts[index, e] = _clones(tensors) if separate else layers[index].expert(e)
+        gates = {index: _clones(tensors) for index, tensors in local.gates.items()}
+        return ModelState(dense=_clones(local.dense), gates=gates, experts=experts)
+
+
+def _all_parameters(model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[nn.Parameter]:
+    """Return the model's parameters and the adapters, which it does not know of, each once."""
+    adapters = [p for layer in layers for adapter in layer.adapters for p in adapter.values()]
+    return list(dict.fromkeys([*model.parameters(), *adapters]))
+
+
+def _check_experts(
+    layers: Sequence[MoELayer], experts: Sequence[Collection[int]] | None
+) -> list[list[int]]:
+    """Return the sorted chosen experts of every layer."""
+    if experts is None:
+        return [list(range(layer.num_experts)) for layer in layers]
+    if len(experts) != len(layers):
+        raise ValueError(
+            f"experts lists {len(experts)} layers: the model has {len(layers)} MoE layers"
+        )
+    for layer, chosen in zip(layers, experts, strict=True):
+        for e in chosen:
+            if not 0 <= e < layer.num_experts:
+                raise ValueError(
+                    f"experts[{layer.index}] holds {e}: layer {layer.index} has "
+                    f"{layer.num_experts} experts, choose 0..{layer.num_experts - 1}"
+                )
+    return [sorted({int(e) for e in chosen}) for chosen in experts]
+
+
+def _attach_experts(layer: MoELayer, chosen: Sequence[int]) -> dict[int, Tensors]:
+    """Make the chosen experts of one layer trainable; return their parameters."""
+    if layer.separate:
+        return {e: _trainable(layer.own_parameters(e)) for e in chosen}
+    slots = attach_slots(layer, chosen)
+    return {e: slots.weights[e] for e in chosen}
+
+
+def _with_gradient(experts: Mapping[ExpertKey, Tensors]) -> set[ExpertKey]:
+    """Return the experts that have a gradient which is not all zeros."""
+    # The smaller tensors come last.
+    last = {key: g for key, t in experts.items() if (g := next(_gradients(t), None)) is not None}
+    if not last:
+        return set()
+    # One answer for all experts: a GPU would be waited for once an expert.
+    nonzero = torch.stack([gradient.any() for gradient in last.values()]).tolist()
+    found = {key for key, flag in zip(last, nonzero, strict=True) if flag}
+    rest = (key for key in last if key not in found)
+    return found | {k for k in rest if any(bool(g.any()) for g in _gradients(experts[k]))}
+
+
+def _gradients(tensors: Tensors) -> Iterator[Tensor]:
+    """Yield the gradients that there are, those of the last tensor first."""
+    return (p.grad for p in reversed(tensors.values()) if p.grad is not None)
+
+
+def _trainable(parameters: Mapping[str, nn.Parameter]) -> Tensors:
+    """Return the floating-point ones, with ``requires_grad``; quantised weights stay out."""
+    floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
+    return {name: p.requires_grad_() for name, p in floating.items()}
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _difference(local: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensors:
+    # On the CPU, where the received state is and from where it is sent.
+    return {name: (local[name].detach().float() - received[name].float()).cpu() for name in local}
