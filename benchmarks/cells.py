@@ -101,7 +101,8 @@ def local_only(cell: Cell, draft: Path) -> Path:
 
 
 def _train_alone(cell: Cell, draft: Path, client: int) -> dict[str, Any]:
-    from fedmoe_app.aggregation.aggregate import fold, round_info
+    from fedmoe_app.aggregation.aggregate import fold
+    from fedmoe_app.aggregation.streaming import round_info
     from fedmoe_app.client.round import train_client
     from fedmoe_app.config.node import Node
     from fedmoe_app.moe.layers import read_state, write_state

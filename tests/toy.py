@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.diagnostics import Diagnostics
+from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ExpertKey, ModelState, flatten

@@ -29,13 +29,6 @@ from fedmoe_app.schemes.sums import PairRule, add_scaled, all_finite, mean_of, w
 from fedmoe_app.wire.update import ClientUpdate
 
 
-def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
-    """Describe a round to the scheme; ``updates`` must be in client order."""
-    examples = torch.tensor([float(update.num_examples) for update in updates])  # [N]
-    steps = torch.tensor([update.metrics.get("num-steps", 0.0) for update in updates])  # [N]
-    return RoundInfo(server_round, examples, steps, tuple(update.routing for update in updates))
-
-
 def fold(
     state: ModelState,
     updates: Sequence[ClientUpdate],

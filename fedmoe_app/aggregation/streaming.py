@@ -28,7 +28,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import round_info
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
 from fedmoe_app.schemes.base import RoundInfo, Scheme
@@ -185,3 +184,10 @@ class AtOnce:
     def _may_be_taken(self, update: ClientUpdate, node: int) -> bool:
         same_split = update.num_partitions in (0, self._num_partitions)
         return bool(self._order) and self._holders.get(update.client) == node and same_split
+
+
+def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
+    """Describe a round to the scheme; ``updates`` must be in client order."""
+    examples = torch.tensor([float(update.num_examples) for update in updates])  # [N]
+    steps = torch.tensor([update.metrics.get("num-steps", 0.0) for update in updates])  # [N]
+    return RoundInfo(server_round, examples, steps, tuple(update.routing for update in updates))

@@ -15,10 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import FoldError, folded_tensors, round_info
+from fedmoe_app.aggregation.aggregate import FoldError, folded_tensors
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.aggregation.streaming import AtOnce, RunningSums
+from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport

@@ -2,7 +2,8 @@
 
 import torch
 
-from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.aggregate import fold
+from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.base import Scheme, weighted_sum
 from fedmoe_app.schemes.fedavg import FedAvg

@@ -10,9 +10,9 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 
-from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.aggregation.streaming import AtOnce, RunningSums
+from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes import SCHEMES

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.aggregate import fold
+from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.client.round import _from_received, _replaced
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.fcmoe import FCMoE

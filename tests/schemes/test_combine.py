@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.aggregation.aggregate import round_info
+from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import round_info
+from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.base import LocalStep
 from fedmoe_app.schemes.fedalign import FedAlignMoE

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.diagnostics import Diagnostics
+from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.moe.state import ModelState, Tensors, flatten
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.fcmoe import FCMoE

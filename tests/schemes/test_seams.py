@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedmoe_app.aggregation.aggregate import fold, round_info
+from fedmoe_app.aggregation.aggregate import fold
+from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.combine import Combination
