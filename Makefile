@@ -40,10 +40,11 @@ test: install ## Run the tests
 slow: install ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-lint: install ## Check style and types
+lint: install ## Check style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: install ## Build the docs site into site/; warnings are errors
 	$(BIN)/python -m pip install --quiet --quiet -e '.[docs]'

@@ -38,19 +38,17 @@ from torch import Tensor
 
 from benchmarks.cells import print_markdown
 from benchmarks.peaks import MIB, anonymous, in_own_process, watch_memory
+from fedmoe_app import ClientUpdate, FedAvg, ModelState, RoutingStats
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.compare.in_process import task_identity
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.state import ModelState, expert_name
+from fedmoe_app.moe.state import expert_name
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server.rounds import Limits
 from fedmoe_app.server.run import keep_memory_steady
 from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.arrays import encode_one_by_one, view_state
 from fedmoe_app.wire.packing import CODED, raw_array
 from fedmoe_app.wire.records import Question, encode_update
-from fedmoe_app.wire.update import ClientUpdate
 
 VALUES = MIB  # of a tensor: 4 MB
 KINDS = ("Flower", "fedmoe", "fedmoe, waiting", "fedmoe, sparse")

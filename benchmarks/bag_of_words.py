@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.baselines import DATA, settings_of
 from benchmarks.cells import SHARED_DATA, print_markdown, run_config
-from fedmoe_app.config.parse import parse_run_config
+from fedmoe_app import parse_run_config
 from fedmoe_app.data.sources import load_text_data
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 30, 256, 0.01

@@ -23,18 +23,15 @@ from typing import Any
 from benchmarks.baselines import CLIENTS, settings_of
 from benchmarks.cells import SHARED_DATA, measure, print_markdown, run_config
 from benchmarks.schemes import UNEQUAL
+from fedmoe_app import ClientUpdate, ModelState, RoutingStats, parse_run_config
 from fedmoe_app.compare.plan import SchemeEntry
 from fedmoe_app.compare.summary import Row
-from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import home
 from fedmoe_app.moe.layers import read_state
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.tasks.setup import load_setup, server_data
 from fedmoe_app.wire.codecs import CODEC_NAMES, make_codec
 from fedmoe_app.wire.records import encode_update, record_bytes
-from fedmoe_app.wire.update import ClientUpdate
 
 FP32, DENSE, DENSE_LORA = "fp32", "all parameters, fp32", "LoRA, all experts, fp32"
 CODECS: Mapping[str, Mapping[str, Any]] = {

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedmoe_app import default_run_config, parse_run_config
 from fedmoe_app.compare.compare import report, write_report
 from fedmoe_app.compare.execute import config_in, in_process, run_cells
 from fedmoe_app.compare.folder import ComparisonFolder
@@ -19,7 +20,6 @@ from fedmoe_app.compare.plan import Cell, Partition, SchemeEntry, make_plan
 from fedmoe_app.compare.summary import Row
 from fedmoe_app.compare.tables import failures, markdown_table
 from fedmoe_app.config.overrides import Flat
-from fedmoe_app.config.parse import default_run_config, parse_run_config
 from fedmoe_app.config.paths import home
 from fedmoe_app.results.folder import RunFolder
 
@@ -101,12 +101,12 @@ def local_only(cell: Cell, draft: Path) -> Path:
 
 
 def _train_alone(cell: Cell, draft: Path, client: int) -> dict[str, Any]:
+    from fedmoe_app import FedAvg
     from fedmoe_app.aggregation.aggregate import fold
     from fedmoe_app.aggregation.streaming import round_info
     from fedmoe_app.client.round import train_client
     from fedmoe_app.config.node import Node
     from fedmoe_app.moe.layers import read_state, write_state
-    from fedmoe_app.schemes.fedavg import FedAvg
     from fedmoe_app.tasks.base import evaluate
     from fedmoe_app.tasks.setup import load_setup, server_data
     from fedmoe_app.wire.records import TrainTask

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmoe_app.schemes.base import LocalStep
-from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app import FedAvg, LocalStep
 
 TICKS: list[float] = []  # seconds, one a forward pass
 

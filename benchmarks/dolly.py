@@ -17,8 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.cells import REPOSITORY, SHARED_DATA
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.parse import default_run_config
+from fedmoe_app import default_run_config, run_in_process
 from fedmoe_app.data.columns import format_prompt
 
 PROMPTS = ("What is the capital of France?", "Name three animals that live in the sea.")

@@ -34,16 +34,13 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from benchmarks.cells import REPOSITORY, print_markdown
+from fedmoe_app import ModelState, RunConfig, default_run_config, find_moe_layers, parse_run_config
 from fedmoe_app.client import round as local_round
 from fedmoe_app.client.memory import PROCESS, estimate
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import default_run_config, parse_run_config
-from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
-from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import PRESETS
-from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.records import TrainTask, encode_update
 
 LAYERS, HIDDEN, TOP_K, ROWS = 3, 1024, 2, 36

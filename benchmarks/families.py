@@ -36,13 +36,18 @@ from benchmarks.every_family import (
     small_model,
     token_batch,
 )
+from fedmoe_app import (
+    UnsupportedModelError,
+    default_run_config,
+    find_moe_layers,
+    parse_run_config,
+    read_metrics,
+    run_in_process,
+)
 from fedmoe_app.client.trial import word_tokenizer
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.parse import default_run_config, parse_run_config
 from fedmoe_app.config.paths import home
-from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers, write_state
+from fedmoe_app.moe.layers import write_state
 from fedmoe_app.report import plots
-from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.server.resume import find_checkpoint
 from fedmoe_app.tasks.setup import load_setup
 

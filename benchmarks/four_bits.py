@@ -28,7 +28,7 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
 from benchmarks.cells import print_markdown
-from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.quantised.packed import KINDS, packed_stacks
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.quantised.quantisers import quantization_config

@@ -37,10 +37,9 @@ from benchmarks.cells import SHARED_DATA, print_markdown, run_config
 from benchmarks.clock import TICKS
 from benchmarks.memory import PeakMemory
 from benchmarks.random_checkpoint import ARCHITECTURES, full_size_config, write_checkpoint
+from fedmoe_app import ClientUpdate, RunConfig, parse_run_config
 from fedmoe_app.client.round import train_client
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.loading import PRESETS
@@ -53,7 +52,6 @@ from fedmoe_app.wire.records import (
     encode_update,
     record_bytes,
 )
-from fedmoe_app.wire.update import ClientUpdate
 
 GB = 10**9
 NODES = 8  # partitions of the data, of which the client has one

@@ -132,7 +132,7 @@ def cell(name: str, file: Path, clients: int) -> dict[str, float]:
     import datasets
 
     from benchmarks.cells import run_config
-    from fedmoe_app.config.parse import parse_run_config
+    from fedmoe_app import parse_run_config
     from fedmoe_app.data.encoding import encode_classification
     from fedmoe_app.data.partitions import assign, partition
     from fedmoe_app.data.sources import load_text_data

@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedmoe_app import read_metrics
 from fedmoe_app.launch.flower import Output, Simulation, run_simulation
-from fedmoe_app.results.folder import read_metrics
 from tests.conftest import REPOSITORY
 from tests.end_to_end.processes import FLOWER_SUPERNODE, WARM_SUPERNODE, deployment
 

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmoe_app import read_metrics
 from fedmoe_app.compare.tables import markdown_table
-from fedmoe_app.results.folder import read_metrics
 
 HEADERS = ("scheme", "clients an expert", "conflict", "κ", "S", "D", "distance", "r(c)")
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fedmoe_app import default_run_config, run_in_process
 from fedmoe_app.cli.report import write_report
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.parse import default_run_config
 from tests.report.html import browser
 
 REPOSITORY = Path(__file__).resolve().parents[1]

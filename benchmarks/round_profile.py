@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.cells import print_markdown, run_config
-from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app import run_in_process
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.server.rounds import RoundLoop
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from benchmarks.cells import print_markdown
 from benchmarks.random_checkpoint import ARCHITECTURES, full_size_config
-from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.quantised.packed import BLOCK
 
 RANK = 8

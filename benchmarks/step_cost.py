@@ -29,17 +29,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.cells import print_markdown, run_config
+from fedmoe_app import RunConfig, find_moe_layers, make_scheme, parse_run_config
 from fedmoe_app.client.train import LocalRun, train, train_batches
-from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.lora import Adaptation, adapt
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.fedalign import MEAN_PROB, REFERENCE
 from fedmoe_app.tasks.base import CausalLM
 

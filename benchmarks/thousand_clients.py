@@ -27,19 +27,15 @@ from flwr.app import Message, RecordDict
 
 from benchmarks.cells import print_markdown, run_config
 from benchmarks.peaks import MIB, in_own_process, watch_memory
+from fedmoe_app import SCHEMES, ClientUpdate, ModelShape, ModelState, parse_run_config
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.compare.in_process import task_identity
-from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes import SCHEMES
 from fedmoe_app.server.rounds import Limits
 from fedmoe_app.server.run import keep_memory_steady
 from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.arrays import view_state
 from fedmoe_app.wire.records import encode_state, encode_update
-from fedmoe_app.wire.update import ClientUpdate
 
 REAL_CLIENTS = 4
 HIDDEN = 64  # of qwen3moe-tiny

@@ -1,7 +1,8 @@
 """Federated fine-tuning of Mixture-of-Experts language models, as a Flower app.
 
-The published functions of the schemes are here by name, ``from fedmoe_app import expert_weights``;
-torch is imported when the first of them is asked for.
+What programs of others use is here by name: ``from fedmoe_app import Scheme, run_in_process``.
+These names stay; where a module lies inside is nobody's business but this package's. A name is
+imported when it is asked for, so that ``import fedmoe_app`` stays light (PEP 562).
 """
 
 import logging
@@ -12,31 +13,58 @@ from typing import Any
 # imports it whether or not a model is quantised.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-# The public functions by name, each with its module: pure mathematics, on tensors alone. They stay,
-# with their arguments and shapes: programs of others call them.
-PUBLIC = {
-    "expert_importance": "fedmoe_app.schemes.hfedmoe",
-    "information_bottleneck": "fedmoe_app.schemes.hfedmoe",
-    "select_experts": "fedmoe_app.schemes.hfedmoe",
-    "expert_weights": "fedmoe_app.schemes.hfedmoe",
-    "gate_weights": "fedmoe_app.schemes.hfedmoe",
-    "importance": "fedmoe_app.schemes.fcmoe",
-    "consensus_update": "fedmoe_app.schemes.fcmoe",
-    "retention": "fedmoe_app.schemes.fcmoe",
-    "consistency_weights": "fedmoe_app.schemes.fedalign",
-    "routing_reference": "fedmoe_app.schemes.fedalign",
-    "semantic_weights": "fedmoe_app.schemes.fedalign",
-    "gate_regulariser": "fedmoe_app.schemes.fedalign",
+_BY_MODULE = {
+    # A run, and what it leaves behind
+    "config.errors": ("ConfigError", "DataError"),
+    "config.schema": ("RunConfig",),
+    "config.parse": ("default_run_config", "flatten_run_config", "parse_run_config"),
+    "compare.in_process": ("run_in_process",),
+    "results.folder": ("ResultsError", "read_metrics"),
+    "results.status": ("read_status",),
+    # What a scheme is made of and is given
+    "schemes": ("SCHEMES", "make_scheme"),
+    "schemes.base": ("ExpertUpdates", "LocalClient", "LocalStep", "RoundInfo", "Scheme"),
+    "schemes.sums": ("PairRule",),
+    "moe.shape": ("ModelShape",),
+    "moe.state": ("ModelState",),
+    "moe.routing": ("RoutingStats",),
+    "wire.update": ("ClientUpdate",),
+    # The schemes, and their pure mathematics on tensors alone
+    "schemes.fedavg": ("FedAvg",),
+    "schemes.fedprox": ("FedProx",),
+    "schemes.fedmoe": ("FedMoE",),
+    "schemes.pflmoe": ("PFLMoE",),
+    "schemes.combine": ("Combination",),
+    "schemes.hfedmoe": (
+        "HFedMoE",
+        "expert_importance",
+        "expert_weights",
+        "gate_weights",
+        "information_bottleneck",
+        "select_experts",
+    ),
+    "schemes.fcmoe": ("FCMoE", "consensus_update", "importance", "retention"),
+    "schemes.fedalign": (
+        "FedAlignMoE",
+        "consistency_weights",
+        "gate_regulariser",
+        "routing_reference",
+        "semantic_weights",
+    ),
+    # Models
+    "moe.layers": ("MoELayer", "UnsupportedModelError", "find_moe_layers"),
+    "moe.loading": ("load_model",),
 }
+PUBLIC = {name: f"{__name__}.{module}" for module, names in _BY_MODULE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public function when it is asked for; see PEP 562."""
+    """Import a public name when it is asked for; see PEP 562."""
     if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    """List the public functions with everything else."""
+    """List the public names with everything else."""
     return sorted({*globals(), *PUBLIC})

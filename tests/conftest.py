@@ -15,8 +15,11 @@ hypothesis.settings.load_profile("fedmoe")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from fedmoe_app.config.parse import default_run_config, parse_run_config  # noqa: E402
-from fedmoe_app.config.schema import RunConfig  # noqa: E402
+from fedmoe_app import (  # noqa: E402
+    RunConfig,
+    default_run_config,
+    parse_run_config,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -11,10 +11,9 @@ from typing import Any
 from flwr.app import Message
 from flwr.proto.node_pb2 import NodeInfo
 
+from fedmoe_app import FedAvg, ModelShape
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.results.metrics import RoundReport, metrics_line
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.rounds import Limits

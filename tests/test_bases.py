@@ -10,17 +10,13 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import ClientUpdate, ConfigError, RunConfig, read_metrics, run_in_process
 from fedmoe_app.client import round as local_round
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
 from fedmoe_app.moe.loading import ModelNotFoundError
-from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.server.rounds import RunFailedError
 from fedmoe_app.wire.records import TrainTask
-from fedmoe_app.wire.update import ClientUpdate
 from tests.bases import save_base
 from tests.compare.test_in_process import TWO, write_lines
 from tests.conftest import flat_config

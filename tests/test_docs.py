@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app import SCHEMES, make_scheme, read_metrics, run_in_process
 from fedmoe_app.compare.plan import read_schemes
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.schemes import COMBINE, SCHEMES, make_scheme
+from fedmoe_app.schemes import COMBINE
 from tests.compare.test_in_process import SMALL
 from tests.conftest import REPOSITORY, flat_config, make_config
 from tests.test_experiments import OF_SCHEMES

@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import (
+    Combination,
+    FCMoE,
+    FedAlignMoE,
+    FedAvg,
+    FedMoE,
+    FedProx,
+    HFedMoE,
+    PFLMoE,
+    Scheme,
+    make_scheme,
+)
 from fedmoe_app.config.parse import flatten_table
-from fedmoe_app.schemes import make_scheme
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.combine import Combination
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.schemes.fedalign import FedAlignMoE
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.schemes.fedprox import FedProx
-from fedmoe_app.schemes.hfedmoe import HFedMoE
-from fedmoe_app.schemes.pflmoe import PFLMoE
 from tests.conftest import REPOSITORY, flat_config, make_config
 
 FILES = sorted((REPOSITORY / "experiments").glob("*.toml"))

@@ -16,9 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app import read_metrics, run_in_process
 from fedmoe_app.data.sources import load_text_data
-from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.tasks.setup import load_setup
 from tests.compare.test_in_process import SMALL
 from tests.conftest import flat_config, make_config

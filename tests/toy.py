@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 
+from fedmoe_app import ClientUpdate, LocalClient, ModelShape, ModelState, RoutingStats, Scheme
 from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import round_info
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.state import ExpertKey, ModelState, flatten
-from fedmoe_app.schemes.base import LocalClient, Scheme
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.moe.state import ExpertKey, flatten
 
 NUM_LAYERS, NUM_EXPERTS = 2, 3
 TOPICS = {

@@ -2,13 +2,10 @@
 
 import torch
 
+from fedmoe_app import ClientUpdate, FedAvg, FedMoE, ModelState, Scheme
 from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.streaming import round_info
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.base import Scheme, weighted_sum
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.schemes.base import weighted_sum
 from tests.toy import toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]

@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmoe_app import ExpertUpdates, FedAvg, FedMoE, RoundInfo, Scheme, read_metrics
 from fedmoe_app.aggregation import diagnostics
 from fedmoe_app.aggregation.diagnostics import conflict_share
-from fedmoe_app.results.folder import RunFolder, read_metrics
-from fedmoe_app.schemes.base import ExpertUpdates, RoundInfo, Scheme
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.fedmoe import FedMoE
+from fedmoe_app.results.folder import RunFolder
 from tests.toy import diagnose_toy, own_update
 
 

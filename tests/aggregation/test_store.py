@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmoe_app import SCHEMES, ClientUpdate, FCMoE
 from fedmoe_app.aggregation.store import Spool, SpoolError
-from fedmoe_app.schemes import SCHEMES
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.wire.update import ClientUpdate
 from tests.toy import assert_same, diagnose_toy, fold_toy, own_update, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]

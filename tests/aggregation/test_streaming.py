@@ -10,17 +10,14 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 
+from fedmoe_app import SCHEMES, ClientUpdate, ModelState, Scheme
 from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes import SCHEMES
-from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.collect import Decoded, Intake
 from fedmoe_app.wire.records import UpdateSpec, encode_update
-from fedmoe_app.wire.update import ClientUpdate
 from tests.aggregation.test_store import updates
 from tests.toy import assert_same, toy_state
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedmoe_app import ConfigError, ResultsError, run_in_process
 from fedmoe_app.cli.export import Format, export, read_format
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.results.folder import ResultsError, list_checkpoints
+from fedmoe_app.results.folder import list_checkpoints
 from tests.conftest import flat_config
 from tests.toy import write_topics
 

@@ -8,11 +8,10 @@ import torch
 from rich.console import Console
 from transformers import MixtralConfig, OlmoeConfig
 
+from fedmoe_app import ModelState, parse_run_config
 from fedmoe_app.cli.inspect import inspect_model, print_outline, update_shapes
-from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.loading import ModelNotFoundError
-from fedmoe_app.moe.state import ModelState
 from fedmoe_app.tasks.setup import load_setup
 from fedmoe_app.wire.codecs import CODEC_NAMES, make_codec
 from fedmoe_app.wire.packing import expected_packed, pack_changes

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedmoe_app import ConfigError, RunConfig, parse_run_config
 from fedmoe_app.cli.partition import Split, describe_setting, plot_split, print_split, split_of
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.partitions import partition
 from fedmoe_app.data.sources import load_text_data
 from tests.conftest import flat_config

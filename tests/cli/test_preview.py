@@ -11,10 +11,8 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from fedmoe_app import ConfigError, RunConfig, parse_run_config
 from fedmoe_app.cli.preview import Preview, preview_of, print_preview
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.config.schema import RunConfig
 from tests.bases import save_base
 from tests.conftest import flat_config
 from tests.data import chat_templates as templates

@@ -17,11 +17,12 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from fedmoe_app import ResultsError, read_status
 from fedmoe_app.cli.main import app
 from fedmoe_app.cli.status import newest_run, overview
 from fedmoe_app.results import status
-from fedmoe_app.results.folder import ResultsError, RunFolder
-from fedmoe_app.results.status import StatusFile, how_to_resume, note_interruption, read_status
+from fedmoe_app.results.folder import RunFolder
+from fedmoe_app.results.status import StatusFile, how_to_resume, note_interruption
 from fedmoe_app.server.resume import set_back
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedmoe_app import make_scheme
 from fedmoe_app.client.train import LocalRun, _backward
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes import make_scheme
 from fedmoe_app.tasks.setup import load_setup
 from tests.conftest import make_config
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fedmoe_app.moe.loading import load_model
+from fedmoe_app import load_model
 from fedmoe_app.tasks.base import CausalLM, evaluate
 from fedmoe_app.tasks.exact_match import ExactMatch
 from fedmoe_app.tasks.setup import load_setup

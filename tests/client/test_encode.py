@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmoe_app import ModelState
 from fedmoe_app.client.encode import encode_reply
-from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import ProtocolError, TrainTask, UpdateSpec, decode_update
 from tests.wire.large import large_state, large_update

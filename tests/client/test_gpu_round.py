@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import read_metrics, run_in_process
 from fedmoe_app.tasks import setup
 from tests.conftest import flat_config
 

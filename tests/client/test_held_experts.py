@@ -11,12 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedmoe_app import ConfigError, parse_run_config, read_metrics, run_in_process
 from fedmoe_app.client.memory import GIB, estimate
 from fedmoe_app.client.placement import choose
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.tasks.setup import load_setup
 from fedmoe_app.wire.update import Choice
 from tests.bases import save_base

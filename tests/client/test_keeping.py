@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmoe_app import FCMoE, FedAlignMoE, FedAvg, ModelState
 from fedmoe_app.client.state import ClientFiles, Keeping, is_acceptable
 from fedmoe_app.moe.layers import read_state
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.schemes.fedalign import FedAlignMoE
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.tasks.setup import Setup, load_setup
 from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
 from tests.conftest import make_config

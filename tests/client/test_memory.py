@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import ConfigError
 from fedmoe_app.client.memory import GIB, Need, estimate, largest_budget
-from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.tasks.setup import load_setup
 from tests.bases import save_base

@@ -12,9 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.moe.layers import find_moe_layers
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import find_moe_layers, read_metrics, run_in_process
 from tests.bases import save_base
 from tests.conftest import flat_config
 from tests.moe.families import NAMES, batch

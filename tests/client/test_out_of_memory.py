@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmoe_app import LocalClient, LocalStep, RoundInfo, Scheme, read_metrics, run_in_process
 from fedmoe_app.client.memory import (
     LOADING,
     TRAINING,
@@ -22,9 +23,6 @@ from fedmoe_app.client.memory import (
     round_note,
 )
 from fedmoe_app.client_app import name_errors
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.schemes.base import LocalClient, LocalStep, RoundInfo, Scheme
 from tests.conftest import flat_config
 
 PEBIBYTE = 2**50

@@ -13,17 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedmoe_app import ClientUpdate, ModelState, PFLMoE, RunConfig, Scheme
 from fedmoe_app.client.personal import OwnModel, own_model
 from fedmoe_app.client.round import train_client
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import read_state
-from fedmoe_app.moe.state import ModelState, Tensors
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.pflmoe import PFLMoE
+from fedmoe_app.moe.state import Tensors
 from fedmoe_app.tasks.setup import load_setup
 from fedmoe_app.wire.records import TrainTask
-from fedmoe_app.wire.update import ClientUpdate
 from tests.conftest import make_config
 from tests.homes import home_with_cache
 from tests.toy import TOPICS, write_topics

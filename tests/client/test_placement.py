@@ -7,12 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedmoe_app import ConfigError, FedMoE, HFedMoE, RoutingStats, Scheme
 from fedmoe_app.client.placement import choose, fill_up
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.schemes.hfedmoe import HFedMoE
 from tests.toy import both_layers, toy_client, toy_stats
 
 

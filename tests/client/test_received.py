@@ -8,9 +8,9 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
+from fedmoe_app import ModelState
 from fedmoe_app.client.received import CannotBuildError, complete
 from fedmoe_app.compare.in_process import task_identity
-from fedmoe_app.moe.state import ModelState
 from fedmoe_app.server.sync import Downloads
 from fedmoe_app.server.transport import Reply
 from fedmoe_app.wire.records import (

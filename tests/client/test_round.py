@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import FedAvg, ModelState
 from fedmoe_app.client.round import ClientRound
 from fedmoe_app.client.rows import ClientRows
 from fedmoe_app.config.node import Node
 from fedmoe_app.data.encoding import Encoded
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.tasks.setup import load_setup
 from fedmoe_app.wire.records import TrainTask
 from tests.conftest import make_config

@@ -11,12 +11,11 @@ from typing import Any
 import datasets
 import pytest
 
+from fedmoe_app import ConfigError, ModelState
 from fedmoe_app.client import rows as prepared
 from fedmoe_app.client.rows import ClientRows, client_rows
-from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.node import Node
 from fedmoe_app.data.encoding import Encoded
-from fedmoe_app.moe.state import ModelState
 from fedmoe_app.tasks.setup import load_setup, server_data
 from fedmoe_app.wire.records import TrainTask
 from tests.conftest import make_config

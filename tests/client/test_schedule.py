@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fedmoe_app import ConfigError
 from fedmoe_app.client.train import learning_rate_factor
-from fedmoe_app.config.errors import ConfigError
 from tests.conftest import make_config
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from fedmoe_app import FCMoE, FedAlignMoE, ModelState
 from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.client.round import _from_received, _replaced
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.schemes.fedalign import FedAlignMoE
 from tests.toy import assert_same, numbers, own_update, toy_state
 
 TRAINED = {(0, 0): [-1.0, 0.0, 0.0]}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from fedmoe_app import ClientUpdate
 from fedmoe_app.client.round import train_client
 from fedmoe_app.config.node import Node
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.tasks.setup import load_setup, server_data
 from fedmoe_app.wire.records import TrainTask
-from fedmoe_app.wire.update import ClientUpdate
 from tests.bases import save_base
 from tests.conftest import make_config
 from tests.moe.families import NAMES

@@ -25,15 +25,18 @@ from transformers import (
 )
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
+from fedmoe_app import (
+    ConfigError,
+    UnsupportedModelError,
+    find_moe_layers,
+    parse_run_config,
+    run_in_process,
+)
 from fedmoe_app.cli.inspect import inspect_model
 from fedmoe_app.client import trainable_modes
 from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.client.trial import word_tokenizer
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.launch.preflight import check_sources
-from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
 from tests.bases import save_base
 from tests.conftest import flat_config, make_config
 

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import ResultsError
 from fedmoe_app.compare.figures import figures_of, losses, rounds_to
-from fedmoe_app.results.folder import ResultsError
 from tests.compare.fakes import last_failed, lines, rejecting
 
 

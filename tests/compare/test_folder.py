@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import ResultsError
 from fedmoe_app.compare.execute import run_cell
 from fedmoe_app.compare.folder import ComparisonFolder
-from fedmoe_app.results.folder import ResultsError
 from tests.compare.fakes import RAISES, cell, example, fake_run
 
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.results.folder import ResultsError, RunFolder, read_metrics
+from fedmoe_app import ConfigError, ResultsError, read_metrics, run_in_process
+from fedmoe_app.results.folder import RunFolder
 from fedmoe_app.server.rounds import RunFailedError
 from fedmoe_app.server.transport import NotEnoughClientsError
 from tests.conftest import flat_config

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import read_metrics, run_in_process
 from tests.conftest import flat_config
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import messages

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import ConfigError, read_metrics, run_in_process
 from tests.conftest import flat_config
 
 SMALL = {

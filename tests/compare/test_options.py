@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import ConfigError
 from fedmoe_app.compare.plan import read_alphas, read_schemes, read_seeds
-from fedmoe_app.config.errors import ConfigError
 
 
 def test_lists_of_numbers() -> None:

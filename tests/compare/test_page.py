@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import ConfigError, ResultsError
 from fedmoe_app.cli.main import main
 from fedmoe_app.cli.report import write_report
 from fedmoe_app.compare import reading
 from fedmoe_app.compare.page import comparison_page
 from fedmoe_app.compare.summary import results_of, summarise
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.results.folder import ResultsError
 from tests.report.html.runs import line, write_run
 from tests.report.html.test_page import HOSTILE, Reader, data_of
 

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import ConfigError
 from fedmoe_app.compare.plan import (
     Plan,
     SchemeEntry,
@@ -10,7 +11,6 @@ from fedmoe_app.compare.plan import (
     own_partition,
     read_schemes,
 )
-from fedmoe_app.config.errors import ConfigError
 from tests.conftest import flat_config
 
 

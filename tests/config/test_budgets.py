@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.config.node import Budget, check_budget, experts_in, parse_budgets
 from tests.conftest import make_config
 

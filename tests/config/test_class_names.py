@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError, load_model, read_metrics, run_in_process
 from fedmoe_app.config.node import Node
-from fedmoe_app.moe.loading import load_model
-from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.tasks.setup import check_setup, client_data, server_data
 from tests.conftest import flat_config, make_config
 from tests.data.test_tokenless import tokenizer

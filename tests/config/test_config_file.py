@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import ConfigError
 from fedmoe_app.compare.plan import read_schemes
-from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import app_defaults, read_overrides
 
 TEXT = 'scheme = "fedmoe"\n[data]\ntext-field = "größe"\n'

@@ -12,8 +12,8 @@ from flwr.common.config import parse_config_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmoe_app import ConfigError
 from fedmoe_app.cli import main
-from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.meant import boolean, number
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.config.pairs import to_type

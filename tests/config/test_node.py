@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.config.node import Node
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.config.overrides import (
     app_defaults,
     check,

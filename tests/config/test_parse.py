@@ -2,8 +2,7 @@
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.parse import flatten_run_config, parse_run_config
+from fedmoe_app import ConfigError, flatten_run_config, parse_run_config
 from fedmoe_app.config.schema import check_quantization
 from tests.conftest import flat_config, make_config
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.parse import default_run_config, parse_run_config
+from fedmoe_app import default_run_config, parse_run_config
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.corpus import Corpus, load_corpus
 

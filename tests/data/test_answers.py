@@ -10,7 +10,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.answers import AnswerColumn, Options, read_answers
 from fedmoe_app.data.columns import unify
 from fedmoe_app.data.table import Table

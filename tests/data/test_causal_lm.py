@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from pydantic import ValidationError
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.columns import unify
 from fedmoe_app.data.language.row_formats import recognise

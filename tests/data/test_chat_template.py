@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.language.chat_template import ChatTemplate, stop_ids
 from fedmoe_app.data.language.conversations import Conversation
 from fedmoe_app.data.language.encode import ConversationEncoder, read_batch

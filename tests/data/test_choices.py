@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.choices import find_shape, format_question
 from fedmoe_app.data.columns import unify
 from fedmoe_app.data.partitions import partition, partition_labels

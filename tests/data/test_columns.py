@@ -5,7 +5,7 @@ import logging
 import pytest
 from datasets import ClassLabel, Dataset
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.columns import Table, find_label_names, format_prompt, partition_column, unify
 
 from .conftest import MakeConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.language.conversations import (
     Turn,
     as_conversation,

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.files import looks_like_file, read_file
 from fedmoe_app.data.reading import stored
 

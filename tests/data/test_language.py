@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data import encoded
 from fedmoe_app.data.encoding import IGNORED_LABEL, encode_causal_lm
 from fedmoe_app.data.language.encode import encode_rows, row_encoder

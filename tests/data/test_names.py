@@ -11,7 +11,7 @@ from flwr.common.config import parse_config_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmoe_app.config.errors import ConfigError, DataError
+from fedmoe_app import ConfigError, DataError, flatten_run_config, parse_run_config
 from fedmoe_app.config.lists import (
     as_list,
     base_names,
@@ -24,7 +24,6 @@ from fedmoe_app.config.lists import (
     read_label_names,
     torn_name,
 )
-from fedmoe_app.config.parse import flatten_run_config, parse_run_config
 from tests.conftest import flat_config, make_config
 
 KEY = "data.label-names"

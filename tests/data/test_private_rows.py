@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.files import _without_values
 from fedmoe_app.data.sources import load_node_file
 from tests.conftest import make_config

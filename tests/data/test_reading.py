@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.files import Dialect, column_names, read_columns, read_file
 from fedmoe_app.data.reading.columns import Asked
 from fedmoe_app.data.sources import load_node_file, load_text_data

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import DataError
 from fedmoe_app.data.corpus import Corpus
 from fedmoe_app.data.sources import cap, load_node_file, load_text_data
 

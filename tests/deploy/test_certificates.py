@@ -16,7 +16,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from flwr.cli.supernode.register import try_load_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.deploy import certificates
 from fedmoe_app.deploy.certificates import create, extend, node_names
 

@@ -9,8 +9,8 @@ import pytest
 from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 from typer.testing import CliRunner
 
+from fedmoe_app import ConfigError
 from fedmoe_app.cli.main import app
-from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.launch import flower
 from fedmoe_app.launch.connections import Connection, LaunchError
 from fedmoe_app.launch.processes import free_port

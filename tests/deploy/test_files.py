@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fedmoe_app import default_run_config, flatten_run_config, parse_run_config
 from fedmoe_app.config.overrides import read_overrides
-from fedmoe_app.config.parse import default_run_config, flatten_run_config, parse_run_config
 from fedmoe_app.launch.environment import default_environment
 from tests.conftest import REPOSITORY
 from tests.deploy.containers import read_services

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from flwr.common.config import parse_config_args
 
+from fedmoe_app import parse_run_config
 from fedmoe_app.config.overrides import read_overrides
-from fedmoe_app.config.parse import parse_run_config
 from tests.conftest import flat_config
 from tests.deploy.typed import fedmoe
 

@@ -15,12 +15,11 @@ from typing import Any, Self
 import psutil
 import tomli_w
 
+from fedmoe_app import read_metrics, read_status
 from fedmoe_app.launch.connections import write_connection
 from fedmoe_app.launch.environment import LOOPBACK, run_environment
 from fedmoe_app.launch.flower import Outcome, Output, run_connected, wait_for_superlink
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.results.status import read_status
 from tests.conftest import REPOSITORY
 
 PATIENCE = 240.0  # seconds; a busy machine starts processes slowly

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import read_metrics
 from tests.end_to_end.conftest import HERE, REPOSITORY
 from tests.end_to_end.processes import deployment
 

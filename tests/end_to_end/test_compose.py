@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import read_metrics
 from fedmoe_app.launch.processes import ProcessGroup, free_port
-from fedmoe_app.results.folder import read_metrics
 from tests.bases import save_base
 from tests.conftest import REPOSITORY
 from tests.end_to_end.test_leaks import LABELS, good_lines

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import read_metrics
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.processes import ProcessGroup
-from fedmoe_app.results.folder import read_metrics
 from tests.conftest import REPOSITORY
 from tests.end_to_end.namespaces import separate_hosts, skip_without_namespaces
 from tests.end_to_end.processes import CONNECTED, SERVING, Host, wait_for_line

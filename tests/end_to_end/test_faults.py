@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import read_status
 from fedmoe_app.launch.connections import LaunchError
-from fedmoe_app.results.status import read_status
 from fedmoe_app.server.resume import find_checkpoint
 from tests.end_to_end.faults import PATIENCE, Lab, kill_tree
 from tests.end_to_end.proxy import Proxy

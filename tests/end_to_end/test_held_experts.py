@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import read_metrics, run_in_process
 from tests.bases import save_base
 from tests.conftest import REPOSITORY, flat_config
 from tests.end_to_end.processes import deployment

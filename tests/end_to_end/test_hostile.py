@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import tomli_w
 
+from fedmoe_app import read_metrics
 from fedmoe_app.deploy.certificates import create
-from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.server.client_list import add_to_client_list
 from tests.end_to_end.conftest import HERE, REPOSITORY
 from tests.end_to_end.processes import WARM_SUPERNODE, Deployment, Keys, deployment

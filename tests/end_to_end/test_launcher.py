@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import read_metrics
 from fedmoe_app.launch.processes import ProcessGroup
-from fedmoe_app.results.folder import read_metrics
 from tests.end_to_end.processes import deployment
 
 

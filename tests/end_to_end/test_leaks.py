@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import read_metrics
 from fedmoe_app.deploy.certificates import create
-from fedmoe_app.results.folder import read_metrics
 from tests.conftest import REPOSITORY
 from tests.end_to_end.processes import Keys, deployment
 

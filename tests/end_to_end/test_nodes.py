@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import read_metrics, read_status
 from fedmoe_app.deploy.certificates import create
 from fedmoe_app.launch.clock import check_clock
 from fedmoe_app.launch.processes import free_port, program
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.results.status import read_status
 from tests.conftest import REPOSITORY
 from tests.end_to_end.faults import Lab, wait_for
 from tests.end_to_end.processes import CONNECTION, LOOPBACK, WARM_SUPERNODE, Keys, deployment

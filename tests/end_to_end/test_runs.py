@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app import read_metrics, run_in_process
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.processes import ProcessGroup
-from fedmoe_app.results.folder import read_metrics
 from tests.conftest import REPOSITORY, flat_config
 from tests.end_to_end.processes import FLOWER_SUPERNODE, WARM_SUPERNODE, deployment
 

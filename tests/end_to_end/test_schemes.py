@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import read_metrics, run_in_process
 from tests.conftest import REPOSITORY, flat_config
 from tests.end_to_end.processes import WARM_SUPERNODE, Deployment, deployment
 from tests.end_to_end.test_runs import assert_same_run

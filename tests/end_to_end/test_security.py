@@ -14,12 +14,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from fedmoe_app import read_metrics
 from fedmoe_app.deploy.certificates import create
 from fedmoe_app.launch.connections import LaunchError, write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.flower import register_node
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
-from fedmoe_app.results.folder import read_metrics
 from tests.end_to_end.processes import (
     CONNECTED,
     SERVING,

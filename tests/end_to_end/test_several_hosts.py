@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app.compare.in_process import run_in_process
+from fedmoe_app import read_metrics, run_in_process
 from fedmoe_app.deploy.certificates import create
-from fedmoe_app.results.folder import read_metrics
 from tests.conftest import REPOSITORY, flat_config
 from tests.end_to_end.namespaces import separate_hosts, skip_without_namespaces, worsen
 from tests.end_to_end.processes import CONNECTION, Keys, deployment

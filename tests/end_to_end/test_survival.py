@@ -15,9 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from fedmoe_app import read_metrics, read_status
 from fedmoe_app.launch.processes import ProcessGroup
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.results.status import read_status
 from tests.conftest import REPOSITORY
 from tests.end_to_end.faults import Lab, kill_tree, wait_for
 from tests.end_to_end.processes import CONNECTION, WARM_SUPERNODE, deployment

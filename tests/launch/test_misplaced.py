@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import ConfigError
 from fedmoe_app.cli.misplaced import overrides_of
-from fedmoe_app.config.errors import ConfigError
 
 HERE = Path(".")
 

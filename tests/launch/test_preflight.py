@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.errors import DataError
+from fedmoe_app import SCHEMES, DataError, find_moe_layers, make_scheme
 from fedmoe_app.config.names import (
     COMBINE,
     EMBEDDED_CLASSES,
@@ -24,9 +24,7 @@ from fedmoe_app.data import sources
 from fedmoe_app.data.corpus import LIBRARIES, TRAIN_PER_CLASS
 from fedmoe_app.data.tokenizer import LABEL_TOKENS
 from fedmoe_app.launch.preflight import check_scheme_name, check_simulated, check_sources
-from fedmoe_app.moe.layers import find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, empty_model
-from fedmoe_app.schemes import SCHEMES, make_scheme
 from fedmoe_app.tasks.setup import check_setup
 from tests.conftest import flat_config, make_config
 from tests.data.chat_templates import GEMMA, messages

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.launch.resources import check_cpus, check_gpus
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.schema import RunConfig
+from fedmoe_app import RunConfig
 from fedmoe_app.launch import resuming
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.flower import Outcome, Output, SuperLinkLostError

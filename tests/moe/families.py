@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import MoELayer
+from fedmoe_app import MoELayer
 
 VOCAB = 61
 EXPERTS = 4

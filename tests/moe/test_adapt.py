@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
+from fedmoe_app import find_moe_layers
+from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
 

@@ -20,8 +20,9 @@ from benchmarks.every_family import (
     small_model,
     token_batch,
 )
+from fedmoe_app import UnsupportedModelError, find_moe_layers
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers, read_state
+from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.quantised.packed import KINDS
 from fedmoe_app.moe.quantised.quantise import dequantise, quantise
 from fedmoe_app.moe.training.lora import Adaptation, adapt, frozen_by_family

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fedmoe_app import MoELayer, UnsupportedModelError, find_moe_layers, load_model
 from fedmoe_app.moe import export
 from fedmoe_app.moe.export import export_adapter
-from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.loading import load_model
 from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
 

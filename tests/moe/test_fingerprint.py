@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError, load_model
 from fedmoe_app.moe import tensor_hashes
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint, preset_fingerprint
-from fedmoe_app.moe.loading import PRESETS, load_model
+from fedmoe_app.moe.loading import PRESETS
 
 from .families import build
 

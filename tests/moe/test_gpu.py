@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import MoELayer, find_moe_layers
+from fedmoe_app import MoELayer, find_moe_layers
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training import grouped

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.training import grouped
 from fedmoe_app.moe.training.lora import Adaptation, adapt

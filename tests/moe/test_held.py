@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.optim import SGD
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state, write_state
-from fedmoe_app.moe.loading import load_model
+from fedmoe_app import ConfigError, MoELayer, find_moe_layers, load_model
+from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.partial.load import Holding, expert_files, load_with_experts
 from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.partial.subset import SubsetError, restrict_router

@@ -13,14 +13,8 @@ from transformers import (
     NllbMoeForConditionalGeneration,
 )
 
-from fedmoe_app.moe.layers import (
-    MoELayer,
-    UnsupportedModelError,
-    find_moe_layers,
-    read_state,
-    write_state,
-)
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import ModelState, MoELayer, UnsupportedModelError, find_moe_layers
+from fedmoe_app.moe.layers import read_state, write_state
 
 from .families import EXPERTS, FUSED, NAMES, batch, build
 

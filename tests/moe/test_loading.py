@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers import SwitchTransformersForConditionalGeneration as SwitchModel
 
-from fedmoe_app.moe.layers import find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, ModelNotFoundError, load_model, resolve_head
+from fedmoe_app import find_moe_layers, load_model
+from fedmoe_app.moe.loading import PRESETS, ModelNotFoundError, resolve_head
 
 from .families import build
 

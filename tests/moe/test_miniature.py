@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from benchmarks.every_family import token_batch
-from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.miniature import LARGEST, miniatures, small_configs
 
 from .families import build

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, find_moe_layers, read_state
+from fedmoe_app import MoELayer, UnsupportedModelError, find_moe_layers
+from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.quantised.packed import KINDS, packed_stacks
 from fedmoe_app.moe.quantised.quantise import dequantise, is_quantised, quantise
 from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters

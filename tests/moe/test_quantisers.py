@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Mxfp4Config, PreTrainedModel
 
-from fedmoe_app.moe.layers import find_moe_layers
-from fedmoe_app.moe.loading import load_model
+from fedmoe_app import find_moe_layers, load_model
 from fedmoe_app.moe.quantised import quantisers
 from fedmoe_app.moe.quantised.packed import KINDS
 from fedmoe_app.moe.quantised.quantise import is_quantised, quantise

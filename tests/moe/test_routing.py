@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.routing import RoutingRecorder, RoutingStats, read_router
+from fedmoe_app import MoELayer, RoutingStats, find_moe_layers
+from fedmoe_app.moe.routing import RoutingRecorder, read_router
 
 from .families import EXPERTS, NAMES, batch, build, real_tokens
 

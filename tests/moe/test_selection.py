@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import find_moe_layers
+from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.state import expert_name
 from fedmoe_app.moe.training.trainable import Trainables

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import SGD
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state
+from fedmoe_app import MoELayer, find_moe_layers
+from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.partial.subset import SubsetError, hold_experts, release_router, restrict_router
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.trainable import Trainables

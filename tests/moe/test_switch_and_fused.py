@@ -19,11 +19,10 @@ from torch.optim import SGD
 from transformers import PreTrainedModel, SwitchTransformersForConditionalGeneration
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
-from fedmoe_app.moe.layers import find_moe_layers, read_state
-from fedmoe_app.moe.routing import RoutingRecorder, RoutingStats
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import HFedMoE, ModelState, RoutingStats, find_moe_layers
+from fedmoe_app.moe.layers import read_state
+from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes.hfedmoe import HFedMoE
 from tests.toy import toy_client
 
 from .families import EXPERTS, batch, build

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state
-from fedmoe_app.moe.state import ModelState, expert_name
+from fedmoe_app import ModelState, MoELayer, find_moe_layers
+from fedmoe_app.moe.layers import read_state
+from fedmoe_app.moe.state import expert_name
 from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import EXPERTS, FUSED, NAMES, batch, build

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from fedmoe_app import ResultsError
 from fedmoe_app.report.heatmap import draw_routing, routing_shares
 from fedmoe_app.report.plots import draw_accuracy, draw_bytes, plot_run
-from fedmoe_app.results.folder import ResultsError, RunFolder
+from fedmoe_app.results.folder import RunFolder
 
 
 def line(round_number: int, clients: int = 2, shape: tuple[int, int] = (2, 4)) -> dict[str, Any]:

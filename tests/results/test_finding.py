@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fedmoe_app import ResultsError
 from fedmoe_app.cli.main import app
 from fedmoe_app.results.finding import find_run
-from fedmoe_app.results.folder import ResultsError
 from tests.cli.test_main import LINE
 
 

@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedmoe_app.config.parse import default_run_config
+from fedmoe_app import ResultsError, default_run_config, read_metrics
 from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.report.html.page import write_page
 from fedmoe_app.results.folder import (
     LINE_KEYS,
     SAMPLES_FILE,
-    ResultsError,
     RunFolder,
     keep_rounds,
     nest,
-    read_metrics,
     read_rounds,
     write_atomic,
 )

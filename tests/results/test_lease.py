@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import ResultsError, read_metrics, read_status
 from fedmoe_app.launch.launched import Launch, write_launch
 from fedmoe_app.results.events import EventLog
-from fedmoe_app.results.folder import ResultsError, RunFolder, holds_files, read_metrics
+from fedmoe_app.results.folder import RunFolder, holds_files
 from fedmoe_app.results.lease import Lease, TakenOverError
-from fedmoe_app.results.status import StatusFile, read_status
+from fedmoe_app.results.status import StatusFile
 
 HOLDS = """
 import pathlib, sys, time

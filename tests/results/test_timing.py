@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import ClientUpdate, ModelState, RoutingStats
 from fedmoe_app.results.metrics import client_seconds
-from fedmoe_app.wire.update import ClientUpdate
 
 NOTHING = torch.zeros(1, 1)
 ROUTING = RoutingStats(*[NOTHING] * 6, tokens=torch.zeros(1))

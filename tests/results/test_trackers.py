@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.config.schema import TRACKERS
 from fedmoe_app.results import trackers
 from fedmoe_app.server.recorder import Watchers

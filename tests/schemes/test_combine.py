@@ -7,19 +7,21 @@ from typing import Any
 import pytest
 import torch
 
+from fedmoe_app import (
+    Combination,
+    ConfigError,
+    FCMoE,
+    FedAlignMoE,
+    FedAvg,
+    FedMoE,
+    FedProx,
+    HFedMoE,
+    LocalStep,
+    ModelShape,
+    ModelState,
+    make_scheme,
+)
 from fedmoe_app.aggregation.streaming import round_info
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes import make_scheme
-from fedmoe_app.schemes.base import LocalStep
-from fedmoe_app.schemes.combine import Combination
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.schemes.fedalign import FedAlignMoE
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.schemes.fedprox import FedProx
-from fedmoe_app.schemes.hfedmoe import HFedMoE
 from tests.conftest import make_config
 from tests.toy import (
     assert_same,

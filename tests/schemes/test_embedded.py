@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.schemes import COMBINE, SCHEMES
+from fedmoe_app import SCHEMES, read_metrics, run_in_process
+from fedmoe_app.schemes import COMBINE
 from tests.compare.test_in_process import SMALL
 from tests.conftest import flat_config
 

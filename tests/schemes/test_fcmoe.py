@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmoe_app.schemes.fcmoe import consensus_update, importance, retention
+from fedmoe_app import consensus_update, importance, retention
 
 # ‖Δ‖ = 5 and 1, so that counts of 2 and 10 make both equally important: w = 1/2, 1/2.
 # Δ̄ = ([3, 4] + [−1, 0])/2 = [1, 2], ‖Δ̄‖² = 5;  ⟨Δ_1, Δ̄⟩ = 11, ⟨Δ_2, Δ̄⟩ = −1: conflict

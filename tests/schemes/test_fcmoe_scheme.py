@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedmoe_app.moe.state import ModelState, Tensors
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app import ClientUpdate, FCMoE, ModelState
+from fedmoe_app.moe.state import Tensors
 from tests.toy import (
     assert_same,
     both_layers,

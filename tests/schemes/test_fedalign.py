@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmoe_app.schemes.fedalign import consistency_weights, gate_regulariser, routing_reference
+from fedmoe_app import consistency_weights, gate_regulariser, routing_reference
 
 # mean prob = [0.6, 0.4];  o = [[0.48, 0.08], [0.24, 0.24]];  s = o·m = [[0.288, 0], [0.024, 0.072]]
 # ω = [[12/13, 0], [1/13, 1]]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmoe_app.schemes.fedalign import semantic_weights
+from fedmoe_app import semantic_weights
 
 # Two clients see the same region, the third an orthogonal one; all changes point the same way.
 # S = [[1, 1, 0], [1, 1, 0], [0, 0, 1]]: mean 5/9, variance 5/9·4/9, so τ = 5/9 − √20/9 = 0.058653

@@ -8,12 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmoe_app import ClientUpdate, FedAlignMoE, FedAvg, LocalStep, ModelState
 from fedmoe_app.aggregation.streaming import round_info
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.base import LocalStep
-from fedmoe_app.schemes.fedalign import FedAlignMoE
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.wire.update import ClientUpdate
 from tests.toy import (
     assert_same,
     both_layers,

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.combine import Combination
-from fedmoe_app.schemes.fedalign import FedAlignMoE
+from fedmoe_app import Combination, ConfigError, FedAlignMoE, ModelShape, Scheme
 
 TRAINED = ModelShape(2, 8, 2)
 FROZEN = ModelShape(2, 8, 2, gates_trained=False)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmoe_app.schemes.hfedmoe import (
+from fedmoe_app import (
     expert_importance,
     expert_weights,
     gate_weights,

@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.moe.routing import RoutingRecorder, RoutingStats
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.schemes.base import LocalClient
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.hfedmoe import HFedMoE, information_bottleneck, select_experts
+from fedmoe_app import (
+    FedAvg,
+    HFedMoE,
+    LocalClient,
+    ModelShape,
+    RoutingStats,
+    information_bottleneck,
+    select_experts,
+)
+from fedmoe_app.moe.routing import RoutingRecorder
 from tests.moe.test_routing import fixed_layer
 from tests.toy import (
     assert_same,

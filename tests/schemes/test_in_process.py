@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import SCHEMES, read_metrics
 from fedmoe_app.report import plots
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.schemes import SCHEMES
 from fedmoe_app.server.rounds import RunFailedError
 from tests.compare.test_in_process import after_round, run, without_times
 from tests.homes import home_with_cache, kept_files

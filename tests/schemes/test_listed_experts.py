@@ -13,17 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmoe_app import ClientUpdate, FCMoE, FedAlignMoE, FedAvg, FedMoE, HFedMoE, ModelState, Scheme
 from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import round_info
-from fedmoe_app.moe.state import ModelState, Tensors, flatten
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.schemes.fedalign import FedAlignMoE
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.schemes.hfedmoe import HFedMoE
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app.moe.state import Tensors, flatten
 from tests.toy import NUM_EXPERTS, NUM_LAYERS, assert_same, toy_state, toy_update
 
 D, F = 3, 4  # hidden and inner size: wi [F, D], wo [D, F]

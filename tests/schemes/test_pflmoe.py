@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError, PFLMoE, make_scheme, read_metrics
 from fedmoe_app.report import plots
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.schemes import make_scheme
-from fedmoe_app.schemes.pflmoe import PFLMoE
 from tests.compare.test_in_process import run
 from tests.conftest import make_config
 from tests.homes import home_with_cache, kept_files

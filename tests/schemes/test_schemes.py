@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.schemes import SCHEMES, make_scheme
-from fedmoe_app.schemes.base import LocalStep, Scheme
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.fedmoe import FedMoE
-from fedmoe_app.schemes.fedprox import FedProx
+from fedmoe_app import (
+    SCHEMES,
+    ConfigError,
+    FedAvg,
+    FedMoE,
+    FedProx,
+    LocalStep,
+    ModelShape,
+    Scheme,
+    make_scheme,
+)
 from tests.conftest import make_config
 from tests.toy import toy_client, toy_stats
 

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fedmoe_app import Combination, FedAlignMoE, FedProx, HFedMoE, ModelShape, ModelState
 from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.streaming import round_info
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.combine import Combination
-from fedmoe_app.schemes.fedalign import FedAlignMoE
-from fedmoe_app.schemes.fedprox import FedProx
-from fedmoe_app.schemes.hfedmoe import HFedMoE
 from tests.toy import diagnose_toy, toy_state, toy_update
 
 EVERY = [(layer, e) for layer in range(2) for e in range(3)]

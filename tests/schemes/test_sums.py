@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmoe_app import PairRule
 from fedmoe_app.schemes.fedalign import pair_weights, similarity_threshold
-from fedmoe_app.schemes.sums import BLOCK, PairRule, cosines, project
+from fedmoe_app.schemes.sums import BLOCK, cosines, project
 
 M, P, K = 40, 20_000, 1024
 

@@ -7,16 +7,9 @@ from collections.abc import Iterable
 import pytest
 from flwr.app import Message, RecordDict
 
+from fedmoe_app import Combination, ConfigError, FCMoE, FedAlignMoE, FedAvg, HFedMoE, PFLMoE, Scheme
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.results.metrics import RoundReport, metrics_line
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.combine import Combination
-from fedmoe_app.schemes.fcmoe import FCMoE
-from fedmoe_app.schemes.fedalign import FedAlignMoE
-from fedmoe_app.schemes.fedavg import FedAvg
-from fedmoe_app.schemes.hfedmoe import HFedMoE
-from fedmoe_app.schemes.pflmoe import PFLMoE
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.collect import discount
 from fedmoe_app.server.rounds import Limits

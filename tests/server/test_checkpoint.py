@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError, read_metrics
 from fedmoe_app.results.folder import (
     CHECKPOINTS,
     METRICS_FILE,
     RunFolder,
     list_checkpoints,
-    read_metrics,
     results_of,
 )
 from fedmoe_app.server.checkpoint import (

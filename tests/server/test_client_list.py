@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from flwr.proto.node_pb2 import NodeInfo
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.deploy.authority import make_node_key
 from fedmoe_app.server.client_list import add_to_client_list, fingerprint, read_client_list
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from flwr.app import Message, RecordDict
 
+from fedmoe_app import SCHEMES, ModelState
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.compare.in_process import task_identity
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes import SCHEMES
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.collect import Decoded, Intake
 from fedmoe_app.wire.records import UpdateSpec, encode_update

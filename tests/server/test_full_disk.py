@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app import read_metrics, read_status, run_in_process
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.results.status import read_status
 from fedmoe_app.server.recorder import Journal
 from fedmoe_app.server.resume import find_checkpoint
 from tests.homes import home_with_cache

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError, run_in_process
 from fedmoe_app.deploy.authority import make_node_key
 from fedmoe_app.server import checkpoint
 from fedmoe_app.server.checkpoint import Identity, read_checkpoint, write_checkpoint

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from flwr.app import Error, Message
 
+from fedmoe_app import read_metrics, read_status, run_in_process
 from fedmoe_app.cli.status import overview
-from fedmoe_app.compare.in_process import InProcessGrid, run_in_process
-from fedmoe_app.results.folder import read_metrics
-from fedmoe_app.results.status import how_to_resume, read_status
+from fedmoe_app.compare.in_process import InProcessGrid
+from fedmoe_app.results.status import how_to_resume
 from fedmoe_app.server.rounds import RunFailedError
 from tests.homes import home_with_cache, kept_files
 from tests.server.test_resume import assert_same_run, config, resume

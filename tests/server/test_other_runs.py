@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from flwr.app import Context, Message, RecordDict
 
+from fedmoe_app import FedAvg
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.results.progress import logger
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server import busy
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.rounds import Limits, RunFailedError

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from flwr.app import RecordDict
 
-from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app import ModelShape
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.placement import Holding, held_arrays
 from fedmoe_app.wire.records import decode_state, encode_state

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.server.recorder import new_folder
 from tests.conftest import make_config
 

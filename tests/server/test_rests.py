@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from flwr.app import ArrayRecord, RecordDict
 
+from fedmoe_app import FedAvg
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server.clients import Rests, Roster, sample_size
 from fedmoe_app.server.rounds import Limits
 from fedmoe_app.server.strategy import MoEStrategy

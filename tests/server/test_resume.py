@@ -18,17 +18,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fedmoe_app.compare.in_process import run_in_process
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.results.folder import (
-    CHECKPOINTS,
-    METRICS_FILE,
-    ResultsError,
-    RunFolder,
-    list_checkpoints,
-    read_metrics,
-)
-from fedmoe_app.results.status import read_status
+from fedmoe_app import ConfigError, ResultsError, read_metrics, read_status, run_in_process
+from fedmoe_app.results.folder import CHECKPOINTS, METRICS_FILE, RunFolder, list_checkpoints
 from fedmoe_app.server.recorder import Journal
 from tests.conftest import flat_config
 from tests.homes import home_with_cache, kept_files

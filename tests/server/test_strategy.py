@@ -11,10 +11,9 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
+from fedmoe_app import FedAvg, Scheme
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.collect import decode_scores
 from fedmoe_app.server.rounds import Limits, RunFailedError

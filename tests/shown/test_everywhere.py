@@ -23,14 +23,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import fedmoe_app
+from fedmoe_app import read_metrics, run_in_process
 from fedmoe_app.cli import main
 from fedmoe_app.compare import compare, tables
 from fedmoe_app.compare.folder import ComparisonFolder
-from fedmoe_app.compare.in_process import run_in_process
 from fedmoe_app.compare.page import comparison_page
 from fedmoe_app.compare.reading import read_comparison
 from fedmoe_app.launch.live import LiveScreen, Screen
-from fedmoe_app.results.folder import RunFolder, read_metrics
+from fedmoe_app.results.folder import RunFolder
 from fedmoe_app.results.status import STATUS_FILE
 from fedmoe_app.shown.terminal import Console
 from fedmoe_app.shown.text import visible

@@ -7,10 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError, load_model
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.moe.loading import load_model
 from fedmoe_app.tasks.base import (
     Batch,
     CausalLM,

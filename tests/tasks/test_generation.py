@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.tasks.generation import check_generation_fits, generate
 from tests.tasks.test_multiple_choice import PRESETS, model

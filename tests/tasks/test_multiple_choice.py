@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from fedmoe_app import load_model
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
 from fedmoe_app.data.sources import load_text_data
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.moe.loading import load_model
 from fedmoe_app.tasks.base import evaluate
 from fedmoe_app.tasks.multiple_choice import MultipleChoice
 from tests.conftest import SHARED_DATA, make_config

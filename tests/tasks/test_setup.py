@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app.config.errors import ConfigError
+from fedmoe_app import ConfigError
 from fedmoe_app.tasks.setup import check_base, device, load_setup
 from tests.bases import save_base
 from tests.conftest import make_config

@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedmoe_app.moe.state import ModelState
-from fedmoe_app.wire.update import ClientUpdate
+from fedmoe_app import ClientUpdate, ModelState
 from tests.toy import toy_update
 
 TRAINED = [(0, 1), (1, 0), (1, 2)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import ModelState
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import raw_array
 from fedmoe_app.wire.records import (

@@ -10,11 +10,11 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
+from fedmoe_app import ClientUpdate
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import raw_array
 from fedmoe_app.wire.records import UpdateSpec, decode_update, encode_update, record_bytes
 from fedmoe_app.wire.replies import seal
-from fedmoe_app.wire.update import ClientUpdate
 from tests.toy import toy_state, toy_update
 
 D = 4

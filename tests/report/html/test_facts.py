@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe_app import ResultsError
 from fedmoe_app.report.html import charts, facts, settings
-from fedmoe_app.results.folder import SAMPLES_FILE, ResultsError
+from fedmoe_app.results.folder import SAMPLES_FILE
 from tests.conftest import flat_config
 from tests.report.html.runs import client, line, write_run
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from fedmoe_app import ResultsError
 from fedmoe_app.report.html.page import State
 from fedmoe_app.report.html.run_page import run_page, write_run_page
-from fedmoe_app.results.folder import ResultsError
 from tests.conftest import flat_config
 from tests.report.html.runs import line, write_run
 

@@ -11,10 +11,8 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import ClientUpdate, ModelState, RoutingStats
 from fedmoe_app.wire.records import Question, decode_task, encode_number, encode_update
-from fedmoe_app.wire.update import ClientUpdate
 
 app = ClientApp()
 

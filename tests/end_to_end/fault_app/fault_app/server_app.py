@@ -4,10 +4,8 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from fedmoe_app.config.parse import flatten_run_config, parse_run_config
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import FedAvg, ModelState, flatten_run_config, parse_run_config
 from fedmoe_app.results.progress import log_to_stdout
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.recorder import open_journal
 from fedmoe_app.server.rounds import Limits

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import ClientUpdate, ModelState, RoutingStats
 from fedmoe_app.wire.numbers import encode_number
 from fedmoe_app.wire.packing import raw_array
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import TrainTask, encode_score, encode_update, seal
-from fedmoe_app.wire.update import ClientScore, ClientUpdate
+from fedmoe_app.wire.update import ClientScore
 
 EXAMPLES, TESTS = 10, 1  # with data.local-test-fraction = 0.1
 LIE = 1000.0

@@ -9,12 +9,15 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedmoe_app.config.parse import flatten_run_config, parse_run_config
-from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app import (
+    FedAvg,
+    ModelShape,
+    ModelState,
+    RunConfig,
+    flatten_run_config,
+    parse_run_config,
+)
 from fedmoe_app.results.progress import log_to_stdout
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
