@@ -28,7 +28,7 @@ from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 from benchmarks.cells import print_markdown
 from benchmarks.memory import MIB, PeakMemory
 from fedmoe_app import find_moe_layers
-from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.trainable import Trainables
 
 SEED = 0

@@ -32,7 +32,7 @@ from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.quantised.packed import KINDS, packed_stacks
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.quantised.quantisers import quantization_config
-from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.trainable import Trainables
 
 SHARD = 50 * 10**6  # bytes

@@ -35,7 +35,7 @@ from fedmoe_app.data.encoding import Row
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.fedalign import MEAN_PROB, REFERENCE
 from fedmoe_app.tasks.base import CausalLM

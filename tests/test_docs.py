@@ -174,7 +174,11 @@ def test_a_wrong_name_would_be_found(tmp_path: Path) -> None:
 def test_plots_and_diagnostics_that_are_named_exist(name: str) -> None:
     page = scheme_page(name)
     assert set(re.findall(r"[\w-]+\.png", page)) <= PLOTS
-    sources = (REPOSITORY / "fedmoe_app" / "schemes").glob("*.py")
+    sources = [
+        path
+        for room in ("schemes", "aggregation")
+        for path in (REPOSITORY / "fedmoe_app" / room).glob("*.py")
+    ]
     code = "".join(source.read_text(encoding="utf-8") for source in sources)
     for diagnostic in re.findall(r"diagnostics\.(\w+)", page):
         assert f'"{diagnostic}"' in code

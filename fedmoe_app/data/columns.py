@@ -26,7 +26,7 @@ from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.choices import find_shape, multiple_choice, shape_of
 from fedmoe_app.data.labels import companion, find_label_names, label_column, label_indices
-from fedmoe_app.data.language.prompt_chat import ALPACA, PromptFormat
+from fedmoe_app.data.language.prompt_format import ALPACA, PromptFormat
 from fedmoe_app.data.language.row_formats import asked_of_language
 from fedmoe_app.data.language.rows import language_rows, needed
 from fedmoe_app.data.reading.columns import ROWS, Asked

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
-from fedmoe_app.moe.training.lora import head_parameters
+from fedmoe_app.moe.training.adapt import head_parameters
 from fedmoe_app.moe.training.slots import slots_of
 
 _ADAPTER = "default"  # PEFT's name for a model's first adapter
@@ -58,7 +58,7 @@ def export_adapter(
     the outputs of ``model``. The folder appears complete or not at all; one that exists stays.
 
     Args:
-        model: as :func:`fedmoe_app.moe.training.lora.adapt` made it, with ``train =
+        model: as :func:`fedmoe_app.moe.training.adapt.adapt` made it, with ``train =
         "expert-lora"``. layers: its MoE layers. folder: the new folder. base: name or path of the
         base model for those who load the adapter; "" if it has none.
 

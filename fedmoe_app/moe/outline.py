@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers, read_state
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
 
 
 @dataclass(frozen=True)

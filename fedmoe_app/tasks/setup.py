@@ -32,7 +32,7 @@ from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
 from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.training.lora import Adaptation, adapt, frozen_by_family, head_parameters
+from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family, head_parameters
 from fedmoe_app.tasks.base import CausalLM, LabelWords, SequenceClassification, Task
 from fedmoe_app.tasks.exact_match import ExactMatch
 from fedmoe_app.tasks.generation import check_generation_fits

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from fedmoe_app.data.language.prompt_chat import ALPACA, PromptFormat
+from fedmoe_app.data.language.prompt_format import ALPACA, PromptFormat
 from tests.conftest import REPOSITORY
 
 from .conftest import MakeConfig

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.layers import read_state, write_state
-from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
+from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import NAMES, batch, build

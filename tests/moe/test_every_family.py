@@ -25,7 +25,7 @@ from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.quantised.packed import KINDS
 from fedmoe_app.moe.quantised.quantise import dequantise, quantise
-from fedmoe_app.moe.training.lora import Adaptation, adapt, frozen_by_family
+from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.tasks.base import Batch, LabelWords
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from fedmoe_app import MoELayer, UnsupportedModelError, find_moe_layers, load_model
 from fedmoe_app.moe import export
 from fedmoe_app.moe.export import export_adapter
-from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
+from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import NAMES, batch, build

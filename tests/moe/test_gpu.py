@@ -11,7 +11,7 @@ from fedmoe_app import MoELayer, find_moe_layers
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training import grouped
-from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import batch, real_tokens

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from fedmoe_app import find_moe_layers
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.training import grouped
-from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.slots import slots_of
 from fedmoe_app.moe.training.trainable import Trainables
 

@@ -22,7 +22,7 @@ from fedmoe_app.moe.partial.subset import SubsetError, restrict_router
 from fedmoe_app.moe.quantised.packed import NF4Weight
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.training.lora import Adaptation, adapt
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.slots import slots_of
 from fedmoe_app.moe.training.trainable import Trainables
 

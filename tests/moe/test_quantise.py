@@ -15,7 +15,8 @@ from fedmoe_app import MoELayer, UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.quantised.packed import KINDS, packed_stacks
 from fedmoe_app.moe.quantised.quantise import dequantise, is_quantised, quantise
-from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
+from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
 
 from .families import NAMES, batch

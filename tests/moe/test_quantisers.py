@@ -17,7 +17,8 @@ from fedmoe_app.moe.quantised import quantisers
 from fedmoe_app.moe.quantised.packed import KINDS
 from fedmoe_app.moe.quantised.quantise import is_quantised, quantise
 from fedmoe_app.moe.quantised.quantisers import quantization_config
-from fedmoe_app.moe.training.lora import Adaptation, adapt, merge_adapters
+from fedmoe_app.moe.training.adapt import Adaptation, adapt
+from fedmoe_app.moe.training.lora import merge_adapters
 
 from .families import FUSED, NAMES, VOCAB
 from .four_bit_families import build

@@ -24,7 +24,7 @@ from fedmoe_app.data.language.conversations import (
     looks_like_messages,
     read_messages,
 )
-from fedmoe_app.data.language.prompt_chat import PromptFormat
+from fedmoe_app.data.language.prompt_format import PromptFormat
 from fedmoe_app.data.language.row_formats import (
     COMPLETION,
     INSTRUCTION,

@@ -7,19 +7,12 @@ Fused experts get adapters of their own, run by :mod:`fedmoe_app.moe.training.sl
 ``target_parameters`` adapts a whole stack at once, so that its optimiser state and its gradient
 cover all experts whatever was chosen. Listed experts (Switch) and attention are plain linear
 modules, which PEFT serves.
-
-What of a model is trained: everything, the experts, or LoRA on the experts.
-
-A parameter takes part (is trained, sent and averaged) where it requires a gradient, as everywhere
-in PyTorch and PEFT. All else is the frozen base, which every node loads and nobody sends.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -203,95 +196,3 @@ def _merge_fused(layer: MoELayer) -> None:
                 update = product(a, b, scaling)  # [out, in]
                 stacked[e] += (update.T if transposed else update).to(stacked.dtype)
     detach_slots(layer)
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What is trained.
-
-    Attributes:
-        train: "all" parameters of the model; full tensors of the "experts"; or "expert-lora".
-        gates: train the routers, too. (These and the next two mean nothing with "all".)
-        head: train the parameters outside the base model: a classification head.
-        attention_lora: LoRA on the linear maps of attention, too.
-        rank, alpha: r and α of all LoRA.
-    """
-
-    train: str = "all"
-    gates: bool = True
-    head: bool = True
-    attention_lora: bool = False
-    rank: int = 8
-    alpha: int = 16
-
-
-def adapt(
-    model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation, seed: int
-) -> None:
-    """Freeze what is not trained and add adapters, in place; the seed fixes their values.
-
-    Call it when the model is on its device and its MoE layers are known.
-
-    Raises:
-        ValueError: the model is quantised, so that only adapters on its experts can be trained.
-        UnsupportedModelError: the family's experts cannot be adapted one by one.
-    """
-    if is_quantised(model) and adaptation.train != "expert-lora":
-        raise ValueError(
-            f'model.train = "{adaptation.train}": the model is quantised, so its weights cannot be '
-            'trained; choose "expert-lora", or model.quantization = "none"'
-        )
-    frozen = frozen_by_family(model)
-    if adaptation.train == "all":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name not in frozen)
-        return
-    never = {id(p) for name, p in model.named_parameters() if name in frozen}
-    model.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        _open_experts(model, layers, adaptation)
-    _cast_adapters(model)
-    opened = [p for layer in layers if adaptation.gates for p in layer.router.parameters()]
-    opened += head_parameters(model).values() if adaptation.head else ()
-    for parameter in opened:
-        parameter.requires_grad_(id(parameter) not in never)
-
-
-def frozen_by_family(model: PreTrainedModel) -> frozenset[str]:
-    """Return the names of the parameters that the family itself takes no gradient of.
-
-    Such as the correction bias of a router, which pretraining moves by a rule of its own and
-    fine-tuning leaves alone. Loading a checkpoint loses the mark, so a model without values is
-    asked. (Most families keep that bias in a buffer, which is never trained.)
-    """
-    with torch.device("meta"):
-        fresh = type(model)(copy.deepcopy(model.config))
-    return frozenset(name for name, p in fresh.named_parameters() if not p.requires_grad)
-
-
-def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return the parameters outside the base model, such as a classification head."""
-    inside = {id(p) for p in model.base_model.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
-
-
-def _open_experts(
-    model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
-) -> None:
-
-    rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
-    if adaptation.train == "expert-lora":
-        add_lora(model, layers, rank, alpha, attention=attention)
-        return
-    for layer in layers:
-        for parameter in layer.expert_parameters():
-            parameter.requires_grad_(True)
-    add_peft_lora(model, [], rank, alpha, attention=attention)
-
-
-def _cast_adapters(model: PreTrainedModel) -> None:
-    """Keep adapters in float32: their steps are too small for 16 bits."""
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
