@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer
 from fedmoe_app.moe.quantised.quantise import is_quantised
-from fedmoe_app.moe.training.lora import add_lora, add_peft_lora
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def _open_experts(
     model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
 ) -> None:
+    from fedmoe_app.moe.training.lora import add_lora, add_peft_lora  # peft takes long to import
 
     rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
     if adaptation.train == "expert-lora":
