@@ -29,7 +29,7 @@ from unittest.mock import patch
 import matplotlib.figure
 import torch
 
-from fedmoe_app.inprocess import run_in_process
+from fedmoe_app import run_in_process
 from tests.bases import save_base
 from tests.conftest import flat_config
 
