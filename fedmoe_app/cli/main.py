@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedmoe_app.cli import deploying
+from fedmoe_app.cli import deploying, node
 from fedmoe_app.cli.looking import register
 from fedmoe_app.cli.misplaced import overrides_of
 from fedmoe_app.cli.resume import Request, resume_run
@@ -37,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated fine-tuning of Mixture-of-Experts language models.",
 )
+
+app.add_typer(node.app, name="node")
 
 AppDir = Annotated[Path, typer.Argument(help="Folder of the Flower app.")]
 RunDir = Annotated[Path, typer.Argument(help="Result folder of a run, or the run's name.")]

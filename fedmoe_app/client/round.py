@@ -32,6 +32,7 @@ from fedmoe_app.client.train import (
 )
 from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.node import Node, experts_in
+from fedmoe_app.config.policy import node_policy
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.partial.streamed import all_experts
@@ -84,6 +85,8 @@ def prepare_round(
         rows = client_rows(config, node, task, setup)
     if not rows.train:
         raise DataError("no example is left to train on: no text gives a token with this tokenizer")
+    if (policy := node_policy()) is not None:
+        policy.check_round(len(rows.train), config.train.num_steps(len(rows.train)))
     with watch.phase("apply"):
         write_state(setup.model, setup.layers, task.state)
     return ClientRound(config, node, task, scheme, setup, rows, watch)

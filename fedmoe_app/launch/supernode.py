@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedmoe_app.config.policy import VARIABLE, policy_path, read_policy
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.environment import default_environment
 from fedmoe_app.launch.watched import CLOCK_IS_OFF, clock_fault
@@ -36,7 +37,9 @@ def become_supernode(arguments: Sequence[str]) -> NoReturn:
 
     Raises:
         LaunchError: an argument that the two together cannot have.
+        ConfigError: a policy that cannot be used.
     """
+    arguments = use_policy(arguments)
     command = superexec_command(arguments, os.getpid())
     for name, value in default_environment().items():
         os.environ.setdefault(name, value)
@@ -47,6 +50,22 @@ def become_supernode(arguments: Sequence[str]) -> NoReturn:
         subprocess.Popen(command)
     supernode = [sys.executable, "-m", "fedmoe_app.launch.watched"]
     os.execv(sys.executable, [*supernode, *arguments, "--isolation", "process"])
+
+
+def use_policy(arguments: Sequence[str]) -> list[str]:
+    """Take ``--policy FILE`` out of the arguments, for this process and those that it starts.
+
+    Raises:
+        ConfigError: the policy, given or found, cannot be used.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--policy", type=Path)
+    found, rest = parser.parse_known_args(list(arguments))
+    path = policy_path(found.policy)
+    if path is not None:
+        read_policy(path)
+        os.environ[VARIABLE] = str(path.expanduser().absolute())
+    return rest
 
 
 def superexec_command(arguments: Sequence[str], parent: int) -> list[str] | None:

@@ -19,12 +19,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.policy import policy_path, read_policy
 from fedmoe_app.launch.clock import ClockFault, UnreachableError, check_clock
+from fedmoe_app.launch.connections import LaunchError
+from fedmoe_app.launch.gate import install
 from fedmoe_app.shown.terminal import say
 
 CLOCK_IS_OFF = 75  # EX_TEMPFAIL of sysexits.h: try again later
 TURNED_AWAY = 76  # EX_PROTOCOL
 LOST_HEARTBEAT = 74  # EX_IOERR
+NO_GATE = 78  # EX_CONFIG
 _LAST_LOOK = 1.5  # seconds; Flower ends the process 5 s after it began to end
 _PROGRAM = "flower-supernode"
 
@@ -51,6 +56,7 @@ def run_supernode(arguments: Sequence[str]) -> NoReturn:
     """Run Flower's SuperNode until it ends, and end this process with a reason."""
     from flwr.supernode.cli import flower_supernode
 
+    _install_gate()
     heartbeat = _WatchedHeartbeat()
     sys.argv = [_PROGRAM, *arguments]
     try:
@@ -64,6 +70,19 @@ def run_supernode(arguments: Sequence[str]) -> NoReturn:
     if code == 0:
         _explain(arguments, refusal)
     _leave(code)
+
+
+def _install_gate() -> None:
+    """Hold every run against the node's policy; a policy that cannot be used ends the process."""
+    path = policy_path()
+    if path is None:
+        say("no policy: this node runs the code and the config of any run that its SuperLink sends")
+        return
+    try:
+        install(read_policy(path))
+    except (ConfigError, LaunchError) as error:
+        _leave(NO_GATE, str(error))
+    say(f"policy: {path}")
 
 
 def _explain(arguments: Sequence[str], refusal: str) -> None:

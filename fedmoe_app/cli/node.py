@@ -1,0 +1,93 @@
+"""``fedmoe node``: what this node allows, which code that is, and what was asked of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.overrides import app_defaults, read_overrides
+from fedmoe_app.config.policy import Policy, policy_path, read_policy
+from fedmoe_app.launch.app_folder import app_folder
+from fedmoe_app.launch.gate import digest_of, log_path
+from fedmoe_app.shown.terminal import say
+
+app = typer.Typer(
+    help="What a node's owner allows: check a run, list the app's digest, read the log."
+)
+
+App = Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", help="The node's policy; by default $FEDMOE_POLICY, then /etc/fedmoe."
+    ),
+]
+
+
+@app.command(epilog="Example: fedmoe node digest")
+def digest(app_dir: App = Path(".")) -> None:
+    """Print the digest of this app, for the list `apps` of a policy."""
+    say(digest_of(_bundle(app_dir)))
+
+
+@app.command(epilog="Example: fedmoe node check --policy policy.toml -c experiments/own-text.toml")
+def check(
+    app_dir: App = Path("."),
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option("--run-config", "-c", metavar="FILE.toml | 'KEY=VALUE ...'"),
+    ] = None,
+    policy_file: PolicyFile = None,
+) -> None:
+    """Say whether a policy allows a run of this app; exits with 1 where it does not."""
+    policy = _policy(policy_file)
+    refusals = list(
+        policy.refusals(app_defaults(app_folder(app_dir)) | read_overrides(run_config or []))
+    )
+    if (own := digest_of(_bundle(app_dir))) not in policy.apps:
+        refusals.insert(0, f"the app {own}")
+    for refusal in refusals:
+        say(f"not allowed: {refusal}")
+    if refusals:
+        raise typer.Exit(1)
+    say("allowed")
+
+
+@app.command(epilog="Example: fedmoe node log --last 20")
+def log(
+    last: Annotated[int, typer.Option(min=1, help="How many of the newest runs.")] = 20,
+    config: Annotated[bool, typer.Option("--config", help="Show the run configs, too.")] = False,
+) -> None:
+    """Show which runs this node took or refused, and why."""
+    path = log_path()
+    if not path.exists():
+        say(f"{path}: nothing was asked of this node while it had a policy")
+        return
+    for line in path.read_text(encoding="utf-8").splitlines()[-last:]:
+        _show(json.loads(line), config)
+
+
+def _show(entry: dict[str, Any], config: bool) -> None:
+    answer = "taken" if entry["taken"] else f"refused: {entry['refusal']}"
+    say(f"{entry['time']}  run {entry['run']}  app {entry['app'][:19]}  {answer}")
+    if config:
+        for key, value in sorted(entry["config"].items()):
+            say(f"    {key} = {json.dumps(value)}")
+
+
+def _policy(given: Path | None) -> Policy:
+    path = policy_path(given)
+    if path is None:
+        raise ConfigError("no policy: name one with --policy FILE")
+    return read_policy(path)
+
+
+def _bundle(app_dir: Path) -> bytes:
+    """Return the bundle that Flower would send of an app's folder."""
+    from flwr.cli.build import build_fab_from_disk
+
+    return build_fab_from_disk(app_folder(app_dir))

@@ -1,0 +1,265 @@
+"""A node's policy: what a run may ask of this node, as the node's owner says in ``policy.toml``.
+
+Whoever may submit a run to a SuperLink sends code and a run config to every node. The policy is the
+owner's answer, and the SuperNode asks it before any of that code is stored or run
+(:mod:`fedmoe_app.launch.gate`)::
+
+    apps = ["sha256:0677f6dc..."]      # fedmoe node digest prints it; no other code is run
+    schemes = ["fedavg", "fedmoe"]     # names, or "package.module:Class" in full
+    models = ["org/base"]              # hub names or folders, beside the presets
+    sources = ["nodes"]                # what data.source may name
+    data-roots = ["/data/site"]        # folders that files named by a run may lie in
+    columns = ["text", "label"]        # columns that a run may name
+    tasks = ["classification"]
+    max-rounds = 50
+    max-local-steps = 500              # optimiser steps a round
+    min-examples = 50                  # with fewer this node takes no part
+    may-leave = ["update", "num-examples", "histogram", "metrics"]
+
+Every list is a list of what is allowed; a key that is left out allows the default at its field.
+A refusal says which key of the run, and the value that *the run* asked for: never a path, a count
+or a value of the node.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.lists import file_names
+from fedmoe_app.config.names import COMBINE, PRESET_NAMES, SCHEME_NAMES
+
+REFUSED = "this node's policy"  # how the reason of every refusal begins; the server knows it by it
+VARIABLE = "FEDMOE_POLICY"
+DEFAULT_PATH = Path("/etc/fedmoe/policy.toml")
+EMBEDDED, NODES = "embedded", "nodes"
+_SHOWN = 100  # characters of a run's value that a refusal repeats
+_COLUMNS = {  # by task: keys of ``data`` that name columns
+    "classification": ("text-field", "label-field"),
+    "causal-lm": (
+        "messages-field",
+        "prompt-field",
+        "completion-field",
+        "instruction-field",
+        "context-field",
+        "response-field",
+    ),
+    "multiple-choice": ("question-field", "options-field", "answer-field"),
+}
+_FILES = ("source", "label-names-file")  # keys of ``data`` that a node would open
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Leaving = Literal["update", "num-examples", "histogram", "metrics", "scores", "regions"]
+
+
+class RefusedError(PermissionError):
+    """What a run asks for and this node's policy does not allow."""
+
+
+class Policy(BaseModel):
+    """What a run may ask of this node; made by :func:`read_policy`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+    )
+
+    apps: list[Digest]
+    schemes: list[str] = list(SCHEME_NAMES)
+    models: list[str] = []
+    sources: list[str] = [EMBEDDED, NODES]
+    data_roots: list[str] = []
+    columns: list[str] | None = None
+    tasks: list[str] = ["classification", "causal-lm", "multiple-choice"]
+    max_rounds: int | None = Field(None, ge=1)
+    max_local_steps: int | None = Field(None, ge=1)
+    min_examples: int = Field(1, ge=1)
+    may_leave: list[Leaving] = [
+        "update",
+        "num-examples",
+        "histogram",
+        "metrics",
+        "scores",
+        "regions",
+    ]
+
+    def check_app(self, digest: str) -> None:
+        """Refuse code that the node's owner has not listed.
+
+        Args:
+            digest: ``sha256:`` and the hash of the app's bundle.
+
+        Raises:
+            RefusedError: naming the digest.
+        """
+        if digest not in self.apps:
+            raise RefusedError(f"{REFUSED} does not list the app {digest}")
+
+    def check_run(self, run: Mapping[str, Any]) -> None:
+        """Refuse a run config.
+
+        Args:
+            run: flat, of the whole run.
+
+        Raises:
+            RefusedError: naming every key that is not allowed, with the run's value.
+        """
+        refused = list(self.refusals(run))
+        if refused:
+            raise RefusedError(f"{REFUSED} does not allow {'; '.join(refused)}")
+
+    def refusals(self, run: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what is not allowed of a flat run config, one text a key."""
+        parts = [key for key in run if key.startswith("combine.")]
+        for key in ["scheme", *(parts if run.get("scheme") == COMBINE else [])]:
+            if run.get(key) not in self.schemes:
+                yield _named(run, key)
+        if run.get("data.task") not in self.tasks:
+            yield _named(run, "data.task")
+        if run.get("model.name") not in (*PRESET_NAMES, *self.models):
+            yield _named(run, "model.name")
+        yield from self._files(run)
+        yield from self._columns(run)
+        rounds = run.get("num-server-rounds")
+        if self.max_rounds is not None and not (
+            isinstance(rounds, int) and rounds <= self.max_rounds
+        ):
+            yield _named(run, "num-server-rounds")
+        for what in sorted(_leaves(run) - set(self.may_leave)):
+            yield f"{what} to leave the node, which the run needs"
+
+    def _files(self, run: Mapping[str, Any]) -> Iterator[str]:
+        for key in (f"data.{name}" for name in _FILES):
+            value = str(run.get(key, ""))
+            if value and value not in self.sources and not self._under_roots(run, key, value):
+                yield _named(run, key)
+
+    def _columns(self, run: Mapping[str, Any]) -> Iterator[str]:
+        if self.columns is None:
+            return
+        keys = (*_COLUMNS.get(str(run.get("data.task")), ()), "partition-by")
+        for key in (f"data.{name}" for name in keys):
+            names = [name.strip() for name in str(run.get(key, "")).split(",")]
+            if any(name and name not in self.columns for name in names):
+                yield _named(run, key)
+
+    def _under_roots(self, run: Mapping[str, Any], key: str, value: str) -> bool:
+        """Tell whether all that a value names lies below ``data-roots``, links resolved."""
+        roots = [Path(root).resolve() for root in self.data_roots]
+        if not roots:
+            return False
+        try:
+            names = file_names(value, key=key)
+        except ValueError:
+            return False
+        found = [path for name in names for path in _meant(name, str(run.get("data.source-kind")))]
+        return bool(found) and all(
+            os.path.isabs(path) and any(Path(path).resolve().is_relative_to(root) for root in roots)
+            for path in found
+        )
+
+    def check_round(self, num_examples: int, num_steps: int) -> None:
+        """Refuse a round; the numbers of the node are not told.
+
+        Args:
+            num_examples: training examples of this node.
+            num_steps: optimiser steps that the round would take.
+
+        Raises:
+            RefusedError: too few examples, or too many steps.
+        """
+        if num_examples < self.min_examples:
+            raise RefusedError(f"{REFUSED} asks for more examples than this node has for the run")
+        if self.max_local_steps is not None and num_steps > self.max_local_steps:
+            raise RefusedError(
+                f"{REFUSED} does not allow as many optimiser steps a round as the run takes here; "
+                "set train.max-steps"
+            )
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy.
+
+    Raises:
+        ConfigError: it cannot be read, is not valid, or others may change it.
+    """
+    try:
+        mode = path.stat().st_mode
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"policy {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"policy {path}: not TOML: {error}") from None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"policy {path}: others than its owner may change it; chmod 0600 {path}")
+    try:
+        return Policy.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"policy {path}: {_first_fault(error)}") from None
+
+
+def policy_path(given: Path | None = None) -> Path | None:
+    """Return the file of this node's policy: the given one, $FEDMOE_POLICY, or that of ``/etc``.
+
+    None: this node has none.
+    """
+    if given is not None:
+        return given
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    return DEFAULT_PATH if DEFAULT_PATH.exists() else None
+
+
+def node_policy() -> Policy | None:
+    """Return the policy that this process's SuperNode was started with; None without one."""
+    named = os.environ.get(VARIABLE)
+    return read_policy(Path(named)) if named else None
+
+
+def _leaves(run: Mapping[str, Any]) -> set[str]:
+    """Return what leaves a node in a run of this config."""
+    leaves = {"update", "num-examples", "histogram", "metrics"}
+    if not run.get("data.test-source") and run.get("data.source") == NODES:
+        leaves.add("scores")  # the server has no test set: nodes score the global model on theirs
+    own = ":" in str(run.get("scheme"))
+    if own or "fedalign" in (run.get("scheme"), run.get("combine.experts")):
+        leaves.add("regions")  # mean hidden states of the tokens of each expert
+    return leaves
+
+
+def _meant(name: str, kind: str) -> list[str]:
+    """Return the files that a name of ``data.source`` means by ``data.source-kind``."""
+    if kind == "glob":
+        return glob.glob(name, recursive=True)
+    if kind == "folder":
+        return [name, *glob.glob(os.path.join(glob.escape(name), "**"), recursive=True)]
+    return [name]
+
+
+def _named(run: Mapping[str, Any], key: str) -> str:
+    value = str(run.get(key, ""))
+    cut = value if len(value) <= _SHOWN else value[:_SHOWN] + "…"
+    return f"{key} = {cut!r}"
+
+
+def _first_fault(error: ValidationError) -> str:
+    # An unknown key before a missing one: it may be the missing one, misspelt.
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = ", ".join(field.alias or name for name, field in Policy.model_fields.items())
+        return f"unknown key {key}; the keys are {known}"
+    if fault["type"] == "missing":
+        return f"{key} is missing; `fedmoe node digest` prints the digest of the installed app"
+    return f"{key} = {fault['input']!r}: {fault['msg']}"

@@ -1,0 +1,132 @@
+"""The node's gate: a run is held against the node's policy before any of its code is stored.
+
+Flower's SuperNode fetches a run's bundle and config, stores them and has a SuperExec run them. The
+gate stands at the fetching: what the policy does not allow is answered with the reason, and its
+code never reaches the disk. A check inside the app would bind honest code only. Facts of Flower
+1.39: the function that is wrapped and its arguments; :func:`install` refuses where they differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedmoe_app.config.paths import home, private_folder
+from fedmoe_app.config.policy import Policy, RefusedError
+from fedmoe_app.launch.connections import LaunchError
+
+logger = logging.getLogger("fedmoe")
+
+ERROR_CODE = 17  # INVALID_FAB of Flower's error codes, from 1.39 on; the reason is what is read
+LOG_FILE = "node/runs.jsonl"
+MAX_LOG_BYTES = 8 * 2**20  # then the file is renamed, and the one before it goes
+_WRAPPED = "_pull_and_store_message"
+_NEEDED = {"state", "object_store", "receive", "get_run", "get_fab"}
+
+
+def install(policy: Policy) -> None:
+    """Let this process's SuperNode take no run that the policy does not allow.
+
+    Raises:
+        LaunchError: this Flower has no place for the gate; the node must not start without it.
+    """
+    from flwr.supernode import start_client_internal as supernode
+
+    wrapped = getattr(supernode, _WRAPPED, None)
+    if wrapped is None or not set(inspect.signature(wrapped).parameters) >= _NEEDED:
+        raise LaunchError(
+            "policy: this version of Flower has no place for the node's gate; install flwr 1.39"
+        )
+    setattr(supernode, _WRAPPED, gated(wrapped, policy))
+
+
+def gated(pull: Callable[..., int | None], policy: Policy) -> Callable[..., int | None]:
+    """Return Flower's function that takes a message, with the policy before the code is stored."""
+    from flwr.app import Error, Message
+    from flwr.common.config import get_fused_config_from_fab
+    from flwr.supernode import start_client_internal as supernode
+
+    def gate(**given: Any) -> int | None:
+        got: list[Message] = []
+
+        def receive() -> Any:
+            found = given["receive"]()
+            if found is not None:
+                got.append(found[0])
+            return found
+
+        def get_fab(fab_hash: str, run_id: int) -> Any:
+            fab = given["get_fab"](fab_hash, run_id)
+            run = given["get_run"](run_id)
+            decide(policy, fab.content, lambda: get_fused_config_from_fab(fab.content, run), run_id)
+            return fab
+
+        try:
+            return pull(**given | {"receive": receive, "get_fab": get_fab})
+        except RefusedError as refusal:
+            logger.warning("run %s refused: %s", got[0].metadata.run_id, refusal)
+            reply = Message(Error(ERROR_CODE, str(refusal)), reply_to=got[0])
+            supernode._insert_message(reply, given["state"], given["object_store"])
+            return got[0].metadata.run_id
+
+    return gate
+
+
+def decide(
+    policy: Policy, bundle: bytes, config_of: Callable[[], dict[str, Any]], run_id: int
+) -> None:
+    """Hold a run against the policy, and note the decision in the node's log.
+
+    Args:
+        policy: the node's.
+        bundle: the app's code as it was sent.
+        config_of: reads the run's whole config out of the bundle; called when its code is listed.
+        run_id: Flower's.
+
+    Raises:
+        RefusedError: see :meth:`Policy.check_app` and :meth:`Policy.check_run`.
+    """
+    digest, config = digest_of(bundle), {}
+    try:
+        policy.check_app(digest)
+        config = dict(config_of())
+        policy.check_run(config)
+    except RefusedError as refusal:
+        note(run_id, digest, config, str(refusal))
+        raise
+    note(run_id, digest, config, "")
+
+
+def digest_of(bundle: bytes) -> str:
+    """Return the digest of an app's bundle as policies list it."""
+    return f"sha256:{hashlib.sha256(bundle).hexdigest()}"
+
+
+def log_path() -> Path:
+    """Return the file in which this node keeps what was asked of it."""
+    return home() / LOG_FILE
+
+
+def note(run_id: int, digest: str, config: dict[str, Any], refusal: str) -> None:
+    """Add a line to the node's log: which code, which config, taken or refused."""
+    path = log_path()
+    line = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "run": str(run_id),
+        "app": digest,
+        "taken": not refusal,
+        "refusal": refusal,
+        "config": config,
+    }
+    private_folder(path.parent)
+    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+        path.replace(path.with_suffix(".1.jsonl"))
+    path.touch(mode=0o600)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")
