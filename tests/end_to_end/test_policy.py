@@ -32,10 +32,10 @@ def test_only_allowed_runs_reach_a_node(tmp_path: Path, fedmoe_home: Path) -> No
     supernode = (*WARM_SUPERNODE, "--policy", str(policy))
     with deployment(tmp_path, 2, supernode=supernode) as flower:
         refused = flower.run(REPOSITORY, overrides(tmp_path, "refused", scheme="fcmoe"))
-        assert not refused.ok
+        assert not refused.completed
         assert "this node's policy does not allow scheme = 'fcmoe'" in "\n".join(flower.lines)
         taken = flower.run(REPOSITORY, overrides(tmp_path, "taken", scheme="fedavg"))
-        assert taken.ok, "\n".join(flower.lines[-20:])
+        assert taken.completed, "\n".join(flower.lines[-20:])
     flower.assert_nothing_left()
     assert len(read_metrics(tmp_path / "taken")[-1]["clients"]) == 2
     asked = [json.loads(line) for line in log_path().read_text().splitlines()]
