@@ -11,8 +11,10 @@ Shapes: ``L`` MoE layers, ``E`` experts a layer, ``K`` experts a token uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,8 @@ __all__ = [
 _BROKEN = {
     "nllb-moe": "its transformers implementation only ever runs experts 0 and 1 of each layer",
 }
+
+logger = logging.getLogger("fedmoe")
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,3 +331,32 @@ def _copy(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], place: st
             )
     for name, target in targets.items():
         target.copy_(values[name])
+
+
+@torch.no_grad()
+def passes(model: PreTrainedModel, layers: Sequence[MoELayer]) -> int:
+    """Return how often the same layer sees a token in one forward pass: 1, more in a looped model.
+
+    Counted in a pass over a few tokens. 1 where the model cannot be run without more inputs.
+    """
+    counts = [0] * len(layers)
+
+    def count(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            counts[index] += 1
+
+        return hook
+
+    handles = [layer.router.register_forward_hook(count(i)) for i, layer in enumerate(layers)]
+    was_training = model.training
+    try:
+        tokens = torch.tensor([[1, 2, 1]], device=model.device)
+        decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+        model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens), **decoder)
+    except Exception as error:  # whatever a family wants beside tokens
+        logger.debug("passes of %s: %s", type(model).__name__, error)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return max(1, *counts)

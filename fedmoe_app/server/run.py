@@ -19,7 +19,7 @@ from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.moe.export import export_adapter
-from fedmoe_app.moe.layers import read_state, write_state
+from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.folder import RunFolder, read_metrics
@@ -152,6 +152,7 @@ def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
         test_fraction=data.local_test_fraction,
         items=data.max_length if by_token else 1,
         num_rows=num_rows,
+        passes=passes(setup.model, setup.layers),
     )
 
 

@@ -27,6 +27,7 @@ class TaskBounds:
         train: the local training; None if it is not known.
         max_length: tokens that an example has in a layer at most; 0 if not known.
         top_k: K, the largest of all layers; 0 if not known.
+        passes: how often a layer sees a token in one forward pass; more than 1 in a looped model.
         test_fraction: f; None if not known.
         items: that a test example is scored by, at most: 1, or its response tokens.
         num_rows: examples of the data that is split over the clients; 0 if every client brings
@@ -39,6 +40,7 @@ class TaskBounds:
     test_fraction: float | None = None
     items: int = 1
     num_rows: int = 0
+    passes: int = 1
 
     def examples(self, num_partitions: int) -> int:
         """Return how many training examples a client can have.
@@ -60,7 +62,8 @@ class TaskBounds:
         """Return the tokens that a layer can see in a round with n examples."""
         if self.train is None or not self.max_length:
             return MAX_TOKENS
-        return min(MAX_TOKENS, self.train.examples_seen(num_examples) * self.max_length)
+        seen = self.train.examples_seen(num_examples) * self.max_length
+        return min(MAX_TOKENS, seen * self.passes)
 
     def test_items(self, num_examples: int) -> int:
         """Return how many items a client with n training examples can score.

@@ -11,10 +11,11 @@ from transformers import (
     LlamaForCausalLM,
     NllbMoeConfig,
     NllbMoeForConditionalGeneration,
+    PreTrainedModel,
 )
 
 from fedmoe_app import ModelState, MoELayer, UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.layers import read_state, write_state
+from fedmoe_app.moe.layers import passes, read_state, write_state
 
 from .families import EXPERTS, FUSED, NAMES, batch, build
 
@@ -191,3 +192,30 @@ def test_layers_of_different_size_are_refused(family: str) -> None:
     model.model.layers[1].mlp = small.model.layers[1].mlp
     with pytest.raises(UnsupportedModelError, match="have 3 and 4 experts"):
         find_moe_layers(model)
+
+
+class Looped(torch.nn.Module):
+    """A model that runs all its layers several times, as looped transformers do."""
+
+    def __init__(self, inner: PreTrainedModel, times: int) -> None:
+        super().__init__()
+        self.inner, self.times = inner, times
+        self.config, self.device = inner.config, inner.device
+
+    def forward(self, **inputs: torch.Tensor) -> object:
+        return [self.inner(**inputs) for _ in range(self.times)][-1]
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_how_often_a_layer_sees_a_token(family: str) -> None:
+    model = build(family)
+    layers = find_moe_layers(model)
+    model.train()
+    assert passes(model, layers) == 1
+    assert model.training
+    assert passes(Looped(model, 3), layers) == 3  # type: ignore[arg-type]
+
+
+def test_passes_of_a_model_that_wants_more_than_tokens() -> None:
+    model = build("Mixtral")
+    assert passes(Looped(model, 0), find_moe_layers(model)) == 1  # type: ignore[arg-type]

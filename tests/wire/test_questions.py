@@ -115,6 +115,12 @@ def test_no_honest_hold_out_is_beyond_its_bound(fraction: float) -> None:
     assert bounds.test_items(len(train)) <= held_out + 10
 
 
+def test_a_looped_model_sees_a_token_more_than_once() -> None:
+    train = make_config().train
+    once, thrice = (TaskBounds(train, max_length=10, passes=passes) for passes in (1, 3))
+    assert thrice.tokens(7) == 3 * once.tokens(7)
+
+
 def test_what_is_not_known_has_only_the_widest_bounds() -> None:
     bounds = TaskBounds()
     assert (bounds.steps(5), bounds.tokens(5)) == (MAX_STEPS, MAX_TOKENS)
