@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes
@@ -119,14 +122,14 @@ def assemble(
     label_names: Sequence[str],
 ) -> Setup:
     """Open of a model, on its device, what the run trains; put it together with its task."""
-    if config.train.gradient_checkpointing:
-        _checkpoint_activations(model)
     if config.data.metric == "exact-match":
         length, new_tokens = config.data.max_length, config.data.max_new_tokens
         check_generation_fits(model, config.model.name, length, new_tokens)
     task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config, head), config.seed)
+    if config.train.gradient_checkpointing:
+        _checkpoint_activations(model)
     return Setup(tokenizer, model, layers, task)
 
 
@@ -204,9 +207,28 @@ def adaptation(config: RunConfig, head: str) -> Adaptation:
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass, from the first layer on that trains anything.
+
+    What lies below has no backward pass. transformers' own switch makes the embeddings' output
+    require a gradient, so that frozen layers are run twice and differentiated for nothing.
+    """
     # transformers 5.23 renamed it and warns at the old name, which is all that 5.20 to 5.22 have.
     new_name = getattr(model, "activation_checkpointing_enable", None)
     (new_name or model.gradient_checkpointing_enable)()
+    model.disable_input_require_grads()
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    embeddings = model.get_input_embeddings().parameters()
+    if any(parameter.requires_grad for parameter in embeddings if id(parameter) not in inside):
+        return
+    for layer in takewhile(_is_frozen, layers):
+        layer.gradient_checkpointing = False
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def make_task(

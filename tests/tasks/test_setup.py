@@ -40,6 +40,33 @@ def test_gradient_checkpointing_gives_the_same_gradients_without_a_warning(prese
     assert sum(grad is not None for grad in without.values()) > 10
 
 
+@pytest.mark.parametrize("train", ["experts", "expert-lora"])
+def test_what_lies_below_the_first_trained_layer_is_never_run_twice(
+    tmp_path: Path, train: str
+) -> None:
+    """Of four layers the last two have experts; the rest is a frozen base."""
+    save_base(tmp_path, "Qwen3Moe", num_hidden_layers=4, mlp_only_layers=[0, 1])
+    gradients, runs = [], []
+    for checkpointing in (False, True):
+        overrides = {"model.name": str(tmp_path), "data.task": "causal-lm", "data.partition": "iid"}
+        overrides |= {"model.train": train}
+        config = make_config(**overrides, **{"train.gradient-checkpointing": checkpointing})
+        model = load_setup(config, ()).model.train()
+        count = [0] * 4
+        for index, layer in enumerate(model.model.layers):
+            layer.input_layernorm.register_forward_hook(
+                lambda *_, index=index, count=count: count.__setitem__(index, count[index] + 1)
+            )
+        model(input_ids=torch.arange(8).reshape(1, 8)).logits.float().square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        runs.append(count)
+    assert runs == [[1, 1, 1, 1], [1, 1, 2, 2]]
+    without, with_it = gradients
+    assert without.keys() == with_it.keys()
+    assert all(torch.equal(grad, with_it[n]) for n, grad in without.items() if grad is not None)
+    assert any(grad is not None for grad in without.values())
+
+
 @pytest.mark.parametrize(
     ("train", "gates", "trained"),
     [("all", False, True), ("experts", True, True), ("experts", False, False)],
