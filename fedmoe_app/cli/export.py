@@ -15,6 +15,7 @@ from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.folder import CHECKPOINTS, ResultsError, list_checkpoints
+from fedmoe_app.results.model_card import write_model_card
 from fedmoe_app.server.checkpoint import Checkpoint
 from fedmoe_app.server.resume import find_checkpoint
 from fedmoe_app.tasks.setup import Setup, load_setup
@@ -49,6 +50,7 @@ def write_model(run: Path, kind: Literal["hf", "peft"], folder: Path) -> None:
         merge_adapters(setup.model, setup.layers)
         setup.model.save_pretrained(folder)
         setup.tokenizer.save_pretrained(folder)
+        write_model_card(run, folder)
 
 
 def _newest(run: Path) -> Checkpoint:

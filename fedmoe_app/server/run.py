@@ -131,8 +131,20 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     with journal:
         logger.info("results: %s", folder.path)
         _run(grid, config, strategy, setup, encode_state(journal.state), test, folder)
+    items = len(test) if test is not None and config.data.task == "classification" else 0
+    _write_card(folder.path, items)
     logger.info("results: %s", folder.path)
     return folder.path
+
+
+def _write_card(run: Path, items: int) -> None:
+    """Describe the saved model; where that fails the model is there all the same."""
+    from fedmoe_app.results.model_card import write_model_card
+
+    try:
+        write_model_card(run, run / "model", items)
+    except Exception as error:
+        logger.warning("no model card: %s: %s", type(error).__name__, error)
 
 
 def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:

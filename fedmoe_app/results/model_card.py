@@ -1,0 +1,175 @@
+"""The model card of a run's model: ``README.md`` beside its weights, as model hubs show it.
+
+It says what the server knows: how the model was trained, on what, by how many clients, what it came
+to and how it is loaded. Of data it names the source, never a row, and of paths the last part only.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from scipy.stats import binomtest
+
+from fedmoe_app.config.names import PRESET_NAMES
+from fedmoe_app.config.parse import flatten_table
+from fedmoe_app.results.folder import CONFIG_FILE, read_metrics, write_atomic
+from fedmoe_app.shown.tables import markdown, markdown_cell
+
+CARD_FILE = "README.md"
+CONFIDENCE = 0.95
+_PIPELINES = {"classification": "text-classification"}  # all else generates text
+_CLASSES = {
+    "sequence": "AutoModelForSequenceClassification",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "causal": "AutoModelForCausalLM",
+}
+
+
+def write_model_card(run: Path, folder: Path, items: int = 0) -> Path:
+    """Write the card of a run's model into the model's folder; one that is there goes.
+
+    Args:
+        run: the result folder, for its config and its metrics.
+        folder: of the model, as ``save_pretrained`` wrote it.
+        items: test examples that the accuracy is over; 0 if that is not known.
+
+    Raises:
+        ResultsError, OSError: the run's files cannot be read.
+    """
+    flat = flatten_table(tomllib.loads((run / CONFIG_FILE).read_text(encoding="utf-8")))
+    card = model_card(dict(flat), read_metrics(run), architecture_of(folder), items)
+    return write_atomic(folder / CARD_FILE, card)
+
+
+def architecture_of(folder: Path) -> str:
+    """Return the model class that a folder's config names; "" where it names none."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(next(iter(config.get("architectures") or ()), ""))
+
+
+def model_card(
+    flat: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    architecture: str,
+    items: int = 0,
+) -> str:
+    """Return the card.
+
+    Args:
+        flat: the run config.
+        lines: of ``metrics.jsonl``.
+        architecture: the saved model's class.
+        items: test examples that the accuracy is over; 0 if that is not known.
+    """
+    base = str(flat["model.name"])
+    data = ModelCardData(
+        license=licence_of(base),
+        base_model=base if base not in PRESET_NAMES and not Path(base).is_absolute() else None,
+        library_name="transformers",
+        pipeline_tag=_PIPELINES.get(str(flat["data.task"]), "text-generation"),
+        tags=["mixture-of-experts", "federated-learning", "fedmoe", str(flat["scheme"])],
+    )
+    body = "\n".join(
+        [
+            f"# {markdown(_last_part(base))}, fine-tuned by federated learning",
+            "",
+            "Made by fedmoe: the clients' texts stayed with them; the server saw their updates.",
+            "",
+            *_table("What was done", _what_was_done(flat, lines)),
+            *_table("What it came to", _figures(lines, items)),
+            "## How to load it",
+            "",
+            "```python",
+            f"from transformers import AutoTokenizer, {_auto_class(architecture)}",
+            "",
+            f'model = {_auto_class(architecture)}.from_pretrained("this/folder")',
+            'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
+            "```",
+            "",
+            "## Limits",
+            "",
+            "The figures hold for data like those they were measured on. Updates that clients sent "
+            "can tell something about their texts, and so can the model: it has no differential "
+            "privacy.",
+            "",
+        ]
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def licence_of(base: str) -> str | None:
+    """Return the licence that a base model's own card names; None where there is none."""
+    card = Path(base) / CARD_FILE
+    if not card.is_file():
+        return None
+    try:
+        found = ModelCard.load(card).data.to_dict().get("license")
+    except Exception:  # a card is prose that anybody wrote
+        return None
+    return found if isinstance(found, str) else None
+
+
+def accuracy_interval(accuracy: float, items: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of an accuracy over ``items`` scored items."""
+    found = binomtest(round(accuracy * items), items).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _what_was_done(flat: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    trained = [line for line in lines if line["round"] != 0]
+    clients = {client["client"] for line in lines for client in line["clients"]}
+    examples = {c["client"]: c["num_examples"] for line in lines for c in line["clients"]}
+    kind = str(flat["data.partition"])
+    return {
+        "base model": _last_part(str(flat["model.name"])),
+        "trained": str(flat["model.train"]),
+        "scheme": str(flat["scheme"]),
+        "rounds": str(len(trained)),
+        "clients": str(len(clients)),
+        "training examples": str(sum(examples.values())),
+        "data": "each client's own" if flat["data.source"] == "nodes" else _sources(flat),
+        "split over clients": f"{kind} {flat['data.alpha']:g}" if kind == "dirichlet" else kind,
+        "task": str(flat["data.task"]),
+        "tokens a text": f"at most {flat['data.max-length']}",
+        "learning rate": f"{flat['train.learning-rate']:g}",
+        "seed": str(flat["seed"]),
+    }
+
+
+def _figures(lines: Sequence[Mapping[str, Any]], items: int) -> dict[str, str]:
+    known = [line for line in lines if line.get("accuracy") is not None]
+    if not known:
+        return {"accuracy": "not measured"}
+    first, last = known[0], known[-1]
+    found = {f"{last['metric']} after round {last['round']}": f"{last['accuracy']:.3f}"}
+    if items:
+        low, high = accuracy_interval(last["accuracy"], items)
+        found["95 % interval"] = f"{low:.3f} to {high:.3f}, over {items} items"
+    found["loss"] = f"{last['loss']:.3f} nats"
+    if first["round"] == 0 and first is not last:
+        found["before training"] = f"{first['accuracy']:.3f}, loss {first['loss']:.3f} nats"
+    return found
+
+
+def _table(title: str, rows: Mapping[str, str]) -> list[str]:
+    cells = [f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in rows.items()]
+    return [f"## {title}", "", "| | |", "| --- | --- |", *cells, ""]
+
+
+def _sources(flat: Mapping[str, Any]) -> str:
+    return ", ".join(_last_part(part.strip()) for part in str(flat["data.source"]).split(","))
+
+
+def _last_part(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _auto_class(architecture: str) -> str:
+    if "SequenceClassification" in architecture:
+        return _CLASSES["sequence"]
+    return _CLASSES["seq2seq" if "ConditionalGeneration" in architecture else "causal"]
