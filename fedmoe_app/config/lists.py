@@ -21,6 +21,7 @@ from fedmoe_app.config.text_file import EncodingError, read_text
 
 # What people write as a list: a quotation mark after the bracket, or no other bracket inside.
 _LIST = re.compile(r"""\s*\[(\s*["'].*|[^\[\]]*)\]\s*""", re.DOTALL)
+_BETWEEN_PATTERNS = re.compile(r",(?![^\[\]]*\])")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -73,7 +74,9 @@ def _as_json(text: str) -> str:
 # -- files -------------------------------------------------------------------------------------
 
 
-def file_names(value: str, folder: Path | None = None, key: str = "data.source") -> tuple[str, ...]:
+def file_names(
+    value: str, folder: Path | None = None, key: str = "data.source", patterns: bool = False
+) -> tuple[str, ...]:
     """Return the files that a value names: itself, if that is a path that exists, else its parts.
 
     So a path with commas, or one called ``[1]``, is given like any other.
@@ -82,11 +85,16 @@ def file_names(value: str, folder: Path | None = None, key: str = "data.source")
         value: one path, paths separated by commas, or a JSON list of paths.
         folder: where a relative path begins; None for the current one.
         key: the run config's key, for the message.
+        patterns: whether names are patterns, in whose brackets a comma is a character.
 
     Raises:
         DataError: a list that is not JSON.
     """
-    return (value,) if is_path(value, folder) else name_list(value, key)
+    if is_path(value, folder):
+        return (value,)
+    if patterns and not _LIST.fullmatch(value):
+        return tuple(name for part in _BETWEEN_PATTERNS.split(value) if (name := part.strip()))
+    return name_list(value, key)
 
 
 def is_path(name: str, folder: Path | None = None) -> bool:

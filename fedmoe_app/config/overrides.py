@@ -121,7 +121,7 @@ def with_template(flat: Mapping[str, Any], folder: Path) -> Flat:
 
 
 def _all_absolute(key: str, value: str, folder: Path, kind: str) -> str:
-    names = file_names(value, folder, key)
+    names = file_names(value, folder, key, patterns=kind == "glob")
     # There is no file called like a pattern.
     always = kind != "auto"
     absolute = tuple(_absolute(key, name, folder, always) for name in names)

@@ -159,11 +159,12 @@ class Policy(BaseModel):
         roots = [Path(root).resolve() for root in self.data_roots]
         if not roots:
             return False
+        kind = str(run.get("data.source-kind"))
         try:
-            names = file_names(value, key=key)
+            names = file_names(value, key=key, patterns=kind == "glob")
         except ValueError:
             return False
-        found = [path for name in names for path in _meant(name, str(run.get("data.source-kind")))]
+        found = [path for name in names for path in _meant(name, kind)]
         return bool(found) and all(
             os.path.isabs(path) and any(Path(path).resolve().is_relative_to(root) for root in roots)
             for path in found

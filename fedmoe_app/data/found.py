@@ -47,7 +47,7 @@ def find_files(source: str, kind: str, test: bool = False) -> Files:
         DataError: a pattern or folder without data files.
     """
     found: list[str] = []
-    for name in file_names(source):
+    for name in file_names(source, patterns=kind == GLOB):
         found += _matches(name, kind)
     if kind != FOLDER or test:
         return Files(tuple(found))

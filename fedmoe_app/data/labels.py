@@ -60,13 +60,34 @@ def _declared(table: Table, config: DataConfig) -> tuple[str, ...] | None:
 
 def _names_in(tables: Sequence[Table], label_field: str) -> Sequence[str]:
     declared = [class_names(table, label_field) for table in tables]
+    named = list(dict.fromkeys(name for names in declared if names for name in names))
     if all(declared):
-        return list(dict.fromkeys(name for names in declared if names for name in names))
+        return named
+    if named:
+        _check_others(tables, label_field, named)
+        return named
     found: set[str] = set()
     for table in tables:
         found |= _values(table, label_field)
-    named = _companion_names(tables, label_field)
-    return named or _sorted(found)
+    return _companion_names(tables, label_field) or _sorted(found)
+
+
+def _check_others(tables: Sequence[Table], label_field: str, names: Sequence[str]) -> None:
+    """Refuse tables without class names of their own whose labels are none of the others' names.
+
+    Were they classes of their own, 0 and 1 in a CSV file beside "negative" and "positive" of a
+    data set would make four.
+    """
+    for table in tables:
+        if class_names(table, label_field) is not None:
+            continue
+        if other := sorted(_values(table, label_field) - set(names)):
+            shown = "labels" if table.private else f"labels such as {other[0]!r}"
+            raise DataError(
+                f'{table.origin}: column "{label_field}" has {shown} beside '
+                f"files that declare the classes {listed(names)}; write these names there, or set "
+                "data.label-names"
+            )
 
 
 def _sorted(found: Iterable[str]) -> list[str]:

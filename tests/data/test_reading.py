@@ -544,3 +544,75 @@ def test_all_ways_in_read_the_same(tmp_path: Path, config: MakeConfig) -> None:
         twice = load_text_data(config(source=f"{file},{tmp_path / 'a.jsonl'}"))
         assert twice.train["label"][:] == [0, 1, 2] * 6
         assert load_node_file(file, config(label_names=",".join(names)), names)[:] == expected
+
+
+# What two parts of the input say differently.
+
+
+def declared_parquet(path: Path, text_column: str = "text") -> str:
+    features = datasets.Features(
+        {text_column: datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = {text_column: ["a", "b"], "label": [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return str(path)
+
+
+def test_labels_beside_a_file_that_declares_the_classes(tmp_path: Path, config: MakeConfig) -> None:
+    declared = declared_parquet(tmp_path / "a.parquet")
+    same = text(tmp_path / "b.csv", "text,label\nc,yes\nd,no\n")
+    assert labels_of(config, f"{declared},{same}") == ["yes", "no", "yes", "no"]
+    numbers = text(tmp_path / "c.csv", "text,label\nc,1\nd,0\n")
+    with pytest.raises(DataError, match=r"c\.csv: .*such as '0' beside .*classes no, yes.*label-names"):
+        labels_of(config, f"{declared},{numbers}")
+    assert labels_of(config, f"{declared}", label_names="no, yes") == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "written", "given"),
+    [
+        (codecs.BOM_UTF16_LE, "utf-16-le", "utf-8"),
+        (codecs.BOM_UTF16_BE, "utf-16-be", "cp1252"),
+        (codecs.BOM_UTF8, "utf-8", "utf-16"),
+        (codecs.BOM_UTF8, "utf-8", "latin-1"),
+        (codecs.BOM_UTF32_LE, "utf-32-le", "utf-16"),
+    ],
+)
+def test_an_encoding_that_the_files_own_mark_contradicts(
+    tmp_path: Path, config: MakeConfig, mark: bytes, written: str, given: str
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(mark + "text,label\na,x\nb,y\n".encode(written))
+    with pytest.raises(DataError, match=rf'data.encoding = "{given}", but its byte order mark'):
+        labels_of(config, str(file), encoding=given)
+    assert labels_of(config, str(file)) == ["x", "y"]
+
+
+@pytest.mark.parametrize("given", ["utf-8", "utf-8-sig"])
+def test_an_encoding_that_agrees_with_the_mark(
+    tmp_path: Path, config: MakeConfig, given: str
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(codecs.BOM_UTF8 + b"text,label\na,x\nb,y\n")
+    assert labels_of(config, str(file), encoding=given) == ["x", "y"]
+
+
+def test_spaces_around_the_names_of_columns(tmp_path: Path, config: MakeConfig) -> None:
+    assert labels_of(config, declared_parquet(tmp_path / "a.parquet", " text ")) == ["yes", "no"]
+    padded = text(tmp_path / "a.csv", " text , label\na,yes\nb,no\n")
+    assert labels_of(config, padded) == ["yes", "no"]
+
+
+def test_a_header_of_more_than_a_megabyte(tmp_path: Path, config: MakeConfig) -> None:
+    others = [f"column_{index}_{'x' * 90}" for index in range(12_000)]
+    row = ",".join("1" for _ in others)
+    file = text(tmp_path / "a.csv", f"{','.join(others)},text,label\n{row},a,x\n{row},b,y\n")
+    assert labels_of(config, file) == ["x", "y"]
+
+
+def test_a_comma_in_the_brackets_of_a_pattern(tmp_path: Path, config: MakeConfig) -> None:
+    for name in ("a", "b", "c"):
+        text(tmp_path / f"{name}.csv", f"text,label\n{name},x\n{name},y\n")
+    pattern = f"{tmp_path}/[a,b].csv"
+    assert len(labels_of(config, pattern, source_kind="glob")) == 4
+    assert len(labels_of(config, f"{pattern}, {tmp_path}/c*.csv", source_kind="glob")) == 6

@@ -24,7 +24,7 @@ from fedmoe_app.data.reading.columns import Asked, Rows, listed
 from fedmoe_app.data.reading.streams import AUTO, open_utf8
 
 DELIMITERS = (",", ";", "\t")  # recognised; in this order where two fit equally well
-_HEADER_BYTES = 1 << 20
+_HEADER_BYTES, _MAX_HEADER_BYTES = 1 << 20, 1 << 26
 _BLOCKS = (4 << 20, 256 << 20)  # the second for files with longer rows than the first
 _SEPARATOR_LINE = "sep="  # Excel's first line, before the header
 
@@ -61,8 +61,19 @@ def read_csv(path: Path, asked: Asked | None, encoding: str, delimiter: str, pri
 
 def read_header(path: Path, encoding: str, delimiter: str = AUTO) -> Header:
     """Read the first row that is not blank; its names without outer spaces."""
+    size = _HEADER_BYTES
+    while (found := _header_in(path, encoding, delimiter, size)) is None:
+        if size >= _MAX_HEADER_BYTES:
+            raise DataError(f"{path}: line 1: the header has no end within {size >> 20} MiB")
+        size *= 8
+    return found
+
+
+def _header_in(path: Path, encoding: str, delimiter: str, size: int) -> Header | None:
+    """Return the header if it ends within the first ``size`` bytes."""
     with open_utf8(path, encoding) as file:
-        head = _whole_characters(file.read(_HEADER_BYTES))
+        data = file.read(size)
+    head = _whole_characters(data, size)
     lines, skipped = _skip_blank(io.StringIO(head, newline="").readlines())
     if lines and lines[0].lstrip('"').lower().startswith(_SEPARATOR_LINE):
         given = lines[0].strip().strip('"')[len(_SEPARATOR_LINE) :]
@@ -71,18 +82,16 @@ def read_header(path: Path, encoding: str, delimiter: str = AUTO) -> Header:
     if delimiter == AUTO:
         delimiter = _delimiter_of(path, lines)
     names, used = _first_record(lines, delimiter)
+    if len(data) == size and used >= len(lines):
+        return None  # it may go on
     taken = skipped + lines[:used]
-    size = sum(len(line.encode()) for line in taken)
-    return Header(tuple(name.strip() for name in names), delimiter, size, len(taken))
+    num_bytes = sum(len(line.encode()) for line in taken)
+    return Header(tuple(name.strip() for name in names), delimiter, num_bytes, len(taken))
 
 
-def _whole_characters(data: bytes) -> str:
+def _whole_characters(data: bytes, size: int) -> str:
     # The cut may go through a character; a file that is no UTF-8 is found when it is read.
-    return (
-        data.decode("utf-8", "replace")
-        if len(data) < _HEADER_BYTES
-        else data.decode("utf-8", "ignore")
-    )
+    return data.decode("utf-8", "replace") if len(data) < size else data.decode("utf-8", "ignore")
 
 
 def _skip_blank(lines: list[str]) -> tuple[list[str], list[str]]:

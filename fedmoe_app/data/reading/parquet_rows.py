@@ -25,7 +25,8 @@ def read_parquet(path: Path, asked: Asked | None, file: IO[bytes] | None = None)
     """
     source = parquet.ParquetFile(file or path)
     schema = source.schema_arrow
-    names = tuple(schema.names)
+    own = {name.strip(): name for name in schema.names}  # its name in the file
+    names = tuple(name.strip() for name in schema.names)
     wanted = [name for name in names if asked is None or name in asked.names]
     for name in wanted:
         if names.count(name) > 1:
@@ -34,7 +35,7 @@ def read_parquet(path: Path, asked: Asked | None, file: IO[bytes] | None = None)
     declared = declared_names(schema)
     return Rows(
         names,
-        _batches(path, source, wanted, nested, declared),
+        _batches(path, source, {name: own[name] for name in wanted}, nested, declared),
         {name: declared[name] for name in wanted if name in declared},
     )
 
@@ -44,7 +45,7 @@ def declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     text = (schema.metadata or {}).get(b"huggingface")
     features = json.loads(text).get("info", {}).get("features", {}) if text else {}
     return {
-        column: tuple(feature["names"])
+        column.strip(): tuple(feature["names"])
         for column, feature in (features or {}).items()
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
     }
@@ -53,15 +54,15 @@ def declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
 def _batches(
     path: Path,
     source: parquet.ParquetFile,
-    names: Sequence[str],
+    names: dict[str, str],
     nested: Sequence[str],
     declared: dict[str, tuple[str, ...]],
 ) -> Iterator[pa.RecordBatch]:
     start = 0
-    for batch in source.iter_batches(ROWS, columns=list(names)):
+    for batch in source.iter_batches(ROWS, columns=list(names.values())):
         columns = []
-        for name in names:
-            column = batch.column(name)
+        for name, own in names.items():
+            column = batch.column(own)
             if is_nested(column.type) and name not in nested:
                 raise DataError(
                     f'{path}, row {start + 1}: column "{name}" holds {column.type}, not a text'

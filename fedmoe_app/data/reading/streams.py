@@ -81,13 +81,14 @@ def undecodable(path: Path, encoding: str = AUTO) -> str | None:
 
 
 def _encoding_of(path: Path, encoding: str) -> str:
-    if encoding != AUTO:
-        return encoding
     with open_bytes(path) as file:
         head = file.read(_HEAD)
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return name
+    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if encoding != AUTO:
+        _check_mark(path, encoding, marked)
+        return encoding
+    if marked is not None:
+        return marked
     if head.startswith(_GZIP):
         raise DataError(f"{path}: is compressed by gzip; its name must end in .gz")
     # Text in UTF-8 has no zero bytes; Latin letters in UTF-16 have one each, all on one side.
@@ -99,6 +100,15 @@ def _encoding_of(path: Path, encoding: str) -> str:
             f'"utf-16-{order}", or convert it: iconv -f UTF-16{order.upper()} -t UTF-8'
         )
     return UTF_8
+
+
+def _check_mark(path: Path, encoding: str, marked: str | None) -> None:
+    """Refuse an encoding that the file's own byte order mark contradicts."""
+    if marked is not None and not codecs.lookup(encoding).name.startswith(marked):
+        raise DataError(
+            f'{path}: data.encoding = "{encoding}", but its byte order mark is that of '
+            f'{_shown(marked)}; set data.encoding = "auto"'
+        )
 
 
 def _shown(name: str) -> str:
