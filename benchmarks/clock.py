@@ -8,18 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmoe_app import FedAvg, LocalStep
+from fedmoe_app import Client, FedAvg, LocalStep, ModelShape, WeightTerm
 
 TICKS: list[float] = []  # seconds, one a forward pass
 
 
 @dataclass(frozen=True)
-class Clock(FedAvg):
-    """FedAvg; notes the time after each batch's forward pass."""
+class Tick(WeightTerm):
+    """Notes the time after each batch's forward pass."""
 
-    def extra_loss(self, step: LocalStep) -> Tensor | None:
+    def loss(self, step: LocalStep) -> Tensor | None:
         """Add nothing to the loss."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         TICKS.append(time.perf_counter())
         return None
+
+
+@dataclass(frozen=True)
+class Clock(FedAvg):
+    """FedAvg with a clock in its loss."""
+
+    def client(self, model: ModelShape) -> Client:
+        """Look at the clock."""
+        return Client(terms=(Tick(),))

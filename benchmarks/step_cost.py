@@ -29,7 +29,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.cells import print_markdown, run_config
-from fedmoe_app import RunConfig, find_moe_layers, make_scheme, parse_run_config
+from fedmoe_app import (
+    ModelShape,
+    Plan,
+    RunConfig,
+    Scheme,
+    find_moe_layers,
+    make_scheme,
+    parse_run_config,
+)
 from fedmoe_app.client.train import LocalRun, train, train_batches
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.data.tokenizer import load_tokenizer
@@ -38,6 +46,7 @@ from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.fedalign import MEAN_PROB, REFERENCE
+from fedmoe_app.schemes.parts import Signal
 from fedmoe_app.tasks.base import CausalLM
 
 SEED = 0
@@ -188,7 +197,7 @@ def _leave_out(stacks: Sequence[nn.Parameter], experts: int | None) -> None:
 def _client(
     bench: Bench,
     experts: int | None,
-    scheme: Any,
+    scheme: Scheme,
     recorder_class: type[RoutingRecorder] = RoutingRecorder,
 ) -> Callable[[], None]:
     model = bench.model()
@@ -196,21 +205,23 @@ def _client(
     chosen = None if experts is None else [range(experts)] * len(layers)
     trainables = Trainables(model, layers, chosen)
     broadcast = _broadcast(len(layers), layers[0].num_experts)
+    plan = Plan.of(scheme, ModelShape(len(layers), layers[0].num_experts, layers[0].top_k))
+    terms = [(term, {}) for term in plan.client.terms]
 
     def run() -> None:
         recorder = recorder_class(
-            layers, regions=scheme.needs_regions, keep_probs=scheme.needs_router_probs
+            layers, regions=plan.needs_regions, keep_probs=plan.needs_router_probs
         )
         with recorder:
             parts = LocalRun(
-                model, trainables, recorder, bench.task(), scheme, broadcast, {}, layers[0].top_k
+                model, trainables, recorder, bench.task(), {}, layers[0].top_k, terms, broadcast
             )
             train(parts, bench.rows, bench.config.train, SEED)
 
     return run
 
 
-def _broadcast(layers: int, experts: int) -> Mapping[str, Tensor]:
+def _broadcast(layers: int, experts: int) -> Mapping[Signal, Tensor]:
     uniform = torch.full((layers, experts), 1 / experts)
     return {REFERENCE: uniform, MEAN_PROB: uniform}
 

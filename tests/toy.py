@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fedmoe_app import ClientUpdate, LocalClient, ModelShape, ModelState, RoutingStats, Scheme
-from fedmoe_app.aggregation.aggregate import fold
+from fedmoe_app import (
+    ClientUpdate,
+    LocalClient,
+    LocalStep,
+    ModelShape,
+    ModelState,
+    Plan,
+    RoundInfo,
+    RoutingStats,
+    Scheme,
+)
+from fedmoe_app.aggregation.aggregate import aggregate
 from fedmoe_app.aggregation.diagnostics import Diagnostics
-from fedmoe_app.aggregation.streaming import round_info
+from fedmoe_app.aggregation.streaming import RunningSums, round_info
+from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.moe.state import ExpertKey, flatten
 
 NUM_LAYERS, NUM_EXPERTS = 2, 3
@@ -100,18 +112,66 @@ def both_layers(row: Sequence[Any]) -> torch.Tensor:
     return torch.tensor([row, row])
 
 
+def plan_of(scheme: Scheme) -> Plan:
+    """Both halves of a scheme on the toy model."""
+    return Plan.of(scheme, ModelShape(NUM_LAYERS, NUM_EXPERTS, 2, 4))
+
+
+def fold(
+    state: ModelState,
+    updates: Sequence[ClientUpdate],
+    scheme: Scheme,
+    info: RoundInfo | None = None,
+    diagnostics: Diagnostics | None = None,
+    sums: RunningSums | None = None,
+) -> ModelState:
+    """The next global state; ``state`` stays as it is."""
+    info, folded = info or round_info(1, updates), ModelState()
+    found = aggregate(state, updates, plan_of(scheme), info, sums=sums, diagnostics=diagnostics)
+    for key, tensor in found.tensors:
+        folded.insert(key, tensor)
+    return folded
+
+
+def told_by(scheme: Scheme, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
+    """What the clients are told after a round, by the signal's name."""
+    told = aggregate(toy_state(), updates, plan_of(scheme), round_info(1, updates)).told
+    return {signal.name: value for signal, value in told.items()}
+
+
+def keep(scheme: Scheme, received: ModelState, changes: ModelState) -> dict[str, Tensor]:
+    """What a client's parts keep."""
+    return ClientParts(plan_of(scheme)).keep(received, changes)
+
+
+def start(scheme: Scheme, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
+    """What a client's training starts from."""
+    return ClientParts(plan_of(scheme)).start(received, kept)
+
+
+def loss_of(scheme: Scheme, step: LocalStep) -> Tensor | None:
+    """The one term of a scheme's loss, if there is one and it says something."""
+    (*_, term) = (None, *plan_of(scheme).client.terms)
+    return None if term is None else term.loss(step)  # type: ignore[attr-defined]
+
+
+def select(scheme: Scheme) -> Any:
+    """The part that chooses experts."""
+    return plan_of(scheme).client.select
+
+
 def fold_toy(
     scheme: Scheme, updates: Sequence[ClientUpdate], state: ModelState | None = None
 ) -> ModelState:
     """Fold updates, in the order given, into the toy state or another."""
-    return fold(state or toy_state(), updates, scheme, round_info(1, updates))
+    return fold(state or toy_state(), updates, scheme)
 
 
 def diagnose_toy(scheme: Scheme, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
     """Return what a fold into the toy state says of itself."""
     diagnostics, info = Diagnostics(NUM_LAYERS, NUM_EXPERTS), round_info(1, updates)
     fold(toy_state(), updates, scheme, info, diagnostics)
-    return diagnostics.result(scheme, info)
+    return diagnostics.result(plan_of(scheme).server, info)
 
 
 def numbers(state: ModelState, key: ExpertKey) -> list[float]:

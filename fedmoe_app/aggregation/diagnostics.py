@@ -1,8 +1,8 @@
 """Diagnostics: what a scheme did in a round, in the shape of ``metrics.jsonl``.
 
 Of every expert, under any scheme: ``conflict``, the share of members whose change has a negative
-dot product with the combined one, and ``expert_weights``. A scheme adds its own
-(:meth:`Scheme.diagnose`, :meth:`Scheme.diagnose_expert`).
+dot product with the combined one, and ``expert_weights`` where its rule is a mean or has weights. A
+scheme adds its own by probes (:class:`fedmoe_app.schemes.parts.Probe`).
 
 Shapes: L layers, E experts, N clients of the round, M members that trained an expert.
 """
@@ -13,10 +13,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fedmoe_app.schemes.base import ExpertUpdates, RoundInfo, Scheme
-from fedmoe_app.schemes.sums import dots
+from fedmoe_app.schemes.parts import ExpertProbe, Mean, RoundProbe, Rule, Server, Weighted
+from fedmoe_app.schemes.sums import dots, mean_of
+from fedmoe_app.schemes.views import BlockUpdates, RoundInfo
 
 logger = logging.getLogger("fedmoe")
 
@@ -33,30 +35,30 @@ class Diagnostics:
         self._found: dict[str, dict[_Expert, Any]] = {}
         self._num_clients = 0
 
-    def add(self, scheme: Scheme, updates: ExpertUpdates, change: Tensor) -> None:
-        """Ask the scheme about an expert that it has just combined.
+    def add(self, server: Server, updates: BlockUpdates, change: Tensor) -> None:
+        """Look at an expert that has just been combined.
 
         A fault in a scheme's diagnostics costs these numbers, not the round.
         """
         self._num_clients = len(updates.info.num_examples)
         try:
-            found = {
-                "conflict": conflict_share(updates.rows, change),
-                "expert_weights": scheme.expert_weights(updates),
-                **scheme.diagnose_expert(updates, change),
-            }
+            found: dict[str, Any] = {"conflict": conflict_share(updates.rows, change)}
+            found |= weights_of(server.experts, updates)
+            for probe in server.probes:
+                if isinstance(probe, ExpertProbe):
+                    found |= probe.of_expert(updates, change)
             spread = {
                 name: self._spread(value, updates.members)
                 for name, value in found.items()
                 if not self._is_too_large(value)
             }
         except Exception as error:  # whatever a user's scheme does
-            logger.warning("diagnostics of expert %s: %r", (updates.layer, updates.expert), error)
+            logger.warning("diagnostics of expert %s: %r", updates.block.key, error)
             return
         for name, value in spread.items():
-            self._found.setdefault(name, {})[updates.layer, updates.expert] = value
+            self._found.setdefault(name, {})[updates.block.key] = value
 
-    def result(self, scheme: Scheme, info: RoundInfo) -> dict[str, Any]:
+    def result(self, server: Server, info: RoundInfo) -> dict[str, Any]:
         """Return the tables of all experts and what the scheme says of the round."""
         layers, experts = self._shape
         tables = {
@@ -64,10 +66,12 @@ class Diagnostics:
             for name, found in self._found.items()
         }
         try:
-            return tables | scheme.diagnose(info)
+            for probe in server.probes:
+                if isinstance(probe, RoundProbe):
+                    tables |= probe.of_round(info)
         except Exception as error:  # as in add()
             logger.warning("diagnostics of round %d: %r", info.server_round, error)
-            return tables
+        return tables
 
     def _is_too_large(self, value: Any) -> bool:
         """Whether it is one of the matrices that a line has no room for."""
@@ -83,6 +87,18 @@ class Diagnostics:
             return _lay_out(value.tolist(), members, self._num_clients)
         rows = [_lay_out(row, members, self._num_clients) for row in value.tolist()]
         return _lay_out(rows, members, self._num_clients, [None] * self._num_clients)
+
+
+def weights_of(rule: Rule, updates: BlockUpdates) -> dict[str, Tensor]:
+    """Return what the members weigh in an expert, ``[M]``; nothing where a rule has no weights."""
+    if isinstance(rule, Weighted):
+        return {"expert_weights": rule.weights(updates)}
+    if not isinstance(rule, Mean):
+        return {}
+    shares = torch.tensor([rule.weight(reply, updates.block) for reply in updates.replies])  # [N]
+    members = shares[list(updates.members)]
+    counted = shares if rule.over == "all" else members
+    return {"expert_weights": mean_of(members.clone(), counted)}
 
 
 def conflict_share(deltas: Sequence[Tensor] | Tensor, change: Tensor) -> float:

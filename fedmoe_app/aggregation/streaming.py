@@ -1,22 +1,14 @@
-"""Sums of a round that grow as replies come: parts whose weights one reply alone tells.
+"""Sums of a round that grow as replies come: no disk, no more memory than a reply and the sums.
 
-A mean Σ_i a_i·Δ_i / Σ_i a_i, where a_i depends on client i only, needs neither the other clients'
-changes nor their weights, so that nothing has to wait. Dense tensors with FedAvg's weights
-are such means, and the experts of every scheme that says so by :meth:`Scheme.expert_shares`. All
-else (gates, conflicts, cosines) waits until the round is complete.
+A block whose rule is a ``Summed`` (:mod:`fedmoe_app.schemes.parts`) needs neither the other
+clients' changes nor their weights, so that nothing of it has to wait; all else waits until the
+round is complete. Sums run in float32 in client order. :class:`RunningSums` takes the first clients
+of that order one by one; :func:`fedmoe_app.aggregation.aggregate.aggregate` adds the others, which
+waited, with the same arithmetic: whoever was taken at once, the result is the same bit for bit.
 
-Sums run in float32 in client order. :class:`RunningSums` takes the first clients of that order one
-by one; :func:`fedmoe_app.aggregation.aggregate.folded_tensors` adds the others, which waited, with
-the same arithmetic: whoever was taken at once, the result is the same bit for bit.
-
-Shapes: N clients, E experts a layer.
-
-Replies that are summed as they come: no disk, and no more memory than one reply and the sums.
-
-Sums run in client order. So a reply is taken when all clients before it in that order have been;
-the others wait in the spool for their turn. That needs to know which clients will answer: the
-nodes' client numbers are known from earlier rounds. In a run's first round, and whenever a new node
-is asked, everything waits, and the result is the same bit for bit.
+So a reply is taken when all clients before it in that order have been; the others wait in the spool
+for their turn. That needs to know which clients will answer: the nodes' client numbers are known
+from earlier rounds. In a run's first round, and whenever a new node is asked, everything waits.
 """
 
 from __future__ import annotations
@@ -24,109 +16,112 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
-from fedmoe_app.schemes.base import RoundInfo, Scheme
+from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.sums import add_scaled
+from fedmoe_app.schemes.views import DENSE, EXPERT, GATE, Block, Reply, RoundInfo, blocks_of
 from fedmoe_app.wire.update import ClientUpdate
 
+_Zeros = Callable[[Sequence[int]], Tensor]
 
-def has_running_dense(scheme: Scheme) -> bool:
-    """Whether dense tensors are averaged by examples, as FedAvg does."""
-    return type(scheme).dense_weights is Scheme.dense_weights
+
+class BlockSums:
+    """The named sums of one block so far.
+
+    Attributes:
+        num_members: clients in them that trained the block.
+    """
+
+    def __init__(self, zeros: _Zeros = torch.zeros) -> None:
+        self._zeros = zeros
+        self._tensors: Tensors = {}
+        self._numbers: dict[str, float] = {}
+        self.num_members = 0
+
+    def add(self, added: Sequence[Mapping[str, Scaled | float]]) -> None:
+        """Add what the next clients add, in client order."""
+        scaled: dict[str, list[Scaled]] = {}
+        for item in added:
+            for name, value in item.items():
+                if isinstance(value, Scaled):
+                    scaled.setdefault(name, []).append(value)
+                else:
+                    self._numbers[name] = self._numbers.get(name, 0.0) + float(value)
+        for name, parts in scaled.items():
+            if name not in self._tensors:
+                self._tensors[name] = self._zeros(parts[0].tensor.shape)
+            factors, tensors = [p.factor for p in parts], [p.tensor for p in parts]
+            add_scaled(self._tensors[name], factors, tensors)
+
+    def named(self) -> dict[str, Any]:
+        """Return the sums by name: tensors, and numbers."""
+        return {**self._tensors, **self._numbers}
 
 
 class RunningSums:
-    """Numerators of a round's means, for the clients that were taken at once.
+    """The sums of a round, for the clients that were taken at once.
 
     Args:
-        scheme: the scheme's server half.
+        server: the scheme's half.
         experts: whether experts may be summed at once, too; diagnostics look at each client's
             changes once more and need them to wait.
+        values: global values, whose blocks are summed.
         zeros: makes the tensors of sums, float32 and contiguous, for a shape.
     """
 
     def __init__(
         self,
-        scheme: Scheme,
+        server: Server,
         experts: bool,
-        zeros: Callable[[Sequence[int]], Tensor] = torch.zeros,
+        values: ModelState | None = None,
+        zeros: _Zeros = torch.zeros,
     ) -> None:
-        self._zeros = zeros
-        self._scheme = scheme
-        self._dense = has_running_dense(scheme)
-        self._experts = experts and scheme.means_of_experts
+        self._server, self._zeros = server, zeros
+        rules = {DENSE: server.dense, GATE: server.gates, EXPERT: server.experts}
+        self._kinds = {kind for kind, rule in rules.items() if isinstance(rule, Summed)}
+        if not experts:
+            self._kinds.discard(EXPERT)
+        blocks = blocks_of(values or ModelState())
+        self._blocks = [block for block in blocks if block.kind in self._kinds]
         self._taken: set[int] = set()
-        self._sums = ModelState()
+        self._sums: dict[Block, BlockSums] = {}
 
     def has_taken(self, client: int) -> bool:
         """Whether this client's changes are in the sums."""
         return client in self._taken
 
+    def streams(self, kind: str) -> bool:
+        """Whether blocks of a kind do not wait."""
+        return kind in self._kinds
+
     def rest_of(self, changes: ModelState) -> ModelState:
         """Return what of a client's changes has to wait."""
         return ModelState(
-            {} if self._dense else changes.dense,
-            changes.gates,
-            {} if self._experts else changes.experts,
+            {} if self.streams(DENSE) else changes.dense,
+            {} if self.streams(GATE) else changes.gates,
+            {} if self.streams(EXPERT) else changes.experts,
         )
 
-    def add(self, client: int, changes: ModelState, info: RoundInfo) -> None:
-        """Add a client's changes, the next one in client order.
+    def add(self, reply: Reply) -> None:
+        """Add what a client sent, the next one in client order; changes are float32."""
+        self._taken.add(reply.client)
+        for block in self._blocks:
+            rule = self._server.rule(block)
+            assert isinstance(rule, Summed)
+            if added := rule.add(reply, block):
+                sums = self._sums.setdefault(block, BlockSums(self._zeros))
+                sums.add([added])
+                sums.num_members += reply.change(block) is not None
 
-        Args:
-            client: its number.
-            changes: float32.
-            info: of a round of this client alone.
-        """
-        self._taken.add(client)
-        if self._dense:
-            self._add(self._sums.dense, changes.dense, float(info.num_examples))
-        if self._experts:
-            shares = _own_shares(self._scheme, info, changes)
-            for key, tensors in changes.experts.items():
-                self._add(self._sums.experts.setdefault(key, {}), tensors, shares[key])
-
-    def pop_dense(self, name: str, like: Tensor) -> Tensor:
-        """Return the sum of a dense tensor so far and give it up; zeros where there is none."""
-        return self._or_zeros(self._sums.dense.pop(name, None), like)
-
-    def pop_expert(self, key: ExpertKey, like: Mapping[str, Tensor]) -> Tensors:
-        """Return the sums of an expert so far and give them up; zeros where there are none."""
-        sums = self._sums.experts.pop(key, {})
-        return {name: self._or_zeros(sums.get(name), value) for name, value in like.items()}
-
-    def _add(self, sums: Tensors, changes: Mapping[str, Tensor], factor: float) -> None:
-        for name, change in changes.items():
-            if name not in sums:
-                sums[name] = self._zeros(change.shape)
-            add_scaled(sums[name], [factor], [change])
-
-    def _or_zeros(self, total: Tensor | None, like: Tensor) -> Tensor:
-        return self._zeros(like.shape) if total is None else total
-
-    @property
-    def sums_experts(self) -> bool:
-        """Whether experts do not wait."""
-        return self._experts
-
-    @property
-    def sums_dense(self) -> bool:
-        """Whether dense tensors do not wait."""
-        return self._dense
-
-
-def _own_shares(scheme: Scheme, info: RoundInfo, changes: ModelState) -> dict[ExpertKey, float]:
-    """Return a_i of one client's trained experts."""
-    by_layer = {
-        layer: scheme.expert_shares(info, layer)[0].tolist()
-        for layer in {layer for layer, _ in changes.experts}
-    }
-    return {(layer, expert): by_layer[layer][expert] for layer, expert in changes.experts}
+    def pop(self, block: Block) -> BlockSums:
+        """Return the sums of a block so far and give them up."""
+        return self._sums.pop(block, None) or BlockSums(self._zeros)
 
 
 class AtOnce:
@@ -178,7 +173,7 @@ class AtOnce:
 
     def _add(self, update: ClientUpdate, rest: ModelState) -> ClientUpdate:
         self._order.popleft()
-        self.sums.add(update.client, update.changes, round_info(0, [update]))
+        self.sums.add(reply_of(update))
         return replace(update, changes=rest)
 
     def _may_be_taken(self, update: ClientUpdate, node: int) -> bool:
@@ -186,8 +181,28 @@ class AtOnce:
         return bool(self._order) and self._holders.get(update.client) == node and same_split
 
 
+def reply_of(update: ClientUpdate) -> Reply:
+    """Return what a scheme's parts see of an update."""
+    steps = update.metrics.get("num-steps", 0.0)
+    return Reply(
+        update.client,
+        float(update.num_examples),
+        steps,
+        update.routing,
+        update.changes,
+        update.statistics,
+    )
+
+
+def replies_of(updates: Sequence[ClientUpdate]) -> list[Reply]:
+    """Return what a scheme's parts see of updates, in their order."""
+    return [reply_of(update) for update in updates]
+
+
 def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
     """Describe a round to the scheme; ``updates`` must be in client order."""
     examples = torch.tensor([float(update.num_examples) for update in updates])  # [N]
     steps = torch.tensor([update.metrics.get("num-steps", 0.0) for update in updates])  # [N]
-    return RoundInfo(server_round, examples, steps, tuple(update.routing for update in updates))
+    routing = tuple(update.routing for update in updates)
+    statistics = tuple(update.statistics for update in updates)
+    return RoundInfo(server_round, examples, steps, routing, statistics)

@@ -41,8 +41,7 @@ from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row
 from fedmoe_app.moe.layers import find_moe_layers, read_state, write_state
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.pflmoe import PFLMoE
+from fedmoe_app.schemes.parts import PersonalCopy
 from fedmoe_app.tasks.base import Batch, Task, evaluate
 from fedmoe_app.tasks.setup import Setup
 
@@ -152,22 +151,22 @@ class OwnModel:
         joint: whether the mixed output trains the global copy, too.
     """
 
-    def __init__(self, setup: Setup, scheme: PFLMoE, kept: Mapping[str, Tensor]) -> None:
+    def __init__(self, setup: Setup, part: PersonalCopy, kept: Mapping[str, Tensor]) -> None:
         """Start from what was kept, else from the model's values, which are the received ones.
 
         Args:
             setup: whose model has no trainables attached; it is copied.
-            scheme: the hyper-parameters.
+            part: the hyper-parameters.
             kept: what :meth:`tensors` returned in the client's last round; empty if lost.
         """
         self.model = copy.deepcopy(setup.model)
-        self.joint = scheme.joint
+        self.joint = part.joint
         self._layers = find_moe_layers(self.model)
         embeddings: Any = self.model.get_input_embeddings()
         self._gate = MixingGate(embeddings.weight.shape[1]).to(self.model.device)
-        self._gate_learning_rate = scheme.gate_learning_rate
+        self._gate_learning_rate = part.gate_learning_rate
         self._plain_task = setup.task
-        self.task = Mixture(setup.task, self.model, self._gate, scheme.joint)
+        self.task = Mixture(setup.task, self.model, self._gate, part.joint)
         self._restore(kept)
 
     def train(
@@ -262,26 +261,22 @@ class OwnModel:
         self._gate.load_state_dict(gate)
 
 
-def own_model(setup: Setup, scheme: Scheme, kept: Mapping[str, Tensor]) -> OwnModel | None:
+def own_model(
+    setup: Setup, part: PersonalCopy | None, kept: Mapping[str, Tensor]
+) -> OwnModel | None:
     """Return the client's own model; None unless the scheme has one.
 
     Raises:
-        TypeError: a user's scheme has ``personal_copy`` but none of PFL-MoE's parameters.
         ConfigError: the task is scored by more than one forward (options, generation).
     """
-    if not scheme.personal_copy:
+    if part is None:
         return None
-    if not isinstance(scheme, PFLMoE):
-        raise TypeError(
-            f"{type(scheme).__name__}.personal_copy = True: only for subclasses of PFLMoE, which "
-            "says how the copy is trained; derive the scheme from it"
-        )
     if type(setup.task).score_rows is not Task.score_rows:
         raise ConfigError(
             f'scheme = "pflmoe" with data.metric = "{setup.task.metric}": the mixture is scored by '
             'its logits; choose data.metric = "auto" with classification or causal-lm'
         )
-    return OwnModel(setup, scheme, kept)
+    return OwnModel(setup, part, kept)
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:

@@ -7,6 +7,8 @@ below it is refused.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,8 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.moe.routing import RoutingStats
-from fedmoe_app.schemes.base import LocalClient, Scheme
+from fedmoe_app.schemes.parts import Once
+from fedmoe_app.schemes.views import LocalClient
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import Choice
 
@@ -35,26 +38,22 @@ def holding_of(config: RunConfig, task: TrainTask) -> Holding | None:
     return Holding([[e for i, e in sorted(keys) if i == layer] for layer in range(num_layers)])
 
 
-def choose(scheme: Scheme, client: LocalClient) -> Choice:
-    """Let the scheme choose by the model as it is, all experts running, and fill up to top-k.
+def choose(select: Once, client: LocalClient) -> Choice:
+    """Choose by the model as it is, all experts running, and fill up to top-k.
 
     Raises:
         ConfigError: the budget is below top-k.
     """
-    budget, shape = _budget(scheme, client), client.shape
+    budget, shape = _budget(select, client), client.shape
     seen: list[RoutingStats] = []
 
     def usage(max_examples: int) -> RoutingStats:
         seen.append(client.usage(max_examples))
         return seen[-1]
 
-    watched = LocalClient(client.client, shape, client.expert_budget, usage)
-    chosen = scheme.choose_experts(watched)
     held = torch.zeros(shape.num_layers, shape.num_experts, dtype=torch.bool)
-    for layer, experts in enumerate(chosen or []):
+    for layer, experts in enumerate(select.choose(replace(client, usage=usage))):
         held[layer, list(experts)] = True
-    if chosen is None:
-        held[:] = True
     if bool((held.sum(dim=1) < shape.top_k).any()):
         stats = seen[-1] if seen else usage(_USAGE_EXAMPLES)
         held = fill_up(held, stats.prob, shape.top_k)
@@ -80,10 +79,9 @@ def fill_up(held: Tensor, prob: Tensor, least: int) -> Tensor:
     return filled
 
 
-def _budget(scheme: Scheme, client: LocalClient) -> int:
+def _budget(select: Once, client: LocalClient) -> int:
     """Return how many experts a layer the client may hold."""
-    own = scheme.budget(client)
-    budget = client.shape.num_experts if own is None else min(own, client.shape.num_experts)
+    budget = min(select.budget(client), client.shape.num_experts)
     if budget < client.shape.top_k:
         raise ConfigError(
             f"a budget of {budget} experts a layer: a token uses {client.shape.top_k}, and with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from fedmoe_app.client.memory import (
     largest_budget,
     round_note,
 )
+from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
 from fedmoe_app.client.placement import choose, holding_of
 from fedmoe_app.client.rows import ClientRows, client_rows
@@ -25,6 +27,7 @@ from fedmoe_app.client.timing import Stopwatch
 from fedmoe_app.client.train import (
     Factor,
     LocalRun,
+    MeanOfGradients,
     TrainResult,
     learning_rate_factor,
     num_steps,
@@ -34,13 +37,16 @@ from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.node import Node, experts_in
 from fedmoe_app.config.policy import node_policy
 from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
-from fedmoe_app.schemes.base import LocalClient, Scheme
+from fedmoe_app.schemes.base import Plan, Run, signals_of
+from fedmoe_app.schemes.parts import InBatch, Once, Select
+from fedmoe_app.schemes.views import NO_NUMBER, LocalClient, Trained
 from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
 from fedmoe_app.tasks.setup import Setup, check_base, load_setup
@@ -59,28 +65,26 @@ def train_client(
     copy, the local one is the mixture of both. ``watch`` gets the seconds of each phase.
     """
     watch = watch or Stopwatch()
-    scheme = make_scheme(config)
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, scheme, watch).run()
+        return prepare_round(config, node, task, watch).run()
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
     """Choose the experts that this node holds in its first round, by the state without experts."""
-    scheme = make_scheme(config)
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, scheme, Stopwatch()).choose()
+        return prepare_round(config, node, task, Stopwatch()).choose()
 
 
-def prepare_round(
-    config: RunConfig, node: Node, task: TrainTask, scheme: Scheme, watch: Stopwatch
-) -> ClientRound:
+def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwatch) -> ClientRound:
     """Load model and data, and write the received values into the model."""
+    scheme = make_scheme(config)
     with watch.phase("load"), doing(LOADING):
         setup = load_setup(config, task.label_names, holding_of(config, task))
     check_base(setup, task.base_fingerprint)
-    scheme.check(setup.shape)
+    plan = Plan.of(scheme, setup.shape)
+    plan.check(Run(setup.shape))
     with watch.phase("data"):
         rows = client_rows(config, node, task, setup)
     if not rows.train:
@@ -89,7 +93,7 @@ def prepare_round(
         policy.check_round(len(rows.train), config.train.num_steps(len(rows.train)))
     with watch.phase("apply"):
         write_state(setup.model, setup.layers, task.state)
-    return ClientRound(config, node, task, scheme, setup, rows, watch)
+    return ClientRound(config, node, task, plan, setup, rows, watch)
 
 
 @dataclass(frozen=True)
@@ -99,31 +103,45 @@ class ClientRound:
     config: RunConfig
     node: Node
     task: TrainTask
-    scheme: Scheme
+    plan: Plan
     setup: Setup
     rows: ClientRows
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self) -> ClientUpdate:
         """Score, train, score again; keep what the scheme keeps; return what changed."""
-        keeping = Keeping(self.scheme, self.task, self.node.client)
-        before = self._score(self.setup.task)
+        parts = ClientParts(self.plan)
+        keeping = Keeping(parts, self.task, self.node.client)
+        before = self._score(self.setup.task, self.rows.test)
+        received_score = None
+        if parts.needs_received_score:
+            received_score = self._score(self.setup.task, self.rows.train)
         with self.watch.phase("apply"):
             started, own = keeping.start(self.setup)
         with self.watch.phase("train"):
             client = self._local_client()
             holding = holding_of(self.config, self.task)
             # The next round's experts are chosen by the received values, like those of this one.
-            choice = None if holding is None else choose(self.scheme, client)
-            experts = holding.subsets if holding else self.scheme.choose_experts(client)
+            select = self.plan.client.select
+            chosen = select if isinstance(select, Once) else None
+            choice = choose(chosen, client) if holding and chosen else None
+            experts = chosen.choose(client) if chosen and not holding else None
+            experts = holding.subsets if holding else experts
             trainables = Trainables(self.setup.model, self.setup.layers, experts)
-            result, routing = self._train(trainables, client, started, own)
+            gradient = MeanOfGradients() if self.plan.needs_gradient else None
+            result, routing = self._train(trainables, client, started, own, parts, gradient)
             changes = _from_received(trainables.changes(), started, self.task.state)
             if own is not None and not own.joint:
                 trainables.detach()
                 del trainables  # the local copy goes before the personal one is trained
                 self._train_own(own)
-        after = self._score(self.setup.task if own is None else own.task)
+        after = self._score(self.setup.task if own is None else own.task, self.rows.test)
+        parts.done = Trained(
+            self.task.state,
+            changes,
+            told=signals_of(self.task.broadcast),
+            gradient={} if gradient is None else _on(torch.device("cpu"), gradient.mean()),
+        )
         with self.watch.phase("encode"):
             keeping.store(changes, own)
         metrics = self._metrics(result, client) | {
@@ -140,23 +158,26 @@ class ClientRound:
             routing=routing,
             metrics=metrics,
             choice=choice,
+            statistics=parts.measure(received_score),
         )
 
     def choose(self) -> Choice:
         """Choose the experts to hold, by the model as it is."""
-        return choose(self.scheme, self._local_client())
+        select = self.plan.client.select
+        assert isinstance(select, Once)  # the server asks nobody else
+        return choose(select, self._local_client())
 
     def _local_client(self) -> LocalClient:
         shape, budget = self.setup.shape, self.node.expert_budget
-        fits_memory = self._holds_chosen and self.node.memory_budget is not None
-        has_budget = budget is not None or fits_memory
-        if self.node.partition_id is None and self.scheme.needs_client_number(has_budget):
-            raise ConfigError(
-                "node config: this scheme tells clients apart by their number from start to start; "
-                "give each SuperNode a partition-id of its own, beside its data-path"
-            )
+        is_numbered = self.node.partition_id is not None
+        if self.plan.keeps_state and not is_numbered:
+            raise ConfigError(NO_NUMBER)
         own_budget = None if budget is None else experts_in(budget, shape.num_experts)
-        return LocalClient(self.node.client, shape, self._fitting(own_budget), self._usage)
+        fitting = self._fitting(own_budget)
+        client = LocalClient(self.node.client, shape, fitting, self._usage, is_numbered)
+        if self.plan.client.select is not None:
+            self.plan.client.select.budget(client)  # may ask for the number, and had better now
+        return client
 
     def _fitting(self, own_budget: int | None) -> int | None:
         """Return the budget that fits the node's memory, too; refuse a model that does not."""
@@ -175,14 +196,16 @@ class ClientRound:
         client: LocalClient,
         started: ModelState,
         own: OwnModel | None,
+        parts: ClientParts,
+        gradient: MeanOfGradients | None,
     ) -> tuple[TrainResult, RoutingStats]:
-        setup, scheme = self.setup, self.scheme
+        setup, plan = self.setup, self.plan
         device = setup.model.device
         recorder = RoutingRecorder(
             setup.layers,
-            regions=scheme.needs_regions,
-            keep_probs=scheme.needs_router_probs,
-            on_route=_batch_selection(trainables, scheme, client),
+            regions=plan.needs_regions,
+            keep_probs=plan.needs_router_probs,
+            on_route=_batch_selection(trainables, plan.client.select, client),
         )
         joint = own if own is not None and own.joint else None
         factor = self._learning_rate()
@@ -193,11 +216,12 @@ class ClientRound:
                 trainables,
                 recorder,
                 joint.task if joint else setup.task,
-                scheme,
-                {name: tensor.to(device) for name, tensor in self.task.broadcast.items()},
-                {key: t.to(device) for key, t in _replaced(self.task.state, started).items()},
+                _on(device, _replaced(self.task.state, started)),
                 setup.shape.top_k,
+                [(term, _on(device, kept)) for term, kept in parts.terms()],
+                signals_of(_on(device, self.task.broadcast)),
                 own_step,
+                gradient,
             )
             result = train(run, self.rows.train, self.config.train, self._seed, factor)
         return result, recorder.stats(trainables.trained)
@@ -221,9 +245,8 @@ class ClientRound:
             "num-steps": result.num_steps,
             "num-truncated": self.rows.train.num_cut,
         }
-        budget = self.scheme.budget(client)
-        if budget is not None:
-            metrics["expert-budget"] = budget
+        if self.plan.client.select is not None:
+            metrics["expert-budget"] = self.plan.client.select.budget(client)
         if self._holds_chosen:
             metrics["experts-held"] = len(self.task.state.experts)
         return metrics
@@ -246,10 +269,10 @@ class ClientRound:
         own_file = self.node.data_path is not None
         return 0 if own_file else self.node.num_partitions or 0
 
-    def _score(self, task: Task) -> Score:
+    def _score(self, task: Task, rows: Sequence[Row]) -> Score:
         size = self.config.train.per_device_eval_batch_size
         with self.watch.phase("evaluate"), doing(SCORING):
-            return evaluate(self.setup.model, task, self.rows.test, size)
+            return evaluate(self.setup.model, task, rows, size)
 
     def _usage(self, max_examples: int) -> RoutingStats:
         """Measure the model's routing on drawn examples; a file's head may be one class only."""
@@ -291,15 +314,21 @@ def _score_metrics(prefix: str, score: Score) -> dict[str, float]:
     }
 
 
-def _batch_selection(trainables: Trainables, scheme: Scheme, client: LocalClient) -> OnRoute | None:
+def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _batch_selection(
+    trainables: Trainables, part: Select | None, client: LocalClient
+) -> OnRoute | None:
     """Return what freezes experts between a layer's router and its experts, batch by batch."""
-    if not scheme.selects_per_batch:
+    if not isinstance(part, InBatch):
         return None
 
     def select(layer: int, probs: Tensor, chosen: Tensor) -> None:
         routed = torch.zeros(probs.shape[1], dtype=torch.bool, device=probs.device)  # [E]
         routed[chosen.reshape(-1)] = True
-        trainables.train_only(layer, scheme.select_in_batch(probs, routed, client))
+        trainables.train_only(layer, part.choose(probs, routed, client))
 
     return select
 

@@ -32,11 +32,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel, own_model
 from fedmoe_app.config.paths import home, private_folder
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.state import ModelState, Tensors
-from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.tasks.setup import Setup
 from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
 
@@ -167,11 +167,11 @@ class Keeping:
         stored: whether this round's tensors are on the disk.
     """
 
-    def __init__(self, scheme: Scheme, task: TrainTask, client: int) -> None:
-        self._scheme = scheme
+    def __init__(self, parts: ClientParts, task: TrainTask, client: int) -> None:
+        self._parts = parts
         self._task = task
         self._files = ClientFiles(task.run_key, client)
-        self.kept = self._files.load(task.server_round) if scheme.keeps_state else Kept()
+        self.kept = self._files.load(task.server_round) if parts.keeps_state else Kept()
         self.stored = False
 
     def start(self, setup: Setup) -> tuple[ModelState, OwnModel | None]:
@@ -191,11 +191,11 @@ class Keeping:
 
     def store(self, changes: ModelState, own: OwnModel | None) -> None:
         """Keep what the scheme keeps, unless the server will refuse these changes."""
-        if not self._scheme.keeps_state or not is_acceptable(changes):
+        if not self._parts.keeps_state or not is_acceptable(changes):
             return
         if own is not None and not own.is_finite():
             return  # training diverged: the next round starts from what was kept before
-        tensors = self._scheme.keep(self._task.state, changes)
+        tensors = self._parts.keep(self._task.state, changes)
         try:
             self._files.save(self._task.server_round, tensors | (own.tensors() if own else {}))
             self.stored = True
@@ -209,17 +209,16 @@ class Keeping:
 
     def metrics(self) -> dict[str, float]:
         """Return from which round was kept what this one started from, and whether it is stored."""
-        if not self._scheme.keeps_state:
+        if not self._parts.keeps_state:
             return {}
         return {"kept-round": self.kept.server_round, "state-stored": float(self.stored)}
 
     def _start(self, setup: Setup, kept: Kept) -> tuple[ModelState, OwnModel | None]:
         _check_finite(kept.tensors)
-        started = self._task.state
+        started = self._parts.start(self._task.state, kept.tensors)
         if kept.tensors:
-            started = self._scheme.start(started, kept.tensors)
             write_state(setup.model, setup.layers, started)
-        return started, own_model(setup, self._scheme, kept.tensors)
+        return started, own_model(setup, self._parts.personal, kept.tensors)
 
 
 def is_acceptable(changes: ModelState) -> bool:

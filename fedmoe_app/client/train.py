@@ -9,8 +9,10 @@ steps a round. The shapes are those of transformers (``lr_scheduler_type``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,10 @@ from transformers import PreTrainedModel
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.routing import RoutingRecorder
+from fedmoe_app.moe.state import Tensors
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes.base import LocalStep, Scheme
+from fedmoe_app.schemes.parts import RouterTerm, Signal, Term
+from fedmoe_app.schemes.views import LocalStep
 from fedmoe_app.tasks.base import Task
 
 Factor = Callable[[int], float]
@@ -96,6 +100,46 @@ def micro_batches(rows: Sequence[Row], config: TrainConfig) -> Iterator[Sequence
         yield rows[start : start + size]
 
 
+class MeanOfGradients:
+    """Mean over the steps of the task loss's gradient, by tensor, without the terms'.
+
+    A step counts for a tensor if it had a gradient: an expert that no token reached had none.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensors = {}
+        self._counts: Counter[str] = Counter()
+        self._of_terms: Tensors = {}  # in this step
+
+    def leave_out(self, terms: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        """Note the gradient of a step's terms; call it before ``backward``."""
+        trained = {key: p for key, p in parameters.items() if p.requires_grad}
+        found = torch.autograd.grad(
+            terms, list(trained.values()), retain_graph=True, allow_unused=True
+        )
+        for key, gradient in zip(trained, found, strict=True):
+            if gradient is not None:
+                _add_to(self._of_terms, key, gradient)
+
+    def count_step(self, parameters: Mapping[str, Tensor]) -> None:
+        """Add a step's gradients; call it before they are clipped."""
+        for key, parameter in parameters.items():
+            if parameter.grad is not None:
+                _add_to(self._sums, key, parameter.grad)
+                self._counts[key] += 1
+                if key in self._of_terms:
+                    self._sums[key] -= self._of_terms[key]
+        self._of_terms.clear()
+
+    def mean(self) -> Tensors:
+        """Return it by full name, float32."""
+        return {key: total / self._counts[key] for key, total in self._sums.items()}
+
+
+def _add_to(sums: Tensors, key: str, tensor: Tensor) -> None:
+    sums[key] = sums[key] + tensor if key in sums else tensor.detach().float().clone()
+
+
 @dataclass(frozen=True)
 class LocalRun:
     """Everything that takes part in a client's training steps."""
@@ -104,11 +148,12 @@ class LocalRun:
     trainables: Trainables
     recorder: RoutingRecorder
     task: Task
-    scheme: Scheme
-    broadcast: dict[str, Tensor]
     received: Mapping[str, Tensor]  # global values; local training may start from others
     top_k: int
+    terms: Sequence[tuple[Term, Mapping[str, Tensor]]] = ()  # of the loss, with what each kept
+    told: Mapping[Signal, Any] = field(default_factory=dict)  # by the server
     own_step: Callable[[], None] | None = None  # steps what trains on the same loss beside it
+    gradient: MeanOfGradients | None = None  # of the task's loss, where a part reads it
 
 
 def train(
@@ -138,6 +183,8 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         losses.append(_backward(run, batch, config, parameters, reference))
         run.trainables.count_step(run.recorder.take_routed())
+        if run.gradient is not None:
+            run.gradient.count_step(parameters)
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         optimiser.step()
@@ -158,9 +205,10 @@ def _backward(
     total = 0.0
     for part in micro_batches(rows, config):
         task_loss = _task_loss(run, part)
-        step = LocalStep(parameters, reference, _router_probs(run), run.broadcast, run.top_k)
-        extra = run.scheme.extra_loss(step)
         share = len(part) / len(rows)
+        extra = _terms(run, parameters, reference)
+        if run.gradient is not None and extra is not None:
+            run.gradient.leave_out(share * extra, parameters)
         loss = share * (task_loss if extra is None else task_loss + extra)
         if loss.requires_grad:  # not where all but experts is frozen and the batch met none
             loss.backward()
@@ -174,5 +222,15 @@ def _task_loss(run: LocalRun, rows: Sequence[Row]) -> Tensor:
     return run.task.loss(run.model, batch)
 
 
-def _router_probs(run: LocalRun) -> Sequence[Tensor]:
-    return run.recorder.probs if run.scheme.needs_router_probs else ()
+def _terms(
+    run: LocalRun, parameters: Mapping[str, Tensor], received: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Return the sum of the loss's terms; None if there is none."""
+    total = None
+    for term, kept in run.terms:
+        probs = run.recorder.probs if isinstance(term, RouterTerm) else ()
+        step = LocalStep(parameters, received, probs, run.told, run.top_k, kept)
+        value = term.loss(step)  # type: ignore[attr-defined]  # of every kind of term
+        if value is not None:
+            total = value if total is None else total + value
+    return total

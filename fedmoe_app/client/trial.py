@@ -33,7 +33,6 @@ from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.tasks.base import Batch, CausalLM, LabelWords, Task
 from fedmoe_app.tasks.multiple_choice import MultipleChoice
 from fedmoe_app.tasks.setup import Setup, assemble
@@ -167,9 +166,7 @@ def _train(
     setup.task.score_rows(setup.model.eval(), rows)
     with Trainables(setup.model, setup.layers, experts) as trainables:
         with RoutingRecorder(setup.layers) as recorder:
-            run = LocalRun(
-                setup.model, trainables, recorder, setup.task, FedAvg(), {}, {}, setup.shape.top_k
-            )
+            run = LocalRun(setup.model, trainables, recorder, setup.task, {}, setup.shape.top_k)
             train(run, rows, config.train, config.seed)
             recorder.stats(trainables.trained)
         if not trainables.trained.any():

@@ -85,14 +85,13 @@ def check_method(config: RunConfig, label_names: Sequence[str]) -> None:
     if _surely_fit(config, len(label_names)):
         return
     from fedmoe_app.schemes import make_scheme
-    from fedmoe_app.schemes.checks import check_buffered, check_holds_chosen
+    from fedmoe_app.schemes.checks import check_holds_chosen, check_run
     from fedmoe_app.tasks.setup import check_setup
 
     scheme = make_scheme(config)
-    check_holds_chosen(config, scheme)
-    if config.rounds == "buffered":
-        check_buffered(scheme, config.model.experts_in_memory == "chosen")
-    scheme.check(check_setup(config, label_names or _embedded_classes(config.data)))
+    check_holds_chosen(config)
+    shape = check_setup(config, label_names or _embedded_classes(config.data))
+    check_run(config, scheme, shape)
 
 
 def _embedded_classes(data: DataConfig) -> Sequence[str]:

@@ -1,344 +1,294 @@
-"""Scheme: what one paper asks of the client and of the server, in one class.
+"""Scheme: what one paper asks of the client and of the server, as two halves of parts.
 
-A scheme is a frozen dataclass of hyper-parameters with pure hooks. A scheme that overrides
-nothing is FedAvg (McMahan et al. 2017, arXiv:1602.05629): every trainable tensor is averaged with
-weights n_i / Σ n. It does no I/O and never touches Flower.
-
-Shapes: N clients in the round, M of them trained the expert at hand, L MoE layers, E experts a
-layer, P parameters of one expert flattened over its tensors, T tokens, D hidden size.
+A scheme is a frozen dataclass of hyper-parameters. It builds its halves, :class:`Client` and
+:class:`Server`; a scheme that builds nothing is FedAvg (McMahan et al. 2017, arXiv:1602.05629):
+every trainable tensor is averaged with weights n_i / Σ n. It does no I/O and never touches Flower.
+What a run needs because of a scheme follows from its parts alone: :class:`Plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.state import ModelState, Tensors, flatten
-from fedmoe_app.schemes.sums import PairRule, cosines, dots, mean_of, norms, project, weighted_sum
+from fedmoe_app.moe.state import Tensors
+from fedmoe_app.schemes.parts import (
+    Client,
+    Frozen,
+    Histogram,
+    InBatch,
+    Keeps,
+    MeanGradient,
+    Measured,
+    Once,
+    Rescaling,
+    RouterTerm,
+    Server,
+    Signal,
+    Step,
+    Telling,
+    parts_in,
+    public_methods,
+)
+
+if TYPE_CHECKING:
+    from fedmoe_app.config.schema import RunConfig
+
+_OPEN = ("from_config", "check", "client", "server")
+_GONE = {
+    "advice": "return it from check(run)",
+    "budget": "client().select, a Once or InBatch part",
+    "choose_experts": "client().select, a Once part",
+    "chooses_per_round": "client().select, a Once part",
+    "selects_per_batch": "client().select, an InBatch part",
+    "select_in_batch": "client().select, an InBatch part",
+    "needs_router_probs": "client().terms, a RouterTerm",
+    "needs_regions": "a field Histogram(regions=True) of the part that reads them",
+    "extra_loss": "client().terms, a WeightTerm or RouterTerm",
+    "keeps_state": "a Keeps part of the client",
+    "needs_client_number": "own.number in a part of the client",
+    "stale_fault": "check(run) with run.buffered",
+    "personal_copy": "client().personal",
+    "start": "client().start_gates or start_experts, a Start part",
+    "keep": "a Keeps part of the client",
+    "dense_weights": "server().dense, a Mean",
+    "gate_weights": "server().gates, a Weighted",
+    "gate_scale": "server().gates, a Rescaling rule",
+    "expert_shares": "server().experts, a Mean",
+    "absent_count": 'server().experts, Mean(over="members")',
+    "expert_weights": "server().experts, a Weighted",
+    "means_of_experts": "server().experts, a Mean",
+    "combine_expert": "server().experts, a Together",
+    "broadcast": "server().steps, a Telling part",
+    "diagnose": "server().probes, a RoundProbe",
+    "diagnose_expert": "server().probes, an ExpertProbe",
+}
 
 
 @dataclass(frozen=True)
-class LocalClient:
-    """What a scheme may ask of the client that it runs on.
+class Run:
+    """What a scheme is checked against before a run.
 
     Attributes:
-        client: the client's number.
-        shape: of the model.
-        expert_budget: experts a layer that the node says it can train, 1 to E; None if it does not.
-        usage: runs the received model over at most that many local examples and returns their
-            routing statistics. It costs forward passes, so call it only if needed.
+        model: its sizes.
+        buffered: whether replies may start from older states (``rounds = "buffered"``).
+        chosen: whether nodes load only the experts that they train.
     """
 
-    client: int
-    shape: ModelShape
-    expert_budget: int | None
-    usage: Callable[[int], RoutingStats]
+    model: ModelShape
+    buffered: bool = False
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
-class LocalStep:
-    """What a client's training step offers to :meth:`Scheme.extra_loss`."""
-
-    parameters: Mapping[str, Tensor]  # trainable tensors by key, with graph
-    reference: Mapping[str, Tensor]  # the received values of the same tensors
-    router_probs: Sequence[Tensor]  # per layer [T, E], with graph; empty unless asked for
-    broadcast: Mapping[str, Tensor]  # what the server sent by :meth:`Scheme.broadcast`
-    top_k: int  # experts a token uses
-
-
-@dataclass(frozen=True)
-class RoundInfo:
-    """What the server knows of a round before it folds the updates, in client order."""
-
-    server_round: int
-    num_examples: Tensor  # [N] float32
-    num_steps: Tensor  # [N] float32, optimiser steps
-    routing: tuple[RoutingStats, ...]  # N entries of [L, E] tensors
-
-    def routing_of(self, name: str, layer: int) -> Tensor:
-        """Stack one routing statistic of one layer over the clients, ``[N, E]``."""
-        return torch.stack([getattr(stats, name)[layer] for stats in self.routing])
-
-
-@dataclass(frozen=True)
-class ExpertUpdates:
-    """The changes of one expert by the M clients that trained it, in client order.
-
-    The changes may lie on the disk and are read when they are asked for: the sums below read one
-    client's at a time, :attr:`deltas` all of them.
-    """
-
-    layer: int
-    expert: int
-    members: tuple[int, ...]  # M positions among the round's N clients
-    changes: tuple[Mapping[str, Tensor], ...]  # M members' changes by the tensor's name
-    values: Mapping[str, Tensor]  # the expert's global values, which fix the order of names
-    info: RoundInfo
-    pairs: PairRule
-
-    @property
-    def num_examples(self) -> Tensor:
-        """The members' training examples, ``[M]``."""
-        return self.info.num_examples[list(self.members)]
-
-    @cached_property
-    def deltas(self) -> Tensor:
-        """The members' changes, flattened, ``[M, P]`` float32: all of them in memory."""
-        return torch.stack([flatten(change, self.values) for change in self.changes])
-
-    @cached_property
-    def agreement(self) -> Tensor:
-        """Cosines of the members' changes, ``[M, M]`` float64; worked out once.
-
-        Beyond the limit of :attr:`pairs` they are those of random projections.
-        """
-        num_values = sum(value.numel() for value in self.values.values())
-        if self.pairs.is_exact(len(self.members), num_values):
-            return cosines(self.deltas)
-        return cosines(project(self.rows, num_values, self.pairs))
-
-    @cached_property
-    def norms(self) -> Tensor:
-        """‖Δ_i‖ of the members, ``[M]`` float64."""
-        return norms(self.rows)
-
-    def dots(self, vector: Tensor) -> Tensor:
-        """⟨Δ_i, vector⟩ of the members with a vector ``[P]``, ``[M]`` float64."""
-        return dots(self.rows, vector)
-
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """Σ_i weights[i]·Δ_i, ``[P]`` float32, for weights ``[M]``."""
-        sums = {
-            name: weighted_sum(weights, [change[name] for change in self.changes])
-            for name in self.values
-        }
-        return flatten(sums, self.values)
-
-    @property
-    def rows(self) -> Sequence[Tensor]:
-        """The members' changes, flattened: M vectors ``[P]``, each read when it is asked for."""
-        if "deltas" in vars(self):
-            return self.deltas.unbind()
-        return _Rows(self.changes, self.values)
-
-    def routing_of(self, name: str) -> Tensor:
-        """Return one routing statistic of this expert by member, ``[M]`` (regions ``[M, D]``)."""
-        stats = [self.info.routing[i] for i in self.members]
-        return torch.stack([getattr(s, name)[self.layer, self.expert] for s in stats])
-
-
-class _Rows(Sequence[Tensor]):
-    """Changes ``[P]`` by member, each read and flattened anew when it is asked for."""
-
-    def __init__(
-        self, changes: Sequence[Mapping[str, Tensor]], values: Mapping[str, Tensor]
-    ) -> None:
-        self._changes, self._values = changes, values
-
-    def __len__(self) -> int:
-        return len(self._changes)
-
-    def __getitem__(self, index: Any) -> Any:
-        return flatten(self._changes[index], self._values)
-
-
-@dataclass(frozen=True)
-class Scheme:
+class Scheme(Frozen):
     """The seam for every aggregation scheme; the defaults are FedAvg."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse methods that nothing calls, above all the hooks of fedmoe before its parts."""
+        super().__init_subclass__(**kwargs)
+        for name in public_methods(cls):
+            if name in _GONE:
+                raise TypeError(
+                    f"{cls.__name__}.{name}: this hook is gone; write {_GONE[name]} "
+                    "(docs/own-scheme.md)"
+                )
+            if name not in _OPEN:
+                raise TypeError(
+                    f"{cls.__name__}.{name}: nothing calls it; a scheme has {', '.join(_OPEN)}, "
+                    "and helpers begin with an underscore"
+                )
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Scheme:
         """Build the scheme from the run config; a user's class gets ``scheme-args``."""
         return cls(**config.scheme_kwargs)
 
-    def check(self, shape: ModelShape) -> None:
-        """Refuse hyper-parameters that the model cannot serve.
+    def check(self, run: Run) -> Sequence[str]:
+        """Refuse hyper-parameters that the run cannot serve; return what to warn of.
 
         Raises:
             fedmoe_app.config.errors.ConfigError: naming the value and the allowed range.
         """
+        return ()
 
-    def advice(self, shape: ModelShape) -> str:
-        """Return what the server should say of this scheme on this model before the run, or ""."""
-        return ""
+    def client(self, model: ModelShape) -> Client:
+        """Return the client's half."""
+        return Client()
 
-    # -- on the client: what is trained --------------------------------------------------------
+    def server(self, model: ModelShape) -> Server:
+        """Return the server's half."""
+        return Server()
 
-    def budget(self, client: LocalClient) -> int | None:
-        """Return how many experts a layer this client may train; None if the scheme sets none."""
-        return None
 
-    def choose_experts(self, client: LocalClient) -> Sequence[Collection[int]] | None:
-        """Choose the experts to train in this round, per layer; None trains all."""
-        return None
+@dataclass(frozen=True)
+class Plan:
+    """Both halves of a scheme on a model, and what a run needs because of them."""
 
-    @property
-    def chooses_per_round(self) -> bool:
-        """Whether :meth:`choose_experts` chooses, so that a node can hold the chosen ones only."""
-        return False
+    scheme: Scheme
+    client: Client
+    server: Server
 
-    @property
-    def selects_per_batch(self) -> bool:
-        """Whether :meth:`select_in_batch` narrows the choice in every training step."""
-        return False
+    @classmethod
+    def of(cls, scheme: Scheme, model: ModelShape) -> Plan:
+        """Build both halves.
 
-    def select_in_batch(self, probs: Tensor, routed: Tensor, client: LocalClient) -> Tensor:
-        """Return which experts of a layer this batch trains, ``[E]`` bool; the others are frozen.
-
-        Args:
-            probs: p(x, e) of the batch's tokens, ``[T, E]`` float32, without graph.
-            routed: whether a token of the batch goes to e, ``[E]`` bool.
-            client: whose batch it is.
+        Raises:
+            ConfigError: they do not fit each other; or what a user's class says is wrong.
         """
-        return routed
+        try:
+            plan = cls(scheme, scheme.client(model), scheme.server(model))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{type(scheme).__name__}: {error}") from error
+        if faults := plan._faults():
+            raise ConfigError(f"{type(scheme).__name__}: {'; '.join(faults)}")
+        return plan
 
-    # -- on the client: the local loss ---------------------------------------------------------
+    def check(self, run: Run) -> list[str]:
+        """Refuse a run that the scheme cannot serve; return what to warn of, each once.
 
-    @property
-    def needs_router_probs(self) -> bool:
-        """Whether :meth:`extra_loss` reads ``router_probs``."""
-        return False
+        Raises:
+            ConfigError: with the reason and the way out.
+        """
+        warnings = list(dict.fromkeys(self.scheme.check(run)))
+        if run.buffered and (fault := self._stale_fault(run)):
+            raise ConfigError(f'rounds = "buffered": {fault}; or choose rounds = "sync"')
+        return warnings
+
+    # -- what follows from the parts -----------------------------------------------------------
 
     @property
     def needs_regions(self) -> bool:
-        """Whether the server reads ``region``, the largest of the routing statistics."""
-        return False
+        """Whether clients send the regions of their histograms."""
+        return any(histogram.regions for histogram in self._all(Histogram))
 
-    def extra_loss(self, step: LocalStep) -> Tensor | None:
-        """Return a scalar to add to the task's loss in every step, or None."""
-        return None
+    @property
+    def needs_router_probs(self) -> bool:
+        """Whether a term of the loss reads the probabilities of all experts."""
+        return bool(self._all(RouterTerm))
 
-    # -- on the client: what it keeps between rounds -------------------------------------------
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether a part reads the mean gradient of the steps."""
+        return bool(self._all(MeanGradient))
 
     @property
     def keeps_state(self) -> bool:
-        """Whether :meth:`keep` returns anything, so that the node has to store it."""
-        return False
-
-    def needs_client_number(self, has_budget: bool) -> bool:
-        """Whether clients must have numbers that outlive their process (``partition-id``).
-
-        Args:
-            has_budget: whether the node names an ``expert-budget`` of its own.
-        """
-        return self.keeps_state
+        """Whether clients keep anything on their nodes."""
+        return bool(self._all(Keeps)) or self.client.personal is not None
 
     @property
-    def stale_fault(self) -> str:
-        """Why changes that started from an older global state cannot be folded, or "" if they can.
+    def chooses_once(self) -> bool:
+        """Whether a client chooses its experts once a round, so that it can hold these only."""
+        return isinstance(self.client.select, Once)
+
+    @property
+    def selects_in_batch(self) -> bool:
+        """Whether the choice is made anew in every training step."""
+        return isinstance(self.client.select, InBatch)
+
+    @cached_property
+    def measured(self) -> list[Measured]:
+        """The statistics of its own that clients send."""
+        return self._all(Measured, self.server)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the round's change goes through steps of the server."""
+        return any(isinstance(step, Step) for step in self.server.steps)
+
+    def initial_state(self, values: Mapping[str, Tensor]) -> Tensors:
+        """Return the state of the server's steps before the first round, ``steps.<i>.<name>``."""
+        return {
+            f"{step_prefix(i)}{name}": tensor
+            for i, step in enumerate(self.server.steps)
+            if isinstance(step, Step)
+            for name, tensor in step.init(values).items()
+        }
+
+    def _all(self, kind: type, *halves: Any) -> list[Any]:
+        found = self._parts if not halves else parts_in(*halves)
+        return [part for part in found if isinstance(part, kind)]
+
+    @cached_property
+    def _parts(self) -> list[Any]:
+        return parts_in(self.client, self.server)
+
+    def _stale_fault(self, run: Run) -> str:
+        """Return why changes that started from an older state cannot be used, or "".
 
         A client that starts from what it kept sends changes that hold the way from the global state
         to its own: added to a newer state they would count it twice.
         """
-        if self.keeps_state and not self.personal_copy:
+        if run.chosen:
+            return (
+                "nodes choose the experts that they hold round by round; set "
+                'model.experts-in-memory = "all"'
+            )
+        if self.client.start_gates or self.client.start_experts:
             return (
                 "this scheme's clients start from what they kept and not from the global state, so "
                 "that their changes only fit the state they were sent; switch that off (fedalign: "
                 'gates = "consistency" or "average"; fcmoe: retention = "none")'
             )
-        return ""
+        rules = (self.server.dense, self.server.gates, self.server.experts)
+        return next((rule.remedy() for rule in rules if isinstance(rule, Rescaling)), "")
 
-    @property
-    def personal_copy(self) -> bool:
-        """Whether each client keeps a second model of its own beside the global one."""
-        return False
-
-    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
-        """Return the values that local training starts from; called only if something was kept.
-
-        Args:
-            received: the global values; do not write to them.
-            kept: what :meth:`keep` returned in the client's last round.
-        """
-        return received
-
-    def keep(self, received: ModelState, changes: ModelState) -> Tensors:
-        """Return what the node keeps for the client's next round, by names of the scheme's own.
-
-        Args:
-            received: the global values that this round started from.
-            changes: local − received: all gates and dense tensors, and the trained experts.
-        """
-        return {}
-
-    # -- on the server -------------------------------------------------------------------------
-
-    def dense_weights(self, info: RoundInfo) -> Tensor:
-        """Return the clients' weights for the dense tensors, ``[N]``."""
-        return info.num_examples / info.num_examples.sum()
-
-    def gate_weights(self, info: RoundInfo, layer: int) -> Tensor:
-        """Return the clients' weights for a layer's gate: ``[N]``, or ``[N, E]`` for its rows."""
-        return self.dense_weights(info)
-
-    def gate_scale(self, info: RoundInfo, layer: int) -> float:
-        """Return the factor on the gate's old values: gate ← scale·gate + Σ weights·changes."""
-        return 1.0
-
-    def expert_shares(self, info: RoundInfo, layer: int) -> Tensor:
-        """Return what each client counts in the mean of an expert's changes, ``[N, E]``.
-
-        Row i goes by client i's own examples and statistics, whoever else is in the round: the
-        server then need not keep its reply until all are in.
-        """
-        num_experts = info.routing[0].count.shape[1]
-        return info.num_examples.unsqueeze(1).expand(-1, num_experts)  # [N, E]
-
-    @property
-    def absent_count(self) -> bool:
-        """Whether the clients that did not train an expert count in its mean, as unchanged.
-
-        FedAvg averages over all clients.
-        """
-        return True
-
-    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
-        """Return the members' weights for an expert, ``[M]``: their part of all shares.
-
-        Override this where a weight depends on the other clients, too. A scheme that reads no
-        changes here, only ``updates.info`` and statistics, costs the server the same memory for
-        any number of clients.
-        """
-        shares = self.expert_shares(updates.info, updates.layer)[:, updates.expert]  # [N]
-        members = shares[list(updates.members)]
-        return mean_of(members.clone(), shares if self.absent_count else members)
-
-    @property
-    def means_of_experts(self) -> bool:
-        """Whether an expert's change is the mean by :meth:`expert_shares` and nothing more."""
-        own = type(self)
-        return (
-            own.expert_weights is Scheme.expert_weights
-            and own.combine_expert is Scheme.combine_expert
+    def _faults(self) -> list[str]:
+        """Return what contradicts itself in the two halves."""
+        of_client = parts_in(self.client)
+        heard = _named(s for s in of_client if isinstance(s, Signal))
+        told = _named(
+            signal
+            for part in self._all(Telling)
+            for signal in parts_in(part)
+            if isinstance(signal, Signal)
         )
+        faults = [f'signal "{s}": a client part hears it, no step tells it' for s in heard - told]
+        faults += [f'signal "{s}": told, and no client part hears it' for s in told - heard]
+        faults += [
+            f"{type(part).__name__}: keeps state, but is no part of the client"
+            for part in self._all(Keeps, self.server)
+            if part not in of_client
+        ]
+        names = [type(statistic).__name__ for statistic in self.measured]
+        faults += [f"two statistics {n} that differ" for n in set(names) if names.count(n) > 1]
+        return sorted(faults)
 
-    def combine_expert(self, updates: ExpertUpdates) -> Tensor:
-        """Combine the members' changes of an expert into the global change, ``[P]``."""
-        return updates.weighted_sum(self.expert_weights(updates))
 
-    def broadcast(self, info: RoundInfo) -> dict[str, Tensor]:
-        """Return tensors to send to every client with the next round, by name."""
-        return {}
+def flat_signals(told: Mapping[Signal, Tensor | Tensors]) -> Tensors:
+    """Name what is told as it travels: ``signal``, or ``signal/name`` where it is several."""
+    flat: Tensors = {}
+    for signal, value in told.items():
+        if isinstance(value, Tensor):
+            flat[signal.name] = value
+        else:
+            flat |= {f"{signal.name}/{name}": tensor for name, tensor in value.items()}
+    return flat
 
-    # -- what a researcher looks at ------------------------------------------------------------
 
-    def diagnose(self, info: RoundInfo) -> dict[str, Any]:
-        """Return numbers of the round for ``metrics.jsonl``: tensors or lists by name."""
-        return {}
+def signals_of(flat: Mapping[str, Tensor]) -> dict[Signal, Any]:
+    """Undo :func:`flat_signals`."""
+    told: dict[Signal, Any] = {}
+    for name, tensor in flat.items():
+        signal, _, own = name.partition("/")
+        if own:
+            told.setdefault(Signal(signal), {})[own] = tensor
+        else:
+            told[Signal(signal)] = tensor
+    return told
 
-    def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
-        """Return numbers of one expert: scalars, or a tensor ``[M]`` or ``[M, M]`` of its members.
 
-        Args:
-            updates: what was combined.
-            change: what :meth:`combine_expert` made of it, ``[P]``.
-        """
-        return {}
+def step_prefix(position: int) -> str:
+    """Return how the names of a step's state begin in the state of all."""
+    return f"steps.{position}."
+
+
+def _named(signals: Iterable[Signal]) -> set[str]:
+    return {signal.name for signal in signals}

@@ -35,9 +35,12 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState, Tensors, expert_name, flatten, unflatten
-from fedmoe_app.schemes.base import ExpertUpdates, Scheme
+from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.parts import Client, ExpertProbe, Mean, Server, Start, Weighted
 from fedmoe_app.schemes.sums import dots, norms, shares, weighted_sum
+from fedmoe_app.schemes.views import BlockUpdates, Trained
 
 RETENTION_MODES = ("paper", "filtered")
 NO_RETENTION = "none"
@@ -141,6 +144,94 @@ def _projection(vector: Tensor, onto: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Consensus(Weighted):
+    """Experts: steps 1 to 4, each of which can be left out.
+
+    Attributes:
+        by_importance: False weighs the clients that trained an expert by n_i.
+        project: False leaves step 3 out.
+    """
+
+    by_importance: bool = True
+    project: bool = True
+
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return the importance weights (step 1), or n_i's, over the members, ``[M]``."""
+        if not self.by_importance:
+            return updates.by_examples
+        return _importance(updates.routing_of("count"), updates.norms)
+
+    def combine(self, updates: BlockUpdates) -> Tensor:
+        """Return the consensus of the members' changes (steps 2 to 4), ``[P]``.
+
+        It reads the changes of one member at a time, three times.
+        """
+        weights = self.weights(updates)
+        consensus = updates.weighted_sum(weights)  # [P]
+        return consensus * (1 + _kappa(updates, weights, consensus)) if self.project else consensus
+
+
+def _kappa(updates: BlockUpdates, weights: Tensor, consensus: Tensor) -> float:
+    return _gain(weights, updates.norms, updates.dots(consensus), consensus)
+
+
+@dataclass(frozen=True)
+class Kappa(ExpertProbe):
+    """Tells κ, whether or not the projection is switched on."""
+
+    of: str = "experts"
+    rule: Consensus = Consensus()
+
+    def of_expert(self, updates: BlockUpdates, change: Tensor) -> dict[str, Any]:
+        """Return κ, and the weights that it belongs to."""
+        weights = self.rule.weights(updates)
+        kappa = _kappa(updates, weights, updates.weighted_sum(weights))
+        return {"kappa": kappa, "expert_weights": weights}
+
+
+@dataclass(frozen=True)
+class Retention(Start):
+    """Step 5: experts start from θ + λ·R.
+
+    Attributes:
+        mode: "paper" or "filtered".
+        lam: λ.
+    """
+
+    mode: str = "paper"
+    lam: float = 0.5
+
+    def keep(self, done: Trained) -> Tensors:
+        """Keep the own change of every trained expert, and what it started from."""
+        kept = {}
+        for key, tensors in done.changes.experts.items():
+            for name, change in tensors.items():
+                kept[f"change.{expert_name(*key, name)}"] = change
+                kept[f"start.{expert_name(*key, name)}"] = done.received.experts[key][name]
+        return kept
+
+    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
+        """Add λ·R to the experts that the client trained in its last round.
+
+        A client that was left out of rounds in between takes the global change of all of them as
+        the direction of the consensus: it has no other.
+        """
+        own, old = _unpack(kept, "change."), _unpack(kept, "start.")
+        experts = dict(received.experts)
+        for key, change in own.experts.items():
+            values = received.experts[key]
+            retained = retention(
+                flatten(change, values),
+                flatten(old.experts[key], values),
+                flatten(values, values),
+                self.mode,
+            )
+            parts = unflatten(self.lam * retained, values)
+            experts[key] = {name: value + parts[name] for name, value in values.items()}
+        return ModelState(received.dense, received.gates, experts)
+
+
+@dataclass(frozen=True)
 class FCMoE(Scheme):
     """FC-MoE; every component can be switched off (the paper's Table II).
 
@@ -161,72 +252,18 @@ class FCMoE(Scheme):
         """Take the ``fcmoe`` table."""
         return cls(**config.fcmoe.model_dump())
 
-    @property
-    def keeps_state(self) -> bool:
-        """Whether there is retention, which needs the client's own last change."""
-        return self.retention != NO_RETENTION and self.lam > 0
+    def client(self, model: ModelShape) -> Client:
+        """Retain, which needs the client's own last change."""
+        retains = self.retention != NO_RETENTION and self.lam > 0
+        return Client(start_experts=Retention(self.retention, self.lam) if retains else None)
 
-    def keep(self, received: ModelState, changes: ModelState) -> Tensors:
-        """Keep the own change of every trained expert, and what it started from."""
-        kept = {}
-        for key, tensors in changes.experts.items():
-            for name, change in tensors.items():
-                kept[f"change.{expert_name(*key, name)}"] = change
-                kept[f"start.{expert_name(*key, name)}"] = received.experts[key][name]
-        return kept
-
-    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
-        """Add λ·R (step 5) to the experts that the client trained in its last round.
-
-        A client that was left out of rounds in between takes the global change of all of them as
-        the direction of the consensus: it has no other.
-        """
-        own, old = _unpack(kept, "change."), _unpack(kept, "start.")
-        experts = dict(received.experts)
-        for key, change in own.experts.items():
-            values = received.experts[key]
-            retained = retention(
-                flatten(change, values),
-                flatten(old.experts[key], values),
-                flatten(values, values),
-                self.retention,
-            )
-            parts = unflatten(self.lam * retained, values)
-            experts[key] = {name: value + parts[name] for name, value in values.items()}
-        return ModelState(received.dense, received.gates, experts)
-
-    @property
-    def means_of_experts(self) -> bool:
-        """With neither importance nor projection it is the mean by examples."""
-        return not self.importance and not self.projection
-
-    @property
-    def absent_count(self) -> bool:
-        """Never: an expert's weights are among those that trained it."""
-        return False
-
-    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
-        """Return the importance weights (step 1), or n_i's, over the members, ``[M]``."""
-        if not self.importance:
-            return updates.num_examples / updates.num_examples.sum()
-        return _importance(updates.routing_of("count"), updates.norms)
-
-    def combine_expert(self, updates: ExpertUpdates) -> Tensor:
-        """Return the consensus of the members' changes (steps 2 to 4), ``[P]``.
-
-        It reads the changes of one member at a time, three times.
-        """
-        weights = self.expert_weights(updates)
-        consensus = updates.weighted_sum(weights)  # [P]
-        if not self.projection:
-            return consensus
-        return consensus * (1 + _gain(weights, updates.norms, updates.dots(consensus), consensus))
-
-    def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
-        """Return κ, whether or not the projection is switched on."""
-        weights = self.expert_weights(updates)
-        consensus = updates.weighted_sum(weights)
-        return {"kappa": _gain(weights, updates.norms, updates.dots(consensus), consensus)}
+    def server(self, model: ModelShape) -> Server:
+        """Combine experts by consensus; without importance and projection it is a mean."""
+        consensus = Consensus(self.importance, self.projection)
+        is_mean = not (self.importance or self.projection)
+        return Server(
+            experts=Mean("members") if is_mean else consensus, probes=(Kappa(rule=consensus),)
+        )
 
 
 def _unpack(kept: Mapping[str, Tensor], prefix: str) -> ModelState:

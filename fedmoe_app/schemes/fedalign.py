@@ -35,7 +35,7 @@ clients always get the expert weights 1/2 and 1/2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,26 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState, Tensors, gate_name
-from fedmoe_app.schemes.base import ExpertUpdates, LocalStep, RoundInfo, Scheme
+from fedmoe_app.schemes.base import Run, Scheme
+from fedmoe_app.schemes.parts import (
+    REGIONS,
+    ByExamples,
+    Client,
+    ExpertProbe,
+    Histogram,
+    Mean,
+    RoundProbe,
+    RouterTerm,
+    Server,
+    Signal,
+    Start,
+    Telling,
+    Weighted,
+)
 from fedmoe_app.schemes.sums import cosines, mean_of_pairs, shares
+from fedmoe_app.schemes.views import BlockUpdates, LocalStep, Now, RoundInfo, Trained
 
-REFERENCE, MEAN_PROB = "reference", "mean-prob"  # broadcast, [L, E] each
+REFERENCE, MEAN_PROB = Signal("reference"), Signal("mean-prob")  # [L, E] each
 KL_FORMS = ("pointwise", "bernoulli")
 FLOOR = 1e-8  # probabilities below it count as this much inside logarithms
 
@@ -204,6 +220,192 @@ def _soft_step(values: Tensor, temperature: float) -> Tensor:
     return torch.sigmoid(values / temperature)
 
 
+def _mean(probs: Tensor) -> Tensor:
+    """Return the batch's mean p(x, e), ``[E]`` without graph; zeros without tokens."""
+    return probs.detach().sum(dim=0) / max(len(probs), 1)
+
+
+# -- gates -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GatePull(RouterTerm):
+    """λ times the regulariser, summed over the layers; nothing in the first round.
+
+    Attributes:
+        lam, eta, kl, temperature, adaptive: as :class:`FedAlignMoE` has them.
+    """
+
+    lam: float = 0.1
+    eta: float = 0.1
+    kl: str = "pointwise"
+    temperature: float = 1.0
+    adaptive: bool = True
+    reference: Signal = REFERENCE
+    mean_prob: Signal = MEAN_PROB
+
+    def loss(self, step: LocalStep) -> Tensor | None:
+        """Return the term, a scalar."""
+        if self.reference not in step.told:
+            return None
+        told = zip(
+            step.router_probs, step.told[self.reference], step.told[self.mean_prob], strict=True
+        )
+        terms = [
+            gate_regulariser(
+                probs,
+                reference,
+                _mean(probs) * mean_prob,
+                step.top_k,
+                self.eta,
+                self.kl,
+                temperature=self.temperature,
+                adaptive=self.adaptive,
+            )
+            for probs, reference, mean_prob in told
+        ]
+        return self.lam * torch.stack(terms).sum()
+
+
+@dataclass(frozen=True)
+class Reference(Telling):
+    """Tells p_g and the clients' mean prob, ``[L, E]`` each."""
+
+    uniform: bool = False
+    reference: Signal = REFERENCE
+    mean_prob: Signal = MEAN_PROB
+
+    def tell(self, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
+        """Return both."""
+        mean = torch.stack([prob.mean(dim=0) for prob in _by_layer(now.info, "prob")])
+        return {self.reference: reference_of(now.info, self.uniform), self.mean_prob: mean}
+
+
+@dataclass(frozen=True)
+class ByConsistency(Weighted):
+    """Rows of the gates by ω."""
+
+    uniform: bool = False
+
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return ω, ``[M, E]``."""
+        prob, margin = updates.routing_of("prob"), updates.routing_of("margin")
+        return consistency_weights(prob, margin, uniform=self.uniform)
+
+
+@dataclass(frozen=True)
+class PrivateGates(Start):
+    """Each client goes on with its own gates."""
+
+    def keep(self, done: Trained) -> Tensors:
+        """Keep the gates as trained."""
+        return {
+            gate_name(layer, name): done.received.gates[layer][name] + change
+            for layer, tensors in done.changes.gates.items()
+            for name, change in tensors.items()
+        }
+
+    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
+        """Take the client's own gates in place of the received ones."""
+        own = ModelState()
+        for key, tensor in kept.items():
+            own.insert(key, tensor)
+        return ModelState(received.dense, received.gates | own.gates, received.experts)
+
+
+# -- experts -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Semantic(Weighted):
+    """Experts by the agreement of regions and directions.
+
+    Attributes:
+        direction, beta, temperature: as :class:`FedAlignMoE` has them.
+        threshold: a fixed τ; None adapts it.
+    """
+
+    direction: bool = True
+    beta: float = 1.0
+    threshold: float | None = None
+    temperature: float = 1.0
+    regions: Histogram = REGIONS
+
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return the semantic weights of the members, ``[M]``."""
+        similarity = cosines(updates.routing_of("region"))  # S [M, M]
+        agreement = updates.cosines if self.direction else None
+        return pair_weights(similarity, agreement, self._tau(similarity), self.temperature)
+
+    def _tau(self, similarity: Tensor) -> float:
+        if self.threshold is None:
+            return similarity_threshold(similarity, self.beta)
+        return self.threshold
+
+
+# -- what a researcher looks at ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Omega(RoundProbe):
+    """Tells ω, and its entropy over the clients in nats."""
+
+    of: str = "gates"
+    uniform: bool = False
+
+    def of_round(self, info: RoundInfo) -> dict[str, Any]:
+        """Return ``[L, N, E]`` and ``[L, E]``."""
+        pairs = zip(_by_layer(info, "prob"), _by_layer(info, "margin"), strict=True)
+        weights = [consistency_weights(p, m, uniform=self.uniform) for p, m in pairs]
+        omega = torch.stack(weights)  # [L, N, E]
+        return {"omega": omega, "omega_entropy": torch.special.entr(omega).sum(dim=1)}
+
+
+@dataclass(frozen=True)
+class Distance(RoundProbe):
+    """Tells p_g, and each client's distance to it: ½·Σ_e |prob_i(e) − p_g(e)|, 0 to 1."""
+
+    of: str = "loss"
+    uniform: bool = False
+
+    def of_round(self, info: RoundInfo) -> dict[str, Any]:
+        """Return ``[L, E]`` and ``[L, N]``."""
+        reference = reference_of(info, self.uniform)  # [L, E]
+        prob = torch.stack(_by_layer(info, "prob"))  # [L, N, E]
+        distance = (prob - reference.unsqueeze(1)).abs().sum(dim=2) / 2
+        return {"reference": reference, "reference_distance": distance}
+
+
+@dataclass(frozen=True)
+class Agreement(ExpertProbe):
+    """Tells S, D ``[M, M]``, their means over pairs, and τ."""
+
+    of: str = "experts"
+    rule: Semantic = Semantic()
+
+    def of_expert(self, updates: BlockUpdates, change: Tensor) -> dict[str, Any]:
+        """Return them by name."""
+        similarity = cosines(updates.routing_of("region"))
+        return {
+            "similarity": similarity,
+            "agreement": updates.cosines,
+            "similarity_mean": mean_of_pairs(similarity),
+            "agreement_mean": mean_of_pairs(updates.cosines),
+            "threshold": self.rule._tau(similarity),
+        }
+
+
+def reference_of(info: RoundInfo, uniform: bool = False) -> Tensor:
+    """Return p_g of every layer, ``[L, E]``; see :func:`routing_reference`."""
+    pairs = zip(_by_layer(info, "prob"), _by_layer(info, "margin"), strict=True)
+    return torch.stack([routing_reference(p, m, uniform=uniform) for p, m in pairs])
+
+
+def _by_layer(info: RoundInfo, name: str) -> list[Tensor]:
+    """Return one routing statistic, L tensors ``[N, E]``."""
+    return [info.routing_of(name, layer) for layer in range(len(info.routing[0].prob))]
+
+
 @dataclass(frozen=True)
 class FedAlignMoE(Scheme):
     """FedAlign-MoE; every component can be switched off.
@@ -237,157 +439,37 @@ class FedAlignMoE(Scheme):
         """Take the ``fedalign`` table."""
         return cls(**config.fedalign.model_dump())
 
-    def check(self, shape: ModelShape) -> None:
+    def check(self, run: Run) -> Sequence[str]:
         """Refuse to align gates that are not trained."""
-        if self.gates != "average" and self.lam > 0 and not shape.gates_trained:
+        if self.gates != "average" and self.lam > 0 and not run.model.gates_trained:
             raise ConfigError(
                 f'fedalign.gates = "{self.gates}" with fedalign.lam = {self.lam:g}: the model\'s '
                 "gates are frozen (model.gates = false), so that there is nothing to align or to "
                 'keep; choose model.gates = true, or fedalign.gates = "average"'
             )
+        return ()
 
-    # -- on the client -------------------------------------------------------------------------
-
-    @property
-    def needs_router_probs(self) -> bool:
-        """Whether there is a regulariser."""
-        return self.lam > 0
-
-    @property
-    def needs_regions(self) -> bool:
-        """Whether experts are compared by what they are used for."""
-        return self.experts == "semantic"
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether clients keep their gates."""
-        return self.gates == "private"
-
-    def keep(self, received: ModelState, changes: ModelState) -> Tensors:
-        """Keep the gates as trained."""
-        return {
-            gate_name(layer, name): received.gates[layer][name] + change
-            for layer, tensors in changes.gates.items()
-            for name, change in tensors.items()
-        }
-
-    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
-        """Take the client's own gates in place of the received ones."""
-        own = ModelState()
-        for key, tensor in kept.items():
-            own.insert(key, tensor)
-        return ModelState(received.dense, received.gates | own.gates, received.experts)
-
-    def extra_loss(self, step: LocalStep) -> Tensor | None:
-        """Return λ times the regulariser, summed over the layers, a scalar."""
-        if self.lam == 0 or REFERENCE not in step.broadcast:
-            return None
-        terms = [
-            gate_regulariser(
-                probs,
-                reference,
-                _mean(probs) * mean_prob,
-                step.top_k,
-                self.eta,
-                self.kl,
-                temperature=self.temperature,
-                adaptive=self.adaptive,
-            )
-            for probs, reference, mean_prob in zip(
-                step.router_probs, step.broadcast[REFERENCE], step.broadcast[MEAN_PROB], strict=True
-            )
-        ]
-        return self.lam * torch.stack(terms).sum()
-
-    # -- on the server -------------------------------------------------------------------------
-
-    def broadcast(self, info: RoundInfo) -> dict[str, Tensor]:
-        """Send the reference p_g and the clients' mean prob, ``[L, E]`` each."""
-        if self.lam == 0:
-            return {}
-        layers = range(len(info.routing[0].prob))
-        mean = torch.stack([info.routing_of("prob", layer).mean(dim=0) for layer in layers])
-        return {REFERENCE: self._reference(info), MEAN_PROB: mean}
-
-    def gate_weights(self, info: RoundInfo, layer: int) -> Tensor:
-        """Return ω ``[N, E]``, a weight a row of the gate; or n_i's weights ``[N]``."""
-        if self.gates == "average":
-            return super().gate_weights(info, layer)
-        return self._omega(info, layer)
-
-    @property
-    def means_of_experts(self) -> bool:
-        """With experts = "index" it is the mean by examples."""
-        return self.experts == "index"
-
-    @property
-    def absent_count(self) -> bool:
-        """Never: an expert's weights are among those that trained it."""
-        return False
-
-    def expert_weights(self, updates: ExpertUpdates) -> Tensor:
-        """Return the semantic weights of the members, or n_i's among them, ``[M]``."""
-        if self.experts == "index":
-            return updates.num_examples / updates.num_examples.sum()
-        similarity = cosines(updates.routing_of("region"))  # S [M, M]
-        agreement = updates.agreement if self.direction else None
-        return pair_weights(similarity, agreement, self._threshold(similarity), self.temperature)
-
-    # -- what a researcher looks at ------------------------------------------------------------
-
-    def diagnose(self, info: RoundInfo) -> dict[str, Any]:
-        """Return ω, its entropy over the clients in nats, p_g, and each client's distance to it.
-
-        The distance is the total variation ½·Σ_e |prob_i(e) − p_g(e)|, 0 to 1.
-        """
-        layers = range(len(info.routing[0].prob))
-        omega = torch.stack([self._omega(info, layer) for layer in layers])  # [L, N, E]
-        prob = torch.stack([info.routing_of("prob", layer) for layer in layers])  # [L, N, E]
-        reference = self._reference(info)  # [L, E]
-        return {
-            "omega": omega,
-            "omega_entropy": torch.special.entr(omega).sum(dim=1),
-            "reference": reference,
-            "reference_distance": (prob - reference.unsqueeze(1)).abs().sum(dim=2) / 2,
-        }
-
-    def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
-        """Return S, D ``[M, M]``, their means over pairs, and τ."""
-        if self.experts == "index":
-            return {}
-        similarity = cosines(updates.routing_of("region"))
-        return {
-            "similarity": similarity,
-            "agreement": updates.agreement,
-            "similarity_mean": mean_of_pairs(similarity),
-            "agreement_mean": mean_of_pairs(updates.agreement),
-            "threshold": self._threshold(similarity),
-        }
-
-    def _omega(self, info: RoundInfo, layer: int) -> Tensor:
-        prob, margin = info.routing_of("prob", layer), info.routing_of("margin", layer)
-        return consistency_weights(prob, margin, uniform=self.uniform_weights)
-
-    def _reference(self, info: RoundInfo) -> Tensor:
-        """Return p_g of every layer, ``[L, E]``."""
-        layers = range(len(info.routing[0].prob))
-        return torch.stack(
-            [
-                routing_reference(
-                    info.routing_of("prob", layer),
-                    info.routing_of("margin", layer),
-                    uniform=self.uniform_weights,
-                )
-                for layer in layers
-            ]
+    def client(self, model: ModelShape) -> Client:
+        """Keep the gates, and hold them near the reference."""
+        pull = GatePull(self.lam, self.eta, self.kl, self.temperature, self.adaptive)
+        return Client(
+            start_gates=PrivateGates() if self.gates == "private" else None,
+            terms=(pull,) if self.lam else (),
         )
 
-    def _threshold(self, similarity: Tensor) -> float:
-        if self.adaptive_threshold:
-            return similarity_threshold(similarity, self.beta)
-        return self.threshold
-
-
-def _mean(probs: Tensor) -> Tensor:
-    """Return the batch's mean p(x, e), ``[E]`` without graph; zeros without tokens."""
-    return probs.detach().sum(dim=0) / max(len(probs), 1)
+    def server(self, model: ModelShape) -> Server:
+        """Average gates by consistency, experts by meaning; tell the reference."""
+        uniform = self.uniform_weights
+        threshold = None if self.adaptive_threshold else self.threshold
+        semantic = Semantic(self.direction, self.beta, threshold, self.temperature)
+        by_meaning = self.experts != "index"
+        return Server(
+            gates=ByExamples() if self.gates == "average" else ByConsistency(uniform),
+            experts=semantic if by_meaning else Mean("members"),
+            steps=(Reference(uniform),) if self.lam else (),
+            probes=(
+                Omega(uniform=uniform),
+                Distance(uniform=uniform),
+                *((Agreement(rule=semantic),) if by_meaning else ()),
+            ),
+        )

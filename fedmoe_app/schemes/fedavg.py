@@ -17,4 +17,4 @@ from fedmoe_app.schemes.base import Scheme
 
 @dataclass(frozen=True)
 class FedAvg(Scheme):
-    """Plain averaging; the defaults of :class:`Scheme`."""
+    """Plain averaging; the empty halves of :class:`Scheme`."""

@@ -21,7 +21,33 @@ import torch
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.schemes.base import LocalClient, Scheme
+from fedmoe_app.schemes.base import Run, Scheme
+from fedmoe_app.schemes.parts import Client, Mean, Once, Server
+from fedmoe_app.schemes.views import LocalClient
+
+
+@dataclass(frozen=True)
+class MostUsed(Once):
+    """E_i: the C experts of each layer with the most local tokens.
+
+    Attributes:
+        experts: C.
+        examples: local examples that are counted.
+    """
+
+    experts: int = 4
+    examples: int = 256
+
+    def budget(self, own: LocalClient) -> int:
+        """Return C, or the node's own ``expert-budget`` where that is smaller."""
+        limit = own.expert_budget
+        return self.experts if limit is None else min(limit, self.experts)
+
+    def choose(self, own: LocalClient) -> Sequence[Collection[int]]:
+        """Choose the C experts with the most tokens in each layer; a tie takes the lower index."""
+        count = own.usage(self.examples).count  # [L, E]
+        ranked = torch.argsort(count, dim=1, descending=True, stable=True)
+        return [sorted(row[: self.budget(own)].tolist()) for row in ranked]
 
 
 @dataclass(frozen=True)
@@ -36,31 +62,20 @@ class FedMoE(Scheme):
         """Take ``fedmoe.experts-per-client`` and ``fedmoe.usage-examples``."""
         return cls(config.fedmoe.experts_per_client, config.fedmoe.usage_examples)
 
-    def check(self, shape: ModelShape) -> None:
+    def check(self, run: Run) -> Sequence[str]:
         """Refuse more experts than a layer has."""
-        if not 1 <= self.experts_per_client <= shape.num_experts:
+        most = run.model.num_experts
+        if not 1 <= self.experts_per_client <= most:
             raise ConfigError(
                 f"fedmoe.experts-per-client = {self.experts_per_client}: the model has "
-                f"{shape.num_experts} experts a layer; choose 1 to {shape.num_experts}"
+                f"{most} experts a layer; choose 1 to {most}"
             )
+        return ()
 
-    def budget(self, client: LocalClient) -> int:
-        """Return C, or the node's own ``expert-budget`` where that is smaller."""
-        own = client.expert_budget
-        return self.experts_per_client if own is None else min(own, self.experts_per_client)
+    def client(self, model: ModelShape) -> Client:
+        """Train the most used experts."""
+        return Client(select=MostUsed(self.experts_per_client, self.usage_examples))
 
-    def choose_experts(self, client: LocalClient) -> Sequence[Collection[int]]:
-        """Choose the C experts with the most tokens in each layer; a tie takes the lower index."""
-        count = client.usage(self.usage_examples).count  # [L, E]
-        ranked = torch.argsort(count, dim=1, descending=True, stable=True)
-        return [sorted(row[: self.budget(client)].tolist()) for row in ranked]
-
-    @property
-    def chooses_per_round(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def absent_count(self) -> bool:
-        """Never: weights are n_i / Σ_{j∈S_e} n_j."""
-        return False
+    def server(self, model: ModelShape) -> Server:
+        """Average an expert over those that trained it."""
+        return Server(experts=Mean("members"))

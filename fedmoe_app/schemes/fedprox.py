@@ -15,7 +15,25 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.schemes.base import LocalStep, Scheme
+from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.parts import Client, WeightTerm
+from fedmoe_app.schemes.views import LocalStep
+
+
+@dataclass(frozen=True)
+class Proximal(WeightTerm):
+    """(μ/2)·‖θ − θ_global‖² (eq. 2)."""
+
+    mu: float = 0.01
+
+    def loss(self, step: LocalStep) -> Tensor | None:
+        """Return the term, a scalar."""
+        squares = [
+            (parameter - step.received[key]).float().square().sum()
+            for key, parameter in step.parameters.items()
+        ]
+        return self.mu / 2 * torch.stack(squares).sum() if squares else None
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,6 @@ class FedProx(Scheme):
         """Take ``fedprox.proximal-mu``."""
         return cls(proximal_mu=config.fedprox.proximal_mu)
 
-    def extra_loss(self, step: LocalStep) -> Tensor | None:
-        """Return the proximal term (eq. 2), a scalar."""
-        if self.proximal_mu == 0:
-            return None
-        squares = [
-            (parameter - step.reference[key]).float().square().sum()
-            for key, parameter in step.parameters.items()
-        ]
-        return self.proximal_mu / 2 * torch.stack(squares).sum()
+    def client(self, model: ModelShape) -> Client:
+        """Add the proximal term."""
+        return Client(terms=(Proximal(self.proximal_mu),) if self.proximal_mu else ())

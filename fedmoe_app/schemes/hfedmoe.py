@@ -30,8 +30,22 @@ from fedmoe_app.config.node import Budget, experts_in
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.schemes.base import LocalClient, RoundInfo, Scheme
+from fedmoe_app.moe.state import flatten
+from fedmoe_app.schemes.base import Run, Scheme
+from fedmoe_app.schemes.parts import (
+    ByExamples,
+    Client,
+    InBatch,
+    Mean,
+    Once,
+    Rescaling,
+    RoundProbe,
+    Select,
+    Server,
+    Weighted,
+)
 from fedmoe_app.schemes.sums import shares
+from fedmoe_app.schemes.views import Block, BlockUpdates, LocalClient, Reply, RoundInfo
 
 
 def expert_importance(probs: Tensor, lam: float) -> Tensor:
@@ -82,17 +96,6 @@ def select_experts(scores: Tensor, budget: int, routed: Tensor | None = None) ->
     return chosen & routed
 
 
-def usage_shares(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
-    """n_i of the clients with u_i(e) ≥ τ, 0 of the others, ``[N, E]``.
-
-    Args:
-        usage: u_i(e), ``[N, E]``.
-        num_examples: n_i, ``[N]``.
-        tau: τ, the least mean probability that counts as usage; 0 keeps everybody.
-    """
-    return _qualifies(usage, tau) * num_examples.unsqueeze(1)
-
-
 def expert_weights(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
     """n_i over the clients with u_i(e) ≥ τ, ``[N, E]`` float32.
 
@@ -104,7 +107,7 @@ def expert_weights(usage: Tensor, num_examples: Tensor, tau: float) -> Tensor:
     Returns:
         Columns that sum to 1, or to 0 where nobody qualifies.
     """
-    return shares(usage_shares(usage, num_examples, tau)).float()
+    return shares(_qualifies(usage, tau) * num_examples.unsqueeze(1)).float()
 
 
 def gate_weights(usage: Tensor, importance: Tensor, tau: float, normalise: bool = True) -> Tensor:
@@ -139,6 +142,154 @@ def _qualifies(usage: Tensor, tau: float) -> Tensor:
     return usage >= tau
 
 
+def importance_of(stats: RoutingStats, lam: float) -> Tensor:
+    """Return s(e) over all tokens of a histogram, ``[L, E]``."""
+    return lam * stats.prob + (1 - lam) * stats.peak
+
+
+# -- on the client -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Budgets(Select):
+    """C of a client: the node's own ``expert-budget``, else the one of its turn."""
+
+    lam: float = 0.5
+    beta: float = 0.1
+    budgets: tuple[Budget, ...] = (2, 4, 8)
+
+    def budget(self, own: LocalClient) -> int:
+        """Return C."""
+        if own.expert_budget is not None:
+            return own.expert_budget
+        turn = own.number % len(self.budgets)
+        return experts_in(self.budgets[turn], own.shape.num_experts)
+
+
+@dataclass(frozen=True)
+class BottleneckInBatch(_Budgets, InBatch):
+    """A_i of every batch (eq. 15)."""
+
+    def choose(self, probs: Tensor, routed: Tensor, own: LocalClient) -> Tensor:
+        """Return A_i of a batch and layer, ``[E]`` bool."""
+        scores = information_bottleneck(probs, self.lam, self.beta)
+        return select_experts(scores, self.budget(own), routed)
+
+
+@dataclass(frozen=True)
+class BottleneckOnce(_Budgets, Once):
+    """A_i of a round, by the routing of local examples."""
+
+    examples: int = 256
+
+    def choose(self, own: LocalClient) -> Sequence[Collection[int]]:
+        """Choose the round's experts by their scores over local examples."""
+        stats = own.usage(self.examples)
+        scores = importance_of(stats, self.lam) - self.beta * stats.kl  # [L, E]
+        chosen = [
+            select_experts(score, self.budget(own), count > 0)
+            for score, count in zip(scores, stats.count, strict=True)
+        ]
+        return [mask.nonzero().squeeze(1).tolist() for mask in chosen]
+
+
+# -- on the server -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ByUsage(Mean):
+    """Experts: n_i of the clients with u_i(e) ≥ τ."""
+
+    over: str = "members"
+    tau: float = 0.05
+
+    def weight(self, reply: Reply, block: Block) -> float:
+        """Return n_i or 0."""
+        return reply.num_examples * float(_qualifies(reply.routing_of("prob", block), self.tau))
+
+
+@dataclass(frozen=True)
+class ByPreference(Weighted):
+    """Gates: α, normalised to sum 1."""
+
+    tau: float = 0.05
+    lam: float = 0.5
+
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return α, ``[M]``."""
+        return self._alpha(updates, normalise=True)
+
+    def _alpha(self, updates: BlockUpdates, normalise: bool) -> Tensor:
+        usage, peak = updates.routing_of("prob"), updates.routing_of("peak")  # [M, E]
+        importance = self.lam * usage + (1 - self.lam) * peak
+        return gate_weights(usage, importance, self.tau, normalise)
+
+
+@dataclass(frozen=True)
+class PrintedPreference(ByPreference, Rescaling):
+    """Gates as printed: Σ_i α_i·gate_i, so that the gates themselves are scaled by Σα."""
+
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return α as printed, ``[M]``."""
+        return self._alpha(updates, normalise=False)
+
+    def combine(self, updates: BlockUpdates) -> Tensor:
+        """Return Σ_i α_i·Δ_i + (Σα − 1)·gate; where nobody qualifies the gate stays."""
+        weights = self.weights(updates)
+        scale = float(weights.double().sum()) or 1.0
+        gate = flatten(updates.values, updates.values)
+        return updates.weighted_sum(weights) + (scale - 1) * gate
+
+    def remedy(self) -> str:
+        """Name the key."""
+        return "hfedmoe.normalise = false scales the gates themselves; set it to true"
+
+
+@dataclass(frozen=True)
+class AlphaProbe(RoundProbe):
+    """Tells α; n_i's weights where gates go by these."""
+
+    of: str = "gates"
+    rule: ByPreference | None = ByPreference()
+
+    def of_round(self, info: RoundInfo) -> dict[str, Any]:
+        """Return the gates' weights, ``[L, N]``."""
+        return {"gate_weights": torch.stack([self._of(info, i) for i in range(_layers(info))])}
+
+    def _of(self, info: RoundInfo, layer: int) -> Tensor:
+        if self.rule is None:
+            return info.num_examples / info.num_examples.sum()
+        usage, peak = info.routing_of("prob", layer), info.routing_of("peak", layer)  # [N, E]
+        importance = self.rule.lam * usage + (1 - self.rule.lam) * peak
+        normalise = not isinstance(self.rule, Rescaling)
+        return gate_weights(usage, importance, self.rule.tau, normalise)
+
+
+@dataclass(frozen=True)
+class SelectionRatio(RoundProbe):
+    """Tells r(c), the share of all experts' importance that was trained."""
+
+    of: str = "selection"
+    lam: float = 0.5
+
+    def of_round(self, info: RoundInfo) -> dict[str, Any]:
+        """Return r, ``[L, N]`` in 0 to 1.
+
+        An expert counts by the share of the client's steps in which it was trained.
+        """
+        ratios = []
+        for stats, steps in zip(info.routing, info.num_steps, strict=True):
+            scores = importance_of(stats, self.lam).double()  # [L, E]
+            share = (stats.trained / steps.clamp_min(1)).clamp_max(1)
+            total = scores.sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+            ratios.append((scores * share).sum(dim=1) / total)
+        return {"selection_ratio": torch.stack(ratios, dim=1)}
+
+
+def _layers(info: RoundInfo) -> int:
+    return len(info.routing[0].prob)
+
+
 @dataclass(frozen=True)
 class HFedMoE(Scheme):
     """HFedMoE; every component can be switched off.
@@ -168,114 +319,31 @@ class HFedMoE(Scheme):
         """Take the ``hfedmoe`` table."""
         return cls(**config.hfedmoe.model_dump() | {"budgets": config.hfedmoe.default_budgets})
 
-    def advice(self, shape: ModelShape) -> str:
+    def check(self, run: Run) -> Sequence[str]:
         """Warn where τ leaves hardly any expert that qualifies: the mean usage is 1/E."""
-        if self.tau < 1 / shape.num_experts or not (self.usage_weights or self.importance_gates):
-            return ""
+        mean = 1 / run.model.num_experts
+        if self.tau < mean or not (self.usage_weights or self.importance_gates):
+            return ()
         return (
-            f"hfedmoe.tau = {self.tau:g}: the mean probability of an expert is 1/E = "
-            f"{1 / shape.num_experts:g}, so that most experts qualify nowhere and stay as they "
-            "are; choose a smaller one"
+            f"hfedmoe.tau = {self.tau:g}: the mean probability of an expert is 1/E = {mean:g}, so "
+            "that most experts qualify nowhere and stay as they are; choose a smaller one",
         )
 
-    # -- on the client -------------------------------------------------------------------------
+    def client(self, model: ModelShape) -> Client:
+        """Choose experts within the budget."""
+        score = (self.lam, self.beta, self.budgets)
+        if self.selection == "none":
+            return Client()
+        if self.selection == "round":
+            return Client(select=BottleneckOnce(*score, self.usage_examples))
+        return Client(select=BottleneckInBatch(*score))
 
-    def needs_client_number(self, has_budget: bool) -> bool:
-        """Whether the budget goes by turn."""
-        return self.selection != "none" and not has_budget
-
-    def budget(self, client: LocalClient) -> int:
-        """Return C: the node's own ``expert-budget``, else the one of its turn."""
-        if client.expert_budget is not None:
-            return client.expert_budget
-        turn = client.client % len(self.budgets)
-        return experts_in(self.budgets[turn], client.shape.num_experts)
-
-    def choose_experts(self, client: LocalClient) -> Sequence[Collection[int]] | None:
-        """Choose the round's experts by their scores over local examples, for "round"."""
-        if self.selection != "round":
-            return None
-        stats = client.usage(self.usage_examples)
-        scores = self._importance(stats) - self.beta * stats.kl  # [L, E]
-        chosen = [
-            select_experts(score, self.budget(client), count > 0)
-            for score, count in zip(scores, stats.count, strict=True)
-        ]
-        return [mask.nonzero().squeeze(1).tolist() for mask in chosen]
-
-    @property
-    def chooses_per_round(self) -> bool:
-        """Whether experts are chosen once a round."""
-        return self.selection == "round"
-
-    @property
-    def selects_per_batch(self) -> bool:
-        """Whether experts are chosen in every step."""
-        return self.selection == "batch"
-
-    def select_in_batch(self, probs: Tensor, routed: Tensor, client: LocalClient) -> Tensor:
-        """Return A_i of a batch and layer, ``[E]`` bool (eq. 15)."""
-        scores = information_bottleneck(probs, self.lam, self.beta)
-        return select_experts(scores, self.budget(client), routed)
-
-    # -- on the server -------------------------------------------------------------------------
-
-    @property
-    def stale_fault(self) -> str:
-        """Gates that are scaled as a whole are more than the sum of changes."""
-        if self.importance_gates and not self.normalise:
-            return "hfedmoe.normalise = false scales the gates themselves; set it to true"
-        return ""
-
-    def expert_shares(self, info: RoundInfo, layer: int) -> Tensor:
-        """Return n_i of the clients with u_i(e) ≥ τ."""
-        if not self.usage_weights:
-            return super().expert_shares(info, layer)
-        return usage_shares(info.routing_of("prob", layer), info.num_examples, self.tau)
-
-    @property
-    def absent_count(self) -> bool:
-        """Not where usage decides."""
-        return not self.usage_weights
-
-    def gate_weights(self, info: RoundInfo, layer: int) -> Tensor:
-        """Return α, or n_i's weights, ``[N]``."""
-        if not self.importance_gates:
-            return super().gate_weights(info, layer)
-        usage = info.routing_of("prob", layer)  # [N, E]
-        scores = torch.stack([self._importance(stats)[layer] for stats in info.routing])  # [N, E]
-        return gate_weights(usage, scores, self.tau, self.normalise)
-
-    def gate_scale(self, info: RoundInfo, layer: int) -> float:
-        """Return Σα: the gates themselves are added up, not only their changes.
-
-        It is 1 when α is normalised. Where nobody qualifies the gate stays as it was.
-        """
-        if self.normalise or not self.importance_gates:
-            return 1.0
-        return float(self.gate_weights(info, layer).double().sum()) or 1.0
-
-    def diagnose(self, info: RoundInfo) -> dict[str, Any]:
-        """Return α ``[L, N]`` and r(c) ``[L, N]``."""
-        layers = range(len(info.routing[0].prob))
-        return {
-            "gate_weights": torch.stack([self.gate_weights(info, layer) for layer in layers]),
-            "selection_ratio": self._selection_ratio(info),
-        }
-
-    def _selection_ratio(self, info: RoundInfo) -> Tensor:
-        """Return the share of all experts' importance that was trained, ``[L, N]`` in 0 to 1.
-
-        An expert counts by the share of the client's steps in which it was trained.
-        """
-        ratios = []
-        for stats, steps in zip(info.routing, info.num_steps, strict=True):
-            scores = self._importance(stats).double()  # [L, E]
-            share = (stats.trained / steps.clamp_min(1)).clamp_max(1)
-            total = scores.sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-            ratios.append((scores * share).sum(dim=1) / total)
-        return torch.stack(ratios, dim=1)
-
-    def _importance(self, stats: RoutingStats) -> Tensor:
-        """Return s(e) over all tokens of a histogram, ``[L, E]``."""
-        return self.lam * stats.prob + (1 - self.lam) * stats.peak
+    def server(self, model: ModelShape) -> Server:
+        """Average by usage and by preference."""
+        kind = ByPreference if self.normalise else PrintedPreference
+        gates = kind(self.tau, self.lam) if self.importance_gates else None
+        return Server(
+            gates=gates or ByExamples(),
+            experts=ByUsage(tau=self.tau) if self.usage_weights else Mean(),
+            probes=(AlphaProbe(rule=gates), SelectionRatio(lam=self.lam)),
+        )

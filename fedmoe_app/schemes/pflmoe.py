@@ -6,9 +6,8 @@ arXiv:2012.15589. On client i, for input x:
     y = g_i(x)·f(x; θ_i) + (1 − g_i(x))·f(x; θ)
 
 θ is the global copy, averaged as in FedAvg; θ_i and the mixing gate g_i never leave the client,
-which trains them in every round that it takes part in, on the loss of the mixed output. This file
-is the server's half, the parameters; the client's is in ``fedmoe_app/client/personal.py``
-(training) and ``fedmoe_app/client/personal.py`` (the output).
+which trains them in every round that it takes part in, on the loss of the mixed output:
+``fedmoe_app/client/personal.py``.
 
 Against the authors' code: there, θ_i is the last layers only and trains on a loss of its own, after
 federated training has ended, and the gate then trains alone on a quarter of the data set aside.
@@ -19,7 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.parts import Client, PersonalCopy
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,6 @@ class PFLMoE(Scheme):
         """Take the ``pflmoe`` table."""
         return cls(**config.pflmoe.model_dump())
 
-    @property
-    def keeps_state(self) -> bool:
-        """Whether the node stores anything: the personal copy and the mixing gate."""
-        return True
-
-    @property
-    def personal_copy(self) -> bool:
-        """Whether each client has one: yes."""
-        return True
+    def client(self, model: ModelShape) -> Client:
+        """Keep a personal copy."""
+        return Client(personal=PersonalCopy(self.joint, self.gate_learning_rate))

@@ -26,7 +26,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes.checks import check_buffered
+from fedmoe_app.schemes.base import Run
 from fedmoe_app.server.clients import sample_size
 from fedmoe_app.server.collect import Intake
 from fedmoe_app.server.strategy import MoEStrategy
@@ -48,7 +48,7 @@ class BufferedStrategy(MoEStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_buffered(self.scheme)
+        self.plan.check(Run(self.shape, buffered=True))
         self._out: dict[str, _Asked] = {}  # by message id
         self._done: set[int] = set()  # nodes that were asked with the newest state
         self._again: set[int] = set()  # nodes that could not put it together, once a round

@@ -4,7 +4,8 @@
 
     checkpoints/round-00005/state.safetensors       global values
     checkpoints/round-00005/broadcast.safetensors   what the scheme sends with the next round
-    checkpoints/round-00005/checkpoint.json         the rest, and the checksums of all three
+    checkpoints/round-00005/server-state.safetensors  state of the scheme's steps, where it has any
+    checkpoints/round-00005/checkpoint.json         the rest, and the checksums of all of them
 
 A checkpoint is written to a temporary folder, synced and renamed, so that there is never half of
 one. It holds no state of random number generators, because there is none: what is drawn in a round
@@ -34,6 +35,7 @@ from fedmoe_app.results.folder import CHECKPOINTS, list_checkpoints, round_of
 FORMAT = 1  # raised when an older program could misread a checkpoint
 HEADER_FILE = "checkpoint.json"
 STATE_FILE, BROADCAST_FILE = "state.safetensors", "broadcast.safetensors"
+STEPS_FILE = "server-state.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -97,6 +99,7 @@ class Snapshot:
     state: ModelState
     broadcast: dict[str, Tensor]
     counters: Counters
+    step_state: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def write_checkpoint(
             STATE_FILE: _write_tensors(temporary / STATE_FILE, dict(snapshot.state.named())),
             BROADCAST_FILE: _write_tensors(temporary / BROADCAST_FILE, snapshot.broadcast),
         }
+        if snapshot.step_state:
+            files[STEPS_FILE] = _write_tensors(temporary / STEPS_FILE, snapshot.step_state)
         header = _header(snapshot, identity, versions, files)
         (temporary / HEADER_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
         _sync(temporary / HEADER_FILE)
@@ -157,6 +162,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state=state,
             broadcast=tensors[BROADCAST_FILE],
             counters=_counters(header["counters"]),
+            step_state=tensors.get(STEPS_FILE, {}),
         ),
         _identity(header),
         header["versions"],

@@ -27,7 +27,7 @@ from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.table import print_table
 from fedmoe_app.results.trackers import require_trackers
 from fedmoe_app.schemes import make_scheme
-from fedmoe_app.schemes.checks import check_buffered, check_holds_chosen
+from fedmoe_app.schemes.checks import check_holds_chosen, check_run
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.checkpoint import Identity
@@ -81,12 +81,10 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     keep_memory_steady()
     scheme = make_scheme(config)
     data = server_data(config)
-    check_holds_chosen(config, scheme)
+    check_holds_chosen(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
-    scheme.check(setup.shape)
+    check_run(config, scheme, setup.shape)
     chosen = config.model.experts_in_memory == "chosen"
-    if config.rounds == "buffered":
-        check_buffered(scheme, chosen)
     strategy_class = BufferedStrategy if config.rounds == "buffered" else MoEStrategy
     test = _encode(setup, data.test)
     state = read_state(setup.model, setup.layers)

@@ -15,14 +15,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import FoldError, folded_tensors
+from fedmoe_app.aggregation.aggregate import FoldError, aggregate
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.checkpoint import Counters, Snapshot
 from fedmoe_app.server.client_list import ClientList
@@ -90,6 +90,9 @@ class MoEStrategy(RoundLoop):
     ) -> None:
         super().__init__(limits, seed=seed, on_round=on_round, client_list=client_list)
         self.scheme = scheme
+        self.shape = shape or ModelShape(0, 1, 1)
+        self.plan = Plan.of(scheme, self.shape)
+        self.step_state: dict[str, Tensor] | None = None  # of the server's steps
         self.run_key = run_key or secrets.token_hex(16)
         self.offer = offer or Offer()
         self.downloads = Downloads(changed_only, download_codec, self._count_resend)
@@ -100,8 +103,7 @@ class MoEStrategy(RoundLoop):
         self.diagnose = diagnose
         self.spool = spool or Spool()
         self.pairs = pairs or PairRule(seed=seed)
-        self.shape = shape or ModelShape(0, 1, 1)
-        self.region_size = self.shape.hidden_size if scheme.needs_regions else 0
+        self.region_size = self.shape.hidden_size if self.plan.needs_regions else 0
         self.label_names = tuple(label_names)
         self.data_fingerprint = data_fingerprint
         self.base_fingerprint = base_fingerprint
@@ -114,8 +116,8 @@ class MoEStrategy(RoundLoop):
     def summary(self) -> None:
         """Log the scheme and the limits."""
         self.progress.say(f"scheme: {self.scheme}")
-        if advice := self.scheme.advice(self.shape):
-            self.progress.say(f"warning: {advice}")
+        for warning in self.plan.check(Run(self.shape)):
+            self.progress.say(f"warning: {warning}")
         share, fixed = self.limits.fraction_train, self.limits.clients_per_round
         asked = "all connected clients" if share == 1 else f"{share:.0%} of the connected clients"
         asked = f"{fixed} of the connected clients" if fixed else asked
@@ -127,7 +129,7 @@ class MoEStrategy(RoundLoop):
         They are free for another one then, and drop what they kept. A node that does not hear it
         does the first after some minutes and the second after some weeks.
         """
-        drop = self.forget and (self.scheme.keeps_state or self._keeps)
+        drop = self.forget and (self.plan.keeps_state or self._keeps)
         if not drop and not is_deployed(grid):
             return
         content = RecordDict({"task": ConfigRecord({"run-key": self.run_key, "drop": drop})})
@@ -179,13 +181,17 @@ class MoEStrategy(RoundLoop):
             self.roster.rests.dump(),
             dict(self.roster.tests),
         )
-        return Snapshot(self.rounds_done, self.run_key, self.state, self.broadcast, counters)
+        return Snapshot(
+            *(self.rounds_done, self.run_key, self.state, self.broadcast, counters),
+            self.step_state or {},
+        )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on after a snapshot: call it before :meth:`start`, and give that its state."""
         counters = snapshot.counters
         self.rounds_done, self.num_folded = snapshot.server_round, counters.num_folded
         self.run_key, self.broadcast = snapshot.run_key, snapshot.broadcast
+        self.step_state = snapshot.step_state or None
         self._unevaluated = counters.unevaluated
         self._last_replies = dict(counters.last_replies)
         self.roster.clients = counters.roster
@@ -351,7 +357,8 @@ class MoEStrategy(RoundLoop):
 
     def _begin_sums(self) -> None:
         self._buffers = ArrayBuffers()
-        self._sums = RunningSums(self.scheme, not self.diagnose, self._buffers.zeros)
+        experts = not self.diagnose
+        self._sums = RunningSums(self.plan.server, experts, self.state, self._buffers.zeros)
 
     def update_spec(self) -> UpdateSpec:
         """Return what a reply to the present state may hold."""
@@ -403,18 +410,21 @@ class MoEStrategy(RoundLoop):
         info = round_info(server_round, updates)
         layers, experts = info.routing[0].count.shape
         diagnostics = Diagnostics(layers, experts) if self.diagnose else None
-        folded = folded_tensors(
-            self.state, updates, self.scheme, info, diagnostics, self.pairs, self._sums
-        )
         try:
-            arrays = encode_one_by_one(folded, self._buffers)
+            outcome = aggregate(
+                *(self.state, updates, self.plan, info, self.step_state),
+                sums=self._sums,
+                pairs=self.pairs,
+                diagnostics=diagnostics,
+            )
+            arrays = encode_one_by_one(outcome.tensors, self._buffers)
         except FoldError as error:
             self._fail("round", f"{error} ({self.scheme}); the global model stays as it was")
             return None
         self.state = view_state(arrays)
         if diagnostics is not None:
-            self.report.diagnostics = diagnostics.result(self.scheme, info)
-        self.broadcast = self.scheme.broadcast(info)
+            self.report.diagnostics = diagnostics.result(self.plan.server, info)
+        self.broadcast, self.step_state = flat_signals(outcome.told), outcome.state
         # The report outlives the round; the changes do not.
         self.report.updates = [replace(update, changes=ModelState()) for update in updates]
         self.report.folded = True
@@ -426,7 +436,7 @@ class MoEStrategy(RoundLoop):
         for update in updates:
             expected = self._last_replies.get(update.client, 0)
             found = int(update.metrics.get("kept-round", 0))
-            if self.scheme.keeps_state and found < expected:
+            if self.plan.keeps_state and found < expected:
                 self.report.lost_state.append(update.client)
                 start = f"what it kept of round {found}" if found else "the global model"
                 self.progress.say(

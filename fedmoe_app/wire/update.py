@@ -30,6 +30,7 @@ class ClientUpdate:
         codec: in which it travelled.
         choice: which experts the node holds in its next round; None where nodes hold all.
         server_round: of the message that it answers; 0 before it was sent.
+        statistics: what the scheme's parts measured, float32, by ``Statistic/name``.
     """
 
     client: int
@@ -41,6 +42,7 @@ class ClientUpdate:
     codec: str = "fp32"
     choice: Choice | None = None
     server_round: int = 0
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,35 @@
 
 import torch
 
-from fedmoe_app import ClientUpdate, FedAvg, FedMoE, ModelState, Scheme
-from fedmoe_app.aggregation.aggregate import fold
-from fedmoe_app.aggregation.streaming import round_info
-from fedmoe_app.schemes.base import weighted_sum
-from tests.toy import toy_state, toy_update
+from fedmoe_app import (
+    BlockUpdates,
+    ClientUpdate,
+    FedAvg,
+    FedMoE,
+    ModelShape,
+    ModelState,
+    Scheme,
+    Server,
+    Weighted,
+)
+from fedmoe_app.schemes.sums import weighted_sum
+from tests.toy import fold, toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
 
 
+class FirstRow(Weighted):
+    def weights(self, updates: BlockUpdates) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0, 0.0]])
+
+
+class FirstRowOnly(Scheme):
+    def server(self, model: ModelShape) -> Server:
+        return Server(gates=FirstRow())
+
+
 def run(scheme: Scheme, updates: list[ClientUpdate]) -> ModelState:
-    return fold(toy_state(), updates, scheme, round_info(1, updates))
+    return fold(toy_state(), updates, scheme)
 
 
 def assert_same(left: ModelState, right: ModelState) -> None:
@@ -70,7 +88,7 @@ def test_fedmoe_is_fedavg_when_everybody_trains_everything() -> None:
 def test_the_old_state_is_not_changed() -> None:
     state = toy_state()
     updates = [toy_update(0, 1, 2.0, ALL)]
-    fold(state, updates, FedAvg(), round_info(1, updates))
+    fold(state, updates, FedAvg())
     assert_same(state, toy_state())
 
 
@@ -81,9 +99,5 @@ def test_weighted_sum_of_rows() -> None:
 
 
 def test_a_scheme_may_weigh_the_rows_of_a_gate() -> None:
-    class FirstRowOnly(Scheme):
-        def gate_weights(self, info, layer):  # noqa: ANN001, ANN202
-            return torch.tensor([[1.0, 0.0, 0.0]])
-
     gate = run(FirstRowOnly(), [toy_update(0, 1, 2.0, ALL)]).gates[0]["weight"]
     assert gate.tolist() == [[3.0, 3.0], [1.0, 1.0], [1.0, 1.0]]

@@ -10,27 +10,45 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app import ExpertUpdates, FedAvg, FedMoE, RoundInfo, Scheme, read_metrics
+from fedmoe_app import (
+    BlockUpdates,
+    ExpertProbe,
+    FedAvg,
+    FedMoE,
+    ModelShape,
+    RoundInfo,
+    RoundProbe,
+    Scheme,
+    Server,
+    read_metrics,
+)
 from fedmoe_app.aggregation import diagnostics
 from fedmoe_app.aggregation.diagnostics import conflict_share
 from fedmoe_app.results.folder import RunFolder
 from tests.toy import diagnose_toy, own_update
 
 
-class Telling(Scheme):
-    """Tells one value of every kind."""
-
-    def diagnose(self, info: RoundInfo) -> dict[str, Any]:
+class Examples(RoundProbe):
+    def of_round(self, info: RoundInfo) -> dict[str, Any]:
         return {"examples": info.num_examples}
 
-    def diagnose_expert(self, updates: ExpertUpdates, change: Tensor) -> dict[str, Any]:
+
+class OneOfEach(ExpertProbe):
+    def of_expert(self, updates: BlockUpdates, change: Tensor) -> dict[str, Any]:
         size = len(updates.members)
         return {
-            "number": updates.expert + 0.5,
+            "number": updates.block.key[1] + 0.5,
             "scalar": change.sum(),
             "of_members": torch.arange(size) + 1.0,
             "of_pairs": torch.arange(size * size).reshape(size, size) + 1.0,
         }
+
+
+class Telling(Scheme):
+    """Tells one value of every kind."""
+
+    def server(self, model: ModelShape) -> Server:
+        return Server(probes=(Examples(), OneOfEach()))
 
 
 UPDATES = [

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fedmoe_app import SCHEMES, ClientUpdate, FCMoE
+from fedmoe_app import SCHEMES, BlockUpdates, ClientUpdate, FCMoE, ModelShape, Server
 from fedmoe_app.aggregation.store import Spool, SpoolError
+from fedmoe_app.schemes.fcmoe import Kappa
 from tests.toy import assert_same, diagnose_toy, fold_toy, own_update, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
@@ -100,10 +103,14 @@ def test_fcmoe_reads_one_member_at_a_time(tmp_path: Path) -> None:
     """FC-MoE's sums need no stack of all changes; FedAlign's cosines do."""
     seen: list[bool] = []
 
-    class Watched(FCMoE):
-        def diagnose_expert(self, updates, change):  # noqa: ANN001, ANN202
+    class Watched(Kappa):
+        def of_expert(self, updates: BlockUpdates, change: Tensor) -> dict[str, Any]:
             seen.append("deltas" in vars(updates))
-            return super().diagnose_expert(updates, change)
+            return super().of_expert(updates, change)
 
-    diagnose_toy(Watched(), updates(seed=2))
+    class WatchedScheme(FCMoE):
+        def server(self, model: ModelShape) -> Server:
+            return replace(super().server(model), probes=(Watched(),))
+
+    diagnose_toy(WatchedScheme(), updates(seed=2))
     assert seen and not any(seen)

@@ -11,7 +11,6 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedmoe_app import SCHEMES, ClientUpdate, ModelState, Scheme
-from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
@@ -19,7 +18,7 @@ from fedmoe_app.server.clients import Roster
 from fedmoe_app.server.collect import Decoded, Intake
 from fedmoe_app.wire.records import UpdateSpec, encode_update
 from tests.aggregation.test_store import updates
-from tests.toy import assert_same, toy_state
+from tests.toy import assert_same, fold, plan_of, toy_state
 
 GIVEN = updates(seed=9)
 HOLDERS = {client: 10 + client for client in range(5)}  # client -> node
@@ -33,7 +32,7 @@ class Server:
 
     def __init__(self, scheme: Scheme, spool: Spool, experts: bool = True, split: int = 0) -> None:
         self.scheme, self.spool = scheme, spool
-        self.sums = RunningSums(scheme, experts)
+        self.sums = RunningSums(plan_of(scheme).server, experts, toy_state())
         at_once = AtOnce(self.sums, HOLDERS, split, spool)
         spec = UpdateSpec.of(toy_state(), region_size=4)
         self.roster = Roster(seed=0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedmoe_app import make_scheme
+from fedmoe_app import Plan, make_scheme
 from fedmoe_app.client.train import LocalRun, _backward
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.trainable import Trainables
@@ -20,10 +20,9 @@ ROWS: list[Any] = [{"input_ids": [1, 5 + i, 9, 2 + i % 3], "labels": i % 2} for 
 def gradients(scheme: str, batch_size: int) -> tuple[float, dict[str, torch.Tensor]]:
     config = make_config(**{"train.per-device-train-batch-size": batch_size, "scheme": scheme})
     setup = load_setup(config, ["a", "b"])
+    terms = [(term, {}) for term in Plan.of(make_scheme(config), setup.shape).client.terms]
     with Trainables(setup.model, setup.layers) as trainables, RoutingRecorder(setup.layers) as rec:
-        run = LocalRun(
-            setup.model, trainables, rec, setup.task, make_scheme(config), {}, {}, setup.shape.top_k
-        )
+        run = LocalRun(setup.model, trainables, rec, setup.task, {}, setup.shape.top_k, terms)
         parameters = trainables.named_parameters()
         # As if the model had moved: the proximal term is not zero.
         reference = {key: p.detach() + 0.1 for key, p in parameters.items()}

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from fedmoe_app import FCMoE, FedAlignMoE, FedAvg, ModelState
+from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.state import ClientFiles, Keeping, is_acceptable
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.tasks.setup import Setup, load_setup
 from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
 from tests.conftest import make_config
 from tests.homes import home_with_cache, kept_files
+from tests.toy import plan_of
 
 
 @pytest.fixture
@@ -39,7 +41,9 @@ def test_what_the_server_would_refuse_is_not_kept(
     setup: Setup, tmp_path: Path, value: float
 ) -> None:
     for server_round, found in ((1, 0.5), (2, value)):
-        keeping = Keeping(FedAlignMoE(), task_of(setup, server_round), client=3)
+        keeping = Keeping(
+            ClientParts(plan_of(FedAlignMoE())), task_of(setup, server_round), client=3
+        )
         keeping.store(changes_of(setup, found), None)
         assert keeping.metrics()["state-stored"] == (server_round == 1)
     assert kept_files(tmp_path / "home") == ["client-3/round-1.safetensors"]
@@ -61,7 +65,7 @@ def test_a_file_that_does_not_fit_counts_as_lost(
 ) -> None:
     task = task_of(setup, 2)
     ClientFiles(task.run_key, 3).save(1, wrong)
-    keeping = Keeping(FedAlignMoE(), task, client=3)
+    keeping = Keeping(ClientParts(plan_of(FedAlignMoE())), task, client=3)
     started, own = keeping.start(setup)
     assert own is None
     assert started is task.state
@@ -75,7 +79,7 @@ def test_a_change_of_an_unknown_expert_counts_as_lost(setup: Setup) -> None:
     name = "layers.0.experts.99.down_proj"
     kept = {f"change.{name}": torch.ones(2, 2), f"start.{name}": torch.ones(2, 2)}
     ClientFiles(task.run_key, 3).save(1, kept)
-    keeping = Keeping(FCMoE(), task, client=3)
+    keeping = Keeping(ClientParts(plan_of(FCMoE())), task, client=3)
     assert keeping.start(setup)[0] is task.state
     assert keeping.kept.server_round == 0
 
@@ -87,7 +91,7 @@ def test_a_full_disk_costs_the_memory_not_the_round(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ClientFiles, "save", full)
-    keeping = Keeping(FedAlignMoE(), task_of(setup, 1), client=3)
+    keeping = Keeping(ClientParts(plan_of(FedAlignMoE())), task_of(setup, 1), client=3)
     with caplog.at_level("WARNING", logger="fedmoe"):
         keeping.store(changes_of(setup, 0.5), None)
     assert keeping.metrics()["state-stored"] == 0
@@ -95,7 +99,7 @@ def test_a_full_disk_costs_the_memory_not_the_round(
 
 
 def test_a_scheme_that_keeps_nothing_writes_and_says_nothing(setup: Setup, tmp_path: Path) -> None:
-    keeping = Keeping(FedAvg(), task_of(setup, 1), client=3)
+    keeping = Keeping(ClientParts(plan_of(FedAvg())), task_of(setup, 1), client=3)
     keeping.store(changes_of(setup, 0.5), None)
     assert keeping.metrics() == {}
     assert kept_files(tmp_path / "home") == []

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app import LocalClient, LocalStep, RoundInfo, Scheme, read_metrics, run_in_process
+from fedmoe_app import (
+    Client,
+    LocalClient,
+    LocalStep,
+    ModelShape,
+    Now,
+    Once,
+    Scheme,
+    Server,
+    Signal,
+    Telling,
+    WeightTerm,
+    read_metrics,
+    run_in_process,
+)
 from fedmoe_app.client.memory import (
     LOADING,
     TRAINING,
@@ -114,25 +129,53 @@ def test_nothing_of_the_round_is_held_by_the_error() -> None:
     assert caught.value is not None  # still there, while the tensor is not
 
 
+SECOND = Signal("second")
+
+
 @dataclass(frozen=True)
-class Greedy(Scheme):
-    """FedAvg, but in round 2 client 1 wants a pebibyte in the middle of its training."""
+class WantsTooMuch(WeightTerm):
+    """In round 2 client 1 wants a pebibyte in the middle of its training."""
 
-    client: list[int] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
+    second: Signal = SECOND
 
-    def choose_experts(self, client: LocalClient) -> Sequence[Collection[int]] | None:
-        self.client.append(client.client)
-        return None
-
-    def extra_loss(self, step: LocalStep) -> Tensor | None:
-        self.steps.append(1)
-        if "second" in step.broadcast and self.client == [1] and len(self.steps) == 2:
+    def loss(self, step: LocalStep) -> Tensor | None:
+        state["steps"] += 1
+        if self.second in step.told and state["client"] == 1 and state["steps"] == 2:
             torch.empty(PEBIBYTE, dtype=torch.uint8)
         return None
 
-    def broadcast(self, info: RoundInfo) -> dict[str, Tensor]:
-        return {"second": torch.ones(1)} if info.server_round == 1 else {}
+
+@dataclass(frozen=True)
+class Notes(Once):
+    """Trains all experts, and notes whose turn it is."""
+
+    def budget(self, own: LocalClient) -> int:
+        return own.shape.num_experts
+
+    def choose(self, own: LocalClient) -> Sequence[Collection[int]]:
+        state.update(client=own.client, steps=0)
+        return [range(own.shape.num_experts)] * own.shape.num_layers
+
+
+@dataclass(frozen=True)
+class TellsOnce(Telling):
+    second: Signal = SECOND
+
+    def tell(self, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Any]:
+        return {self.second: torch.ones(1)} if now.info.server_round == 1 else {}
+
+
+class Greedy(Scheme):
+    """FedAvg, but for one client that wants too much memory."""
+
+    def client(self, model: ModelShape) -> Client:
+        return Client(select=Notes(), terms=(WantsTooMuch(),))
+
+    def server(self, model: ModelShape) -> Server:
+        return Server(steps=(TellsOnce(),))
+
+
+state = {"client": 0, "steps": 0}
 
 
 def test_the_run_goes_on_and_the_client_is_back_in_the_next_round(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedmoe_app import ClientUpdate, ModelState, PFLMoE, RunConfig, Scheme
+from fedmoe_app import ClientUpdate, ModelState, PFLMoE, RunConfig
 from fedmoe_app.client.personal import OwnModel, own_model
 from fedmoe_app.client.round import train_client
 from fedmoe_app.config.node import Node
@@ -267,16 +267,5 @@ def test_gradient_checkpointing_changes_nothing(joint: bool, files: Path, home: 
     assert torch.equal(update.routing.count, checked.routing.count)
 
 
-class Copies(Scheme):
-    """A user's scheme that says nothing of how its copy is trained."""
-
-    @property
-    def personal_copy(self) -> bool:
-        return True
-
-
-def test_a_personal_copy_needs_pflmoe(home: Path) -> None:
-    setup = load_setup(make_config(), ["a", "b"])
-    assert own_model(setup, Scheme(), {}) is None
-    with pytest.raises(TypeError, match="Copies.personal_copy = True: only for subclasses"):
-        own_model(setup, Copies(), {})
+def test_without_a_personal_part_there_is_no_copy(home: Path) -> None:
+    assert own_model(load_setup(make_config(), ["a", "b"]), None, {}) is None

@@ -9,7 +9,7 @@ import torch
 
 from fedmoe_app import ConfigError, FedMoE, HFedMoE, RoutingStats, Scheme
 from fedmoe_app.client.placement import choose, fill_up
-from tests.toy import both_layers, toy_client, toy_stats
+from tests.toy import both_layers, plan_of, select, toy_client, toy_stats
 
 
 def usage(max_examples: int) -> RoutingStats:
@@ -31,29 +31,23 @@ def test_layers_with_too_few_experts_take_the_likeliest() -> None:
 
 def test_a_choice_of_routed_experts_only_is_filled_up() -> None:
     scheme = HFedMoE(selection="round", budgets=(3,))
-    assert scheme.choose_experts(toy_client(usage)) == [[2], [2]]
-    choice = choose(scheme, toy_client(usage))
+    assert select(scheme).choose(toy_client(usage)) == [[2], [2]]
+    choice = choose(select(scheme), toy_client(usage))
     assert choice.subsets() == [[0, 2], [0, 2]]
     assert choice.budget == 3
 
 
 def test_fedmoe_and_the_node_bound_the_choice() -> None:
-    choice = choose(FedMoE(experts_per_client=3), toy_client(usage, expert_budget=2))
+    choice = choose(select(FedMoE(experts_per_client=3)), toy_client(usage, expert_budget=2))
     assert choice.budget == 2
     assert [len(subset) for subset in choice.subsets()] == [2, 2]
 
 
-def test_a_scheme_without_a_choice_holds_all() -> None:
-    choice = choose(Scheme(), toy_client())
-    assert bool(choice.held.all())
-    assert choice.budget == 3
-
-
 def test_a_budget_below_top_k_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"a budget of 1 experts a layer: a token uses 2"):
-        choose(FedMoE(), toy_client(usage, expert_budget=1))
+        choose(select(FedMoE()), toy_client(usage, expert_budget=1))
 
 
 def test_which_schemes_choose_once_a_round() -> None:
     schemes = (FedMoE(), HFedMoE(selection="round"), HFedMoE(), HFedMoE(selection="none"), Scheme())
-    assert [s.chooses_per_round for s in schemes] == [True, True, False, False, False]
+    assert [plan_of(s).chooses_once for s in schemes] == [True, True, False, False, False]

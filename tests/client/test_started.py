@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from fedmoe_app import FCMoE, FedAlignMoE, ModelState
-from fedmoe_app.aggregation.aggregate import fold
-from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.client.round import _from_received, _replaced
-from tests.toy import assert_same, numbers, own_update, toy_state
+from tests.toy import assert_same, fold, keep, numbers, own_update, start, toy_state
 
 TRAINED = {(0, 0): [-1.0, 0.0, 0.0]}
 
@@ -17,8 +15,8 @@ def test_changes_are_told_from_the_received_values() -> None:
     """A private gate of 3 where the server's is 1, moved by 0.5: the change to tell is 2.5."""
     received = toy_state()
     scheme = FedAlignMoE()
-    started = scheme.start(
-        received, {f"layers.{i}.gate.weight": torch.full((3, 2), 3.0) for i in (0, 1)}
+    started = start(
+        scheme, received, {f"layers.{i}.gate.weight": torch.full((3, 2), 3.0) for i in (0, 1)}
     )
     moved = own_update(0, 1, TRAINED, gate=0.5).changes  # local − started
     told = _from_received(moved, started, received)
@@ -26,7 +24,7 @@ def test_changes_are_told_from_the_received_values() -> None:
     assert told.dense["head.weight"] is moved.dense["head.weight"]  # bit for bit: not replaced
     assert told.experts[0, 0]["up"] is moved.experts[0, 0]["up"]
     # The local values are the same seen from either: 3 + 0.5 = 1 + 2.5.
-    assert scheme.keep(received, told)["layers.1.gate.weight"].eq(3.5).all()
+    assert keep(scheme, received, told)["layers.1.gate.weight"].eq(3.5).all()
 
 
 def test_what_was_retained_is_part_of_the_change() -> None:
@@ -37,8 +35,8 @@ def test_what_was_retained_is_part_of_the_change() -> None:
         own_update(0, 1, {(0, 0): [3.0, 4.0, 0.0]}, count=torch.full((2, 3), 2)),
         own_update(1, 1, TRAINED, count=torch.full((2, 3), 10)),
     ]
-    new = fold(old, first, scheme, round_info(1, first))
-    started = scheme.start(new, scheme.keep(old, first[1].changes))
+    new = fold(old, first, scheme)
+    started = start(scheme, new, keep(scheme, old, first[1].changes))
     told = _from_received(own_update(1, 1, TRAINED).changes, started, new)
     zeros = {"up": torch.zeros(2), "down": torch.zeros(1)}
     change = numbers(ModelState(experts={(0, 0): zeros | told.experts[0, 0]}), (0, 0))
@@ -48,7 +46,7 @@ def test_what_was_retained_is_part_of_the_change() -> None:
 def test_the_reference_of_a_proximal_term_is_the_received_value() -> None:
     received = toy_state()
     kept = {"layers.0.gate.weight": torch.zeros(3, 2)}
-    started = FedAlignMoE().start(received, kept)
+    started = start(FedAlignMoE(), received, kept)
     replaced = _replaced(received, started)
     assert list(replaced) == ["layers.0.gate.weight"]
     assert replaced["layers.0.gate.weight"].eq(1.0).all()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app import SCHEMES, DataError, find_moe_layers, make_scheme
+from fedmoe_app import SCHEMES, DataError, Run, find_moe_layers, make_scheme
 from fedmoe_app.config.names import (
     COMBINE,
     EMBEDDED_CLASSES,
@@ -292,4 +292,4 @@ def test_the_sizes_known_without_torch_are_those_of_what_ships() -> None:
 def test_what_passes_without_a_look_passes_one(preset: str) -> None:
     shape = check_setup(make_config(**{"model.name": preset}), tuple(LIBRARIES))
     for scheme in SCHEMES:
-        make_scheme(make_config(scheme=scheme)).check(shape)
+        make_scheme(make_config(scheme=scheme)).check(Run(shape))

@@ -23,7 +23,7 @@ from fedmoe_app import HFedMoE, ModelState, RoutingStats, find_moe_layers
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.trainable import Trainables
-from tests.toy import toy_client
+from tests.toy import plan_of, select, toy_client
 
 from .families import EXPERTS, batch, build
 
@@ -81,12 +81,12 @@ def train(model: PreTrainedModel, scheme: HFedMoE, steps: int) -> tuple[ModelSta
     client = toy_client(expert_budget=2)
     with Trainables(model, layers) as trainables:
 
-        def select(layer: int, probs: Tensor, chosen: Tensor) -> None:
+        def freeze(layer: int, probs: Tensor, chosen: Tensor) -> None:
             routed = torch.bincount(chosen.reshape(-1), minlength=EXPERTS) > 0
-            trainables.train_only(layer, scheme.select_in_batch(probs, routed, client))
+            trainables.train_only(layer, select(scheme).choose(probs, routed, client))
 
         optimizer = SGD(trainables.named_parameters().values(), lr=0.1, momentum=0.9)
-        on_route = select if scheme.selects_per_batch else None
+        on_route = freeze if plan_of(scheme).selects_in_batch else None
         with RoutingRecorder(layers, regions=True, on_route=on_route) as recorder:
             for step in range(steps):
                 inputs = batch(model, seed=step)

@@ -19,17 +19,23 @@ from fedmoe_app import (
     LocalStep,
     ModelShape,
     ModelState,
+    Run,
     make_scheme,
 )
-from fedmoe_app.aggregation.streaming import round_info
 from tests.conftest import make_config
 from tests.toy import (
     assert_same,
     both_layers,
     diagnose_toy,
     fold_toy,
+    keep,
+    loss_of,
     numbers,
     own_update,
+    plan_of,
+    select,
+    start,
+    told_by,
     toy_client,
     toy_state,
     toy_stats,
@@ -75,29 +81,29 @@ def test_the_parts_are_asked_for_what_is_theirs() -> None:
 
 def test_the_selection_chooses() -> None:
     client = toy_client()
-    assert MIXED.selects_per_batch
-    assert MIXED.budget(client) == 1
+    assert plan_of(MIXED).selects_in_batch
+    assert select(MIXED).budget(client) == 1
     probs = torch.tensor([[0.2, 0.7, 0.1]])
     routed = torch.ones(3, dtype=torch.bool)
-    assert MIXED.select_in_batch(probs, routed, client).tolist() == [False, True, False]
+    assert select(MIXED).choose(probs, routed, client).tolist() == [False, True, False]
     usage = toy_client(lambda n: toy_stats([], count=[[5, 9, 7], [4, 4, 4]]))
-    assert Combination(selection=FedMoE(2)).choose_experts(usage) == [[1, 2], [0, 1]]
+    assert select(Combination(selection=FedMoE(2))).choose(usage) == [[1, 2], [0, 1]]
 
 
 def test_the_loss_adds() -> None:
-    step = LocalStep({"a": torch.tensor([3.0])}, {"a": torch.tensor([1.0])}, [], {}, 2)
-    loss = MIXED.extra_loss(step)
+    step = LocalStep({"a": torch.tensor([3.0])}, {"a": torch.tensor([1.0])})
+    loss = loss_of(MIXED, step)
     assert loss is not None and loss.item() == 1.0  # 0.5/2·(3 − 1)²
-    assert not MIXED.needs_router_probs
-    assert MIXED.broadcast(round_info(1, UPDATES)) == {}
+    assert not plan_of(MIXED).needs_router_probs
+    assert told_by(MIXED, UPDATES) == {}
     align = Combination(loss=FedAlignMoE())
-    assert align.needs_router_probs
-    assert set(align.broadcast(round_info(1, UPDATES))) == {"reference", "mean-prob"}
+    assert plan_of(align).needs_router_probs
+    assert set(told_by(align, UPDATES)) == {"reference", "mean-prob"}
 
 
 def test_only_experts_ask_for_regions() -> None:
-    assert Combination(experts=FedAlignMoE()).needs_regions
-    assert not Combination(loss=FedAlignMoE(), gates=FedAlignMoE()).needs_regions
+    assert plan_of(Combination(experts=FedAlignMoE())).needs_regions
+    assert not plan_of(Combination(loss=FedAlignMoE(), gates=FedAlignMoE())).needs_regions
 
 
 def test_the_printed_gates_of_hfedmoe_keep_their_scale() -> None:
@@ -111,22 +117,22 @@ def test_the_printed_gates_of_hfedmoe_keep_their_scale() -> None:
 def test_every_part_checks_itself() -> None:
     for part in ("selection", "loss", "gates", "experts"):
         with pytest.raises(ConfigError, match="experts-per-client = 9"):
-            Combination(**{part: FedMoE(9)}).check(ModelShape(2, 8, 2))
+            Combination(**{part: FedMoE(9)}).check(Run(ModelShape(2, 8, 2)))
 
 
 def test_four_times_fedavg_is_fedavg_bit_for_bit() -> None:
     assert_same(fold_toy(Combination(), UPDATES), fold_toy(FedAvg(), UPDATES))
     configured = make_scheme(make_config(scheme="combine"))
     assert_same(fold_toy(configured, UPDATES), fold_toy(FedAvg(), UPDATES))
-    assert not configured.keeps_state
-    assert configured.choose_experts(toy_client()) is None
+    assert not plan_of(configured).keeps_state
+    assert plan_of(configured).client.select is None
 
 
 def test_what_gates_and_experts_keep_stays_apart() -> None:
     gates, experts = FedAlignMoE(gates="private"), FCMoE(retention="filtered")
     both = Combination(selection=HFedMoE(), gates=gates, experts=experts)
     received = toy_state()
-    kept = both.keep(received, UPDATES[1].changes)
+    kept = keep(both, received, UPDATES[1].changes)
     assert set(kept) == {
         "gates/layers.0.gate.weight",
         "gates/layers.1.gate.weight",
@@ -137,11 +143,11 @@ def test_what_gates_and_experts_keep_stays_apart() -> None:
         ),
     }
     new = fold_toy(both, UPDATES)
-    started = both.start(new, kept)
+    started = start(both, new, kept)
     changes = UPDATES[1].changes
     assert started.dense is new.dense
-    own_gates = gates.start(new, gates.keep(received, changes)).gates
-    own_experts = experts.start(new, experts.keep(received, changes)).experts
+    own_gates = start(gates, new, keep(gates, received, changes)).gates
+    own_experts = start(experts, new, keep(experts, received, changes)).experts
     assert_same(started, ModelState(new.dense, own_gates, own_experts))
     assert started.gates[0]["weight"].eq(0.0).all()  # its own: 1 − 1
     assert numbers(started, (0, 0)) == pytest.approx([2.0, 3.0, 1.0])  # as FC-MoE alone
@@ -150,11 +156,10 @@ def test_what_gates_and_experts_keep_stays_apart() -> None:
 def test_one_part_alone_keeps_its_own() -> None:
     changes = UPDATES[0].changes
     gates = Combination(gates=FedAlignMoE())
-    assert all(name.startswith("gates/") for name in gates.keep(toy_state(), changes))
+    assert set(keep(gates, toy_state(), changes)) == set(keep(FedAlignMoE(), toy_state(), changes))
     experts = Combination(experts=FCMoE())
-    assert experts.keeps_state
-    assert all(name.startswith("experts/") for name in experts.keep(toy_state(), changes))
-    started = experts.start(toy_state(), experts.keep(toy_state(), changes))
+    assert plan_of(experts).keeps_state
+    started = start(experts, toy_state(), keep(experts, toy_state(), changes))
     assert started.gates[0]["weight"].eq(1.0).all()
 
 

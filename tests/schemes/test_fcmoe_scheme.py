@@ -12,8 +12,11 @@ from tests.toy import (
     both_layers,
     diagnose_toy,
     fold_toy,
+    keep,
     numbers,
     own_update,
+    plan_of,
+    start,
     toy_state,
 )
 
@@ -132,7 +135,7 @@ def state_with(values: list[float]) -> ModelState:
 
 
 def kept_by(scheme: FCMoE, update: ClientUpdate, received: ModelState | None = None) -> Tensors:
-    return scheme.keep(received or toy_state(), update.changes)
+    return keep(scheme, received or toy_state(), update.changes)
 
 
 def test_the_own_changes_and_what_they_started_from_are_kept() -> None:
@@ -150,30 +153,30 @@ def test_filtered_retention_gives_back_half_of_what_was_removed() -> None:
     scheme = FCMoE(retention="filtered")
     new = fold_toy(scheme, UPDATES)  # expert (0, 0) is [2.1, 3.2, 1]
     # Removed: [−1, 0, 0] − [−0.8, 0.4, 0] = [−0.2, −0.4, 0]; half of it is added.
-    started = scheme.start(new, kept_by(scheme, UPDATES[1]))
+    started = start(scheme, new, kept_by(scheme, UPDATES[1]))
     assert numbers(started, (0, 0)) == pytest.approx([2.0, 3.0, 1.0])
     # Client 0 did not conflict, and nothing was removed of expert 1.
-    assert numbers(scheme.start(new, kept_by(scheme, UPDATES[0])), (0, 0)) == numbers(new, (0, 0))
+    assert numbers(start(scheme, new, kept_by(scheme, UPDATES[0])), (0, 0)) == numbers(new, (0, 0))
     assert numbers(started, (0, 1)) == numbers(new, (0, 1))
 
 
 def test_paper_retention_projects_on_the_new_expert() -> None:
     # (⟨[−1, 0, 0], [3, 4, 0]⟩/25)·[3, 4, 0] = [−0.36, −0.48, 0]; half of it is added.
     scheme = FCMoE(retention="paper")
-    started = scheme.start(state_with([3.0, 4.0, 0.0]), kept_by(scheme, UPDATES[1]))
+    started = start(scheme, state_with([3.0, 4.0, 0.0]), kept_by(scheme, UPDATES[1]))
     assert numbers(started, (0, 0)) == pytest.approx([2.82, 3.76, 0.0])
 
 
 def test_lambda_scales_what_is_retained() -> None:
     scheme = FCMoE(retention="paper", lam=1.0)
-    started = scheme.start(state_with([3.0, 4.0, 0.0]), kept_by(scheme, UPDATES[1]))
+    started = start(scheme, state_with([3.0, 4.0, 0.0]), kept_by(scheme, UPDATES[1]))
     assert numbers(started, (0, 0)) == pytest.approx([2.64, 3.52, 0.0])
 
 
 def test_only_the_experts_of_the_last_round_start_elsewhere() -> None:
     scheme = FCMoE(retention="paper")
     received = toy_state()
-    started = scheme.start(received, kept_by(scheme, UPDATES[0]))
+    started = start(scheme, received, kept_by(scheme, UPDATES[0]))
     assert started.dense is received.dense
     assert started.gates is received.gates
     untouched = [(0, 1), *((1, e) for e in range(3))]
@@ -182,7 +185,7 @@ def test_only_the_experts_of_the_last_round_start_elsewhere() -> None:
 
 
 def test_without_retention_nothing_is_kept() -> None:
-    assert FCMoE().keeps_state
-    assert FCMoE(retention="filtered").keeps_state
-    assert not FCMoE(lam=0.0).keeps_state
-    assert not FCMoE(retention="none").keeps_state
+    assert plan_of(FCMoE()).keeps_state
+    assert plan_of(FCMoE(retention="filtered")).keeps_state
+    assert not plan_of(FCMoE(lam=0.0)).keeps_state
+    assert not plan_of(FCMoE(retention="none")).keeps_state

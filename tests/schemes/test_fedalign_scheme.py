@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from fedmoe_app import ClientUpdate, FedAlignMoE, FedAvg, LocalStep, ModelState
-from fedmoe_app.aggregation.streaming import round_info
+from fedmoe_app.schemes.base import signals_of
 from tests.toy import (
     assert_same,
     both_layers,
     diagnose_toy,
     fold_toy,
+    keep,
     numbers,
     own_update,
+    plan_of,
+    start,
+    told_by,
     toy_state,
 )
+from tests.toy import loss_of as term_of
 
 PLAIN = {"experts": "index"}  # for tests of the gates, which need no regions
 
@@ -71,12 +76,12 @@ def test_a_gate_row_that_no_client_uses_stays() -> None:
 def test_private_gates_come_back_as_they_were_trained() -> None:
     scheme = FedAlignMoE()
     received = toy_state()
-    kept = scheme.keep(received, GATES[0].changes)
+    kept = keep(scheme, received, GATES[0].changes)
     assert set(kept) == {"layers.0.gate.weight", "layers.1.gate.weight"}
     assert kept["layers.0.gate.weight"].eq(3.0).all()  # 1 + 2
 
     later = fold_toy(FedAvg(), GATES)  # whatever the server sends next
-    started = scheme.start(later, kept)
+    started = start(scheme, later, kept)
     assert all(gate["weight"].eq(3.0).all() for gate in started.gates.values())
     assert started.dense is later.dense
     assert started.experts is later.experts
@@ -92,7 +97,7 @@ def test_the_servers_gate_is_the_omega_mean_of_the_clients_own() -> None:
         ClientUpdate(u.client, u.num_examples, between(server, gate), u.routing, u.metrics)
         for u, gate in zip(GATES, own, strict=True)
     ]
-    kept = [scheme.keep(server, update.changes)["layers.1.gate.weight"] for update in updates]
+    kept = [keep(scheme, server, update.changes)["layers.1.gate.weight"] for update in updates]
     for mine, gate in zip(kept, own, strict=True):
         torch.testing.assert_close(mine, gate["weight"])
     omega = torch.tensor([[35 / 37, 0.0, 0.5], [2 / 37, 1.0, 0.5]])  # [N, E]
@@ -108,16 +113,16 @@ def between(server: ModelState, gate: dict[str, Tensor]) -> ModelState:
 
 
 def test_only_private_gates_are_kept() -> None:
-    assert FedAlignMoE().keeps_state
-    assert not FedAlignMoE(gates="consistency").keeps_state
-    assert not FedAlignMoE(gates="average").keeps_state
+    assert plan_of(FedAlignMoE()).keeps_state
+    assert not plan_of(FedAlignMoE(gates="consistency")).keeps_state
+    assert not plan_of(FedAlignMoE(gates="average")).keeps_state
 
 
 # -- the reference and the regulariser ---------------------------------------------------------
 
 
 def test_the_broadcast_is_the_reference_and_the_mean() -> None:
-    sent = FedAlignMoE().broadcast(round_info(1, GATES))
+    sent = told_by(FedAlignMoE(), GATES)
     # Σ_i ω_i·prob_i = [35/37·0.7 + 2/37·0.2, 0.7, 0.1] = [24.9, 25.9, 3.7]/37, sum 54.5/37
     row = [24.9 / 54.5, 25.9 / 54.5, 3.7 / 54.5]
     torch.testing.assert_close(sent["reference"], both_layers(row))  # [L, E]
@@ -125,9 +130,9 @@ def test_the_broadcast_is_the_reference_and_the_mean() -> None:
 
 
 def test_without_the_regulariser_nothing_is_sent_or_asked_for() -> None:
-    assert FedAlignMoE().needs_router_probs
-    assert not FedAlignMoE(lam=0.0).needs_router_probs
-    assert FedAlignMoE(lam=0.0).broadcast(round_info(1, GATES)) == {}
+    assert plan_of(FedAlignMoE()).needs_router_probs
+    assert not plan_of(FedAlignMoE(lam=0.0)).needs_router_probs
+    assert told_by(FedAlignMoE(lam=0.0), GATES) == {}
 
 
 REFERENCE = {
@@ -137,7 +142,7 @@ REFERENCE = {
 
 
 def loss_of(scheme: FedAlignMoE, probs: list[Tensor], broadcast: Any = REFERENCE) -> Tensor | None:
-    return scheme.extra_loss(LocalStep({}, {}, probs, broadcast, top_k=1))
+    return term_of(scheme, LocalStep({}, {}, probs, signals_of(broadcast), top_k=1))
 
 
 TOKEN = torch.tensor([[0.7, 0.2, 0.1]])  # [T, E]
@@ -206,8 +211,8 @@ def test_a_fixed_threshold_and_a_temperature() -> None:
 def test_experts_by_index_go_by_examples_over_their_members() -> None:
     state = fold_toy(FedAlignMoE(**PLAIN), THREE[1:])  # 2 and 3 examples
     assert numbers(state, (0, 0)) == pytest.approx([1 + 2 * 0.4 + 0.1 * 0.6] * 2 + [1.0])
-    assert FedAlignMoE().needs_regions
-    assert not FedAlignMoE(**PLAIN).needs_regions
+    assert plan_of(FedAlignMoE()).needs_regions
+    assert not plan_of(FedAlignMoE(**PLAIN)).needs_regions
 
 
 def test_without_the_direction_opposed_changes_vote_for_each_other() -> None:

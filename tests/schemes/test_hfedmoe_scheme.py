@@ -25,6 +25,8 @@ from tests.toy import (
     fold_toy,
     numbers,
     own_update,
+    plan_of,
+    select,
     toy_client,
     toy_stats,
 )
@@ -39,14 +41,14 @@ def client(number: int = 0, budget: int | None = None, experts: int = 8) -> Loca
 
 def test_budgets_are_taken_in_turn_by_client_number() -> None:
     scheme = HFedMoE(budgets=(2, 0.5, 16))  # of 8 experts: 2, 4, and all of them
-    assert [scheme.budget(client(i)) for i in range(7)] == [2, 4, 8, 2, 4, 8, 2]
-    assert [scheme.budget(client(i, experts=3)) for i in range(3)] == [2, 1, 3]
+    assert [select(scheme).budget(client(i)) for i in range(7)] == [2, 4, 8, 2, 4, 8, 2]
+    assert [select(scheme).budget(client(i, experts=3)) for i in range(3)] == [2, 1, 3]
 
 
 def test_the_nodes_own_budget_wins() -> None:
     scheme = HFedMoE(budgets=(2, 4, 8))
-    assert [scheme.budget(client(i, budget=5)) for i in range(3)] == [5, 5, 5]
-    assert scheme.budget(client(1, budget=1)) == 1  # below the model's top-k
+    assert [select(scheme).budget(client(i, budget=5)) for i in range(3)] == [5, 5, 5]
+    assert select(scheme).budget(client(1, budget=1)) == 1  # below the model's top-k
 
 
 # Means [0.4, 0.2, 0.4] and peaks [0.7, 0.2, 0.7]: s = [0.55, 0.2, 0.55] at λ = 1/2.
@@ -57,7 +59,7 @@ ALL = torch.ones(3, dtype=torch.bool)
 
 def selected(routed: torch.Tensor, budget: int, **options: Any) -> list[bool]:
     scheme = HFedMoE(**options)
-    return scheme.select_in_batch(PROBS, routed, toy_client(expert_budget=budget)).tolist()
+    return select(scheme).choose(PROBS, routed, toy_client(expert_budget=budget)).tolist()
 
 
 def test_a_batch_trains_its_best_routed_experts() -> None:
@@ -86,7 +88,7 @@ def recorded(logits: torch.Tensor) -> RoutingStats:
 
 def chosen_for_a_round(logits: torch.Tensor, budget: int, **options: Any) -> list[int]:
     client = toy_client(lambda max_examples: recorded(logits), expert_budget=budget)
-    (chosen,) = HFedMoE(selection="round", **options).choose_experts(client) or ()
+    (chosen,) = select(HFedMoE(selection="round", **options)).choose(client)
     return list(chosen)
 
 
@@ -110,7 +112,7 @@ def test_beta_acts_in_the_choice_of_a_round() -> None:
 
 def test_experts_without_a_token_are_not_chosen_for_a_round() -> None:
     stats = toy_stats([], count=[[0, 5, 5], [5, 0, 0]])
-    chosen = HFedMoE(selection="round").choose_experts(toy_client(lambda n: stats, 0, 3))
+    chosen = select(HFedMoE(selection="round")).choose(toy_client(lambda n: stats, 0, 3))
     assert chosen == [[1, 2], [0]]
 
 
@@ -123,11 +125,11 @@ def test_the_three_selections() -> None:
 
     for selection, per_batch in (("batch", True), ("none", False)):
         scheme = HFedMoE(selection=selection)
-        assert scheme.choose_experts(toy_client(usage)) is None
-        assert scheme.selects_per_batch is per_batch
+        assert not plan_of(scheme).chooses_once
+        assert plan_of(scheme).selects_in_batch is per_batch
     assert asked == []  # counting the usage costs forward passes
-    assert not HFedMoE(selection="round").selects_per_batch
-    HFedMoE(selection="round", usage_examples=11).choose_experts(toy_client(usage))
+    assert not plan_of(HFedMoE(selection="round")).selects_in_batch
+    select(HFedMoE(selection="round", usage_examples=11)).choose(toy_client(usage))
     assert asked == [11]
 
 

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 
 from fedmoe_app import ClientUpdate, FCMoE, FedAlignMoE, FedAvg, FedMoE, HFedMoE, ModelState, Scheme
-from fedmoe_app.aggregation.aggregate import fold
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.moe.state import Tensors, flatten
-from tests.toy import NUM_EXPERTS, NUM_LAYERS, assert_same, toy_state, toy_update
+from tests.toy import (
+    NUM_EXPERTS,
+    NUM_LAYERS,
+    assert_same,
+    fold,
+    keep,
+    plan_of,
+    start,
+    toy_state,
+    toy_update,
+)
 
 D, F = 3, 4  # hidden and inner size: wi [F, D], wo [D, F]
 KEYS = [(layer, e) for layer in range(NUM_LAYERS) for e in range(NUM_EXPERTS)]
@@ -73,7 +82,7 @@ def as_stored(store, values: dict, clients: list) -> tuple[ModelState, list[Clie
 def folded(scheme: Scheme, state: ModelState, updates: list[ClientUpdate]) -> tuple:
     diagnostics, info = Diagnostics(NUM_LAYERS, NUM_EXPERTS), round_info(1, updates)
     new = fold(state, updates, scheme, info, diagnostics)
-    return new, diagnostics.result(scheme, info)
+    return new, diagnostics.result(plan_of(scheme).server, info)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -101,9 +110,9 @@ def test_retention_does_not_depend_on_it_either(mode: str) -> None:
     started = []
     for store in (fused, listed):
         state, updates = as_stored(store, values, clients)
-        kept = scheme.keep(state, updates[0].changes)
-        new = fold(state, updates, scheme, round_info(1, updates))
-        started.append(scheme.start(new, kept))
+        kept = keep(scheme, state, updates[0].changes)
+        new = fold(state, updates, scheme)
+        started.append(start(scheme, new, kept))
     one, two = started
     for key, tensors in two.experts.items():
         assert torch.equal(flatten(tensors, tensors), one.experts[key]["weights"])

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app import ConfigError, PFLMoE, make_scheme, read_metrics
+from fedmoe_app import ConfigError, PersonalCopy, PFLMoE, make_scheme, read_metrics
 from fedmoe_app.report import plots
 from tests.compare.test_in_process import run
 from tests.conftest import make_config
 from tests.homes import home_with_cache, kept_files
-from tests.toy import write_topics
+from tests.toy import plan_of, write_topics
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def test_the_table_sets_the_parameters() -> None:
     )
     scheme = make_scheme(config)
     assert scheme == PFLMoE(joint=True, gate_learning_rate=0.5)
-    assert scheme.keeps_state
-    assert scheme.personal_copy
+    assert plan_of(scheme).keeps_state
+    assert plan_of(scheme).client.personal == PersonalCopy(True, 0.5)
 
 
 def test_a_learning_rate_of_zero_is_refused() -> None:

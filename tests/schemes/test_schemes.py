@@ -13,11 +13,12 @@ from fedmoe_app import (
     FedProx,
     LocalStep,
     ModelShape,
+    Run,
     Scheme,
     make_scheme,
 )
 from tests.conftest import make_config
-from tests.toy import toy_client, toy_stats
+from tests.toy import loss_of, plan_of, select, toy_client, toy_stats
 
 
 class OwnScheme(Scheme):
@@ -106,12 +107,12 @@ def test_scheme_args_are_refused_for_built_in_schemes_and_unknown_arguments() ->
 
 
 def step(parameter: torch.Tensor, reference: torch.Tensor) -> LocalStep:
-    return LocalStep({"a": parameter}, {"a": reference}, [], {}, top_k=2)
+    return LocalStep({"a": parameter}, {"a": reference})
 
 
 def test_the_proximal_term() -> None:
     parameter = torch.tensor([1.0, 3.0], requires_grad=True)
-    loss = FedProx(proximal_mu=0.5).extra_loss(step(parameter, torch.tensor([0.0, 1.0])))
+    loss = loss_of(FedProx(proximal_mu=0.5), step(parameter, torch.tensor([0.0, 1.0])))
     assert loss is not None
     assert loss.item() == pytest.approx(0.5 / 2 * (1 + 4))
     loss.backward()
@@ -120,7 +121,7 @@ def test_the_proximal_term() -> None:
 
 
 def test_mu_zero_is_fedavg() -> None:
-    assert FedProx(proximal_mu=0.0).extra_loss(step(torch.ones(1), torch.zeros(1))) is None
+    assert loss_of(FedProx(proximal_mu=0.0), step(torch.ones(1), torch.zeros(1))) is None
 
 
 def test_fedmoe_chooses_the_most_used_experts_and_breaks_ties_by_index() -> None:
@@ -131,19 +132,17 @@ def test_fedmoe_chooses_the_most_used_experts_and_breaks_ties_by_index() -> None
         return toy_stats([], count=[[5, 9, 7], [4, 4, 4]])
 
     scheme = FedMoE(2, usage_examples=10)
-    assert scheme.choose_experts(toy_client(usage)) == [[1, 2], [0, 1]]
+    assert select(scheme).choose(toy_client(usage)) == [[1, 2], [0, 1]]
     assert asked == [10]
-    assert scheme.choose_experts(toy_client(usage, expert_budget=1)) == [[1], [0]]
-    assert scheme.budget(toy_client(usage, expert_budget=3)) == 2
+    assert select(scheme).choose(toy_client(usage, expert_budget=1)) == [[1], [0]]
+    assert select(scheme).budget(toy_client(usage, expert_budget=3)) == 2
 
 
 @pytest.mark.parametrize("experts", [0, 9])
 def test_fedmoe_refuses_more_experts_than_there_are(experts: int) -> None:
     with pytest.raises(ConfigError, match=rf"experts-per-client = {experts}.*choose 1 to 8"):
-        FedMoE(experts_per_client=experts).check(ModelShape(2, 8, 2))
+        FedMoE(experts_per_client=experts).check(Run(ModelShape(2, 8, 2)))
 
 
 def test_fedavg_trains_all_experts() -> None:
-    client = toy_client(lambda n: toy_stats([]), expert_budget=1)
-    assert FedAvg().choose_experts(client) is None
-    assert FedAvg().budget(client) is None
+    assert plan_of(FedAvg()).client.select is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +12,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
-from fedmoe_app import FedAvg, Scheme
+from fedmoe_app import Block, FedAvg, Mean, ModelShape, Reply, Scheme, Server
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.server.clients import Roster
@@ -214,11 +215,16 @@ def test_bytes_are_those_of_all_messages_evaluation_included() -> None:
     assert report.bytes_up_total == sum(report.bytes_up.values()) + scores
 
 
+class Nan(Mean):
+    def weight(self, reply: Reply, block: Block) -> float:
+        return math.nan
+
+
 class Divides(FedAvg):
     """A user's scheme with 0/0 in its weights."""
 
-    def dense_weights(self, info):  # noqa: ANN001, ANN201
-        return info.num_examples * 0 / 0
+    def server(self, model: ModelShape) -> Server:
+        return Server(dense=Nan())
 
 
 def test_a_fold_with_nan_fails_the_round_and_keeps_the_model() -> None:

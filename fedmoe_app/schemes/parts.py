@@ -1,0 +1,541 @@
+"""The kinds of parts that schemes are built of, and what is refused when a class is made.
+
+A part is a frozen dataclass of one or more kinds. A kind has one method, and whoever runs the
+scheme *always* calls it: it asks ``isinstance(part, Kind)``, never whose function it is. What a
+part reads, such as a statistic, it holds in a field: what has to be measured, sent and stored
+follows from the fields (:class:`fedmoe_app.schemes.base.Plan`).
+
+What is refused when a class is made, since it would be lost without a word: a public method that no
+kind has (helpers begin with an underscore), one that a kind has fixed, one name in two kinds, a
+field overridden without its type, a class with fields but without ``@dataclass(frozen=True)``.
+
+Shapes are those of :mod:`fedmoe_app.schemes.views`. Needs torch, and nothing of Flower.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from torch import Tensor
+
+from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.views import (
+    Block,
+    BlockUpdates,
+    LocalClient,
+    LocalStep,
+    Now,
+    Reply,
+    RoundInfo,
+    Trained,
+)
+
+if TYPE_CHECKING:
+    from fedmoe_app.tasks.base import Score
+
+
+class Frozen:
+    """A class whose fields are all declared, or it is refused."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a field that loses its type: the override would be ignored."""
+        super().__init_subclass__(**kwargs)
+        inherited = {n for base in cls.__mro__[1:] for n in getattr(base, _FIELDS, {})}
+        for name in inherited & set(vars(cls)) - set(vars(cls).get("__annotations__", {})):
+            raise TypeError(
+                f"{cls.__name__}.{name} = {vars(cls)[name]!r}: a field needs its type, write "
+                f"{name}: ... = ..."
+            )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse a class whose fields are none."""
+        for base in cls.__mro__:
+            if vars(base).get("__annotations__") and "__dataclass_params__" not in vars(base):
+                raise TypeError(
+                    f"{base.__name__}: put @dataclass(frozen=True) above it; its fields "
+                    "would be ignored"
+                )
+        return super().__new__(cls)
+
+
+_FIELDS = "__dataclass_fields__"
+
+
+def public_methods(cls: type) -> Iterator[str]:
+    """Yield the names of methods and properties that a class itself defines for others."""
+    for name, value in vars(cls).items():
+        is_method = inspect.isfunction(value) or isinstance(
+            value, property | classmethod | staticmethod
+        )
+        if is_method and not name.startswith("_"):
+            yield name
+
+
+class Part(Frozen, ABC):
+    """One brick of a scheme."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what nothing would call."""
+        super().__init_subclass__(**kwargs)
+        if cls.__module__ == __name__:
+            return  # the kinds themselves
+        _refuse_twice(cls)
+        known = {n for base in cls.__mro__[1:] if issubclass(base, Part) for n in vars(base)}
+        for name in public_methods(cls):
+            if name not in known:
+                offered = sorted(n for n in known if not n.startswith("_"))
+                near = difflib.get_close_matches(name, offered, 1) or offered
+                raise TypeError(
+                    f"{cls.__name__}.{name}: nothing calls it; {', '.join(near)} can be defined "
+                    "here, and helpers begin with an underscore"
+                )
+            for base in cls.__mro__[1:]:
+                if getattr(vars(base).get(name), "__final__", False):
+                    raise TypeError(
+                        f"{cls.__name__}.{name}: fixed by {base.__name__}; derive from "
+                        f"{base.__mro__[1].__name__}"
+                    )
+
+
+def _refuse_twice(cls: type) -> None:
+    """Refuse two kinds that mean different things by one name."""
+    kinds = [base for base in cls.__mro__ if base.__module__ == __name__ and base is not Part]
+    for i, kind in enumerate(kinds):
+        for other in kinds[i + 1 :]:
+            both = _own_methods(kind) & _own_methods(other)
+            if both and not issubclass(kind, other):
+                raise TypeError(
+                    f"{cls.__name__}: {kind.__name__} and {other.__name__} both define "
+                    f"{min(both)}; make two parts of it"
+                )
+
+
+def _own_methods(kind: type) -> set[str]:
+    return set(getattr(kind, "__abstractmethods__", ())) & set(vars(kind))
+
+
+def parts_in(*halves: Any) -> list[Any]:
+    """Return every part and signal that objects hold, at any depth of fields and tuples, once."""
+    found: dict[Any, None] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, tuple):
+            for item in value:
+                walk(item)
+        elif is_dataclass(value) and not isinstance(value, type):
+            if isinstance(value, Part | Signal):
+                found[value] = None
+            for entry in fields(value):
+                walk(getattr(value, entry.name))
+
+    walk(halves)
+    return list(found)
+
+
+# -- what travels beside values and changes ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A tensor, or tensors by name, from the server to every client.
+
+    A :class:`Telling` part of the server and a term of the client hold the same signal.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """Shape and bounds of a number that travels: the server refuses what does not fit."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+
+
+class Statistic(Part):
+    """Named numbers that each client sends beside its changes. A part of the server holds it."""
+
+
+@dataclass(frozen=True)
+class Histogram(Statistic):
+    """The routing histogram, which every client sends; hold it for the regions.
+
+    Attributes:
+        regions: with the mean hidden state of each expert's tokens, by far the largest of it.
+    """
+
+    regions: bool = False
+
+
+REGIONS = Histogram(regions=True)
+
+
+class Measured(Statistic):
+    """A statistic of a scheme's own."""
+
+    @abstractmethod
+    def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Field]:
+        """Return what may be sent, by name.
+
+        Args:
+            shapes: of the model's trainable tensors by full name.
+        """
+
+
+class OfUpdate(Measured):
+    """Worked out once, after training."""
+
+    @abstractmethod
+    def of_update(self, done: Trained) -> Tensors:
+        """Return the numbers by name; float32. A name may be left out."""
+
+
+class OfReceived(Measured):
+    """Worked out from the received model's score on the client's training examples."""
+
+    @abstractmethod
+    def of_received(self, score: Score) -> Tensors:
+        """Return the numbers by name; float32. ``score`` holds loss, correct and items as sums."""
+
+
+@dataclass(frozen=True)
+class MeanGradient(Part):
+    """Hold it to be given the mean gradient of the steps, at the price of one copy of them."""
+
+
+# -- on the client -----------------------------------------------------------------------------
+
+
+class Select(Part):
+    """Which experts a client trains."""
+
+    @abstractmethod
+    def budget(self, own: LocalClient) -> int:
+        """Return how many experts a layer this client may train."""
+
+
+class Once(Select):
+    """Chosen once a round, so that a node can hold the chosen experts only."""
+
+    @abstractmethod
+    def choose(self, own: LocalClient) -> Sequence[Collection[int]]:
+        """Return the experts to train, by layer."""
+
+
+class InBatch(Select):
+    """Chosen anew in every training step; the others are frozen for it."""
+
+    @abstractmethod
+    def choose(self, probs: Tensor, routed: Tensor, own: LocalClient) -> Tensor:
+        """Return which experts of a layer this batch trains, ``[E]`` bool.
+
+        Args:
+            probs: p(x, e) of the batch's tokens, ``[T, E]`` float32, without graph.
+            routed: whether a token of the batch goes to e, ``[E]`` bool.
+            own: the client.
+        """
+
+
+class Keeps(Part):
+    """Keeps tensors on the node's disk for the client's next round."""
+
+    @abstractmethod
+    def keep(self, done: Trained) -> Tensors:
+        """Return all that this part shall know next time, by names of its own."""
+
+
+class Start(Keeps):
+    """Lets training start from other values than the received ones."""
+
+    @abstractmethod
+    def start(self, received: ModelState, kept: Mapping[str, Tensor]) -> ModelState:
+        """Return the values to start from; called only if something was kept.
+
+        Only the gates of it are taken in the slot ``start_gates``, only the experts in
+        ``start_experts``. Do not write to ``received``.
+        """
+
+
+class Term(Part):
+    """Added to the task's loss in every training step."""
+
+
+class WeightTerm(Term):
+    """A term of the weights."""
+
+    @abstractmethod
+    def loss(self, step: LocalStep) -> Tensor | None:
+        """Return a scalar with graph, or None for nothing."""
+
+
+class RouterTerm(Term):
+    """A term that reads ``step.router_probs``, too."""
+
+    @abstractmethod
+    def loss(self, step: LocalStep) -> Tensor | None:
+        """Return a scalar with graph, or None for nothing."""
+
+
+@dataclass(frozen=True)
+class PersonalCopy(Part):
+    """A second model that never leaves the client, mixed with the global one by a gate.
+
+    Attributes:
+        joint: the mixed output trains the global copy, too.
+        gate_learning_rate: of the mixing gate.
+    """
+
+    joint: bool = False
+    gate_learning_rate: float = 1e-2
+
+
+# -- on the server: how the changes of a block are combined ------------------------------------
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """factor·tensor, added to a sum in one pass."""
+
+    factor: float
+    tensor: Tensor
+
+
+class Rule(Part):
+    """How the changes of one block become the global change."""
+
+
+class Summed(Rule):
+    """By sums alone: what a client adds depends on that client only.
+
+    So its reply need not wait for the others, nor be kept.
+    """
+
+    @abstractmethod
+    def add(self, reply: Reply, block: Block) -> Mapping[str, Scaled | float]:
+        """Return what this client adds to the sums, by name.
+
+        It is asked of every client, also of one that did not train the block.
+        """
+
+    @abstractmethod
+    def result(self, sums: Mapping[str, Any], block: Block) -> Tensors:
+        """Return the change by the tensor's name, from the totals."""
+
+
+@dataclass(frozen=True)
+class Mean(Summed):
+    """Σ_i a_i·Δ_i / Σ_i a_i with a_i = :meth:`weight`; the default is n_i, FedAvg.
+
+    Attributes:
+        over: "all": the denominator counts the clients that did not train the block, too, as
+            unchanged; "members": it does not.
+    """
+
+    over: str = "all"
+
+    def weight(self, reply: Reply, block: Block) -> float:
+        """Return a_i ≥ 0."""
+        return reply.num_examples
+
+    @final
+    def add(self, reply: Reply, block: Block) -> Mapping[str, Scaled | float]:
+        """Add a_i·Δ_i, and a_i."""
+        change = reply.change(block)
+        if change is None:
+            return {"of": self.weight(reply, block)} if self.over == "all" else {}
+        weight = self.weight(reply, block)
+        return {"of": weight} | {f"sum.{n}": Scaled(weight, t) for n, t in change.items()}
+
+    @final
+    def result(self, sums: Mapping[str, Any], block: Block) -> Tensors:
+        """Divide, in place; zeros where all weights are 0."""
+        whole = sums["of"]
+        totals = {name[4:]: total for name, total in sums.items() if name != "of"}
+        return {n: t.div_(whole) if whole else t.zero_() for n, t in totals.items()}
+
+
+class Together(Rule):
+    """Needs the changes of all clients side by side, so they wait for each other."""
+
+    @abstractmethod
+    def combine(self, updates: BlockUpdates) -> Tensor:
+        """Return the global change, ``[P]``."""
+
+
+class Weighted(Together):
+    """A weighted sum whose weights depend on all clients.
+
+    A rule that goes on from that sum overrides :meth:`combine`, too.
+    """
+
+    @abstractmethod
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return the members' weights, ``[M]``; or ``[M, R]`` for the R rows of a gate."""
+
+    def combine(self, updates: BlockUpdates) -> Tensor:
+        """Return Σ_i weights[i]·Δ_i, ``[P]``."""
+        return updates.weighted_sum(self.weights(updates))
+
+
+@dataclass(frozen=True)
+class ByExamples(Weighted):
+    """Σ_i (n_i/Σn)·Δ_i over the members: as :class:`Mean`, but divided before it is summed.
+
+    Gates are averaged in this form; the two differ in the last bit.
+    """
+
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return n_i / Σ n, ``[M]``."""
+        return updates.by_examples
+
+
+class Rescaling(Weighted):
+    """A rule that rescales the global values themselves, so that it needs replies to these.
+
+    Buffered rounds, whose replies may be older, are refused with :meth:`remedy`.
+    """
+
+    @abstractmethod
+    def remedy(self) -> str:
+        """Return what to set instead, with the key."""
+
+
+# -- on the server: once a round ---------------------------------------------------------------
+
+
+class Step(Part):
+    """Rewrites the round's change. Its state is a value: it lies in the checkpoint, not in self."""
+
+    def init(self, values: Mapping[str, Tensor]) -> Tensors:
+        """Return the state before the first round, by name; ``values`` are the global ones."""
+        return {}
+
+    @abstractmethod
+    def step(self, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+        """Return the new change by full name, and the state with the names and shapes it had."""
+
+
+class Telling(Part):
+    """Tells all clients something with the next round."""
+
+    @abstractmethod
+    def tell(self, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
+        """Return what to tell; ``state`` is the new one if the part is a :class:`Step`, too."""
+
+
+class Probe(Part):
+    """Tells numbers of a round for ``metrics.jsonl``; a fault in it costs these numbers only.
+
+    Every probe has a field ``of``: what it looks at, "selection", "loss", "gates" or "experts". A
+    combination takes the probes of what it takes.
+    """
+
+
+class RoundProbe(Probe):
+    """Looks at a round."""
+
+    @abstractmethod
+    def of_round(self, info: RoundInfo) -> dict[str, Any]:
+        """Return tensors or lists by name."""
+
+
+class ExpertProbe(Probe):
+    """Looks at every expert that was combined."""
+
+    @abstractmethod
+    def of_expert(self, updates: BlockUpdates, change: Tensor) -> dict[str, Any]:
+        """Return scalars, or tensors ``[M]`` or ``[M, M]`` of its members, by name.
+
+        Args:
+            updates: what was combined.
+            change: what the rule made of it, ``[P]``.
+        """
+
+
+# -- the two halves ----------------------------------------------------------------------------
+
+_SLOTS: dict[str, tuple[type, ...]] = {
+    "select": (Once, InBatch),
+    "start_gates": (Start,),
+    "start_experts": (Start,),
+    "terms": (Term,),
+    "personal": (PersonalCopy,),
+    "dense": (Rule,),
+    "gates": (Rule,),
+    "experts": (Rule,),
+    "steps": (Step, Telling),
+    "probes": (RoundProbe, ExpertProbe),
+}
+
+
+def _check_slots(half: Any) -> None:
+    for slot in fields(half):
+        value = getattr(half, slot.name)
+        takes = " or ".join(kind.__name__ for kind in _SLOTS[slot.name])
+        many = isinstance(slot.default, tuple)
+        if many and not isinstance(value, tuple):
+            raise TypeError(
+                f"{type(half).__name__}.{slot.name} = {value!r}: a tuple of {takes} parts; write "
+                f"({value!r},)"
+            )
+        for part in value if many else (value,):
+            is_empty = part is None and slot.default is None
+            if not is_empty and not isinstance(part, _SLOTS[slot.name]):
+                raise TypeError(f"{type(half).__name__}.{slot.name} = {part!r}: takes {takes}")
+            hash(part)  # parts are linked by ==, so their fields must be hashable
+
+
+@final
+@dataclass(frozen=True)
+class Client:
+    """What a client does; empty is plain local training of everything.
+
+    Attributes:
+        select: which experts it trains.
+        start_gates, start_experts: which other values they start from.
+        terms: what is added to its loss.
+        personal: a model of its own beside the global one.
+    """
+
+    select: Once | InBatch | None = None
+    start_gates: Start | None = None
+    start_experts: Start | None = None
+    terms: tuple[Term, ...] = ()
+    personal: PersonalCopy | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a part in the wrong slot."""
+        _check_slots(self)
+
+
+@final
+@dataclass(frozen=True)
+class Server:
+    """What the server does; empty is FedAvg.
+
+    Attributes:
+        dense, gates, experts: how their changes are combined.
+        steps: what happens once a round with the combined change, in this order.
+        probes: what is told of a round.
+    """
+
+    dense: Rule = Mean()
+    gates: Rule = ByExamples()
+    experts: Rule = Mean()
+    steps: tuple[Step | Telling, ...] = ()
+    probes: tuple[Probe, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a part in the wrong slot."""
+        _check_slots(self)
+
+    def rule(self, block: Block) -> Rule:
+        """Return the rule of a block."""
+        return {"dense": self.dense, "gate": self.gates, "expert": self.experts}[block.kind]

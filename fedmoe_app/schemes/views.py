@@ -1,0 +1,360 @@
+"""What the parts of a scheme are shown: replies, a block's changes, a round, a training step.
+
+All of them are read-only. Shapes: N clients in the round, M of them trained the block at hand, L
+MoE layers, E experts a layer, P values of a block, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.moe.state import ModelState, Tensors, expert_name, flatten, gate_name
+from fedmoe_app.schemes.sums import PairRule, cosines, dots, norms, project, weighted_sum
+
+if TYPE_CHECKING:  # the histogram's module imports models
+    from fedmoe_app.moe.routing import RoutingStats
+    from fedmoe_app.schemes.parts import Signal, Statistic
+
+DENSE, GATE, EXPERT = "dense", "gate", "expert"
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is combined at a time: a dense tensor, the gate of a layer, or an expert.
+
+    Attributes:
+        kind: "dense", "gate" or "expert".
+        key: the tensor's name, the layer, or (layer, expert).
+    """
+
+    kind: str
+    key: Any
+
+    def name(self, tensor: str) -> str:
+        """Return the full name of one of its tensors."""
+        if self.kind == DENSE:
+            return tensor
+        if self.kind == GATE:
+            return gate_name(self.key, tensor)
+        layer, expert = self.key
+        return expert_name(layer, expert, tensor)
+
+    def of(self, state: ModelState) -> Mapping[str, Tensor] | None:
+        """Return its tensors in a state, or in changes; None where it is not among them."""
+        if self.kind == DENSE:
+            return {self.key: state.dense[self.key]} if self.key in state.dense else None
+        return state.gates.get(self.key) if self.kind == GATE else state.experts.get(self.key)
+
+
+def blocks_of(state: ModelState) -> Iterator[Block]:
+    """Yield the blocks of a state in the order of ``state.named()``."""
+    yield from (Block(DENSE, name) for name in state.dense)
+    yield from (Block(GATE, layer) for layer in sorted(state.gates))
+    yield from (Block(EXPERT, key) for key in sorted(state.experts))
+
+
+# -- on the server -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client sent.
+
+    Attributes:
+        client: its number.
+        num_examples, num_steps: training examples, and optimiser steps of the round.
+        routing: its routing histogram, ``[L, E]`` tensors.
+        changes: local − received, float32.
+        statistics: what its parts measured beside them, by ``Statistic/name``.
+    """
+
+    client: int
+    num_examples: float
+    num_steps: float
+    routing: RoutingStats
+    changes: ModelState
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def change(self, block: Block) -> Mapping[str, Tensor] | None:
+        """Return the changes of a block by the tensor's name; None if it did not train it."""
+        return block.of(self.changes)
+
+    def norm(self, block: Block) -> float:
+        """Return ‖Δ_i‖ of a block; 0 if the client did not train it."""
+        tensors = self.change(block) or {}
+        return float(norms([flatten(tensors, tensors)])) if tensors else 0.0
+
+    def routing_of(self, name: str, block: Block) -> Tensor:
+        """Return one routing statistic of an expert, a scalar, or of a gate's layer, ``[E]``."""
+        return _of_block(self.routing, name, block)
+
+    def __getitem__(self, statistic: Statistic) -> Tensors:
+        """Return what the client measured of a statistic, by name."""
+        return _with_prefix(self.statistics, f"{type(statistic).__name__}/")
+
+
+def _of_block(stats: RoutingStats, name: str, block: Block) -> Tensor:
+    numbers = getattr(stats, name)
+    if numbers is None:
+        raise ValueError(f"{name}: not sent; hold Histogram(regions=True) in a field of the part")
+    found: Tensor = numbers[block.key]
+    return found
+
+
+@dataclass(frozen=True)
+class RoundInfo:
+    """What the server knows of a round before it combines the changes, in client order.
+
+    Attributes:
+        server_round: its number, from 1.
+        num_examples, num_steps: of the clients, ``[N]`` float32.
+        routing: N histograms of ``[L, E]`` tensors.
+        statistics: of the clients, as :attr:`Reply.statistics`; or none.
+    """
+
+    server_round: int
+    num_examples: Tensor
+    num_steps: Tensor
+    routing: tuple[RoutingStats, ...]
+    statistics: tuple[Mapping[str, Tensor], ...] = ()
+
+    def routing_of(self, name: str, layer: int) -> Tensor:
+        """Stack one routing statistic of one layer over the clients, ``[N, E]``."""
+        return torch.stack([getattr(stats, name)[layer] for stats in self.routing])
+
+    def total(self, statistic: Statistic) -> Tensors:
+        """Return Σ_i of a statistic, by name, float32 in client order."""
+        sums: Tensors = {}
+        for found in self.statistics:
+            for name, number in _with_prefix(found, f"{type(statistic).__name__}/").items():
+                sums[name] = sums[name] + number if name in sums else number.float()
+        return sums
+
+
+@dataclass(frozen=True)
+class BlockUpdates:
+    """The changes of one block by the M clients that trained it, in client order.
+
+    They may lie on the disk and are read when they are asked for: the sums below read one client's
+    at a time, :attr:`deltas` all of them.
+
+    Attributes:
+        block: which one.
+        members: M positions among the round's N clients.
+        replies: of all N clients.
+        values: the block's global values, which fix the order of names.
+        info: the round.
+        pairs: how cosines between changes are worked out.
+    """
+
+    block: Block
+    members: tuple[int, ...]
+    replies: Sequence[Reply]
+    values: Mapping[str, Tensor]
+    info: RoundInfo
+    pairs: PairRule
+
+    @property
+    def num_examples(self) -> Tensor:
+        """The members' training examples, ``[M]``."""
+        return self.info.num_examples[list(self.members)]
+
+    @property
+    def by_examples(self) -> Tensor:
+        """n_i / Σ n over the members, ``[M]``."""
+        return self.num_examples / self.num_examples.sum()
+
+    @property
+    def changes(self) -> list[Mapping[str, Tensor]]:
+        """M members' changes by the tensor's name."""
+        found = (self.replies[i].change(self.block) for i in self.members)
+        return [change for change in found if change is not None]
+
+    @property
+    def rows(self) -> Sequence[Tensor]:
+        """The members' changes, flattened: M vectors ``[P]``, each read when it is asked for."""
+        if "deltas" in vars(self):
+            return self.deltas.unbind()
+        return _Rows(self.changes, self.values)
+
+    @cached_property
+    def deltas(self) -> Tensor:
+        """The members' changes, flattened, ``[M, P]`` float32: all of them in memory."""
+        return torch.stack([flatten(change, self.values) for change in self.changes])
+
+    @cached_property
+    def cosines(self) -> Tensor:
+        """Cosines of the members' changes, ``[M, M]`` float64; worked out once.
+
+        Beyond the limit of :attr:`pairs` they are those of random projections.
+        """
+        num_values = sum(value.numel() for value in self.values.values())
+        if self.pairs.is_exact(len(self.members), num_values):
+            return cosines(self.deltas)
+        return cosines(project(self.rows, num_values, self.pairs))
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """‖Δ_i‖ of the members, ``[M]`` float64."""
+        return norms(self.rows)
+
+    def dots(self, vector: Tensor) -> Tensor:
+        """⟨Δ_i, vector⟩ of the members with a vector ``[P]``, ``[M]`` float64."""
+        return dots(self.rows, vector)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Σ_i weights[i]·Δ_i, ``[P]`` float32.
+
+        Args:
+            weights: ``[M]``, or ``[M, R]`` for the R rows of a gate; its tensors of another length
+                go by examples.
+        """
+        changes, sums = self.changes, {}
+        for name, value in self.values.items():
+            fits = weights.dim() == 1 or (value.dim() > 0 and len(value) == weights.shape[1])
+            chosen = weights if fits else self.by_examples
+            sums[name] = weighted_sum(chosen, [change[name] for change in changes])
+        return flatten(sums, self.values)
+
+    def routing_of(self, name: str) -> Tensor:
+        """Return one routing statistic by member.
+
+        ``[M]`` of an expert (regions ``[M, D]``), ``[M, E]`` of a gate's layer.
+        """
+        found = [_of_block(self.replies[i].routing, name, self.block) for i in self.members]
+        return torch.stack(found)
+
+
+ExpertUpdates = BlockUpdates  # by its older name
+
+
+class _Rows(Sequence[Tensor]):
+    """Changes ``[P]`` by member, each read and flattened anew when it is asked for."""
+
+    def __init__(
+        self, changes: Sequence[Mapping[str, Tensor]], values: Mapping[str, Tensor]
+    ) -> None:
+        self._changes, self._values = changes, values
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return flatten(self._changes[index], self._values)
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a step of the server sees, once a round, when everything is combined.
+
+    Attributes:
+        values: global values θ before the round, by full name.
+        change: Δ by full name, 0 where nobody trained; empty for parts that only tell.
+        info: the round.
+    """
+
+    values: Mapping[str, Tensor]
+    change: Mapping[str, Tensor]
+    info: RoundInfo
+
+    @property
+    def num_clients(self) -> int:
+        """N."""
+        return len(self.info.num_examples)
+
+    def total(self, statistic: Statistic) -> Tensors:
+        """Return Σ_i of a statistic over the clients, by name."""
+        return self.info.total(statistic)
+
+
+# -- on the client -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LocalClient:
+    """What a scheme may ask of the client that it runs on.
+
+    Attributes:
+        client: the client's number, for messages.
+        shape: of the model.
+        expert_budget: experts a layer that the node says it can train, 1 to E; None if it does not.
+        usage: runs the received model over at most that many local examples and returns their
+            routing histogram. It costs forward passes, so call it only if needed.
+        is_numbered: whether the node has a number that outlives its process.
+    """
+
+    client: int
+    shape: ModelShape
+    expert_budget: int | None
+    usage: Callable[[int], RoutingStats]
+    is_numbered: bool = True
+
+    @property
+    def number(self) -> int:
+        """The client's number, the same in every round.
+
+        Raises:
+            ConfigError: the node has none.
+        """
+        if not self.is_numbered:
+            raise ConfigError(NO_NUMBER)
+        return self.client
+
+
+NO_NUMBER = (
+    "node config: this scheme tells clients apart by their number from start to start; "
+    "give each SuperNode a partition-id of its own, beside its data-path"
+)
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """What a client's training step offers to a term of its loss.
+
+    Attributes:
+        parameters: trainable tensors by full name, with graph.
+        received: the received values of the same tensors.
+        router_probs: p(x, e) by layer, ``[T, E]`` with graph; empty but for a ``RouterTerm``.
+        told: what the server sent, by signal; nothing in the first round.
+        top_k: experts a token uses.
+        kept: what this term kept in the client's last round; empty if nothing or lost.
+    """
+
+    parameters: Mapping[str, Tensor]
+    received: Mapping[str, Tensor]
+    router_probs: Sequence[Tensor] = ()
+    told: Mapping[Signal, Any] = field(default_factory=dict)
+    top_k: int = 1
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a client's round.
+
+    Attributes:
+        received: the global values that it started from.
+        changes: local − received: all gates and dense tensors, and the trained experts.
+        kept: what this part kept before; empty if nothing or lost.
+        told: what the server sent, by signal.
+        gradient: mean over the steps of the task loss's gradient, by full name, without the terms;
+            empty unless a part holds ``MeanGradient``.
+    """
+
+    received: ModelState
+    changes: ModelState
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    told: Mapping[Signal, Any] = field(default_factory=dict)
+    gradient: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
