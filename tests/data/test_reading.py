@@ -563,7 +563,7 @@ def test_labels_beside_a_file_that_declares_the_classes(tmp_path: Path, config: 
     same = text(tmp_path / "b.csv", "text,label\nc,yes\nd,no\n")
     assert labels_of(config, f"{declared},{same}") == ["yes", "no", "yes", "no"]
     numbers = text(tmp_path / "c.csv", "text,label\nc,1\nd,0\n")
-    with pytest.raises(DataError, match=r"c\.csv: .*such as '0' beside .*classes no, yes.*label-names"):
+    with pytest.raises(DataError, match=r"c\.csv: .*such as '0' beside .*no, yes.*label-names"):
         labels_of(config, f"{declared},{numbers}")
     assert labels_of(config, f"{declared}", label_names="no, yes") == ["yes", "no"]
 
