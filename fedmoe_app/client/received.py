@@ -19,8 +19,8 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fedmoe_app.client.state import client_folder, write_bytes
-from fedmoe_app.config.paths import private_folder
+from fedmoe_app.client.state import client_folder
+from fedmoe_app.config.files import private_folder, write_atomic
 from fedmoe_app.wire.tasks import check_protocol
 from fedmoe_app.wire.versions import (
     BASE,
@@ -106,7 +106,7 @@ def _store(folder: Path, version: str, arrays: ArrayRecord) -> bool:
         else:
             labels = {name: [a.dtype, list(a.shape), a.stype] for name, a in arrays.items()}
             data = {name: np.frombuffer(a.data, np.uint8) for name, a in arrays.items()}
-            write_bytes(path, save(data, {"arrays": json.dumps(labels)}))
+            write_atomic(path, save(data, {"arrays": json.dumps(labels)}), private=True)
         kept = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
         for old in kept[:-_KEPT]:
             with suppress(FileNotFoundError):

@@ -17,10 +17,8 @@ model counts as lost, values that the server would refuse are not kept, a full d
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,7 +32,8 @@ from torch import Tensor
 
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel, own_model
-from fedmoe_app.config.paths import home, private_folder
+from fedmoe_app.config.files import private_folder, write_atomic
+from fedmoe_app.config.paths import home
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.tasks.setup import Setup
@@ -88,7 +87,7 @@ class ClientFiles:
         content = save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         )
-        write_bytes(self._path(server_round), content)
+        write_atomic(self._path(server_round), content, private=True)
         earlier = sorted(number for number in self._rounds() if number < server_round)
         later = [number for number in self._rounds() if number > server_round]
         for number in earlier[:-1] + later:  # later ones are of a run that was set back
@@ -140,20 +139,6 @@ def _drop_old_runs(current: Path) -> None:
             newest = max((p.stat().st_mtime for p in folder.rglob("*")), default=oldest + 1)
             if newest < oldest:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 logger = logging.getLogger("fedmoe")

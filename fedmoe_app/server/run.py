@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from flwr.serverapp import Grid
 
 from fedmoe_app.aggregation.store import MIB, Spool
 from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
-from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.moe.export import export_adapter
@@ -268,17 +267,9 @@ def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolde
 
 
 def _save_model(setup: Setup, path: Path) -> None:
-    """Write a model folder under another name, then rename it: there is never half of one."""
-    temporary = path.with_name(f".{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        setup.model.save_pretrained(temporary)
-        setup.tokenizer.save_pretrained(temporary)
-        follow_umask(temporary)
-        shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+    with new_folder(path, replace=True) as draft:  # there may be one of an earlier part of the run
+        setup.model.save_pretrained(draft)
+        setup.tokenizer.save_pretrained(draft)
 
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
