@@ -21,6 +21,7 @@ import xxhash
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe_app.config.names import CODEC_NAMES, PROTOCOL
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import FP32, Codec, make_codec
 from fedmoe_app.wire.errors import InvalidUpdateError
@@ -36,7 +37,6 @@ from fedmoe_app.wire.packing import (
 )
 from fedmoe_app.wire.question import ENTRIES, ROUND, Question
 from fedmoe_app.wire.routing import check_counts, max_routing, pack_routing, unpack_routing
-from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import UpdateSpec
 from fedmoe_app.wire.update import RECORD as CHOICE
 from fedmoe_app.wire.update import ClientUpdate, decode_choice, encode_choice

@@ -7,12 +7,12 @@ from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.bounds import MAX_ITEMS
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.metrics import MAX_LOSS
 from fedmoe_app.wire.numbers import check_entries, check_records, decode_client, whole
 from fedmoe_app.wire.question import RECORD, Question
-from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.update import ClientScore
 
 _NUMBERS = ("client", "loss", "correct", "items")
