@@ -17,7 +17,8 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedmoe_app.client.state import ClientFiles, Kept, is_acceptable
+from fedmoe_app.client.state import is_acceptable
+from fedmoe_app.client.store import Kept, RoundStore
 from fedmoe_app.config.paths import home
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.wire.codecs import Codec, choose
@@ -62,7 +63,7 @@ def encode_reply(
 def _with_feedback(
     update: ClientUpdate, task: TrainTask, codec: Codec, seeds: Sequence[int], held: str
 ) -> RecordDict:
-    files = ClientFiles(task.run_key, update.client, "residuals")
+    files = RoundStore(task.run_key, update.client, "residuals")
     kept = _usable(files.load(task.server_round), update.changes)
     total = _add(update.changes, kept.tensors)
     if not is_acceptable(total):  # training diverged: the server will say so
