@@ -31,7 +31,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fedmoe_app.moe.checkpoint import check_not_quantised
-from fedmoe_app.moe.partial.load import Holding, load_with_experts
+from fedmoe_app.moe.partial.load import load_with_experts
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.quantised.packed import KINDS
 
 Head = Literal["sequence", "label-words"]
@@ -116,7 +117,7 @@ def load_model(
     max_length: int = 512,
     quantization: str = "none",
     device: str = "cpu",
-    holding: Holding | None = None,
+    loaded: ExpertsByLayer | None = None,
 ) -> PreTrainedModel:
     """Return the model of a run in eval mode, without a key-value cache.
 
@@ -136,7 +137,7 @@ def load_model(
             as it is read (see :mod:`fedmoe_app.moe.quantised.quantise`).
         device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
             models are built on the CPU.
-        holding: the experts to hold in memory, which are read to ``device``; None means all.
+        loaded: the experts to load, which are read to ``device``; None means all, empty none.
 
     Raises:
         ModelNotFoundError: the name leads to no model.
@@ -152,7 +153,7 @@ def load_model(
     special |= {} if bos_token_id is None else {"bos_token_id": bos_token_id}
     config = _config(name, vocab_size, max_length, special)
     _check_fits(name, config, vocab_size, max_length)
-    if holding is not None:
+    if loaded is not None:
         check_not_quantised(name)
     if quantization != "none":
         _accept_for_quantising(name, config)
@@ -162,7 +163,7 @@ def load_model(
         _check_saved_head(name, config, num_labels, label_names)
         config.num_labels = num_labels
     with _seeded(seed):
-        model = _build(auto, name, config, DTYPES[dtype], quantization, device, holding)
+        model = _build(auto, name, config, DTYPES[dtype], quantization, device, loaded)
     if label_names:
         model.config.id2label = dict(enumerate(label_names))
         model.config.label2id = {label: index for index, label in enumerate(label_names)}
@@ -195,11 +196,11 @@ def _build(
     dtype: torch.dtype,
     quantization: str,
     device: str,
-    holding: Holding | None = None,
+    loaded: ExpertsByLayer | None = None,
 ) -> PreTrainedModel:
     """Build a preset or load a checkpoint, quantised or not, with all experts or some."""
-    if holding is not None:
-        return load_with_experts(auto, name, config, dtype, holding.subsets, quantization, device)
+    if loaded is not None:
+        return load_with_experts(auto, name, config, dtype, loaded, quantization, device)
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
         if quantization != "none":
@@ -213,8 +214,8 @@ def _build(
 
         options["quantization_config"] = quantization_config(quantization, dtype)
         options["device_map"] = {"": device}
-    loaded: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
-    return loaded
+    whole: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
+    return whole
 
 
 def _accept_for_quantising(name: str, config: PreTrainedConfig) -> None:

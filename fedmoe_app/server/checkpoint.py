@@ -41,8 +41,8 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class HeldExperts:
-    """A client's choice of experts as plain numbers: its budget, and the experts by layer."""
+class StoredPlacement:
+    """A client's placement as plain numbers: its budget, and the experts by layer."""
 
     budget: int
     subsets: list[list[int]]
@@ -57,7 +57,7 @@ class Counters:
         unevaluated: whether the global model changed since its last evaluation.
         last_replies: client -> its last round with a usable reply.
         roster: node id (in decimal) -> client's number, in the order in which they were bound.
-        holding: client -> the experts that it holds in its next round, where nodes choose.
+        holding: client -> the experts that it has in its next round, where nodes choose.
         sizes: client -> training examples in its last usable reply.
         rests: of :meth:`fedmoe_app.server.clients.Rests.dump`.
         tests: client -> test items in its last usable reply.
@@ -67,7 +67,7 @@ class Counters:
     unevaluated: bool = False
     last_replies: dict[int, int] = field(default_factory=dict)
     roster: dict[int, int] = field(default_factory=dict)
-    holding: dict[int, HeldExperts] = field(default_factory=dict)
+    holding: dict[int, StoredPlacement] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     rests: dict[str, list[int]] = field(default_factory=dict)
     tests: dict[int, int] = field(default_factory=dict)
@@ -246,7 +246,7 @@ def _counters(stored: Mapping[str, Any]) -> Counters:
         name: {int(key): value for key, value in stored.get(name, {}).items()}
         for name in ("last_replies", "roster", "sizes", "tests")  # tests: not in older ones
     }
-    holding = {int(client): HeldExperts(**held) for client, held in stored["holding"].items()}
+    holding = {int(client): StoredPlacement(**entry) for client, entry in stored["holding"].items()}
     return Counters(
         stored["num_folded"],
         stored["unevaluated"],

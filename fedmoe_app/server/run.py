@@ -31,7 +31,7 @@ from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
-from fedmoe_app.server.placement import Holding
+from fedmoe_app.server.placement import Placements
 from fedmoe_app.server.recorder import open_journal
 from fedmoe_app.server.rounds import EvaluateFn, Limits
 from fedmoe_app.server.strategy import MoEStrategy
@@ -113,7 +113,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         label_names=data.label_names,
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
-        holding=Holding(setup.shape, config.round_timeout) if chosen else None,
+        placements=Placements(setup.shape, config.round_timeout) if chosen else None,
         changed_only=config.wire.downloads == "changed",
         download_codec=config.wire.download_codec,
         offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),

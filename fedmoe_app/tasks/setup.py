@@ -33,7 +33,7 @@ from fedmoe_app.moe.fingerprint import (
 )
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
-from fedmoe_app.moe.partial.load import Holding
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family, head_parameters
 from fedmoe_app.tasks.base import CausalLM, LabelWords, SequenceClassification, Task
@@ -72,7 +72,7 @@ def device(choice: str = "auto") -> torch.device:
 def load_setup(
     config: RunConfig,
     label_names: Sequence[str],
-    holding: Holding | None = None,
+    loaded: ExpertsByLayer | None = None,
     on: str = "auto",
 ) -> Setup:
     """Build the tokenizer, the initial model and the task; the same everywhere for one config.
@@ -80,7 +80,7 @@ def load_setup(
     Args:
         config: the run config.
         label_names: class names in index order; only for classification.
-        holding: the experts to hold in memory; None means all.
+        loaded: the experts to load; None means all, empty none.
         on: see :func:`device`.
     """
     name = config.model.name
@@ -105,7 +105,7 @@ def load_setup(
         max_length=config.data.max_length,
     )
     quantization = config.model.quantization
-    model = load(quantization=quantization, device=str(device(on)), holding=holding)
+    model = load(quantization=quantization, device=str(device(on)), loaded=loaded)
     plain = load if quantization != "none" else lambda: model
     fingerprint = _base_fingerprint(config, model, head, plain)
     model.to(device(on))  # type: ignore[arg-type]

@@ -19,17 +19,17 @@ _NUMBERS = ("client", "loss", "correct", "items")
 
 
 def encode_score(
-    score: ClientScore, held: str = "", question: Question | None = None
+    score: ClientScore, version: str = "", question: Question | None = None
 ) -> RecordDict:
     """Encode a client's score of the global model.
 
     Args:
         score: to be sent.
-        held: version of the received state that the node has on its disk, "" for none.
+        version: of the received state that the node has on its disk, "" for none.
         question: of the message that it answers.
     """
     numbers = {name: getattr(score, name) for name in _NUMBERS}
-    header = {"held": held, **(question or Question()).answer()}
+    header = {"held": version, **(question or Question()).answer()}
     return RecordDict({"metrics": MetricRecord(numbers), RECORD: ConfigRecord(header)})
 
 
