@@ -29,7 +29,7 @@ from fedmoe_app.data.corpus import load_corpus, recipe_key
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.shown.duration import duration
-from fedmoe_app.tasks.base import CausalLM
+from fedmoe_app.tasks.causal_lm import CausalLM
 
 PRESET = "qwen3moe-tiny"
 SEEDS = (1, 2, 3)

@@ -33,8 +33,8 @@ from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.tasks.base import Batch, CausalLM, LabelWords, Task
-from fedmoe_app.tasks.multiple_choice import MultipleChoice
+from fedmoe_app.tasks.base import Batch, Task
+from fedmoe_app.tasks.classification import LabelWords
 from fedmoe_app.tasks.setup import Setup, assemble
 
 LABELS = ("yes", "no")
@@ -270,10 +270,4 @@ def examples(task: Task) -> Encoded:
         "options": [["a", "b"], ["c d", "e"], ["f", "g h"]],
         "answer": [0, 1, 1],
     }
-    return task.encode(Dataset.from_dict({name: rows[name] for name in _columns(task)}))
-
-
-def _columns(task: Task) -> tuple[str, ...]:
-    if isinstance(task, MultipleChoice):
-        return ("prompt", "options", "answer")
-    return ("prompt", "response") if isinstance(task, CausalLM) else ("text", "label")
+    return task.encode(Dataset.from_dict({name: rows[name] for name in task.columns}))

@@ -47,7 +47,7 @@ def check_labels_known(data: DataConfig) -> None:
         ConfigError: naming the key and its forms.
     """
     unnamed = not data.label_names_file and len(data.labels) < 2
-    if data.source == NODES and data.task == "classification" and unnamed:
+    if data.source == NODES and data.kind.classifies and unnamed:
         raise ConfigError(
             f'data.label-names = "{data.label_names}": with data.source = "nodes" the server '
             "cannot see the labels; name at least two, separated by commas or as a list, or one a "

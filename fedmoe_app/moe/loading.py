@@ -30,13 +30,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.checkpoint import check_not_quantised
 from fedmoe_app.moe.partial.load import load_with_experts
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.quantised.packed import KINDS
 
 Head = Literal["sequence", "label-words"]
-TASKS = ("classification", "causal-lm", "multiple-choice")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/model
@@ -123,7 +123,8 @@ def load_model(
 
     Args:
         name: a key of :data:`PRESETS`, a local folder or a hub name.
-        task: one of :data:`TASKS`; all but classification need a language-modelling head.
+        task: one of :data:`fedmoe_app.config.tasks.TASKS`; those without classes need a
+            language-modelling head.
         head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
         num_labels: classes of a sequence-classification head; not needed with ``label_names``.
         label_names: class names in index order, kept in the model's config. A saved
@@ -145,7 +146,7 @@ def load_model(
             saved head of other classes; a vocabulary or context of the loaded model that is too
             small; a checkpoint that is quantised already.
     """
-    _choose("data.task", task, TASKS)
+    _choose("data.task", task, tuple(TASKS))
     _choose("model.dtype", dtype, tuple(DTYPES))
     _choose("model.quantization", quantization, ("none", *KINDS))
     special: dict[str, Any] = {"pad_token_id": pad_token_id}
@@ -325,7 +326,7 @@ def _check_saved_head(
 
 
 def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
-    if task == "classification" and resolve_head(config, head) == "sequence":
+    if TASKS[task].classifies and resolve_head(config, head) == "sequence":
         return AutoModelForSequenceClassification
     encoder_decoder = getattr(config, "is_encoder_decoder", False)
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING
@@ -338,7 +339,7 @@ def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
 
 def _no_language_model(config: PreTrainedConfig, task: str) -> str:
     head, way_out = "", "another model.name"
-    if task == "classification":
+    if TASKS[task].classifies:
         head = ' with model.head = "label-words"'
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         way_out += ', or data.task = "classification" with model.head = "sequence"'

@@ -128,7 +128,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     with journal:
         logger.info("results: %s", folder.path)
         _run(grid, config, strategy, setup, encode_state(journal.state), test, folder)
-    items = len(test) if test is not None and config.data.task == "classification" else 0
+    items = len(test) if test is not None and config.data.kind.classifies else 0
     _write_card(folder.path, items)
     logger.info("results: %s", folder.path)
     return folder.path
@@ -153,13 +153,12 @@ def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
         num_rows: training examples that the server has a copy of; 0 if the nodes bring theirs.
     """
     data = config.data
-    by_token = data.task == "causal-lm" and data.metric != "exact-match"
     return TaskBounds(
         train=config.train,
         max_length=data.max_length,
         top_k=max(layer.top_k for layer in setup.layers),
         test_fraction=data.local_test_fraction,
-        items=data.max_length if by_token else 1,
+        items=data.max_length if setup.task.by_token else 1,
         num_rows=num_rows,
         passes=passes(setup.model, setup.layers),
     )

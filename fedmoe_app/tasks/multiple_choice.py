@@ -25,7 +25,15 @@ from fedmoe_app.data.encoding import (
     encode_multiple_choice,
     options_have_tokens,
 )
-from fedmoe_app.tasks.base import Batch, CausalLM, Sample, Score
+from fedmoe_app.tasks.base import Batch, Sample, Score, Task, TaskSetting
+from fedmoe_app.tasks.causal_lm import CausalLM
+
+
+def make(setting: TaskSetting) -> Task:
+    """Return the task of a run with ``data.task = "multiple-choice"``."""
+    data, tokenizer = setting.data, setting.tokenizer
+    normalise = data.metric == "acc-norm"
+    return MultipleChoice(tokenizer, data.max_length, setting.encoder_decoder, normalise)
 
 
 class MultipleChoice(CausalLM):
@@ -34,6 +42,9 @@ class MultipleChoice(CausalLM):
     The end of sequence is learnt after the right option but is no part of an option's likelihood,
     as in the harness.
     """
+
+    columns = ("prompt", "options", "answer")
+    by_token = False
 
     def __init__(
         self,
@@ -61,6 +72,15 @@ class MultipleChoice(CausalLM):
         """Return a question with its right option and the end of sequence."""
         eos = self.tokenizer.eos_token_id
         return self._sequence(row, _right(row), [] if eos is None else [eos])
+
+    def described(self, columns: Sequence[str]) -> str:
+        """Say nothing: options follow the question as they stand."""
+        return ""
+
+    def notes(self, row: Row) -> list[str]:
+        """Return the options that are not learnt."""
+        others = [text for i, text in enumerate(row["texts"]) if i != _right(row)]
+        return [f"other options: {' | '.join(others)}"]
 
     def score_rows(self, model: PreTrainedModel, rows: Sequence[Row]) -> Score:
         """Count the questions whose right option is the most likely one.
