@@ -12,11 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.data.encoding import (
+    Columns,
     Encoded,
     Row,
     drop_tokenless,
-    encode_classification,
-    text_has_tokens,
+    special_tokens,
+    token_ids,
 )
 from fedmoe_app.data.tokenizer import label_token
 from fedmoe_app.tasks.base import Batch, Task, TaskSetting
@@ -87,6 +88,33 @@ class LabelWords(SequenceClassification):
         batch = super().collate(rows, device)
         ones = torch.ones_like(batch.labels)[:, None]  # [B, 1]
         return Batch(batch.input_ids, batch.attention_mask, batch.labels, decoder_mask=ones)
+
+
+def encode_classification(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Encoded:
+    """Encode the columns ``text`` and ``label``.
+
+    The tokenizer's own special tokens are added. A text of more than ``max_length`` tokens loses
+    its end, but not its closing special token.
+    """
+    start, end = special_tokens(tokenizer)
+    room = max_length - len(start) - len(end)
+
+    def encode(batch: Columns) -> tuple[list[Row], int]:
+        whole = token_ids(tokenizer, batch["text"])
+        rows = [
+            Row(input_ids=start + ids[:room] + end, labels=label)
+            for ids, label in zip(whole, batch["label"], strict=True)
+        ]
+        return rows, sum(len(ids) > room for ids in whole)
+
+    return Encoded.of(dataset, encode)
+
+
+def text_has_tokens(row: Row, empty: Row) -> bool:
+    """Tell whether a text to classify gave more than an empty one: its special tokens."""
+    return len(row["input_ids"]) > len(empty["input_ids"])
 
 
 @contextmanager
