@@ -8,6 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+_COLUMN_KEYS = {
+    "class": ("text-field", "label-field"),
+    "options": ("question-field", "options-field", "answer-field"),
+    "language": (
+        *("messages-field", "prompt-field", "completion-field"),
+        *("instruction-field", "context-field", "response-field"),
+    ),
+}
+
 
 @dataclass(frozen=True)
 class TaskKind:
@@ -21,6 +30,11 @@ class TaskKind:
 
     metrics: tuple[str, ...]
     rows: Literal["class", "options", "language"]
+
+    @property
+    def column_keys(self) -> tuple[str, ...]:
+        """Keys of ``data`` that name columns of such a row."""
+        return _COLUMN_KEYS[self.rows]
 
     @property
     def classifies(self) -> bool:

@@ -18,7 +18,8 @@ from fedmoe_app.launch.gate import digest_of, log_path
 from fedmoe_app.shown.terminal import say
 
 node = typer.Typer(
-    help="What a node's owner allows: check a run, list the app's digest, read the log."
+    help="What a node's owner allows: check a run, list the app's digest, read the log.",
+    epilog="Example: fedmoe node check --policy policy.toml",
 )
 app.add_typer(node, name="node")
 
