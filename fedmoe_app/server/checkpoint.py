@@ -124,7 +124,7 @@ def write_checkpoint(
             BROADCAST_FILE: _write_tensors(draft / BROADCAST_FILE, snapshot.broadcast),
         }
         if snapshot.step_state:
-            files[STEPS_FILE] = _write_tensors(temporary / STEPS_FILE, snapshot.step_state)
+            files[STEPS_FILE] = _write_tensors(draft / STEPS_FILE, snapshot.step_state)
         header = _header(snapshot, identity, versions, files)
         (draft / HEADER_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
         sync_to_disk(draft / HEADER_FILE)
