@@ -67,7 +67,7 @@ def measure(
 
 def run_config(overrides: Mapping[str, Any]) -> Flat:
     """Return the app's flat default run config with overrides."""
-    return default_run_config(REPOSITORY / "pyproject.toml") | dict(overrides)
+    return default_run_config() | dict(overrides)
 
 
 def run_federated_or_alone(cell: Cell, draft: Path) -> Path:

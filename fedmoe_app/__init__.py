@@ -16,7 +16,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _BY_MODULE = {
     # A run, and what it leaves behind
     "config.errors": ("ConfigError", "DataError"),
-    "config.schema": ("RunConfig",),
+    "config.schema": ("DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "WireConfig"),
     "config.parse": ("default_run_config", "flatten_run_config", "parse_run_config"),
     "compare.in_process": ("run_in_process",),
     "results.folder": ("ResultsError", "read_metrics"),

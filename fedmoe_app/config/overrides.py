@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -35,7 +36,7 @@ def app_defaults(app: Path) -> Flat:
     """Read the default run config of the app in the folder ``app``.
 
     Raises:
-        ConfigError: when there is no ``pyproject.toml``, or it is not a Flower app's.
+        ConfigError: when there is no ``pyproject.toml``, it is not a Flower app's, or lacks a key.
     """
     pyproject = app / "pyproject.toml"
     if not pyproject.is_file():
@@ -54,6 +55,12 @@ def app_defaults(app: Path) -> Flat:
                 f"{pyproject}: {key} = {value}: Flower takes no list there; write it as text: "
                 f"'{as_list(map(str, value))}'"
             )
+    if missing := [key for key in default_run_config() if key not in flat]:
+        # Flower lets --run-config set only keys that stand there.
+        raise ConfigError(
+            f"{pyproject}: missing from the run config: {', '.join(missing)}; write it anew: "
+            f"fedmoe config --write --app {shlex.quote(str(app))}"
+        )
     return flat
 
 
