@@ -90,7 +90,7 @@ _BY_MODULE = {
     ),
     # Models
     "moe.layers": ("MoELayer", "UnsupportedModelError", "find_moe_layers"),
-    "moe.loading": ("load_model",),
+    "moe.loading": ("LoadSpec", "load_model"),
 }
 PUBLIC = {name: f"{__name__}.{module}" for module, names in _BY_MODULE.items() for name in names}
 

@@ -10,7 +10,7 @@ from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.names import CODEC_NAMES, TOPK
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model, resolve_head
+from fedmoe_app.moe.loading import DTYPES, PRESETS, LoadSpec, empty_model, resolve_head
 from fedmoe_app.moe.outline import Outline, outline
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.table import human_bytes
@@ -36,15 +36,15 @@ def inspect_model(config: RunConfig) -> Outline:
     classifies = config.data.task == "classification"
     head = resolve_head(model.name, model.head if classifies else "label-words")
     vocab_size = len(load_tokenizer(model.name, PRESETS)) if model.name in PRESETS else 1
-    empty = empty_model(
+    spec = LoadSpec(
         model.name,
-        task=config.data.task,
+        config.data.task,
+        vocab_size,
         head=head,
-        num_labels=max(2, len(config.data.labels)),
-        vocab_size=vocab_size,
+        label_names=config.data.labels,
         dtype=model.dtype,
     )
-    return outline(empty, adaptation(config, head))
+    return outline(empty_model(spec), adaptation(config, head))
 
 
 def print_outline(config: RunConfig, found: Outline, console: Console) -> None:

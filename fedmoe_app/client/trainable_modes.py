@@ -24,7 +24,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, empty_model, resolve_head
+from fedmoe_app.moe.loading import PRESETS, LoadSpec, empty_model, resolve_head
 from fedmoe_app.moe.miniature import small_configs
 from fedmoe_app.moe.quantised.packed import BLOCK
 
@@ -49,7 +49,7 @@ def check_trainable(config: RunConfig) -> None:
         return
     task = config.data.task
     head = resolve_head(name, config.model.head if task == "classification" else "label-words")
-    empty = empty_model(name, task=task, head=head, num_labels=len(LABELS))
+    empty = empty_model(LoadSpec(name, task, vocab_size=1, head=head, label_names=LABELS))
     _check_precision(config, empty)
     try:
         _check_structure(config, empty)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -32,7 +30,14 @@ from fedmoe_app.moe.fingerprint import (
     tensors_fingerprint,
 )
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
+from fedmoe_app.moe.loading import (
+    PRESETS,
+    LoadSpec,
+    check_model,
+    empty_model,
+    load_model,
+    resolve_head,
+)
 from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family, head_parameters
@@ -90,27 +95,28 @@ def load_setup(
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, config.data)
-    load = partial(
-        load_model,
-        name,
-        task=config.data.task,
-        head=head,
-        label_names=label_names,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        seed=config.seed,
-        dtype=config.model.dtype,
-        max_length=config.data.max_length,
-    )
-    quantization = config.model.quantization
-    model = load(quantization=quantization, device=str(device(on)), holding=holding)
-    plain = load if quantization != "none" else lambda: model
-    fingerprint = _base_fingerprint(config, model, head, plain)
+    spec = _spec(config, tokenizer, head, label_names)
+    model = load_model(spec, str(device(on)), holding)
+    fingerprint = _base_fingerprint(config, model, head, spec)
     model.to(device(on))  # type: ignore[arg-type]
     return replace(
         assemble(config, tokenizer, model, head, label_names), base_fingerprint=fingerprint
+    )
+
+
+def _spec(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, head: str, label_names: Sequence[str]
+) -> LoadSpec:
+    return LoadSpec.of(
+        config.model.name,
+        tokenizer,
+        task=config.data.task,
+        head=head,
+        label_names=label_names,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        max_length=config.data.max_length,
+        quantization=config.model.quantization,
     )
 
 
@@ -140,12 +146,9 @@ def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, data)
-    arguments: dict[str, Any] = {"task": data.task, "head": head}
-    arguments |= {"vocab_size": len(tokenizer), "max_length": data.max_length}
-    check_model(name, label_names=label_names, quantization=config.model.quantization, **arguments)
-    model = empty_model(
-        name, num_labels=max(2, len(label_names)), dtype=config.model.dtype, **arguments
-    )
+    spec = _spec(config, tokenizer, head, label_names)
+    check_model(spec)
+    model = empty_model(spec)
     if data.metric == "exact-match":
         check_generation_fits(model, name, data.max_length, data.max_new_tokens)
     task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
@@ -167,9 +170,7 @@ def check_base(setup: Setup, fingerprint: str) -> None:
         )
 
 
-def _base_fingerprint(
-    config: RunConfig, model: PreTrainedModel, head: str, plain: Callable[[], PreTrainedModel]
-) -> str:
+def _base_fingerprint(config: RunConfig, model: PreTrainedModel, head: str, spec: LoadSpec) -> str:
     """Hash what nobody trains or sends; empty if there is nothing.
 
     A tensor that is trained may be hashed with the rest of its file: nodes with the same files
@@ -178,7 +179,7 @@ def _base_fingerprint(
     Args:
         config, head: of the run.
         model: as it was loaded.
-        plain: makes the same model without quantisation.
+        spec: of the model; a preset is hashed without quantisation.
     """
     name = config.model.name
     if config.model.train == "all":
@@ -186,7 +187,9 @@ def _base_fingerprint(
         parameters = {name: p for name, p in model.named_parameters() if name in frozen}
         return tensors_fingerprint(parameters | saved_buffers(model))
     if name in PRESETS:
-        return preset_fingerprint(plain())
+        quantised = spec.quantization != "none"
+        plain = load_model(replace(spec, quantization="none")) if quantised else model
+        return preset_fingerprint(plain)
     new_head = head == "sequence" and not adaptation(config, head).head
     return checkpoint_fingerprint(name, head_parameters(model) if new_head else None)
 
