@@ -18,12 +18,12 @@ from fedmoe_app.data.language.row_formats import recognise
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.sources import load_node_file, load_text_data, read_tables
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder, resolve_head
+from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder
 from fedmoe_app.shown.terminal import Console, literal
 from fedmoe_app.shown.text import visible
 from fedmoe_app.tasks.base import CausalLM, Task
 from fedmoe_app.tasks.multiple_choice import MultipleChoice
-from fedmoe_app.tasks.setup import make_task
+from fedmoe_app.tasks.setup import make_task, resolved_head
 
 _LEARNT = "bold green"
 _MARKS = "⟦⟧"
@@ -80,7 +80,7 @@ def preview_of(config: RunConfig, num_examples: int, path: Path | None = None) -
         ConfigError: every node brings its own data, and no file is given.
         DataError, ModelNotFoundError, TokenizerError: data or tokenizer cannot be used.
     """
-    train, label_names = _load(config, path)
+    train, label_names = _load(config.data, path)
     tokenizer = load_tokenizer(config.model.name, PRESETS)
     adopt_template(tokenizer, config.data)
     task = _task(config, tokenizer, label_names)
@@ -113,21 +113,21 @@ def _print(console: Console, text: str) -> None:
     console.print(literal(text), soft_wrap=True)
 
 
-def _load(config: RunConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]:
-    if path is None and config.data.source == NODES:
+def _load(config: DataConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]:
+    if path is None and config.source == NODES:
         raise ConfigError(
             'data.source = "nodes": every node brings its own data; name a file of one with '
             "--data-path FILE"
         )
     if path is None:
-        data = load_text_data(config.data, with_test=False)
+        data = load_text_data(config, with_test=False)
         return data.train, data.label_names
-    labels = config.data.labels
-    if config.data.task == "classification" and not labels:
+    labels = config.labels
+    if config.task == "classification" and not labels:
         raise ConfigError(
             f'--data-path {path}: a node is told the classes; name them in data.label-names = "..."'
         )
-    return load_node_file(path, config.data, labels), labels
+    return load_node_file(path, config, labels), labels
 
 
 def _formats(config: DataConfig, path: Path | None) -> list[str]:
@@ -138,10 +138,8 @@ def _formats(config: DataConfig, path: Path | None) -> list[str]:
 
 
 def _task(config: RunConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Task:
-    name = config.model.name
-    classifies = config.data.task == "classification"
-    head = resolve_head(name, config.model.head if classifies else "label-words")
-    return make_task(config, tokenizer, is_encoder_decoder(name), head, labels)
+    head = resolved_head(config.model, config.data.task)
+    return make_task(config, tokenizer, is_encoder_decoder(config.model.name), head, labels)
 
 
 def _encoding(config: RunConfig, task: Task, train: Dataset) -> str:

@@ -17,7 +17,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.parse import check_labels_known
-from fedmoe_app.config.schema import NODES, RunConfig
+from fedmoe_app.config.schema import NODES, DataConfig, ModelConfig, RunConfig
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
@@ -74,6 +74,15 @@ def device(choice: str = "auto") -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def resolved_head(model: ModelConfig, task: str) -> str:
+    """Return the way of classifying; a task without classes is read off the words of the model.
+
+    Raises:
+        ModelNotFoundError, ValueError: see :func:`fedmoe_app.moe.loading.resolve_head`.
+    """
+    return resolve_head(model.name, model.head if task == "classification" else "label-words")
+
+
 def load_setup(
     config: RunConfig,
     label_names: Sequence[str],
@@ -89,9 +98,8 @@ def load_setup(
         on: see :func:`device`.
     """
     name = config.model.name
-    classifies = config.data.task == "classification"
     # First of all, for every task: it says best if there is no such model.
-    head = resolve_head(name, config.model.head if classifies else "label-words")
+    head = resolved_head(config.model, config.data.task)
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, config.data)
@@ -133,7 +141,7 @@ def assemble(
         check_generation_fits(model, config.model.name, length, new_tokens)
     task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config, head), config.seed)
+    adapt(model, layers, adaptation(config.model, head), config.seed)
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     return Setup(tokenizer, model, layers, task)
@@ -142,7 +150,7 @@ def assemble(
 def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     """Raise what :func:`load_setup` would, without reading weights; return the model's shape."""
     name, data = config.model.name, config.data
-    head = resolve_head(name, config.model.head if data.task == "classification" else "label-words")
+    head = resolved_head(config.model, data.task)
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, data)
@@ -153,7 +161,7 @@ def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
         check_generation_fits(model, name, data.max_length, data.max_new_tokens)
     task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config, head), config.seed)
+    adapt(model, layers, adaptation(config.model, head), config.seed)
     return Setup(tokenizer, model, layers, task).shape
 
 
@@ -190,15 +198,19 @@ def _base_fingerprint(config: RunConfig, model: PreTrainedModel, head: str, spec
         quantised = spec.quantization != "none"
         plain = load_model(replace(spec, quantization="none")) if quantised else model
         return preset_fingerprint(plain)
-    new_head = head == "sequence" and not adaptation(config, head).head
+    new_head = head == "sequence" and not adaptation(config.model, head).head
     return checkpoint_fingerprint(name, head_parameters(model) if new_head else None)
 
 
-def adaptation(config: RunConfig, head: str) -> Adaptation:
-    """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
-    model = config.model
-    # Label words are scored by the output embeddings, which are no new head.
-    train_head = model.train_head and config.data.task == "classification" and head == "sequence"
+def adaptation(model: ModelConfig, head: str) -> Adaptation:
+    """Return what a run trains of its model.
+
+    Args:
+        model: the config's section.
+        head: :func:`resolved_head`; label words are scored by the output embeddings, which are no
+            new head.
+    """
+    train_head = model.train_head and head == "sequence"
     return Adaptation(
         model.train,
         model.gates,
@@ -263,23 +275,21 @@ def make_task(
     return SequenceClassification(tokenizer, length)
 
 
-def server_data(config: RunConfig) -> TextData:
+def server_data(config: DataConfig) -> TextData:
     """Load what the server needs of the data: label names, fingerprint and test set.
 
     Raises:
         ConfigError: if the nodes bring their own data and the config does not name the labels.
         DataError: if the data cannot be read, or has only one class.
     """
-    if config.data.source != NODES:
-        data = load_text_data(config.data)
-        if config.data.task == "classification":
-            check_classes(data.label_names, config.data.source)
+    if config.source != NODES:
+        data = load_text_data(config)
+        if config.task == "classification":
+            check_classes(data.label_names, config.source)
         return data
-    check_labels_known(config.data)
-    labels = config.data.labels
-    test = None
-    if config.data.test_source:
-        test = load_node_file(config.data.test_source, config.data, labels)
+    check_labels_known(config)
+    labels = config.labels
+    test = load_node_file(config.test_source, config, labels) if config.test_source else None
     return TextData(train=Dataset.from_list([]), test=test, label_names=labels, fingerprint="")
 
 

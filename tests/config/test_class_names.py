@@ -48,7 +48,7 @@ def test_a_node_with_a_partition_need_not_have_the_file_of_names(tmp_path: Path)
     labels.write_text("\n".join(BOTH))
     overrides = {"data.source": str(path), "data.label-names-file": str(labels)}
     config = make_config(**overrides, **{"data.partition": "iid"})
-    data = server_data(config)
+    data = server_data(config.data)
     assert data.label_names == BOTH
     labels.unlink()
     node = Node.from_config({"partition-id": 0, "num-partitions": 2}, 7)
@@ -60,7 +60,7 @@ def test_files_with_commas_are_read_as_a_list(tmp_path: Path) -> None:
     first = write_lines(tmp_path / "a, old.jsonl", ROWS[:12])
     second = write_lines(tmp_path / "b.jsonl", ROWS[12:])
     for value, rows in ((json.dumps([str(first), str(second)]), 24), (str(first), 12)):
-        data = server_data(make_config(**{"data.source": value, "data.test-source": value}))
+        data = server_data(make_config(**{"data.source": value, "data.test-source": value}).data)
         assert data.test is not None
         assert (len(data.train), len(data.test)) == (rows, rows)
 
@@ -68,7 +68,7 @@ def test_files_with_commas_are_read_as_a_list(tmp_path: Path) -> None:
 def test_the_server_refuses_one_class(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", ROWS[::2])
     with pytest.raises(DataError, match=r'rows.jsonl": every row has the class "Other"'):
-        server_data(make_config(**{"data.source": str(path)}))
+        server_data(make_config(**{"data.source": str(path)}).data)
 
 
 # -- texts without tokens ----------------------------------------------------------------------
