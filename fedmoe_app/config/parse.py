@@ -7,7 +7,6 @@ key, the value and the allowed choices. The tables are in :mod:`fedmoe_app.confi
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import NODES, DataConfig, RunConfig
-from fedmoe_app.config.section import Section, table_of
+from fedmoe_app.config.section import Section, describe, shown, table_of
 
 FlatConfig = Mapping[str, bool | float | int | str]
 
@@ -80,8 +79,9 @@ def _check_is_table(name: str, key: str, flat: FlatConfig) -> None:
         return
     field = RunConfig.model_fields.get(name.replace("-", "_"))
     if field is not None and table_of(field):
-        shown = _shown(flat[name])
-        raise ConfigError(f"run config: {name} = {shown}: a table, not a value; set {key} instead")
+        raise ConfigError(
+            f"run config: {name} = {shown(flat[name])}: a table, not a value; set {key} instead"
+        )
     raise ConfigError(f"run config: {key}: unknown key; {name} is a value, not a table")
 
 
@@ -117,18 +117,13 @@ def flatten_table(
 
 
 def _readable(error: ValidationError) -> str:
-    """One line per fault: ``data.alpha = -1: Input should be greater than 0``."""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            lines.append(unknown_key(fault["loc"]) + _near(key, fault["input"]))
-        elif isinstance(fault["input"], Mapping):
-            lines.append(f"{key}: {message}")
-        else:
-            lines.append(f"{key} = {_shown(fault['input'])}: {message}")
-    return "run config: " + "; ".join(lines)
+    faults = [
+        unknown_key(fault["loc"]) + _near(".".join(map(str, fault["loc"])), fault["input"])
+        if fault["type"] == "extra_forbidden"
+        else describe(fault)
+        for fault in error.errors()
+    ]
+    return f"run config: {'; '.join(faults)}"
 
 
 def unknown_key(path: Sequence[int | str]) -> str:
@@ -143,13 +138,6 @@ def _near(key: str, value: Any) -> str:
         keys = [f"{key}.{name}" for name in flatten_table(value)]
     near = dict.fromkeys(name for key in keys for name in nearest_keys(key))
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _shown(value: Any) -> str:
-    """Return a value as TOML writes it; JSON would call infinity ``Infinity``."""
-    if isinstance(value, float):
-        return str(value)
-    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _choices(path: Sequence[int | str]) -> str:

@@ -7,11 +7,13 @@ from a checkpoint may have another value. :mod:`fedmoe_app.config.reference` wri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -70,3 +72,19 @@ def is_resumable(field: FieldInfo) -> bool:
     """Tell whether a key may change between the parts of a resumed run."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("resumable"))
+
+
+def describe(fault: ErrorDetails) -> str:
+    """Return a fault that pydantic found: ``data.alpha = -1: Input should be greater than 0``."""
+    key = ".".join(str(part).replace("_", "-") for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    if isinstance(fault["input"], Mapping):  # a table whose keys do not fit together
+        return f"{key}: {message}" if key else message
+    return f"{key} = {shown(fault['input'])}: {message}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as TOML writes it; JSON would call infinity ``Infinity``."""
+    if isinstance(value, float):
+        return str(value)
+    return json.dumps(value, default=str, ensure_ascii=False)
