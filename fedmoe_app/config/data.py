@@ -65,6 +65,7 @@ class DataConfig(Section):
         EMBEDDED,
         "embedded, a .jsonl/.json/.csv/.tsv/.parquet file (also .gz), several, comma-separated or "
         "as a list, a hub data set name, or nodes: every node brings its own file (data-path)",
+        holds="files",
     )
     source_kind: Literal["auto", "glob", "folder"] = key(
         "auto",
@@ -72,7 +73,9 @@ class DataConfig(Section):
         "such as part-*.jsonl; folder: all data files in it",
     )
     test_source: str = key(
-        "", "file(s) with the server's test set; \"\" = the source's own test split, if any"
+        "",
+        "file(s) with the server's test set; \"\" = the source's own test split, if any",
+        holds="files",
     )
     encoding: Text = key(
         "auto",
@@ -97,11 +100,13 @@ class DataConfig(Section):
         "",
         'class names, comma-separated or as a list: \'["Health, safety", "Other"]\'; "" = '
         "those found in the source",
+        holds="names",
     )
     label_names_file: str = key(
         "",
         "file with the class names on the server's machine, in place of label-names: one a line, "
         "or a JSON list",
+        holds="path",
     )
     label_kind: Literal["name", "index"] = key(
         "name",
@@ -145,7 +150,9 @@ class DataConfig(Section):
         "shapes (ARC, MMLU, PIQA)",
     )
     options_field: str = key(
-        "", "multiple-choice: one column of lists, or several columns, comma-separated"
+        "",
+        "multiple-choice: one column of lists, or several columns, comma-separated",
+        holds="names",
     )
     answer_field: str = key("", "multiple-choice: the right option")
     answer_kind: Literal["auto", "text", "index", "letter"] = key(

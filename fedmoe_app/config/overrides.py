@@ -18,17 +18,9 @@ from fedmoe_app.config.lists import as_list, file_names, is_path, join_files
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import default_run_config, parse_run_config
 from fedmoe_app.config.paths import results_dir
-from fedmoe_app.config.schema import EMBEDDED, NODES, RunConfig
+from fedmoe_app.config.schema import EMBEDDED, NODES, RunConfig, keys_that_hold
 
-# Keys that may name files, and those that may name one file or folder.
-_FILES, _PATHS = (
-    ("data.source", "data.test-source"),
-    (
-        "data.label-names-file",
-        "model.name",
-        "client-list",
-    ),
-)
+_FILES, _PATHS = keys_that_hold("files"), keys_that_hold("path")
 _TEMPLATE = "data.chat-template"
 
 

@@ -16,7 +16,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.parse import nearest_keys
 from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.config.section import Section, is_resumable, table_of
+from fedmoe_app.config.section import Section, table_of, traits_of
 
 WRITE = "fedmoe config --write"
 PAGE = Path("docs/reference/run-config.md")
@@ -38,6 +38,15 @@ Every key of a run, made of `fedmoe_app/config` by `{WRITE}`. `fedmoe config KEY
 A key is set with `-c` (`fedmoe run . -c 'data.alpha=0.1'`) or in a TOML file such as those in
 `experiments/`. The last column says whether it may change when a run [goes on](../faults.md).
 """
+# What a text is, in words; see section.Holds.
+_TEXTS = {
+    "text": "text",
+    "names": "names",
+    "words": "words",
+    "files": "words, names or files",
+    "path": "name or path",
+    "results": "absolute path",
+}
 
 
 # -- pyproject.toml ----------------------------------------------------------------------------
@@ -110,7 +119,7 @@ def _page_table(prefix: str, table: type[Section]) -> str:
             _values(field),
             f"`{_default(field)}`",
             _markdown(field.description or ""),
-            "may change" if is_resumable(field) else "",
+            "may change" if traits_of(field)["resumable"] else "",
         )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
@@ -125,7 +134,9 @@ def _values(field: FieldInfo) -> str:
     """Return the values of a key in words: its choices, or its type and range."""
     if get_origin(field.annotation) is Literal:
         return ", ".join(get_args(field.annotation))
-    kinds: dict[Any, str] = {bool: "true, false", int: "integer", float: "number", str: "text"}
+    if field.annotation is str:
+        return _TEXTS[traits_of(field)["holds"]]
+    kinds: dict[Any, str] = {bool: "true, false", int: "integer", float: "number"}
     ranges = ", ".join(filter(None, map(_range, field.metadata)))
     return f"{kinds[field.annotation]} {ranges}".rstrip()
 
@@ -161,7 +172,7 @@ def explain(name: str) -> str:
         near = nearest_keys(name)
         hint = f"did you mean {' or '.join(near)}?" if near else "`fedmoe config` shows all"
         raise ConfigError(f"{name}: unknown key; {hint}")
-    resume = "may change" if is_resumable(field) else "stays as it was"
+    resume = "may change" if traits_of(field)["resumable"] else "stays as it was"
     return (
         f"{name} = {_default(field)}\n{textwrap.fill(field.description or '', _WIDTH)}\n"
         f"values: {_values(field)}\nin a resumed run: {resume}"

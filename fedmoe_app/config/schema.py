@@ -31,7 +31,7 @@ from fedmoe_app.config.schemes import (
     HFedMoEConfig,
     PFLMoEConfig,
 )
-from fedmoe_app.config.section import Fraction, Section, Text, is_resumable, key
+from fedmoe_app.config.section import Fraction, Holds, Section, Text, key, traits_of
 
 __all__ = [
     "EMBEDDED",
@@ -44,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "WireConfig",
     "check_quantization",
+    "keys_that_hold",
     "parse_prompt_format",
     "resumable_keys",
     "split_names",
@@ -77,6 +78,7 @@ class ModelConfig(Section):
     name: Text = key(
         "qwen3moe-tiny",
         f"a preset ({', '.join(PRESET_NAMES)}), a local folder or a hub name",
+        holds="path",
     )
     head: Literal["auto", "sequence", "label-words"] = key(
         "auto", "classification by: auto, sequence (a new linear head) or label-words"
@@ -176,7 +178,7 @@ class WireConfig(Section):
         "fp32",
         f'form of updates: {", ".join(CODEC_NAMES)}; a node config may name another: codec="int8"',
     )
-    accept: str = key("fp32", "comma-separated: codecs that are taken, too")
+    accept: str = key("fp32", "comma-separated: codecs that are taken, too", holds="words")
     topk_share: Fraction = key(0.05, "share of the values that topk keeps")
     error_feedback: bool = key(True, "a node adds what encoding lost to its next update")
     downloads: Literal["changed", "full"] = key(
@@ -301,11 +303,13 @@ class RunConfig(Section):
         f"experiment trackers, separated by commas: {', '.join(TRACKERS)}; offline, in the result "
         "folder, unless WANDB_MODE or MLFLOW_TRACKING_URI say otherwise",
         resumable=True,
+        holds="words",
     )
     output_dir: str = key(
         "",
         'absolute folder for results; "" = $FEDMOE_HOME/results (~/.fedmoe/results)',
         resumable=True,
+        holds="results",
     )
     run_name: str = key(
         "", 'folder of this run in output-dir; "" = the scheme with date and time', resumable=True
@@ -314,12 +318,14 @@ class RunConfig(Section):
         "",
         "absolute path of a result folder (or of one checkpoint in it): go on there",
         resumable=True,
+        holds="results",
     )
     client_list: str = key(
         "",
         "absolute path of a file that says whose key may speak for which client (fedmoe register "
         '--client, docs/deploy.md); "" = who uses a number first',
         resumable=True,
+        holds="path",
     )
     keep_checkpoints: Annotated[int, Field(ge=1)] = key(
         2, "checkpoints that stay in the result folder, the newest ones", resumable=True
@@ -379,26 +385,12 @@ class RunConfig(Section):
             )
         return value
 
-    @field_validator("output_dir")
+    @field_validator("output_dir", "resume", "client_list")
     @classmethod
     def _is_absolute(cls, value: str) -> str:
         # The ServerApp does not run in the folder in which `flwr run` was typed.
         if value and not Path(value).is_absolute():
-            raise ValueError("must be an absolute path, or empty for $FEDMOE_HOME/results")
-        return value
-
-    @field_validator("resume")
-    @classmethod
-    def _is_absolute_folder(cls, value: str) -> str:
-        if value and not Path(value).is_absolute():
-            raise ValueError("must be the absolute path of a result folder or checkpoint, or empty")
-        return value
-
-    @field_validator("client_list")
-    @classmethod
-    def _is_absolute_file(cls, value: str) -> str:
-        if value and not Path(value).is_absolute():
-            raise ValueError("must be the absolute path of a client list, or empty")
+            raise ValueError("must be an absolute path, or empty")
         return value
 
     @field_validator("run_name")
@@ -419,4 +411,9 @@ def _is_finite(value: Any) -> bool:
 
 def resumable_keys() -> frozenset[str]:
     """Return the keys that may change between the parts of a resumed run."""
-    return frozenset(name for name, field in RunConfig.all_keys() if is_resumable(field))
+    return frozenset(name for name, field in RunConfig.all_keys() if traits_of(field)["resumable"])
+
+
+def keys_that_hold(*kinds: Holds) -> tuple[str, ...]:
+    """Return the keys whose text is of one of these kinds, in their order in the config."""
+    return tuple(name for name, field in RunConfig.all_keys() if traits_of(field)["holds"] in kinds)

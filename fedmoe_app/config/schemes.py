@@ -52,6 +52,7 @@ class HFedMoEConfig(Section):
         "2, 4, 8",
         "experts a layer (2) or share of them (0.5) of the clients whose node config has no "
         "expert-budget, taken in turn by client number",
+        holds="words",
     )
     usage_examples: Annotated[int, Field(ge=1)] = key(
         256, 'selection = "round": local examples on which experts are scored'

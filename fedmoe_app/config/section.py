@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
@@ -20,7 +20,14 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def key(default: Any, doc: str, *, resumable: bool = False, **rules: Any) -> Any:
+# What a text holds: several names or words in one value, a path of several files, of one file or
+# folder, or of a result folder, which is never relative.
+Holds = Literal["text", "names", "words", "files", "path", "results"]
+
+
+def key(
+    default: Any, doc: str, *, resumable: bool = False, holds: Holds = "text", **rules: Any
+) -> Any:
     """Declare a key of the run config; it stands at the right of a :class:`Section`'s field.
 
     Args:
@@ -28,9 +35,17 @@ def key(default: Any, doc: str, *, resumable: bool = False, **rules: Any) -> Any
         doc: what it does, in one line or a few; comment and reference page are made of it.
         resumable: whether it may change between the parts of a resumed run, because it decides
             how long is waited, what is written down and where, not how replies are aggregated.
+        holds: what a text is: names may be given as a list, paths are made absolute.
         rules: pydantic's constraints, such as ``ge=1``.
     """
-    return Field(default, description=doc, json_schema_extra={"resumable": resumable}, **rules)
+    traits: dict[str, Any] = {"resumable": resumable, "holds": holds}
+    return Field(default, description=doc, json_schema_extra=traits, **rules)
+
+
+def traits_of(field: FieldInfo) -> Mapping[str, Any]:
+    """Return ``resumable`` and ``holds`` of a key."""
+    assert isinstance(field.json_schema_extra, dict)
+    return field.json_schema_extra
 
 
 class Section(BaseModel):
@@ -66,12 +81,6 @@ def table_of(field: FieldInfo) -> type[Section] | None:
     """Return the class of a field that is a table, and None for one that is a key."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def is_resumable(field: FieldInfo) -> bool:
-    """Tell whether a key may change between the parts of a resumed run."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("resumable"))
 
 
 def describe(fault: ErrorDetails) -> str:

@@ -69,7 +69,7 @@ def test_a_client_list_is_nothing_for_simulated_nodes() -> None:
     config = make_config(**{"client-list": "/keys/clients.toml"})
     with pytest.raises(ValueError, match='client-list = "/keys/clients.toml": simulated nodes'):
         check_simulated(config, 8)
-    with pytest.raises(ValueError, match="client-list = .*must be the absolute path"):
+    with pytest.raises(ValueError, match="client-list = .*must be an absolute path"):
         make_config(**{"client-list": "clients.toml"})
 
 
