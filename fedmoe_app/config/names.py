@@ -1,13 +1,39 @@
 """Names that the command line knows without torch, whose import takes seconds.
 
 The registries, :data:`fedmoe_app.schemes.SCHEMES` and :data:`fedmoe_app.moe.loading.PRESETS`, say
-what they mean; a test holds the two together, and the sizes here with what ships.
+what they mean; a test holds presets and the sizes here together with what ships.
 """
 
 from __future__ import annotations
 
 COMBINE = "combine"
-SCHEME_NAMES = ("fedavg", "fedprox", "fedmoe", "pflmoe", "hfedmoe", "fcmoe", "fedalign", COMBINE)
+# Schemes with a table of their own in the run config: module of fedmoe_app.schemes, and class.
+_WITH_TABLE = {
+    "fedavg": "fedavg:FedAvg",
+    "fedprox": "fedprox:FedProx",
+    "fedmoe": "fedmoe:FedMoE",
+    "pflmoe": "pflmoe:PFLMoE",
+    "hfedmoe": "hfedmoe:HFedMoE",
+    "fcmoe": "fcmoe:FCMoE",
+    "fedalign": "fedalign:FedAlignMoE",
+}
+# Those that take their parameters from scheme-args, as a user's class does.
+WITH_ARGS = {
+    "fedavgm": "fedopt:FedAvgM",
+    "fedadam": "fedopt:FedAdam",
+    "fedyogi": "fedopt:FedYogi",
+    "fedexp": "fedexp:FedExP",
+    "fednova": "fednova:FedNova",
+    "scaffold": "scaffold:Scaffold",
+    "feddyn": "feddyn:FedDyn",
+    "qfedavg": "qfedavg:QFedAvg",
+    "median": "robust:Median",
+    "trimmedmean": "robust:TrimmedMean",
+    "multikrum": "robust:MultiKrum",
+    "centredclip": "robust:CentredClipping",
+}
+SCHEME_CLASSES = _WITH_TABLE | WITH_ARGS
+SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)
 PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
 PRESET_EXPERTS = 8  # experts a layer that every preset has at least
 PRESET_CLASSES = 256  # classes that the presets' tokenizer has label tokens for

@@ -153,11 +153,16 @@ class Signal:
 
 @dataclass(frozen=True)
 class Field:
-    """Shape and bounds of a number that travels: the server refuses what does not fit."""
+    """Shape and bounds of a number that travels: the server refuses what does not fit.
+
+    Attributes:
+        optional: whether a client may leave it out, such as numbers of an expert it did not train.
+    """
 
     shape: tuple[int, ...]
     low: float
     high: float
+    optional: bool = False
 
 
 class Statistic(Part):
@@ -195,7 +200,7 @@ class OfUpdate(Measured):
 
     @abstractmethod
     def of_update(self, done: Trained) -> Tensors:
-        """Return the numbers by name; float32. A name may be left out."""
+        """Return the numbers by name; float32."""
 
 
 class OfReceived(Measured):

@@ -4,6 +4,7 @@
     arrays   coded, small: the changes of trained experts, gates, dense tensors; routing
     metrics  client, num-examples, losses, ...
     update   codec, version of the received state, checksum; run, round and state that it answers
+    choice, statistics   the experts that the node holds next; numbers of the scheme's own; or none
 
 A checksum over a whole reply, so that no damage on the way is taken for values.
 
@@ -38,6 +39,8 @@ from fedmoe_app.wire.question import ENTRIES, ROUND, Question
 from fedmoe_app.wire.routing import check_counts, max_routing, pack_routing, unpack_routing
 from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import UpdateSpec
+from fedmoe_app.wire.statistics import RECORD as STATISTICS
+from fedmoe_app.wire.statistics import decode_statistics, encode_statistics
 from fedmoe_app.wire.update import RECORD as CHOICE
 from fedmoe_app.wire.update import ClientUpdate, decode_choice, encode_choice
 
@@ -116,6 +119,8 @@ def encode_update(
     )
     if update.choice is not None:
         content[CHOICE] = encode_choice(update.choice)
+    if update.statistics:
+        content[STATISTICS] = encode_statistics(update.statistics)
     return seal(content)
 
 
@@ -167,7 +172,9 @@ def decode_update(
             f"another protocol version, {shown(protocol)}; this server speaks {PROTOCOL}",
             "protocol",
         )
-    check_records(content, (*RECORDS, CHOICE) if spec.top_k else RECORDS)
+    own_records = ((CHOICE, bool(spec.top_k)), (STATISTICS, STATISTICS in content.array_records))
+    wanted = tuple(name for name, is_there in own_records if is_there)
+    check_records(content, (*RECORDS, *wanted))
     if "arrays" not in content.array_records:
         raise InvalidUpdateError("record arrays holds no arrays", "missing")
     header = content.config_records["update"]
@@ -200,6 +207,7 @@ def decode_update(
         codec.name,
         choice,
         server_round,
+        decode_statistics(content, spec.statistics),
     )
 
 

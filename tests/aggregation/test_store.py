@@ -30,7 +30,12 @@ def updates(seed: int) -> list[ClientUpdate]:
         count = torch.randint(1, 50, (2, 3), generator=generator)
         gate = float(torch.randn(1, generator=generator))
         stats = {"region": region, "count": count, "tokens": count.sum(dim=1)}
-        found.append(own_update(client, 1 + client, experts, gate=gate, **stats))
+        update = own_update(client, 1 + client, experts, gate=gate, **stats)
+        own = {
+            "ReceivedLoss/mean": torch.tensor(1.0 + client),
+            "SquaredChange/all": torch.tensor(9.0),
+        }
+        found.append(replace(update, statistics=own))
     return found
 
 

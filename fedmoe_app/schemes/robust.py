@@ -1,0 +1,174 @@
+"""Robust aggregation: rules that a few hostile or broken clients cannot carry off.
+
+By block (a dense tensor, a gate, an expert), over its M members with equal weights:
+
+    median          by value, the middle one; of an even number, the mean of the two middle ones
+    trimmedmean     by value, the mean without the ⌊β·M⌋ lowest and highest
+                    Yin et al., ICML 2018, arXiv:1803.01498
+    multikrum       the mean of the ``keep`` changes with the smallest sum of squared distances to
+                    their M − f − 2 nearest;  Blanchard et al., NeurIPS 2017, arXiv:1703.02757
+    centredclip     v ← v + (1/M)·Σ_i (Δ_i − v)·min(1, r/‖Δ_i − v‖), a few times
+                    Karimireddy et al., ICML 2021, arXiv:2012.10333
+
+Decisions. Every block has its own members, since a client trains some experts only; so rules choose
+by block, not by client. An expert with one or two members has their plain mean: nothing tells the
+honest one. Krum's distances come from norms and cosines, which are projected for very many clients.
+Centred clipping starts from the median and not from the last round's result, and r is ``radius``
+times the median of ‖Δ_i − v‖: changes of experts differ in size by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.parts import Rule, Server, Together, Weighted
+from fedmoe_app.schemes.ranges import in_range
+from fedmoe_app.schemes.views import BlockUpdates
+
+
+@dataclass(frozen=True)
+class Trimmed(Together):
+    """The mean by value without the lowest and highest; ``share = 0.5`` is the median."""
+
+    share: float = 0.2
+
+    def combine(self, updates: BlockUpdates) -> Tensor:
+        """Return it, ``[P]``."""
+        return trimmed_mean(updates.deltas, self.share)
+
+
+def trimmed_mean(deltas: Tensor, share: float) -> Tensor:
+    """Return the mean of ``[M, P]`` by value without ⌊share·M⌋ at either end, ``[P]``."""
+    cut = min(int(share * len(deltas)), (len(deltas) - 1) // 2)
+    return deltas.sort(dim=0).values[cut : len(deltas) - cut].mean(dim=0)
+
+
+@dataclass(frozen=True)
+class NearMost(Weighted):
+    """Multi-Krum.
+
+    Attributes:
+        bad: f, clients that may be hostile.
+        keep: changes that are averaged; 0 is M − f.
+    """
+
+    bad: int = 1
+    keep: int = 0
+
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        """Return 1/keep for those that are kept, ``[M]``."""
+        count = len(updates.members)
+        if count <= 2:
+            return torch.full((count,), 1 / count)
+        squares = updates.norms.square()  # [M]
+        products = updates.cosines * torch.outer(updates.norms, updates.norms)
+        distances = (squares[:, None] + squares - 2 * products).clamp_min(0)  # [M, M]
+        others = distances.fill_diagonal_(torch.inf).sort(dim=1).values
+        near = others[:, : max(1, count - self.bad - 2)].sum(dim=1)
+        keep = min(self.keep or count - self.bad, count)
+        chosen = near.argsort(stable=True)[: max(keep, 1)]
+        return torch.zeros(count).index_fill(0, chosen, 1 / len(chosen))
+
+
+@dataclass(frozen=True)
+class CentredClip(Together):
+    """Centred clipping.
+
+    Attributes:
+        radius: r, as a multiple of the median distance from the centre.
+        iterations: how often the centre moves.
+    """
+
+    radius: float = 1.0
+    iterations: int = 3
+
+    def combine(self, updates: BlockUpdates) -> Tensor:
+        """Return the centre, ``[P]``."""
+        deltas = updates.deltas
+        if len(deltas) <= 2:
+            return deltas.mean(dim=0)
+        centre = trimmed_mean(deltas, 0.5)
+        for _ in range(self.iterations):
+            away = deltas - centre  # [M, P]
+            lengths = torch.linalg.vector_norm(away, dim=1, dtype=torch.float64)  # [M]
+            most = self.radius * lengths.median()
+            scale = (most / lengths.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
+            centre = centre + (scale.float().unsqueeze(1) * away).mean(dim=0)
+        return centre
+
+
+def _everywhere(rule: Rule) -> Server:
+    return Server(dense=rule, gates=rule, experts=rule)
+
+
+@dataclass(frozen=True)
+class Median(Scheme):
+    """The median by value."""
+
+    def server(self, model: ModelShape) -> Server:
+        """Take it of every block."""
+        return _everywhere(Trimmed(0.5))
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Scheme):
+    """The trimmed mean by value.
+
+    Attributes:
+        share: β, left out at either end.
+    """
+
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        in_range("trimmedmean", share=(self.share, 0, 0.5))
+
+    def server(self, model: ModelShape) -> Server:
+        """Take it of every block."""
+        return _everywhere(Trimmed(self.share))
+
+
+@dataclass(frozen=True)
+class MultiKrum(Scheme):
+    """Multi-Krum.
+
+    Attributes:
+        bad, keep: of :class:`NearMost`.
+    """
+
+    bad: int = 1
+    keep: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        in_range("multikrum", bad=(self.bad, 0, 1e6), keep=(self.keep, 0, 1e6))
+
+    def server(self, model: ModelShape) -> Server:
+        """Choose in every block."""
+        return _everywhere(NearMost(self.bad, self.keep))
+
+
+@dataclass(frozen=True)
+class CentredClipping(Scheme):
+    """Centred clipping.
+
+    Attributes:
+        radius, iterations: of :class:`CentredClip`.
+    """
+
+    radius: float = 1.0
+    iterations: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        in_range("centredclip", radius=(self.radius, 0, None), iterations=(self.iterations, 1, 100))
+
+    def server(self, model: ModelShape) -> Server:
+        """Clip every block."""
+        return _everywhere(CentredClip(self.radius, self.iterations))

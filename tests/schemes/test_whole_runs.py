@@ -1,0 +1,94 @@
+"""Schemes in whole runs: state on server and clients, statistics up, signals down, and a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedmoe_app import SCHEMES, read_metrics
+from fedmoe_app.config.names import WITH_ARGS
+from tests.bases import save_base
+from tests.invariant.runs import GoldenRun, make_material, run_golden
+
+STATEFUL = ("fedavgm", "fedadam", "fedyogi", "scaffold", "feddyn")
+ARGS = {"scaffold": '{"population": 3}', "feddyn": '{"population": 3}'}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+def run(material: Path, folder: Path, scheme: str, **others: Any) -> Path:
+    config = {"scheme": scheme, "scheme-args": ARGS.get(scheme, ""), "keep-client-state": True}
+    folder.mkdir(exist_ok=True)
+    return run_golden(GoldenRun(config, **others), material, folder)
+
+
+def tensors(results: Path, name: str = "state") -> dict[str, torch.Tensor]:
+    newest = max((results / "checkpoints").iterdir())
+    return load_file(newest / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("scheme", [name for name in WITH_ARGS if name not in STATEFUL])
+def test_a_run_is_complete_and_another_than_that_of_fedavg(
+    scheme: str, material: Path, tmp_path: Path
+) -> None:
+    results = run(material, tmp_path / scheme, scheme)
+    assert [line["status"] for line in read_metrics(results)] == ["ok"] * 4
+    fedavg = tensors(run(material, tmp_path / "fedavg", "fedavg"))
+    assert any(not torch.equal(t, fedavg[name]) for name, t in tensors(results).items())
+
+
+@pytest.mark.parametrize("scheme", STATEFUL)
+def test_state_is_in_the_checkpoint_and_a_resumed_run_goes_on_bit_for_bit(
+    scheme: str, material: Path, tmp_path: Path
+) -> None:
+    whole = run(material, tmp_path / "whole", scheme)
+    assert [line["status"] for line in read_metrics(whole)] == ["ok"] * 4
+    resumed = run(material, tmp_path / "resumed", scheme, set_back=2)
+    for name in ("state", "server-state", "broadcast"):
+        mine, other = tensors(whole, name), tensors(resumed, name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[key], other[key]) for key in mine), name
+    state = tensors(whole, "server-state")
+    assert all(key.startswith("steps.0.") for key in state)
+    assert any(tensor.any() for tensor in state.values())
+
+
+def test_control_variates_add_up(material: Path, tmp_path: Path) -> None:
+    """All three clients take part in every round: c is the mean of their c_i."""
+    results = run(material, tmp_path / "run", "scaffold")
+    c = tensors(results, "server-state")
+    home = tmp_path / "run" / "home" / "clients"
+    newest = [max(client.glob("round-*.safetensors")) for client in home.glob("*/client-*")]
+    kept = [load_file(path) for path in newest]
+    assert len(kept) == 3
+    for name in kept[0]:
+        mean = sum(own.get(name, torch.zeros(())) for own in kept) / 3
+        torch.testing.assert_close(c[f"steps.0.{name}"], mean, rtol=1e-4, atol=1e-6)
+    assert tensors(results, "broadcast").keys() == {
+        f"scaffold/{key.removeprefix('steps.0.')}" for key in c
+    }
+
+
+def test_every_scheme_is_registered_once() -> None:
+    assert len(set(SCHEMES.values())) == len(SCHEMES)
+
+
+@pytest.mark.parametrize("scheme", ["scaffold", "fedavgm", "multikrum"])
+def test_experts_that_are_modules_of_their_own(scheme: str, material: Path, tmp_path: Path) -> None:
+    """Switch has a module an expert, the other runs a family with fused ones."""
+    save_base(tmp_path / "switch", "SwitchTransformers")
+    config = {
+        "scheme": scheme,
+        "scheme-args": ARGS.get(scheme, ""),
+        "model.name": str(tmp_path / "switch"),
+        "num-server-rounds": 2,
+    }
+    results = run_golden(GoldenRun(config), material, tmp_path)
+    assert [line["status"] for line in read_metrics(results)] == ["ok"] * 3
