@@ -33,9 +33,7 @@ class FeatureTap:
 
     def __init__(self, model: PreTrainedModel) -> None:
         name = classification_head(model)
-        self._head: nn.Module = (
-            model.get_submodule(name) if name else model.get_output_embeddings()
-        )
+        self._head: nn.Module = model.get_submodule(name) if name else model.get_output_embeddings()
         self._seen: Tensor = EMPTY
 
     def __enter__(self) -> FeatureTap:
