@@ -22,11 +22,12 @@ from transformers import PreTrainedModel
 from fedmoe_app.client.trial import LABELS, NotBuiltError, TrialError, try_mode
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import cache_dir
-from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.config.schema import ModelConfig, RunConfig
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, empty_model, resolve_head
+from fedmoe_app.moe.loading import PRESETS, LoadSpec, empty_model
 from fedmoe_app.moe.miniature import small_configs
 from fedmoe_app.moe.quantised.packed import BLOCK
+from fedmoe_app.tasks.setup import head_of
 
 logger = logging.getLogger("fedmoe")
 
@@ -47,12 +48,12 @@ def check_trainable(config: RunConfig) -> None:
     name = config.model.name
     if name in PRESETS:
         return
-    task = config.data.task
-    head = resolve_head(name, config.model.head if task == "classification" else "label-words")
-    empty = empty_model(name, task=task, head=head, num_labels=len(LABELS))
-    _check_precision(config, empty)
+    head = head_of(config)
+    spec = LoadSpec(name, config.data.task, vocab_size=1, head=head, label_names=LABELS)
+    empty = empty_model(spec)
+    _check_precision(config.model, empty)
     try:
-        _check_structure(config, empty)
+        _check_structure(config.model, empty)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f'model.name = "{name}": {error}') from None
     passed = cache_dir() / "tried" / _key(config, head, empty)
@@ -62,10 +63,9 @@ def check_trainable(config: RunConfig) -> None:
 
 def mode_of(config: RunConfig, head: str) -> dict[str, str | bool]:
     """Return what decides, beside the model, whether it can be trained."""
-    classifies = config.data.task == "classification"
     mode: dict[str, str | bool] = {
         "data.task": config.data.task,
-        **({"model.head": head} if classifies else {}),
+        **({"model.head": head} if config.data.kind.classifies else {}),
         "model.train": config.model.train,
         "model.quantization": config.model.quantization,
         "model.experts-in-memory": config.model.experts_in_memory,
@@ -80,30 +80,30 @@ def mode_of(config: RunConfig, head: str) -> dict[str, str | bool]:
     return mode | {key: value for key, value in extras.items() if value != (key == "model.gates")}
 
 
-def _check_structure(config: RunConfig, empty: PreTrainedModel) -> None:
+def _check_structure(model: ModelConfig, empty: PreTrainedModel) -> None:
     layers = find_moe_layers(empty)
-    if config.model.quantization == "nf4":
+    if model.quantization == "nf4":
         from fedmoe_app.moe.quantised.quantisers import check_blocks
 
         check_blocks(layers, BLOCK)
 
 
-def _check_precision(config: RunConfig, empty: PreTrainedModel) -> None:
+def _check_precision(model: ModelConfig, empty: PreTrainedModel) -> None:
     """Refuse a checkpoint that is quantised already in a way that cannot be trained on.
 
     MXFP4 (gpt-oss) passes: transformers reads it in 16 bits. What goes with a ``quantization`` of
     the run's own, :func:`fedmoe_app.moe.loading.load_model` says.
     """
     saved: Any = getattr(empty.config, "quantization_config", None)
-    if not saved or config.model.quantization != "none":
+    if not saved or model.quantization != "none":
         return
     method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
     method = getattr(method, "value", method) or BITSANDBYTES  # old configs name none
-    adapters = method == BITSANDBYTES and config.model.train == "expert-lora"
+    adapters = method == BITSANDBYTES and model.train == "expert-lora"
     if method != "mxfp4" and not adapters:
         raise ConfigError(
-            f'model.name = "{config.model.name}": the checkpoint is quantised already ({method}), '
-            f'which model.train = "{config.model.train}" cannot train; choose one in 16 or 32 '
+            f'model.name = "{model.name}": the checkpoint is quantised already ({method}), '
+            f'which model.train = "{model.train}" cannot train; choose one in 16 or 32 '
             'bits, and model.quantization = "nf4" with model.train = "expert-lora" to hold it in '
             "four"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import resumable_keys
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.folder import (
     CHECKPOINTS,
@@ -30,34 +31,10 @@ from fedmoe_app.server.checkpoint import (
     read_checkpoint,
     read_identity,
 )
+from fedmoe_app.shown.values import shown
 
 logger = logging.getLogger("fedmoe")
 
-# What may change between the parts of a run: it decides how long is waited, how many clients are
-# asked at least, what is written down and where, not how replies are folded. num-server-rounds is
-# one of them only while no learning-rate schedule runs over all rounds.
-FREE = frozenset(
-    {
-        "num-server-rounds",
-        "min-clients",
-        "wait-for-clients",
-        "wait-for-other-runs",
-        "round-timeout",
-        "max-failed-rounds",
-        "evaluate-every",
-        "keep-client-state",
-        "keep-checkpoints",
-        "diagnostics",
-        "spool-above",
-        "track",
-        "client-list",
-        "server-device",
-        "output-dir",
-        "run-name",
-        "resume",
-        "data.num-samples",
-    }
-)
 _MAX_NAMED = 20  # differences that one message lists
 
 
@@ -126,7 +103,9 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, state: ModelState
     for name in ("label_names", "data_fingerprint", "base_fingerprint"):
         before, now = getattr(stored, name), getattr(identity, name)
         if before != now:
-            differences.append(f"{name.replace('_', ' ')}: {_shown(before)}, now {_shown(now)}")
+            differences.append(
+                f"{name.replace('_', ' ')}: {shown(before, 80)}, now {shown(now, 80)}"
+            )
     differences += _state_differences(checkpoint.snapshot.state, state)
     _refuse(checkpoint.path, differences)
     _refuse_done(checkpoint.path, checkpoint.snapshot.server_round, identity.config)
@@ -151,9 +130,9 @@ def _refuse_done(path: Path, done: int, config: Mapping[str, Any]) -> None:
 
 
 def _config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    free = FREE
-    if now.get("train.lr-scheduler-type") != "constant":
-        free = FREE - {"num-server-rounds"}
+    free = resumable_keys()
+    if now.get("train.lr-scheduler-type") != "constant":  # the schedule runs over all rounds
+        free -= {"num-server-rounds"}
     return [
         f"{key} = {_value(before, key)}, now {_value(now, key)}"
         for key in sorted((before.keys() | now.keys()) - free)
@@ -181,11 +160,6 @@ def _shapes(state: ModelState) -> dict[str, str]:
         return f"{str(dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
     return {name: shape(tensor) for name, tensor in state.named()}
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def set_back(

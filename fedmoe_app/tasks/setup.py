@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,7 +17,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.parse import check_labels_known
-from fedmoe_app.config.schema import NODES, RunConfig
+from fedmoe_app.config.schema import NODES, DataConfig, ModelConfig, RunConfig
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
@@ -32,14 +30,20 @@ from fedmoe_app.moe.fingerprint import (
     tensors_fingerprint,
 )
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
-from fedmoe_app.moe.partial.load import Holding
+from fedmoe_app.moe.loading import (
+    PRESETS,
+    Head,
+    LoadSpec,
+    check_model,
+    empty_model,
+    load_model,
+    resolve_head,
+)
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family, head_parameters
-from fedmoe_app.tasks.base import CausalLM, LabelWords, SequenceClassification, Task
-from fedmoe_app.tasks.exact_match import ExactMatch
-from fedmoe_app.tasks.generation import check_generation_fits
-from fedmoe_app.tasks.multiple_choice import MultipleChoice
+from fedmoe_app.tasks.base import Task, TaskSetting
+from fedmoe_app.tasks.registry import make_task
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,20 @@ def device(choice: str = "auto") -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def head_of(config: RunConfig) -> Head:
+    """Return the resolved way of classifying; other tasks need the language-modelling head.
+
+    Raises:
+        ModelNotFoundError: there is no model of the config's name.
+    """
+    wanted = config.model.head if config.data.kind.classifies else "label-words"
+    return resolve_head(config.model.name, wanted)
+
+
 def load_setup(
     config: RunConfig,
     label_names: Sequence[str],
-    holding: Holding | None = None,
+    loaded: ExpertsByLayer | None = None,
     on: str = "auto",
 ) -> Setup:
     """Build the tokenizer, the initial model and the task; the same everywhere for one config.
@@ -80,37 +94,36 @@ def load_setup(
     Args:
         config: the run config.
         label_names: class names in index order; only for classification.
-        holding: the experts to hold in memory; None means all.
+        loaded: the experts to load; None means all, empty none.
         on: see :func:`device`.
     """
     name = config.model.name
-    classifies = config.data.task == "classification"
-    # First of all, for every task: it says best if there is no such model.
-    head = resolve_head(name, config.model.head if classifies else "label-words")
+    head = head_of(config)  # first of all: it says best if there is no such model
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, config.data)
-    load = partial(
-        load_model,
-        name,
-        task=config.data.task,
-        head=head,
-        label_names=label_names,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        seed=config.seed,
-        dtype=config.model.dtype,
-        max_length=config.data.max_length,
-    )
-    quantization = config.model.quantization
-    model = load(quantization=quantization, device=str(device(on)), holding=holding)
-    plain = load if quantization != "none" else lambda: model
-    fingerprint = _base_fingerprint(config, model, head, plain)
+    spec = _spec(config, tokenizer, head, label_names)
+    model = load_model(spec, str(device(on)), loaded)
+    fingerprint = _base_fingerprint(config, model, head, spec)
     model.to(device(on))  # type: ignore[arg-type]
     return replace(
         assemble(config, tokenizer, model, head, label_names), base_fingerprint=fingerprint
+    )
+
+
+def _spec(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, head: str, label_names: Sequence[str]
+) -> LoadSpec:
+    return LoadSpec.of(
+        config.model.name,
+        tokenizer,
+        task=config.data.task,
+        head=head,
+        label_names=label_names,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        max_length=config.data.max_length,
+        quantization=config.model.quantization,
     )
 
 
@@ -122,12 +135,11 @@ def assemble(
     label_names: Sequence[str],
 ) -> Setup:
     """Open of a model, on its device, what the run trains; put it together with its task."""
-    if config.data.metric == "exact-match":
-        length, new_tokens = config.data.max_length, config.data.max_new_tokens
-        check_generation_fits(model, config.model.name, length, new_tokens)
-    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
+    encoder_decoder = model.config.is_encoder_decoder
+    task = make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head, label_names))
+    task.check_fits(model, config.model.name)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config, head), config.seed)
+    adapt(model, layers, adaptation(config.model, head), config.seed)
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     return Setup(tokenizer, model, layers, task)
@@ -136,21 +148,18 @@ def assemble(
 def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     """Raise what :func:`load_setup` would, without reading weights; return the model's shape."""
     name, data = config.model.name, config.data
-    head = resolve_head(name, config.model.head if data.task == "classification" else "label-words")
+    head = head_of(config)
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, data)
-    arguments: dict[str, Any] = {"task": data.task, "head": head}
-    arguments |= {"vocab_size": len(tokenizer), "max_length": data.max_length}
-    check_model(name, label_names=label_names, quantization=config.model.quantization, **arguments)
-    model = empty_model(
-        name, num_labels=max(2, len(label_names)), dtype=config.model.dtype, **arguments
-    )
-    if data.metric == "exact-match":
-        check_generation_fits(model, name, data.max_length, data.max_new_tokens)
-    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
+    spec = _spec(config, tokenizer, head, label_names)
+    check_model(spec)
+    model = empty_model(spec)
+    encoder_decoder = model.config.is_encoder_decoder
+    task = make_task(TaskSetting(data, tokenizer, encoder_decoder, head, label_names))
+    task.check_fits(model, name)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config, head), config.seed)
+    adapt(model, layers, adaptation(config.model, head), config.seed)
     return Setup(tokenizer, model, layers, task).shape
 
 
@@ -167,9 +176,7 @@ def check_base(setup: Setup, fingerprint: str) -> None:
         )
 
 
-def _base_fingerprint(
-    config: RunConfig, model: PreTrainedModel, head: str, plain: Callable[[], PreTrainedModel]
-) -> str:
+def _base_fingerprint(config: RunConfig, model: PreTrainedModel, head: str, spec: LoadSpec) -> str:
     """Hash what nobody trains or sends; empty if there is nothing.
 
     A tensor that is trained may be hashed with the rest of its file: nodes with the same files
@@ -178,7 +185,7 @@ def _base_fingerprint(
     Args:
         config, head: of the run.
         model: as it was loaded.
-        plain: makes the same model without quantisation.
+        spec: of the model; a preset is hashed without quantisation.
     """
     name = config.model.name
     if config.model.train == "all":
@@ -186,16 +193,22 @@ def _base_fingerprint(
         parameters = {name: p for name, p in model.named_parameters() if name in frozen}
         return tensors_fingerprint(parameters | saved_buffers(model))
     if name in PRESETS:
-        return preset_fingerprint(plain())
-    new_head = head == "sequence" and not adaptation(config, head).head
+        quantised = spec.quantization != "none"
+        plain = load_model(replace(spec, quantization="none")) if quantised else model
+        return preset_fingerprint(plain)
+    new_head = head == "sequence" and not adaptation(config.model, head).head
     return checkpoint_fingerprint(name, head_parameters(model) if new_head else None)
 
 
-def adaptation(config: RunConfig, head: str) -> Adaptation:
-    """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
-    model = config.model
-    # Label words are scored by the output embeddings, which are no new head.
-    train_head = model.train_head and config.data.task == "classification" and head == "sequence"
+def adaptation(model: ModelConfig, head: str) -> Adaptation:
+    """Return what a run trains of its model.
+
+    Args:
+        model: the config's section.
+        head: :func:`head_of`; label words are scored by the output embeddings, which are no new
+            head.
+    """
+    train_head = model.train_head and head == "sequence"
     return Adaptation(
         model.train,
         model.gates,
@@ -231,52 +244,21 @@ def _is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def make_task(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    encoder_decoder: bool,
-    head: str,
-    label_names: Sequence[str],
-) -> Task:
-    """Return the run's task on a tokenizer.
-
-    Args:
-        config: the run config.
-        tokenizer: the model's.
-        encoder_decoder: whether the model is one.
-        head: the resolved way of classifying.
-        label_names: class names in index order; only for classification.
-    """
-    data = config.data
-    length, new_tokens = data.max_length, data.max_new_tokens
-    if data.task == "multiple-choice":
-        return MultipleChoice(tokenizer, length, encoder_decoder, data.metric == "acc-norm")
-    if data.metric == "exact-match":
-        return ExactMatch(tokenizer, length, encoder_decoder, new_tokens, data)
-    if data.task == "causal-lm":
-        return CausalLM(tokenizer, length, encoder_decoder, new_tokens, data)
-    if head == "label-words":
-        return LabelWords(tokenizer, length, label_names)
-    return SequenceClassification(tokenizer, length)
-
-
-def server_data(config: RunConfig) -> TextData:
+def server_data(config: DataConfig) -> TextData:
     """Load what the server needs of the data: label names, fingerprint and test set.
 
     Raises:
         ConfigError: if the nodes bring their own data and the config does not name the labels.
         DataError: if the data cannot be read, or has only one class.
     """
-    if config.data.source != NODES:
-        data = load_text_data(config.data)
-        if config.data.task == "classification":
-            check_classes(data.label_names, config.data.source)
+    if config.source != NODES:
+        data = load_text_data(config)
+        if config.kind.classifies:
+            check_classes(data.label_names, config.source)
         return data
-    check_labels_known(config.data)
-    labels = config.data.labels
-    test = None
-    if config.data.test_source:
-        test = load_node_file(config.data.test_source, config.data, labels)
+    check_labels_known(config)
+    labels = config.labels
+    test = load_node_file(config.test_source, config, labels) if config.test_source else None
     return TextData(train=Dataset.from_list([]), test=test, label_names=labels, fingerprint="")
 
 

@@ -163,7 +163,7 @@ def test_a_teacher_that_agrees_costs_nothing_and_pulls_nowhere() -> None:
     kept[:, 0] = True
     loss = masked_kl(logits.detach(), logits, kept, kept, 2.0)
     loss.backward()
-    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert logits.grad is not None
     assert float(logits.grad.abs().max()) == pytest.approx(0.0, abs=1e-6)
 

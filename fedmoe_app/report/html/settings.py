@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fedmoe_app
+from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.parse import default_run_config, flatten_table
 from fedmoe_app.results.folder import CONFIG_FILE, ResultsError
 
@@ -44,18 +44,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, Any]:
-    """Return the app's default run config; empty where its ``pyproject.toml`` is not at hand."""
-    pyproject = Path(fedmoe_app.__file__).parents[1] / "pyproject.toml"
-    try:
-        return dict(default_run_config(pyproject))
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        return {}
+    """Return the default run config."""
+    return dict(default_run_config())
 
 
 def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting]:
     """Return the settings in the order of the config, those that differ first."""
     settings = [
-        Setting(key, _shown(value), _shown(default[key]) if key in default else None)
+        Setting(key, write_value(value), write_value(default[key]) if key in default else None)
         for key, value in flat.items()
     ]
     return sorted(settings, key=lambda each: not each.changed or each.key in PLACES)
@@ -64,10 +60,3 @@ def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting
 def is_notable(setting: Setting) -> bool:
     """Tell whether a setting differs from its default and says what was run."""
     return setting.changed and setting.key not in PLACES
-
-
-def _shown(value: Any) -> str:
-    """Return a value as TOML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else f"{value:g}"
