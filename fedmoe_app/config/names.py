@@ -17,8 +17,19 @@ _WITH_TABLE = {
     "fcmoe": "fcmoe:FCMoE",
     "fedalign": "fedalign:FedAlignMoE",
 }
+# Losses against label skew, which can be the loss of a combination, too.
+LABEL_SKEW = {
+    "logitadjust": "logitadjust:LogitAdjust",
+    "fedlc": "logitadjust:FedLC",
+    "fedrs": "fedrs:FedRS",
+    "fedntd": "fedntd:FedNTD",
+    "fedlmd": "fedlmd:FedLMD",
+    "fedvls": "fedvls:FedVLS",
+    "feddecorr": "feddecorr:FedDecorr",
+}
 # Those that take their parameters from scheme-args, as a user's class does.
 WITH_ARGS = {
+    **LABEL_SKEW,
     "fedavgm": "fedopt:FedAvgM",
     "fedadam": "fedopt:FedAdam",
     "fedyogi": "fedopt:FedYogi",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator, Mapping
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.names import (
     COMBINE,
+    LABEL_SKEW,
     SCHEME_CLASSES,
     WITH_ARGS,
     is_own_scheme,
@@ -54,6 +56,11 @@ def make_scheme(config: RunConfig) -> Scheme:
             f'scheme-args = {config.scheme_args}: only for your own scheme; scheme = "{name}" '
             f"takes its parameters from the [{name}] table"
         )
+    return _built(name, scheme_class, config)
+
+
+def _built(name: str, scheme_class: type[Scheme], config: RunConfig) -> Scheme:
+    """Build a scheme; what it refuses is named by it."""
     try:
         return scheme_class.from_config(config)
     except ConfigError:  # names its key already
@@ -65,14 +72,24 @@ def make_scheme(config: RunConfig) -> Scheme:
 
 
 def _combination(config: RunConfig) -> Combination:
-    """Build each part of ``combine`` from its own table."""
+    """Build each part of ``combine`` from its own table, or from its name in ``scheme-args``."""
+    arguments = config.scheme_kwargs
     parts = config.combine.model_dump()
     # A personal copy of the whole model is no part of one.
-    choices = [name for name in SCHEMES if name not in WITH_ARGS and name != "pflmoe"]
+    tables = [name for name in SCHEMES if name not in WITH_ARGS and name != "pflmoe"]
+    if unused := sorted(set(arguments) - (set(parts.values()) & set(LABEL_SKEW))):
+        raise ConfigError(
+            f'scheme-args = {config.scheme_args}: "{unused[0]}" is no part of combine.* that takes '
+            'arguments; write them by scheme, such as {"fedntd": {"beta": 0.1}}'
+        )
+    built = {}
     for part, name in parts.items():
+        choices = [*tables, *LABEL_SKEW] if part == "loss" else tables
         if name not in choices:
             raise ConfigError(f'combine.{part} = "{name}": choose one of {", ".join(choices)}')
-    return Combination(**{part: SCHEMES[name].from_config(config) for part, name in parts.items()})
+        own = {"scheme_args": json.dumps(arguments.get(name, {}))}
+        built[part] = _built(name, SCHEMES[name], config.model_copy(update=own))
+    return Combination(**built)
 
 
 def _import_scheme(name: str) -> type[Scheme]:

@@ -4,7 +4,7 @@
     arrays   coded, small: the changes of trained experts, gates, dense tensors; routing
     metrics  client, num-examples, losses, ...
     update   codec, version of the received state, checksum; run, round and state that it answers
-    choice, statistics   the experts that the node holds next; numbers of the scheme's own; or none
+    placement, statistics   the experts that the node loads next; the scheme's own numbers; or none
 
 A checksum over a whole reply, so that no damage on the way is taken for values.
 

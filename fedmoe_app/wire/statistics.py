@@ -13,9 +13,9 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.packing import raw_array, read_raw
-from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import NumberSpec
 
 RECORD = "statistics"
