@@ -11,7 +11,7 @@ from fedmoe_app.results.values import (
     mean,
     to_array,
 )
-from tests.report.diagnostics.lines import Line
+from tests.report.lines import Line
 
 NAN = np.nan
 
