@@ -14,6 +14,7 @@ from fedmoe_app.compare.reading import Comparison
 from fedmoe_app.compare.summary import Result, Row, results_of, summarise
 from fedmoe_app.compare.tables import first_scheme, headers, legend, shown
 from fedmoe_app.config.lists import base_names
+from fedmoe_app.config.pairs import write_value
 from fedmoe_app.report import settings
 from fedmoe_app.report.facts import Cell, Fact, Table, failures
 from fedmoe_app.report.page import State, render, write_page
@@ -175,7 +176,7 @@ def _differing(comparison: Comparison) -> Table:
     for cell in comparison.plan.cells:
         for key, value in cell.flat.items():
             known = values[cell.scheme].setdefault(key, [])
-            if (text := settings.toml_value(value)) not in known:
+            if (text := write_value(value)) not in known:
                 known.append(text)
     keys = dict.fromkeys(key for found in values.values() for key in found)
     different = [

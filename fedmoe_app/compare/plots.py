@@ -30,9 +30,9 @@ from fedmoe_app.report.charts import (
     lines,
     three,
 )
-from fedmoe_app.report.files import beside, picture_of
+from fedmoe_app.report.files import beside, picture_of, write_pictures
 from fedmoe_app.results.table import human_bytes
-from fedmoe_app.shown.pictures import picture, picture_names, save
+from fedmoe_app.shown.pictures import picture, picture_names
 
 MAX_NAME = 40  # characters of a scheme or partition
 MAX_COLUMNS = 3
@@ -56,7 +56,7 @@ def plot_comparison(folder: Path, plan: Plan, results: Sequence[Result], metric:
         found[folder / f"{name}.png"] = picture_of(
             [beside(row, width) for row in rows], legend, max(map(len, rows))
         )
-    return save(found)
+    return write_pictures(found)
 
 
 def charts_of(

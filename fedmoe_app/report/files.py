@@ -5,12 +5,17 @@ A file is one Vega-Lite spec, put together of those of the page.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from fedmoe_app.report.charts import CONFIG, SCHEMA, Chart, Spec, once
+from fedmoe_app.shown.pictures import DrawingError, save
+
+logger = logging.getLogger("fedmoe")
 
 WIDTH = 430  # pixels of a chart
 MAX_COLUMNS = 4  # of panels
@@ -49,6 +54,18 @@ def picture_of(parts: Iterable[Spec], legend: Sequence[Spec] = (), width: int = 
         "resolve": _OWN,
     }
     return _ink(spec)
+
+
+def write_pictures(specs: Mapping[Path, Spec]) -> list[Path]:
+    """Write picture files and return their paths; none, with a warning, where that fails.
+
+    What is drawn took long to compute: a run or a comparison must not fail for its pictures.
+    """
+    try:
+        return save(specs)
+    except DrawingError as error:
+        logger.warning("%s", error)
+        return []
 
 
 def beside(charts: Sequence[Chart], width: int = WIDTH) -> Spec:

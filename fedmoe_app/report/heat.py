@@ -222,7 +222,7 @@ def _legend(each: Map, scale: Scale, power: int) -> Spec:
     written = {"share": {"format": ".3~p"}, "count": {"format": "d"}}.get(
         each.form, {"format": ".3~g"}
     )
-    return {"title": "; ".join(parts), "direction": "horizontal", "gradientLength": 180,
+    return {"title": parts, "direction": "horizontal", "gradientLength": 180,
             "gradientThickness": 12, "tickCount": 3, **written}  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -18,22 +17,13 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-<<<<<<< HEAD:fedmoe_app/report/html/page.py
-from fedmoe_app.config.files import write_atomic
-from fedmoe_app.report.html import template
-from fedmoe_app.report.html.script_charts import CHARTS_JS
-from fedmoe_app.report.html.script_maps import MAPS_JS
-from fedmoe_app.report.html.script_page import PAGE_JS
-from fedmoe_app.report.html.style import CSS
-from fedmoe_app.results.folder import REPORT_FILE, SAMPLES_FILE
-=======
-from fedmoe_app.config.paths import cache_dir, private_folder
+from fedmoe_app.config.files import build_once, write_atomic
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.report import template
 from fedmoe_app.report.charts import CONFIG
 from fedmoe_app.report.embed import SCRIPT
 from fedmoe_app.report.style import CSS
-from fedmoe_app.results.folder import REPORT_FILE, SAMPLES_FILE, write_atomic
->>>>>>> 4e50b92 (Every picture is defined once, as a Vega-Lite spec, for the page and for files):fedmoe_app/report/page.py
+from fedmoe_app.results.folder import REPORT_FILE, SAMPLES_FILE
 from fedmoe_app.shown.pages import html_data, html_text
 from fedmoe_app.shown.pictures import write_bundle
 
@@ -104,13 +94,9 @@ def vega_bundle() -> str:
     Raises:
         DrawingError: when it cannot be made; PackageNotFoundError without vl-convert.
     """
-    folder = private_folder(cache_dir())
-    file = folder / f"vega-{installed_version(VEGA)}.js"
-    if not file.is_file():
-        temporary = file.with_name(f".{file.name}-{os.getpid()}")
-        write_bundle(temporary)
-        os.replace(temporary, file)
-    return file.read_text(encoding="utf-8")
+    folder = cache_dir() / f"vega-{installed_version(VEGA)}"
+    built = build_once(folder, lambda draft: write_bundle(draft / "vega.js"))
+    return (built / "vega.js").read_text(encoding="utf-8")
 
 
 def _environment() -> Environment:

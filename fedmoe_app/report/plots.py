@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,15 +11,20 @@ import numpy as np
 
 from fedmoe_app.report.charts import Spec
 from fedmoe_app.report.cubes import EXPERT, LAYER, ROUND, Axis, Cube, evenly
-from fedmoe_app.report.files import MAX_COLUMNS, WIDTH, beside, panels, picture_of, titled
+from fedmoe_app.report.files import (
+    MAX_COLUMNS,
+    WIDTH,
+    beside,
+    panels,
+    picture_of,
+    titled,
+    write_pictures,
+)
 from fedmoe_app.report.heat import Map, equal_use, file_map, matrix, scale_of
 from fedmoe_app.report.maps import DIAGNOSTICS, ROUTING, cubes_of
 from fedmoe_app.report.run_charts import charts_of, diagnostic_charts
 from fedmoe_app.results.folder import ResultsError, read_metrics
 from fedmoe_app.results.values import Line
-from fedmoe_app.shown.pictures import DrawingError, save
-
-logger = logging.getLogger("fedmoe")
 
 MAX_PANELS = 8
 PAIR_LAYERS, PAIR_EXPERTS = 2, 4
@@ -67,11 +71,7 @@ def plot_run(folder: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
         raise ResultsError(f"{folder}: metrics.jsonl is empty; there is nothing to draw yet")
     specs = pictures_of(lines)
     files = {folder / f"{name}.{kind}": spec for name, spec in specs.items() for kind in kinds}
-    try:
-        return save(files)
-    except DrawingError as error:
-        logger.warning("%s", error)
-        return []
+    return write_pictures(files)
 
 
 def pictures_of(lines: Sequence[Line]) -> dict[str, Spec]:

@@ -51,11 +51,7 @@ def defaults() -> dict[str, Any]:
 def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting]:
     """Return the settings in the order of the config, those that differ first."""
     settings = [
-<<<<<<< HEAD:fedmoe_app/report/html/settings.py
         Setting(key, write_value(value), write_value(default[key]) if key in default else None)
-=======
-        Setting(key, toml_value(value), toml_value(default[key]) if key in default else None)
->>>>>>> 4e50b92 (Every picture is defined once, as a Vega-Lite spec, for the page and for files):fedmoe_app/report/settings.py
         for key, value in flat.items()
     ]
     return sorted(settings, key=lambda each: not each.changed or each.key in PLACES)
@@ -64,13 +60,3 @@ def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting
 def is_notable(setting: Setting) -> bool:
     """Tell whether a setting differs from its default and says what was run."""
     return setting.changed and setting.key not in PLACES
-<<<<<<< HEAD:fedmoe_app/report/html/settings.py
-=======
-
-
-def toml_value(value: Any) -> str:
-    """Return a value as TOML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else f"{value:g}"
->>>>>>> 4e50b92 (Every picture is defined once, as a Vega-Lite spec, for the page and for files):fedmoe_app/report/settings.py

@@ -225,7 +225,7 @@ def _surroundings(folder: Path) -> Iterator[None]:
     with (
         patch.dict(os.environ, FEDMOE_HOME=str(folder / "home")),
         patch.object(torch.cuda, "is_available", lambda: False),
-        patch("fedmoe_app.report.plots.save", _draw_nothing),
+        patch("fedmoe_app.report.files.save", _draw_nothing),
     ):
         try:
             yield

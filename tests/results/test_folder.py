@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from fedmoe_app import ResultsError, default_run_config, read_metrics
-<<<<<<< HEAD
-from fedmoe_app.report.html.page import write_page
-=======
-from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.report.page import write_page
->>>>>>> 4e50b92 (Every picture is defined once, as a Vega-Lite spec, for the page and for files)
 from fedmoe_app.results.folder import (
     LINE_KEYS,
     SAMPLES_FILE,
