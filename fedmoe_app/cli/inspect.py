@@ -16,7 +16,7 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.table import human_bytes
 from fedmoe_app.shown.terminal import Console, Table, literal
 from fedmoe_app.shown.text import readable
-from fedmoe_app.tasks.setup import adaptation, resolved_head
+from fedmoe_app.tasks.setup import adaptation, head_of
 from fedmoe_app.wire.codecs import make_codec
 from fedmoe_app.wire.packing import expected_packed
 from fedmoe_app.wire.spec import Shape, UpdateSpec
@@ -33,7 +33,7 @@ def inspect_model(config: RunConfig) -> Outline:
     """
     check_trainable(config)
     model = config.model
-    head = resolved_head(model, config.data.task)
+    head = head_of(config)
     vocab_size = len(load_tokenizer(model.name, PRESETS)) if model.name in PRESETS else 1
     spec = LoadSpec(
         model.name,

@@ -27,7 +27,7 @@ from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
 from fedmoe_app.moe.loading import PRESETS, LoadSpec, empty_model
 from fedmoe_app.moe.miniature import small_configs
 from fedmoe_app.moe.quantised.packed import BLOCK
-from fedmoe_app.tasks.setup import resolved_head
+from fedmoe_app.tasks.setup import head_of
 
 logger = logging.getLogger("fedmoe")
 
@@ -48,9 +48,9 @@ def check_trainable(config: RunConfig) -> None:
     name = config.model.name
     if name in PRESETS:
         return
-    task = config.data.task
-    head = resolved_head(config.model, task)
-    empty = empty_model(LoadSpec(name, task, vocab_size=1, head=head, label_names=LABELS))
+    head = head_of(config)
+    spec = LoadSpec(name, config.data.task, vocab_size=1, head=head, label_names=LABELS)
+    empty = empty_model(spec)
     _check_precision(config.model, empty)
     try:
         _check_structure(config.model, empty)
@@ -63,10 +63,9 @@ def check_trainable(config: RunConfig) -> None:
 
 def mode_of(config: RunConfig, head: str) -> dict[str, str | bool]:
     """Return what decides, beside the model, whether it can be trained."""
-    classifies = config.data.task == "classification"
     mode: dict[str, str | bool] = {
         "data.task": config.data.task,
-        **({"model.head": head} if classifies else {}),
+        **({"model.head": head} if config.data.kind.classifies else {}),
         "model.train": config.model.train,
         "model.quantization": config.model.quantization,
         "model.experts-in-memory": config.model.experts_in_memory,

@@ -13,17 +13,11 @@ from pydantic import Field, field_validator, model_validator
 
 from fedmoe_app.config.lists import as_list, label_names, read_label_names
 from fedmoe_app.config.section import Section, Text, key
+from fedmoe_app.config.tasks import METRICS, TASKS, TaskKind
 
 # The words among the values of data.source; all others name files or hub data sets.
 EMBEDDED = "embedded"
 NODES = "nodes"  # every node brings its own file
-
-# What each task can be scored by; the first is what "auto" means.
-METRICS = {
-    "classification": ("accuracy",),
-    "causal-lm": ("token-accuracy", "exact-match"),
-    "multiple-choice": ("accuracy", "acc-norm"),
-}
 
 # The words among the values of data.chat-template; all others are a template or a file with one.
 CHAT_TEMPLATES = ("auto", "always", "never")
@@ -86,10 +80,10 @@ class DataConfig(Section):
         "what separates the columns of CSV: auto (comma, semicolon or tab, by the header), tab, or "
         "the character",
     )
-    task: Literal["classification", "causal-lm", "multiple-choice"] = key(
+    task: Literal[tuple(TASKS)] = key(  # type: ignore[valid-type]
         "classification", "what the model learns; it decides about columns, loss and score"
     )
-    metric: Literal["auto", "accuracy", "acc-norm", "token-accuracy", "exact-match"] = key(
+    metric: Literal[("auto", *METRICS)] = key(  # type: ignore[valid-type]
         "auto",
         "causal-lm: token-accuracy (auto) or exact-match (the generated answer's last number); "
         "multiple-choice: accuracy (auto) or acc-norm (length-normalised)",
@@ -190,6 +184,11 @@ class DataConfig(Section):
     )
 
     @property
+    def kind(self) -> TaskKind:
+        """What is known of ``task``."""
+        return TASKS[self.task]
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Class names given by the config, in index order; empty when the source tells them.
 
@@ -269,7 +268,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind_of_row(self) -> DataConfig:
-        if self.task == "causal-lm" and self.row_format == "auto" and len(self._kinds_named()) > 1:
+        formats = self.kind.rows == "language" and self.row_format == "auto"
+        if formats and len(self._kinds_named()) > 1:
             raise ValueError(
                 f"the columns named are those of {' and '.join(self._kinds_named())}: name those "
                 "of one kind of row, or say in row-format which one counts"
@@ -278,7 +278,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _partition_needs_a_column(self) -> DataConfig:
-        if self.task != "classification" and self.partition != "iid" and not self.partition_by:
+        if not self.kind.classifies and self.partition != "iid" and not self.partition_by:
             raise ValueError(
                 f'partition = "{self.partition}" with task = "{self.task}" needs partition-by: '
                 'name a column, or choose partition = "iid"'
@@ -296,7 +296,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _metric_fits_the_task(self) -> DataConfig:
-        choices = ("auto", *METRICS[self.task])
+        choices = ("auto", *self.kind.metrics)
         if self.metric not in choices:
             raise ValueError(
                 f'metric = "{self.metric}" with task = "{self.task}": choose one of '

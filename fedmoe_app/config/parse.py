@@ -20,8 +20,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.schema import NODES, DataConfig, RunConfig
-from fedmoe_app.config.section import Section, describe, shown, table_of
+from fedmoe_app.config.section import Section, describe, table_of
 
 FlatConfig = Mapping[str, bool | float | int | str]
 
@@ -52,7 +53,7 @@ def check_labels_known(data: DataConfig) -> None:
         ConfigError: naming the key and its forms.
     """
     unnamed = not data.label_names_file and len(data.labels) < 2
-    if data.source == NODES and data.task == "classification" and unnamed:
+    if data.source == NODES and data.kind.classifies and unnamed:
         raise ConfigError(
             f'data.label-names = "{data.label_names}": with data.source = "nodes" the server '
             "cannot see the labels; name at least two, separated by commas or as a list, or one a "
@@ -79,9 +80,8 @@ def _check_is_table(name: str, key: str, flat: FlatConfig) -> None:
         return
     field = RunConfig.model_fields.get(name.replace("-", "_"))
     if field is not None and table_of(field):
-        raise ConfigError(
-            f"run config: {name} = {shown(flat[name])}: a table, not a value; set {key} instead"
-        )
+        value = write_value(flat[name])
+        raise ConfigError(f"run config: {name} = {value}: a table, not a value; set {key} instead")
     raise ConfigError(f"run config: {key}: unknown key; {name} is a value, not a table")
 
 

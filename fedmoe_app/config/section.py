@@ -7,13 +7,14 @@ from a checkpoint may have another value. :mod:`fedmoe_app.config.reference` wri
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from fedmoe_app.config.pairs import write_value
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -89,11 +90,4 @@ def describe(fault: ErrorDetails) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], Mapping):  # a table whose keys do not fit together
         return f"{key}: {message}" if key else message
-    return f"{key} = {shown(fault['input'])}: {message}"
-
-
-def shown(value: Any) -> str:
-    """Return a value as TOML writes it; JSON would call infinity ``Infinity``."""
-    if isinstance(value, float):
-        return str(value)
-    return json.dumps(value, default=str, ensure_ascii=False)
+    return f"{key} = {write_value(fault['input'])}: {message}"

@@ -32,12 +32,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.checkpoint import check_not_quantised
-from fedmoe_app.moe.partial.load import Holding, load_with_experts
+from fedmoe_app.moe.partial.load import load_with_experts
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.quantised.packed import KINDS
 
 Head = Literal["sequence", "label-words"]
-TASKS = ("classification", "causal-lm", "multiple-choice")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _SPECIAL = ("pad", "eos", "bos")  # tokens
@@ -109,7 +110,8 @@ class LoadSpec:
 
     Attributes:
         name: a key of :data:`PRESETS`, a local folder or a hub name.
-        task: one of :data:`TASKS`; all but classification need a language-modelling head.
+        task: one of :data:`fedmoe_app.config.tasks.TASKS`; those without classes need a
+            language-modelling head.
         vocab_size: tokens of the tokenizer; a loaded model must have at least as many embeddings.
         pad_token_id, eos_token_id, bos_token_id: the tokenizer's special tokens.
         head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
@@ -138,7 +140,7 @@ class LoadSpec:
     quantization: str = "none"
 
     def __post_init__(self) -> None:
-        _choose("data.task", self.task, TASKS)
+        _choose("data.task", self.task, tuple(TASKS))
         _choose("model.dtype", self.dtype, tuple(DTYPES))
         _choose("model.quantization", self.quantization, ("none", *KINDS))
 
@@ -161,7 +163,7 @@ class LoadSpec:
 
 
 def load_model(
-    spec: LoadSpec, device: str = "cpu", holding: Holding | None = None
+    spec: LoadSpec, device: str = "cpu", loaded: ExpertsByLayer | None = None
 ) -> PreTrainedModel:
     """Return the model of a run in eval mode, without a key-value cache.
 
@@ -169,7 +171,7 @@ def load_model(
         spec: which one.
         device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
             models are built on the CPU.
-        holding: the experts to hold in memory, which are read to ``device``; None means all.
+        loaded: the experts to load, which are read to ``device``; None means all, empty none.
 
     Raises:
         ModelNotFoundError: the name leads to no model.
@@ -177,13 +179,13 @@ def load_model(
             saved head of other classes; a vocabulary or context of the loaded model that is too
             small; a checkpoint that is quantised already.
     """
-    if holding is not None:
+    if loaded is not None:
         check_not_quantised(spec.name)
     config, auto = _checked(spec)
     if auto is AutoModelForSequenceClassification:
         config.num_labels = spec.num_classes
     with _seeded(spec.seed):
-        model = _build(auto, spec, config, device, holding)
+        model = _build(auto, spec, config, device, loaded)
     if spec.label_names:
         model.config.id2label = dict(enumerate(spec.label_names))
         model.config.label2id = {label: index for index, label in enumerate(spec.label_names)}
@@ -208,12 +210,16 @@ def _checked(spec: LoadSpec) -> tuple[PreTrainedConfig, Any]:
 
 
 def _build(
-    auto: Any, spec: LoadSpec, config: PreTrainedConfig, device: str, holding: Holding | None
+    auto: Any,
+    spec: LoadSpec,
+    config: PreTrainedConfig,
+    device: str,
+    loaded: ExpertsByLayer | None,
 ) -> PreTrainedModel:
     """Build a preset or load a checkpoint, quantised or not, with all experts or some."""
     name, dtype, quantization = spec.name, DTYPES[spec.dtype], spec.quantization
-    if holding is not None:
-        return load_with_experts(auto, name, config, dtype, holding.subsets, quantization, device)
+    if loaded is not None:
+        return load_with_experts(auto, name, config, dtype, loaded, quantization, device)
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
         if quantization != "none":
@@ -227,8 +233,8 @@ def _build(
 
         options["quantization_config"] = quantization_config(quantization, dtype)
         options["device_map"] = {"": device}
-    loaded: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
-    return loaded
+    whole: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
+    return whole
 
 
 def _accept_for_quantising(name: str, config: PreTrainedConfig) -> None:
@@ -338,7 +344,7 @@ def _check_saved_head(
 
 
 def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
-    if task == "classification" and resolve_head(config, head) == "sequence":
+    if TASKS[task].classifies and resolve_head(config, head) == "sequence":
         return AutoModelForSequenceClassification
     encoder_decoder = getattr(config, "is_encoder_decoder", False)
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING
@@ -351,7 +357,7 @@ def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
 
 def _no_language_model(config: PreTrainedConfig, task: str) -> str:
     head, way_out = "", "another model.name"
-    if task == "classification":
+    if TASKS[task].classifies:
         head = ' with model.head = "label-words"'
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         way_out += ', or data.task = "classification" with model.head = "sequence"'

@@ -19,13 +19,13 @@ from typing import Any
 
 import psutil
 
+from fedmoe_app.config.files import write_atomic
 from fedmoe_app.results.folder import (
     STILL_RUNNING,
     ResultsError,
     list_checkpoints,
     read_metrics,
     round_of,
-    write_atomic,
 )
 from fedmoe_app.results.lease import Lease
 from fedmoe_app.shown.terminal import shell_word

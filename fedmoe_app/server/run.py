@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from flwr.serverapp import Grid
 
 from fedmoe_app.aggregation.store import MIB, Spool
 from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
-from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.moe.export import export_adapter
@@ -32,7 +31,7 @@ from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.buffered import BufferedStrategy
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
-from fedmoe_app.server.placement import Holding
+from fedmoe_app.server.placement import Placements
 from fedmoe_app.server.recorder import open_journal
 from fedmoe_app.server.rounds import EvaluateFn, Limits
 from fedmoe_app.server.strategy import MoEStrategy
@@ -114,7 +113,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         label_names=data.label_names,
         data_fingerprint=data.fingerprint,
         base_fingerprint=setup.base_fingerprint,
-        holding=Holding(setup.shape, config.round_timeout) if chosen else None,
+        placements=Placements(setup.shape, config.round_timeout) if chosen else None,
         changed_only=config.wire.downloads == "changed",
         download_codec=config.wire.download_codec,
         offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
@@ -129,7 +128,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     with journal:
         logger.info("results: %s", folder.path)
         _run(grid, config, strategy, setup, encode_state(journal.state), test, folder)
-    items = len(test) if test is not None and config.data.task == "classification" else 0
+    items = len(test) if test is not None and config.data.kind.classifies else 0
     _write_card(folder.path, items)
     logger.info("results: %s", folder.path)
     return folder.path
@@ -154,13 +153,12 @@ def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
         num_rows: training examples that the server has a copy of; 0 if the nodes bring theirs.
     """
     data = config.data
-    by_token = data.task == "causal-lm" and data.metric != "exact-match"
     return TaskBounds(
         train=config.train,
         max_length=data.max_length,
         top_k=max(layer.top_k for layer in setup.layers),
         test_fraction=data.local_test_fraction,
-        items=data.max_length if by_token else 1,
+        items=data.max_length if setup.task.by_token else 1,
         num_rows=num_rows,
         passes=passes(setup.model, setup.layers),
     )
@@ -268,17 +266,9 @@ def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolde
 
 
 def _save_model(setup: Setup, path: Path) -> None:
-    """Write a model folder under another name, then rename it: there is never half of one."""
-    temporary = path.with_name(f".{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        setup.model.save_pretrained(temporary)
-        setup.tokenizer.save_pretrained(temporary)
-        follow_umask(temporary)
-        shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+    with new_folder(path, replace=True) as draft:  # there may be one of an earlier part of the run
+        setup.model.save_pretrained(draft)
+        setup.tokenizer.save_pretrained(draft)
 
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:

@@ -28,7 +28,7 @@ from fedmoe_app.server.checkpoint import Counters, Snapshot
 from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.clients import sample_size
 from fedmoe_app.server.collect import Decoded, Intake, decode_scores
-from fedmoe_app.server.placement import Holding, held_arrays
+from fedmoe_app.server.placement import Placements, placed_arrays
 from fedmoe_app.server.rounds import Limits, RoundLoop
 from fedmoe_app.server.sync import Downloads
 from fedmoe_app.server.transport import Reply, exchange, is_deployed, wait_for_nodes
@@ -62,7 +62,7 @@ class MoEStrategy(RoundLoop):
         spool: where the changes of a round wait until all replies are in.
         pairs: how cosines between clients' changes are worked out.
         on_round: called with the report of every round, 0 (the initial model) included.
-        holding: which experts each node holds; None where all nodes hold all.
+        placements: which experts each node has; None where all nodes have all.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class MoEStrategy(RoundLoop):
         spool: Spool | None = None,
         pairs: PairRule | None = None,
         on_round: Callable[[RoundReport], None] = lambda report: None,
-        holding: Holding | None = None,
+        placements: Placements | None = None,
         bounds: TaskBounds | None = None,
         client_list: ClientList | None = None,
     ) -> None:
@@ -98,7 +98,7 @@ class MoEStrategy(RoundLoop):
         self.downloads = Downloads(changed_only, download_codec, self._count_resend)
         self._keeps = changed_only or self.offer.keeps_residuals
         self.forget = forget
-        self.holding = holding
+        self.placements = placements
         self.bounds = bounds or TaskBounds()
         self.diagnose = diagnose
         self.spool = spool or Spool()
@@ -176,7 +176,7 @@ class MoEStrategy(RoundLoop):
             self._unevaluated,
             dict(self._last_replies),
             dict(self.roster.clients),
-            self.holding.book() if self.holding is not None else {},
+            self.placements.book() if self.placements is not None else {},
             dict(self.roster.sizes),
             self.roster.rests.dump(),
             dict(self.roster.tests),
@@ -198,8 +198,8 @@ class MoEStrategy(RoundLoop):
         self.roster.sizes = dict(counters.sizes)
         self.roster.tests = dict(counters.tests)
         self.roster.rests.load(counters.rests)
-        if self.holding is not None:
-            self.holding.restore(counters.holding)
+        if self.placements is not None:
+            self.placements.restore(counters.holding)
 
     # -- messages out --------------------------------------------------------------------------
 
@@ -215,9 +215,9 @@ class MoEStrategy(RoundLoop):
         nodes = self.draw(grid, nodes, server_round)
         self.report = RoundReport(server_round, num_asked=len(nodes))
         self._seconds.clear()
-        if (holding := self.holding) is not None:
-            question = self._content(server_round, held_arrays(arrays, None), config)
-            nodes = self._ask_to_choose(grid, holding, nodes, question)
+        if (placements := self.placements) is not None:
+            question = self._content(server_round, placed_arrays(arrays, None), config)
+            nodes = self._ask_to_choose(grid, placements, nodes, question)
         self.expect(nodes)
         content = self._content(server_round, arrays, config)
         messages, sizes = self._address(content, nodes, MessageType.TRAIN, server_round)
@@ -243,9 +243,9 @@ class MoEStrategy(RoundLoop):
         Those that still train are left out.
         """
         nodes = self.busy.free(grid, self.connected(grid))
-        if (holding := self.holding) is not None:
+        if (placements := self.placements) is not None:
             # A node that has not trained yet would score a model without experts.
-            nodes = [node for node in nodes if holding.choice(self.roster, node)]
+            nodes = [node for node in nodes if placements.of(self.roster, node)]
         content = self._content(server_round, arrays, config)
         messages, sizes = self._address(content, nodes, MessageType.EVALUATE, server_round)
         self.report.bytes_down += sum(sizes.values())
@@ -254,32 +254,32 @@ class MoEStrategy(RoundLoop):
     def _ask_to_choose(
         self,
         grid: Grid,
-        holding: Holding,
+        placements: Placements,
         nodes: Sequence[int],
         content: RecordDict,
     ) -> list[int]:
         """Ask the nodes that have not told which experts they hold; return those that have."""
-        unknown = [node for node in nodes if holding.choice(self.roster, node) is None]
+        unknown = [node for node in nodes if placements.of(self.roster, node) is None]
         self.report.bytes_down += record_bytes(content) * len(unknown)
-        for reply, why in holding.ask(grid, unknown, content, self.roster):
+        for reply, why in placements.ask(grid, unknown, content, self.roster):
             if reply.message is not None and reply.message.has_content():
                 self.report.bytes_up_total += record_bytes(reply.message.content)
             if why is not None:
                 self._fail_node(reply, reason=why)
-            self._note_missed(reply, holding.timeout)
-        return [node for node in nodes if holding.choice(self.roster, node) is not None]
+            self._note_missed(reply, placements.timeout)
+        return [node for node in nodes if placements.of(self.roster, node) is not None]
 
     def _address(
         self, content: RecordDict, nodes: Sequence[int], kind: str, server_round: int
     ) -> tuple[list[Message], dict[int, int]]:
         """Return one message a node, with what it holds and lacks of the state, and their sizes."""
         group = str(server_round)
-        if self.holding is None:
+        if self.placements is None:
             return self.downloads.address(content, nodes, kind, group)
         messages: list[Message] = []
         sizes: dict[int, int] = {}
         for node in nodes:
-            own = self.holding.content_for(self.roster, node, content)
+            own = self.placements.content_for(self.roster, node, content)
             message, size = self.downloads.address(own, [node], kind, group)
             messages, sizes = messages + message, sizes | size
         return messages, sizes
@@ -346,8 +346,8 @@ class MoEStrategy(RoundLoop):
         holders = self.roster.holders(asked)
         self._begin_sums()
         at_once, split = None, self._num_partitions
-        # A node whose client is not known may be any; held experts are checked at the end.
-        if len(holders) == len(asked) and self.holding is None:
+        # A node whose client is not known may be any; placements are checked at the end.
+        if len(holders) == len(asked) and self.placements is None:
             at_once = AtOnce(self._sums, holders, split, self.spool)
         return Intake(
             *(self.update_spec(), self.roster, self.spool, holders, split, at_once),
@@ -362,15 +362,15 @@ class MoEStrategy(RoundLoop):
 
     def update_spec(self) -> UpdateSpec:
         """Return what a reply to the present state may hold."""
-        top_k = 0 if self.holding is None else self.shape.top_k
+        top_k = 0 if self.placements is None else self.shape.top_k
         return UpdateSpec.of(self.state, self.region_size, self.offer.codecs, top_k)
 
     def finish_train(
         self, server_round: int, decoded: Decoded
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold what came of a round's replies; returns what :meth:`aggregate_train` does."""
-        if self.holding is not None:
-            decoded.updates, strange = self.holding.accept(decoded.updates)
+        if self.placements is not None:
+            decoded.updates, strange = self.placements.accept(decoded.updates)
             decoded.rejected |= strange
             decoded.kinds["client"] += len(strange)
         for who, why in decoded.rejected.items():

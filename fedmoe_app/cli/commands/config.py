@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from fedmoe_app.cli.app import command
 from fedmoe_app.config.reference import explain, stale, toml_block
 from fedmoe_app.shown.terminal import say, say_lines
 
 
+@command("fedmoe config data.alpha")
 def config(
     key: Annotated[
         str | None,
@@ -24,7 +26,6 @@ def config(
         ),
     ] = False,
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path("."),
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Show the keys of the run config: defaults, values, what they do."""
     if write:
