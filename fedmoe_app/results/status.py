@@ -15,10 +15,12 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.events import Ended, logger, tell
 from fedmoe_app.results.folder import (
     STILL_RUNNING,
     ResultsError,
@@ -27,8 +29,11 @@ from fedmoe_app.results.folder import (
     round_of,
     write_atomic,
 )
-from fedmoe_app.results.lease import Lease
+from fedmoe_app.results.lease import Lease, TakenOverError
 from fedmoe_app.shown.terminal import shell_word
+
+if TYPE_CHECKING:
+    from fedmoe_app.results.metrics import RoundRecord
 
 STATUS_FILE = "status.json"
 BEAT_SECONDS = 10.0
@@ -99,6 +104,52 @@ class StatusFile:
         with self._lock:
             self._fields |= fields
             write_status(self._path, self._fields | _now(), sync)
+
+
+class RunStatus(Callback):
+    """Keeps the status of a run, and says how to go on with one that did not complete.
+
+    Args:
+        folder: the result folder.
+        lease: the right to write to it.
+        first_round: of this part of the run.
+        fields: of :class:`StatusFile`.
+    """
+
+    def __init__(self, folder: Path, lease: Lease | None, first_round: int, **fields: Any) -> None:
+        self._folder, self._lease, self._fields = folder, lease, fields
+        self._done = first_round - 1
+        self._num_rounds = 0
+
+    def on_start(self, num_rounds: int) -> None:
+        """Write the first status."""
+        self._num_rounds = num_rounds
+        own = {"round": self._done, "num_rounds": num_rounds}
+        self._file = StatusFile(self._folder, self._lease, **self._fields, **own)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Note a round, and into how many partitions the clients split the data."""
+        self._done = record.server_round
+        split = max((update.num_partitions for update in record.updates), default=0)
+        known = {"num_partitions": split} if split else {}
+        self._file.update(round=record.server_round, **known)
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Write how the run ended."""
+        if error is None:
+            self._file.end(COMPLETED)
+        elif isinstance(error, TakenOverError):
+            self._file.abandon()
+        else:
+            self._say_how_to_go_on(error)
+
+    def _say_how_to_go_on(self, error: BaseException) -> None:
+        is_fault = isinstance(error, Exception)  # not Ctrl-C or the end of the process
+        state = FAILED if is_fault else INTERRUPTED
+        self._file.end(state, error=str(error) or type(error).__name__)
+        tell(Ended(state, max(self._done, 0), self._num_rounds, str(error) if is_fault else ""))
+        if self._done >= 0:
+            logger.info("to go on: %s", how_to_resume(self._folder))
 
 
 def write_status(path: Path, fields: dict[str, Any], sync: bool = True) -> None:
