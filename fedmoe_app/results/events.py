@@ -48,7 +48,7 @@ _WHO = re.compile(r"(client|node) (\d+)")
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened; :attr:`text` says it in a line, the fields are its figures."""
+    """Something that happened; the fields are its figures."""
 
     kind: ClassVar[str] = MESSAGE
     level: ClassVar[int] = logging.INFO
@@ -56,10 +56,10 @@ class Event:
     @property
     def text(self) -> str:
         """The line for the console; "" for an event that people need not read."""
-        return ""
+        return _text(self)
 
     def figures(self) -> dict[str, Any]:
-        """Return the fields by name."""
+        """Return what ``log.jsonl`` holds of it beside kind and text."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
@@ -71,11 +71,6 @@ class RoundStarted(Event):
     round: int
     num_rounds: int
     asked: int
-
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        return f"round {self.round}/{self.num_rounds}: {self.asked} clients train"
 
 
 @dataclass(frozen=True)
@@ -92,18 +87,11 @@ class Replied(Event):
     @property
     def summary(self) -> str:
         """What the client did."""
-        loss, before, after = (
-            _number(self.metrics.get(name)) for name in ("train-loss", "accuracy", "local-accuracy")
-        )
+        names = ("train-loss", "accuracy", "local-accuracy")
+        loss, before, after = (_number(self.metrics.get(name)) for name in names)
         count = self.metrics.get("num-examples")
         examples = f"{count}" if isinstance(count, int) else "-"
         return f"{self.who}: {examples} examples, loss {loss}, own accuracy {before} -> {after}"
-
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        left = f" ({self.left})" if self.left else ""
-        return f"  [{self.answered}/{self.asked}] {self.summary}{left}"
 
 
 @dataclass(frozen=True)
@@ -114,11 +102,6 @@ class Failed(Event):
     level = logging.WARNING
     who: str
     reason: str
-
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        return f"  {self.who} failed: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -134,16 +117,7 @@ class RoundDone(Event):
     seconds: float
     loss: float | None = None
     accuracy: float | None = None
-    left: str = ""
-
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        what = f"round {self.round}/{self.num_rounds}" if self.round else "initial model"
-        scores = f"loss {_number(self.loss)}, accuracy {_number(self.accuracy)}"
-        left = f"; {self.left}" if self.left else ""
-        outcome = scores if self.folded else "FAILED"
-        return f"{what}: {outcome} ({duration(self.seconds)}{left})"
+    left: str = ""  # estimate of the time that is left
 
 
 @dataclass(frozen=True)
@@ -152,11 +126,6 @@ class LateReply(Event):
 
     kind = "late-reply"
     who: str
-
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        return f"{self.who}: late reply dropped; it is asked again"
 
 
 @dataclass(frozen=True)
@@ -169,15 +138,6 @@ class Waiting(Event):
     pause: float  # seconds until they are asked again
     limit: float  # seconds that may still be waited
 
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        names, reason = ", ".join(sorted(self.nodes)), next(iter(self.nodes.values()), "")
-        return (
-            f"round {self.round} waits: {names}: {reason}; asked again in {duration(self.pause)}, "
-            f"for {duration(self.limit)} at most (wait-for-other-runs)"
-        )
-
 
 @dataclass(frozen=True)
 class Resumed(Event):
@@ -188,13 +148,8 @@ class Resumed(Event):
     checkpoint: str
     earlier: Mapping[str, Any]
 
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        return f"going on from {self.checkpoint}"
-
     def figures(self) -> dict[str, Any]:
-        """Return the fields by name, those of the earlier parts beside the others."""
+        """Return the round, and what is told of the earlier parts."""
         return {"round": self.round, **self.earlier}
 
 
@@ -210,17 +165,11 @@ class Ended(Event):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The state in which the run ended."""
+        """How the run ended."""
         return self.state
 
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        why = f": {self.error}" if self.error else ""
-        return f"{self.state} after round {self.round} of {self.num_rounds}{why}"
-
     def figures(self) -> dict[str, Any]:
-        """Return the round; the rest is the event and the message."""
+        """Return the round; the text tells the rest."""
         return {"round": self.round}
 
 
@@ -231,11 +180,6 @@ class ResultsAt(Event):
     kind = "results"
     folder: str
 
-    @property
-    def text(self) -> str:
-        """The line for the console."""
-        return f"results: {self.folder}"
-
 
 @dataclass(frozen=True)
 class TableFollows(Event):
@@ -244,15 +188,50 @@ class TableFollows(Event):
     kind = "table"
 
 
+def _text(event: Event) -> str:
+    """Say an event in one line; all the English of events is here."""
+    match event:
+        case RoundStarted():
+            return f"round {event.round}/{event.num_rounds}: {event.asked} clients train"
+        case Replied():
+            left = f" ({event.left})" if event.left else ""
+            return f"  [{event.answered}/{event.asked}] {event.summary}{left}"
+        case Failed():
+            return f"  {event.who} failed: {event.reason}"
+        case RoundDone():
+            what = f"round {event.round}/{event.num_rounds}" if event.round else "initial model"
+            scores = f"loss {_number(event.loss)}, accuracy {_number(event.accuracy)}"
+            left = f"; {event.left}" if event.left else ""
+            outcome = scores if event.folded else "FAILED"
+            return f"{what}: {outcome} ({duration(event.seconds)}{left})"
+        case LateReply():
+            return f"{event.who}: late reply dropped; it is asked again"
+        case Waiting():
+            names, reason = ", ".join(sorted(event.nodes)), next(iter(event.nodes.values()), "")
+            return (
+                f"round {event.round} waits: {names}: {reason}; asked again in "
+                f"{duration(event.pause)}, for {duration(event.limit)} at most "
+                "(wait-for-other-runs)"
+            )
+        case Resumed():
+            return f"going on from {event.checkpoint}"
+        case Ended():
+            why = f": {event.error}" if event.error else ""
+            return f"{event.state} after round {event.round} of {event.num_rounds}{why}"
+        case ResultsAt():
+            return f"results: {event.folder}"
+    return ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "-"
+
+
 _KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (RoundStarted, Replied, Failed, RoundDone, LateReply, Waiting, ResultsAt,
                   TableFollows)
 }  # fmt: skip
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "-"
 
 
 # -- written and read --------------------------------------------------------------------------
