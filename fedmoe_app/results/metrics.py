@@ -48,7 +48,7 @@ class RoundRecord:
     Attributes:
         server_round: its number; 0 is the initial model.
         metric: what ``accuracy`` means (:attr:`fedmoe_app.tasks.base.Task.metric`).
-        folded: whether the global model changed; of round 0, whether it was evaluated.
+        aggregated: whether the global model changed; of round 0, whether it was evaluated.
         num_asked: clients asked to train.
         updates: in client order, without their changes.
         failures: reason by client or node; those of the round itself by ``round``.
@@ -66,7 +66,7 @@ class RoundRecord:
 
     server_round: int
     metric: str = "accuracy"
-    folded: bool = False
+    aggregated: bool = False
     num_asked: int = 0
     updates: tuple[ClientUpdate, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
     updates = record.updates
     return {
         "round": record.server_round,
-        "status": "ok" if record.folded else "failed",
+        "status": "ok" if record.aggregated else "failed",
         "loss": evaluation.get("loss"),
         "accuracy": evaluation.get("accuracy"),
         "metric": record.metric,

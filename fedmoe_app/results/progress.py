@@ -60,7 +60,7 @@ class Progress(Callback):
             RoundDone(
                 number,
                 self._num_rounds,
-                record.folded,
+                record.aggregated,
                 num_clients=len(record.updates),
                 num_failures=len(record.failures),
                 seconds=round(seconds, 3),

@@ -50,14 +50,14 @@ GONE, SILENT = "gone", "silent"  # what is known of the process of a stale run
 _POLL = 0.25
 
 
-class StatusFile:
+class StatusFile(Callback):
     """The status of one run, written on every change and every few seconds.
 
     Args:
         folder: the result folder.
         lease: the right to write to it; a process that lost it writes nothing.
-        fields: what does not change, such as the scheme and the number of rounds; of a resumed run
-            also what :func:`earlier_parts` returns.
+        fields: ``round``, the last one that is done, ``num_rounds``, and what does not change, such
+            as the scheme; of a resumed run also what :func:`earlier_parts` returns.
     """
 
     def __init__(self, folder: Path, lease: Lease | None = None, **fields: Any) -> None:
@@ -85,10 +85,30 @@ class StatusFile:
         self._thread.join()
         self.update(state=state, ended=time.time(), **fields)
 
-    def abandon(self) -> None:
-        """Write nothing any more: another process goes on with the run."""
-        self._ended.set()
-        self._thread.join()
+    def on_round(self, record: RoundRecord) -> None:
+        """Note a round, and into how many partitions the clients split the data."""
+        split = max((update.num_partitions for update in record.updates), default=0)
+        known = {"num_partitions": split} if split else {}
+        self.update(round=record.server_round, **known)
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Write how the run ended, and say how to go on with one that did not complete."""
+        if error is None:
+            self.end(COMPLETED)
+        elif isinstance(error, TakenOverError):  # nothing may be written any more
+            self._ended.set()
+            self._thread.join()
+        else:
+            self._say_how_to_go_on(error)
+
+    def _say_how_to_go_on(self, error: BaseException) -> None:
+        is_fault = isinstance(error, Exception)  # not Ctrl-C or the end of the process
+        state = FAILED if is_fault else INTERRUPTED
+        self.end(state, error=str(error) or type(error).__name__)
+        done, rounds = self._fields["round"], self._fields["num_rounds"]
+        tell(Ended(state, max(done, 0), rounds, str(error) if is_fault else ""))
+        if done >= 0:
+            logger.info("to go on: %s", how_to_resume(self._path.parent))
 
     def _beat(self) -> None:
         pause = BEAT_SECONDS
@@ -104,52 +124,6 @@ class StatusFile:
         with self._lock:
             self._fields |= fields
             write_status(self._path, self._fields | _now(), sync)
-
-
-class RunStatus(Callback):
-    """Keeps the status of a run, and says how to go on with one that did not complete.
-
-    Args:
-        folder: the result folder.
-        lease: the right to write to it.
-        first_round: of this part of the run.
-        fields: of :class:`StatusFile`.
-    """
-
-    def __init__(self, folder: Path, lease: Lease | None, first_round: int, **fields: Any) -> None:
-        self._folder, self._lease, self._fields = folder, lease, fields
-        self._done = first_round - 1
-        self._num_rounds = 0
-
-    def on_start(self, num_rounds: int) -> None:
-        """Write the first status."""
-        self._num_rounds = num_rounds
-        own = {"round": self._done, "num_rounds": num_rounds}
-        self._file = StatusFile(self._folder, self._lease, **self._fields, **own)
-
-    def on_round(self, record: RoundRecord) -> None:
-        """Note a round, and into how many partitions the clients split the data."""
-        self._done = record.server_round
-        split = max((update.num_partitions for update in record.updates), default=0)
-        known = {"num_partitions": split} if split else {}
-        self._file.update(round=record.server_round, **known)
-
-    def on_end(self, error: BaseException | None) -> None:
-        """Write how the run ended."""
-        if error is None:
-            self._file.end(COMPLETED)
-        elif isinstance(error, TakenOverError):
-            self._file.abandon()
-        else:
-            self._say_how_to_go_on(error)
-
-    def _say_how_to_go_on(self, error: BaseException) -> None:
-        is_fault = isinstance(error, Exception)  # not Ctrl-C or the end of the process
-        state = FAILED if is_fault else INTERRUPTED
-        self._file.end(state, error=str(error) or type(error).__name__)
-        tell(Ended(state, max(self._done, 0), self._num_rounds, str(error) if is_fault else ""))
-        if self._done >= 0:
-            logger.info("to go on: %s", how_to_resume(self._folder))
 
 
 def write_status(path: Path, fields: dict[str, Any], sync: bool = True) -> None:

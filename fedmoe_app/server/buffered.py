@@ -108,8 +108,9 @@ class Buffered:
             if not self._is_full:
                 self._ask_idle(strategy, now)
         now.ask_names()
-        assert self._buffer is not None
-        return self._buffer.finish()
+        buffer, self._buffer = self._buffer, None  # nobody holds its changes once they are summed
+        assert buffer is not None
+        return buffer.finish()
 
     def evaluators(self, strategy: MoEStrategy, now: Round) -> list[int]:
         """Return the connected nodes that do not train."""

@@ -168,7 +168,6 @@ class RunRecorder:
         here = {"resume": "", "output-dir": str(path.parent), "run-name": path.name}
         kept = here if self._resumed is not None else {}
         self.folder.write_config(flatten_run_config(config) | kept)
-        # A tracker that cannot be opened stops the run, which has no log and no status yet.
         self.callbacks = self._make_callbacks(first_round, earlier)
         self._log = EventLog(
             path / LOG_FILE, {"run": path.name, "scheme": config.scheme}, lease.is_mine
@@ -189,15 +188,20 @@ class RunRecorder:
         show what is on the disk.
         """
         config, folder = self._config, self.folder
-        about = {"run": folder.path.name, "scheme": config.scheme, **self._about, **earlier}
-        about["run_key"] = self._loop.strategy.run_key
+        trackers = open_trackers(config, folder.path, first_round)  # may fail: before the status
+        about = {
+            **{"run": folder.path.name, "scheme": config.scheme, **self._about, **earlier},
+            "run_key": self._loop.strategy.run_key,
+            "round": first_round - 1,
+            "num_rounds": config.num_server_rounds,
+        }
         return [
             Progress(),
             MetricsFile(folder),
             Checkpoints(folder, self._loop.snapshot, self._identity, config.keep_checkpoints),
-            status.RunStatus(folder.path, folder.lease, first_round, **about),
+            status.StatusFile(folder.path, folder.lease, **about),
             LiveReport(folder.path, flatten_run_config(config)),
-            Trackers(open_trackers(config, folder.path, first_round)),
+            Trackers(trackers),
         ]
 
     def __exit__(

@@ -46,7 +46,7 @@ class Round:
 
     Attributes:
         failures: reason by client or node.
-        folded: whether the global model changed.
+        aggregated: whether the global model changed.
         evaluation: of the global model.
         diagnostics: of the scheme.
     """
@@ -71,7 +71,7 @@ class Round:
     def _begin(self) -> None:
         self.failures: dict[str, str] = {}
         self.num_asked = 0
-        self.folded = False
+        self.aggregated = False
         self.diagnostics: Mapping[str, Any] = {}
         self.evaluation: MetricRecord | None = None
         self._updates: tuple[ClientUpdate, ...] = ()
@@ -207,20 +207,20 @@ class Round:
         """Note that a client has lost what it kept."""
         self._lost_state.append(client)
 
-    def aggregated(self, updates: Sequence[ClientUpdate], bytes_up: Mapping[int, int]) -> None:
+    def note_aggregated(self, updates: Sequence[ClientUpdate], bytes_up: Mapping[int, int]) -> None:
         """Note what the new global model was made of; bytes by client."""
         # The record outlives the round; the changes do not.
         self._updates = tuple(replace(update, changes=ModelState()) for update in updates)
         self._bytes_up_by_client = dict(bytes_up)
         self._bytes_down_to = self._registry.by_client(self._bytes_down_to_node)
-        self.folded = True
+        self.aggregated = True
 
     def record(self, metric: str) -> RoundRecord:
         """Return what happened, now that the round is over."""
         return RoundRecord(
             self.server_round,
             metric,
-            self.folded,
+            self.aggregated,
             self.num_asked,
             self._updates,
             failures=dict(self.failures),

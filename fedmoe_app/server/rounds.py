@@ -108,6 +108,7 @@ class RoundLoop:
                 collected = self.collect.replies(self.strategy, now)
                 # 3. Aggregate the good ones, in client order. Too few leave the state as it was.
                 arrays = self.strategy.aggregate_train(now, collected)
+                del collected  # the clients' changes: they are in the sums
             if arrays is not None or not self._wait_for_other_runs(now):
                 break
             now.repeat()
@@ -119,7 +120,7 @@ class RoundLoop:
         if self._unevaluated and is_due:
             with now.timed("evaluate"):
                 self._evaluate(now, evaluate_fn)
-        self._failed_in_a_row = 0 if now.folded else self._failed_in_a_row + 1
+        self._failed_in_a_row = 0 if now.aggregated else self._failed_in_a_row + 1
         self._report(now)
 
     def check_end(self) -> None:
@@ -184,7 +185,7 @@ class RoundLoop:
         )
 
     def _report_initial_model(self, now: Round, evaluate_fn: EvaluateFn | None) -> None:
-        now.folded = True
+        now.aggregated = True
         if evaluate_fn is not None:
             self._evaluate(now, evaluate_fn)
         self._report(now)

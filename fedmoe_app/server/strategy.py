@@ -320,7 +320,7 @@ class MoEStrategy:
         arrays = self._aggregate(now, updates)
         if arrays is None:
             return None
-        now.aggregated(updates, collected.bytes_up)
+        now.note_aggregated(updates, collected.bytes_up)
         known = [update.num_partitions for update in updates if update.num_partitions]
         self._num_partitions = known[0] if known else self._num_partitions
         self.num_aggregated += 1

@@ -48,7 +48,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
 
 def finished(number: int, folded: bool = True) -> RoundRecord:
     evaluation = {"loss": 1.5, "accuracy": 0.625}
-    return RoundRecord(number, folded=folded, evaluation=evaluation, seconds={"round": 30.0})
+    return RoundRecord(number, aggregated=folded, evaluation=evaluation, seconds={"round": 30.0})
 
 
 def shown(view: RunView) -> str:

@@ -50,7 +50,7 @@ def test_progress_is_logged_with_its_figures(tmp_path: Path) -> None:
     progress = Progress()
     progress.on_start(2)
     scores = {"loss": 1.5, "accuracy": 0.5}
-    record = RoundRecord(1, folded=True, evaluation=scores, seconds={"round": 2.0})
+    record = RoundRecord(1, aggregated=True, evaluation=scores, seconds={"round": 2.0})
     lines = logged(
         tmp_path / "log.jsonl",
         lambda: progress.on_ask(1, 3),

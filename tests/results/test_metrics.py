@@ -16,7 +16,7 @@ def report() -> RoundRecord:
         bytes_down_to={0: 200, 2: 200},
         bytes_down=800,
         num_asked=4,
-        folded=True,
+        aggregated=True,
         evaluation={"loss": 1.5, "accuracy": 0.25, "items": 40},
         seconds={"round": 1.23456},
     )

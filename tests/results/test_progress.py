@@ -22,7 +22,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def finished(number: int, seconds: float) -> RoundRecord:
     evaluation = {"loss": 1.5, "accuracy": 0.5}
-    return RoundRecord(number, folded=True, evaluation=evaluation, seconds={"round": seconds})
+    return RoundRecord(number, aggregated=True, evaluation=evaluation, seconds={"round": seconds})
 
 
 class Lines(logging.Handler):

@@ -85,7 +85,7 @@ def test_it_is_waited_for_and_the_run_is_the_same(
     nodes = Nodes({1: 4, 2: 2})
     waited, reports = run(nodes, limits(), policy())
     calm, expected = run(Nodes({}), limits(), policy())
-    assert [report.folded for report in reports] == [True] * 3
+    assert [report.aggregated for report in reports] == [True] * 3
     assert [report.failures for report in reports[1:]] == [{}, {}]
     heads = [decode_state(one.arrays).dense["head.weight"].tolist() for one in (waited, calm)]
     assert heads[0] == heads[1]
@@ -103,7 +103,7 @@ def test_it_is_waited_for_and_the_run_is_the_same(
 def test_enough_others_are_enough(said: list[str]) -> None:
     nodes = Nodes({1: 99})
     _, reports = run(nodes, Limits(2, wait_for_clients=0, wait_for_other_runs=60))
-    assert [report.folded for report in reports] == [True] * 3
+    assert [report.aggregated for report in reports] == [True] * 3
     assert BUSY in reports[1].failures["client 1"]
     assert not [line for line in said if "waits" in line]
 

@@ -105,7 +105,7 @@ def test_a_round_folds_all_replies() -> None:
     run = Run(good, [0, 1])
     # 1 + (1/3)·1 + (2/3)·2
     assert run.head == pytest.approx([1 + 5 / 3] * 2)
-    assert run.reports[1].folded
+    assert run.reports[1].aggregated
     assert [u.client for u in run.reports[1].updates] == [0, 1]
 
 
@@ -240,7 +240,7 @@ def fail_in(rounds: set[int]) -> Answer:
 
 def test_a_round_in_which_all_fail_is_reported_as_failed_and_keeps_the_model() -> None:
     run = Run(fail_in({2}), [0], rounds=3)
-    assert [report.folded for report in run.reports] == [True, True, False, True]
+    assert [report.aggregated for report in run.reports] == [True, True, False, True]
     failed = run.reports[2]
     assert failed.evaluation is None
     assert not failed.updates
@@ -265,7 +265,7 @@ def test_fewer_replies_than_min_clients_fail_the_round() -> None:
         return good(client, server_round)
 
     run = Run(answer, [0, 1], rounds=2, limits=Limits(min_clients=2, wait_for_clients=0))
-    assert [report.folded for report in run.reports] == [True, False, True]
+    assert [report.aggregated for report in run.reports] == [True, False, True]
 
 
 @pytest.mark.parametrize("connected", [0, 1])
@@ -349,4 +349,4 @@ def test_rejected_replies_are_counted_by_kind() -> None:
     grid = InProcessGrid(app, {}, [{"partition-id": c} for c in (0, 1, 2)])
     with task_identity():
         loop.run(grid, encode_state(toy_state()), 1, 5, lambda r, a: MetricRecord(), [reports])
-    assert reports[1].folded and reports[1].rejected == {"checksum": 1, "protocol": 1}
+    assert reports[1].aggregated and reports[1].rejected == {"checksum": 1, "protocol": 1}
