@@ -133,10 +133,10 @@ def cell(name: str, file: Path, clients: int) -> dict[str, float]:
 
     from benchmarks.cells import run_config
     from fedmoe_app import parse_run_config
-    from fedmoe_app.data.encoding import encode_classification
     from fedmoe_app.data.partitions import assign, partition
     from fedmoe_app.data.sources import load_text_data
     from fedmoe_app.data.tokenizer import embedded_tokenizer
+    from fedmoe_app.tasks.classification import encode_classification
 
     datasets.disable_progress_bars()
     config = parse_run_config(run_config({"data.source": str(file)}))

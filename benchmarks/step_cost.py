@@ -47,7 +47,7 @@ from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.fedalign import MEAN_PROB, REFERENCE
 from fedmoe_app.schemes.parts import Signal
-from fedmoe_app.tasks.base import CausalLM
+from fedmoe_app.tasks.causal_lm import CausalLM
 
 SEED = 0
 BATCH = 8

@@ -23,12 +23,13 @@ from benchmarks.cells import measure, print_markdown
 from fedmoe_app import load_model
 from fedmoe_app.compare.plan import Partition, read_schemes
 from fedmoe_app.compare.tables import mean_and_std
-from fedmoe_app.config.paths import build_once, cache_dir
+from fedmoe_app.config.files import build_once
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.corpus import load_corpus, recipe_key
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.shown.duration import duration
-from fedmoe_app.tasks.base import CausalLM
+from fedmoe_app.tasks.causal_lm import CausalLM
 
 PRESET = "qwen3moe-tiny"
 SEEDS = (1, 2, 3)

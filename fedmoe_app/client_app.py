@@ -57,11 +57,11 @@ def train(message: Message, context: Context) -> Message:
             from fedmoe_app.client.round import train_client
             from fedmoe_app.wire.records import decode_task, seal
         with watch.phase("apply"):
-            content, held = complete(message.content, node.client)
+            content, version = complete(message.content, node.client)
             task = decode_task(content)
         update = train_client(config, node, task, watch)
         with watch.phase("encode"):
-            reply = encode_reply(update, task, config.seed, node.codec, held)
+            reply = encode_reply(update, task, config.seed, node.codec, version)
         reply.metric_records["metrics"].update(watch.metrics())
         seal(reply)
     return Message(reply, reply_to=message)
@@ -81,10 +81,10 @@ def evaluate(message: Message, context: Context) -> Message:
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
     with name_errors(node.client), serving(message.content, context.node_id, shares):
-        content, held = complete(message.content, node.client)
+        content, version = complete(message.content, node.client)
         task = decode_task(content)
         score = evaluate_client(config, node, task)
-    return Message(encode_score(score, held, task.question), reply_to=message)
+    return Message(encode_score(score, version, task.question), reply_to=message)
 
 
 @app.query("describe")
@@ -107,16 +107,16 @@ def choose(message: Message, context: Context) -> Message:
     from fedmoe_app.config.node import Node
     from fedmoe_app.config.parse import parse_run_config
     from fedmoe_app.wire.records import decode_task, encode_number
-    from fedmoe_app.wire.update import RECORD, encode_choice
+    from fedmoe_app.wire.update import RECORD, encode_placement
 
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
     with name_errors(node.client), serving(message.content, context.node_id, shares):
         task = decode_task(message.content)
-        choice = choose_for_client(config, node, task)
+        placement = choose_for_client(config, node, task)
     content = encode_number(node.client, task.question)
-    content[RECORD] = encode_choice(choice)
+    content[RECORD] = encode_placement(placement)
     return Message(content, reply_to=message)
 
 
@@ -142,7 +142,7 @@ def free(message: Message, context: Context) -> Message:
 def forget(message: Message, context: Context) -> Message:
     """Take note that a run has ended; drop what this client kept between its rounds if told so."""
     from fedmoe_app.client.serving import end_of_run
-    from fedmoe_app.client.state import drop_kept
+    from fedmoe_app.client.store import drop_client
     from fedmoe_app.config.node import Node
 
     node = Node.from_config(context.node_config, context.node_id)
@@ -150,5 +150,5 @@ def forget(message: Message, context: Context) -> Message:
     with name_errors(node.client):
         end_of_run(message.content, context.node_id)
         if task.get("drop", True):
-            drop_kept(str(task["run-key"]), node.client)
+            drop_client(str(task["run-key"]), node.client)
     return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)

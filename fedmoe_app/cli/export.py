@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.loading import PRESETS
@@ -48,9 +47,10 @@ def write_model(run: Path, kind: Literal["hf", "peft"], folder: Path) -> None:
         export_adapter(setup.model, setup.layers, folder, base)
     else:
         merge_adapters(setup.model, setup.layers)
-        setup.model.save_pretrained(folder)
-        setup.tokenizer.save_pretrained(folder)
-        write_model_card(run, folder)
+        with new_folder(folder) as draft:
+            setup.model.save_pretrained(draft)
+            setup.tokenizer.save_pretrained(draft)
+            write_model_card(run, draft)
 
 
 def _newest(run: Path) -> Checkpoint:
@@ -103,17 +103,11 @@ def export(run: Path, kind: Format, target: Path) -> Path:
     source = source_of(run, kind)
     if target.exists():
         raise ResultsError(f"--output {target}: is there already; choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        if source.name == CHECKPOINTS:
-            write_model(run, kind, draft / "model")
-        else:
-            shutil.copytree(source, draft / "model")
-        follow_umask(draft / "model")
-        (draft / "model").rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    if source.name == CHECKPOINTS:
+        write_model(run, kind, target)
+    else:
+        with new_folder(target) as draft:
+            shutil.copytree(source, draft, dirs_exist_ok=True)
     return target
 
 

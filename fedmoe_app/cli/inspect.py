@@ -10,13 +10,13 @@ from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.names import CODEC_NAMES, TOPK
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model, resolve_head
+from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model
 from fedmoe_app.moe.outline import Outline, outline
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.table import human_bytes
 from fedmoe_app.shown.terminal import Console, Table, literal
 from fedmoe_app.shown.text import readable
-from fedmoe_app.tasks.setup import adaptation
+from fedmoe_app.tasks.setup import adaptation, head_of
 from fedmoe_app.wire.codecs import make_codec
 from fedmoe_app.wire.packing import expected_packed
 from fedmoe_app.wire.spec import Shape, UpdateSpec
@@ -33,8 +33,7 @@ def inspect_model(config: RunConfig) -> Outline:
     """
     check_trainable(config)
     model = config.model
-    classifies = config.data.task == "classification"
-    head = resolve_head(model.name, model.head if classifies else "label-words")
+    head = head_of(config)
     vocab_size = len(load_tokenizer(model.name, PRESETS)) if model.name in PRESETS else 1
     empty = empty_model(
         model.name,

@@ -18,12 +18,12 @@ from fedmoe_app.data.language.row_formats import recognise
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.sources import load_node_file, load_text_data, read_tables
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder, resolve_head
+from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder
 from fedmoe_app.shown.terminal import Console, literal
 from fedmoe_app.shown.text import visible
-from fedmoe_app.tasks.base import CausalLM, Task
-from fedmoe_app.tasks.multiple_choice import MultipleChoice
-from fedmoe_app.tasks.setup import make_task
+from fedmoe_app.tasks.base import Task, TaskSetting
+from fedmoe_app.tasks.registry import make_task
+from fedmoe_app.tasks.setup import head_of
 
 _LEARNT = "bold green"
 _MARKS = "⟦⟧"
@@ -123,7 +123,7 @@ def _load(config: RunConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]
         data = load_text_data(config.data, with_test=False)
         return data.train, data.label_names
     labels = config.data.labels
-    if config.data.task == "classification" and not labels:
+    if config.data.kind.classifies and not labels:
         raise ConfigError(
             f'--data-path {path}: a node is told the classes; name them in data.label-names = "..."'
         )
@@ -131,26 +131,21 @@ def _load(config: RunConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]
 
 
 def _formats(config: DataConfig, path: Path | None) -> list[str]:
-    if config.task != "causal-lm":
+    if config.kind.rows != "language":
         return [f"{path or config.source}: {config.task}"]
     tables = read_tables(config, path)
     return [f"{table.origin}: {recognise(table, config).described}" for table in tables]
 
 
 def _task(config: RunConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Task:
-    name = config.model.name
-    classifies = config.data.task == "classification"
-    head = resolve_head(name, config.model.head if classifies else "label-words")
-    return make_task(config, tokenizer, is_encoder_decoder(name), head, labels)
+    encoder_decoder = is_encoder_decoder(config.model.name)
+    return make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head_of(config), labels))
 
 
 def _encoding(config: RunConfig, task: Task, train: Dataset) -> str:
     limit = f"at most {config.data.max_length} tokens (data.max-length) of {config.model.name}"
-    if not isinstance(task, CausalLM) or isinstance(task, MultipleChoice):
-        return limit
-    turns = "the last answer" if config.data.train_on == "last" else "all answers"
-    learnt = f", learning {turns} (data.train-on)" if "messages" in train.column_names else ""
-    return f"by {task.encoder(train.column_names).described}{learnt}; {limit}"
+    described = task.described(train.column_names)
+    return f"{described}; {limit}" if described else limit
 
 
 def _examples(
@@ -164,11 +159,8 @@ def _examples(
 
 
 def _example(task: Task, row: Row, whole: Row, one: Dataset, labels: Sequence[str]) -> Example:
-    notes = []
-    if isinstance(task, MultipleChoice):
-        others = [text for i, text in enumerate(row["texts"]) if i != row["labels"]]
-        notes.append(f"other options: {' | '.join(others)}")
-        row, whole = task.training_row(row), task.training_row(whole)
+    notes = task.notes(row)
+    row, whole = task.training_row(row), task.training_row(whole)
     if isinstance(row["labels"], int):
         notes.append(f"learnt: class {row['labels']}, {labels[row['labels']]}")
     if "messages" in one.column_names:
@@ -182,12 +174,8 @@ def _example(task: Task, row: Row, whole: Row, one: Dataset, labels: Sequence[st
     front, end = _cut(task, row, whole, one.column_names)
     parts = _parts(task, row)
     tokens = _num_learnt(row)
-    size = len(row["input_ids"]) + (tokens if _is_pair(task) else 0)
+    size = len(row["input_ids"]) + (tokens if task.encoder_decoder else 0)
     return Example(parts, size, tokens, front, end, notes)
-
-
-def _is_pair(task: Task) -> bool:
-    return isinstance(task, CausalLM) and task.encoder_decoder
 
 
 def _num_learnt(row: Row) -> int:
@@ -198,7 +186,7 @@ def _num_learnt(row: Row) -> int:
 def _cut(task: Task, row: Row, whole: Row, columns: Sequence[str]) -> tuple[int, int]:
     """Return how many tokens are lost at the beginning and at the end."""
     lost = len(whole["input_ids"]) - len(row["input_ids"])
-    if _is_pair(task):  # only conversations lose their beginning
+    if task.encoder_decoder:  # only conversations lose their beginning
         answer = _num_learnt(whole) - _num_learnt(row)
         return (lost, answer) if "messages" in columns else (0, lost + answer)
     if isinstance(row["labels"], int) or "text" in columns:
@@ -216,7 +204,7 @@ def _parts(task: Task, row: Row) -> list[Segments]:
     ids, labels = row["input_ids"], row["labels"]
     if isinstance(labels, int):
         return [[(_text(task, ids), False)]]
-    if _is_pair(task):
+    if task.encoder_decoder:
         return [[(_text(task, ids), False)], [(_text(task, labels), True)]]
     return [[(_text(task, part), learnt) for part, learnt in _runs(ids, labels)]]
 

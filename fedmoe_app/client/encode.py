@@ -4,7 +4,7 @@
 
 arXiv:1901.09847, algorithm 2. The residual is kept on the node's disk beside the scheme's state,
 tensor by tensor: that of an expert waits until the expert is trained again. A file that is lost or
-does not fit costs what it held, never the round.
+does not fit costs its residuals, never the round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedmoe_app.client.state import ClientFiles, Kept, is_acceptable
+from fedmoe_app.client.state import is_acceptable
+from fedmoe_app.client.store import Kept, RoundStore
 from fedmoe_app.config.paths import home
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.wire.codecs import Codec, choose
@@ -31,7 +32,7 @@ logger = logging.getLogger("fedmoe")
 
 
 def encode_reply(
-    update: ClientUpdate, task: TrainTask, seed: int, own: str | None = None, held: str = ""
+    update: ClientUpdate, task: TrainTask, seed: int, own: str | None = None, version: str = ""
 ) -> RecordDict:
     """Encode an update as the server offered; what encoding lost is kept for the next one.
 
@@ -40,7 +41,7 @@ def encode_reply(
         task: the server's, with its offer.
         seed: of the run; random rounding depends on it, on the round and on the client.
         own: the codec that the node's config names.
-        held: version of the received state that the node has on its disk, "" for none.
+        version: of the received state that the node has on its disk, "" for none.
 
     Raises:
         ProtocolError: if the node knows none of the codecs.
@@ -55,21 +56,21 @@ def encode_reply(
         logger.warning("the server does not take %s, replying in %s", own, codec.name)
     seeds = (seed, task.server_round, update.client)
     if codec.lossless or not task.offer.error_feedback:
-        return encode_update(update, codec, seeds, held, task.question)
-    return _with_feedback(update, task, codec, seeds, held)
+        return encode_update(update, codec, seeds, version, task.question)
+    return _with_feedback(update, task, codec, seeds, version)
 
 
 def _with_feedback(
-    update: ClientUpdate, task: TrainTask, codec: Codec, seeds: Sequence[int], held: str
+    update: ClientUpdate, task: TrainTask, codec: Codec, seeds: Sequence[int], version: str
 ) -> RecordDict:
-    files = ClientFiles(task.run_key, update.client, "residuals")
+    files = RoundStore(task.run_key, update.client, "residuals")
     kept = _usable(files.load(task.server_round), update.changes)
     total = _add(update.changes, kept.tensors)
     if not is_acceptable(total):  # training diverged: the server will say so
-        return encode_update(update, codec, seeds, held, task.question)
+        return encode_update(update, codec, seeds, version, task.question)
     metrics = update.metrics | {"residual-round": kept.server_round}
     whole = replace(update, changes=total, metrics=metrics)
-    reply = encode_update(whole, codec, seeds, held, task.question)
+    reply = encode_update(whole, codec, seeds, version, task.question)
     try:
         lost = _lost(total, reply, codec)
         files.save(task.server_round, kept.tensors | lost)

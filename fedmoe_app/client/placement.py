@@ -1,4 +1,4 @@
-"""Choose the experts that a node holds in memory, once a round.
+"""Which experts a node has in memory: chosen once a round, loaded for the next one.
 
 The scheme chooses as it always does, by the routing of local examples. What it leaves open is
 settled here: the choice is filled up to top-k, without which the router could not run, and a budget
@@ -14,31 +14,28 @@ from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.schemes.parts import Once
 from fedmoe_app.schemes.views import LocalClient
 from fedmoe_app.wire.records import TrainTask
-from fedmoe_app.wire.update import Choice
+from fedmoe_app.wire.update import Placement
 
 _USAGE_EXAMPLES = 256  # for filling up, where a scheme chose without looking at any
 
 
-def holding_of(config: RunConfig, task: TrainTask) -> Holding | None:
-    """Return which experts the model of a task is loaded with: those whose state came with it.
+def experts_to_load(config: RunConfig, task: TrainTask) -> list[list[int]] | None:
+    """Return the experts, by layer, to load for a task: those whose state came with it.
 
-    None means all; a holding of None means no expert, for a task that brings none.
+    None means all; an empty list no expert, for a task that brings none.
     """
     if config.model.experts_in_memory == "all":
         return None
     keys = task.state.experts
-    if not keys:
-        return Holding(None)
-    num_layers = 1 + max(layer for layer, _ in keys)
-    return Holding([[e for i, e in sorted(keys) if i == layer] for layer in range(num_layers)])
+    num_layers = 1 + max((layer for layer, _ in keys), default=-1)
+    return [[e for i, e in sorted(keys) if i == layer] for layer in range(num_layers)]
 
 
-def choose(select: Once, client: LocalClient) -> Choice:
+def choose(select: Once, client: LocalClient) -> Placement:
     """Choose by the model as it is, all experts running, and fill up to top-k.
 
     Raises:
@@ -51,27 +48,27 @@ def choose(select: Once, client: LocalClient) -> Choice:
         seen.append(client.usage(max_examples))
         return seen[-1]
 
-    held = torch.zeros(shape.num_layers, shape.num_experts, dtype=torch.bool)
+    chosen = torch.zeros(shape.num_layers, shape.num_experts, dtype=torch.bool)
     for layer, experts in enumerate(select.choose(replace(client, usage=usage))):
-        held[layer, list(experts)] = True
-    if bool((held.sum(dim=1) < shape.top_k).any()):
+        chosen[layer, list(experts)] = True
+    if bool((chosen.sum(dim=1) < shape.top_k).any()):
         stats = seen[-1] if seen else usage(_USAGE_EXAMPLES)
-        held = fill_up(held, stats.prob, shape.top_k)
-    return Choice(held, budget)
+        chosen = fill_up(chosen, stats.prob, shape.top_k)
+    return Placement(chosen, budget)
 
 
-def fill_up(held: Tensor, prob: Tensor, least: int) -> Tensor:
+def fill_up(chosen: Tensor, prob: Tensor, least: int) -> Tensor:
     """Add the experts of largest mean probability to layers with fewer than ``least``.
 
     Args:
-        held: ``[L, E]`` bool.
+        chosen: ``[L, E]`` bool.
         prob: mean of p(x, e), ``[L, E]``; a tie takes the lower index.
         least: experts that each layer must have.
 
     Returns:
         ``[L, E]`` bool; layers with enough stay as they are.
     """
-    filled = held.clone()
+    filled = chosen.clone()
     for layer, row in enumerate(filled):
         lacking = max(0, least - int(row.sum()))
         ranked = prob[layer].masked_fill(row, -1.0).argsort(descending=True, stable=True)
@@ -80,7 +77,7 @@ def fill_up(held: Tensor, prob: Tensor, least: int) -> Tensor:
 
 
 def _budget(select: Once, client: LocalClient) -> int:
-    """Return how many experts a layer the client may hold."""
+    """Return how many experts a layer the client may have."""
     budget = min(select.budget(client), client.shape.num_experts)
     if budget < client.shape.top_k:
         raise ConfigError(

@@ -1,8 +1,6 @@
 """The state that a node received, kept on its disk so that the server need not send it again.
 
-One file a version, named by it, under the client's folder; the last two stay::
-
-    $FEDMOE_HOME/clients/<run key>/client-3/received/<version>.safetensors
+One file a version, named by it (:mod:`fedmoe_app.client.store`); the last two stay.
 """
 
 from __future__ import annotations
@@ -10,17 +8,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
-from fedmoe_app.client.state import client_folder, write_bytes
-from fedmoe_app.config.paths import private_folder
+from fedmoe_app.client.store import ClientStore
 from fedmoe_app.wire.tasks import check_protocol
 from fedmoe_app.wire.versions import (
     BASE,
@@ -61,14 +57,14 @@ def complete(content: RecordDict, client: int) -> tuple[RecordDict, str]:
     version, base = str(task.get(VERSION, "")), str(task.get(BASE, ""))
     if not is_version(version):
         return content, ""
-    folder = client_folder(str(task["run-key"]), client) / "received"
+    store = ClientStore(str(task["run-key"]), client, "received")
     if base:
         dropped = set(task.get(DROPPED, ()))
-        arrays = _laid_over(_read(folder, base), content.array_records["arrays"], dropped)
+        arrays = _laid_over(_read(store, base), content.array_records["arrays"], dropped)
         if version_of(hashes(arrays)) != version:
             raise CannotBuildError(f"{CANNOT_BUILD}: version {base} is not what the server means")
         content = RecordDict({**content, "arrays": arrays})
-    stored = _store(folder, version, content.array_records["arrays"])
+    stored = _store(store, version, content.array_records["arrays"])
     return content, version if stored else ""
 
 
@@ -77,45 +73,36 @@ def _laid_over(base: ArrayRecord, changed: ArrayRecord, dropped: Collection[str]
     return ArrayRecord({**kept, **changed})
 
 
-def _read(folder: Path, version: str) -> ArrayRecord:
-    """Return a state of the disk; the file is mapped into memory, not read at once."""
+def _read(store: ClientStore, version: str) -> ArrayRecord:
     if not is_version(version):
         raise CannotBuildError(f"{CANNOT_BUILD}: {version[:80]!r} is no version")
-    try:
-        with safe_open(_path(folder, version), framework="numpy") as file:
-            labels = json.loads(file.metadata()["arrays"])
-            return ArrayRecord(
-                {
-                    name: Array(
-                        label[0], tuple(label[1]), label[2], file.get_tensor(name).tobytes()
-                    )
-                    for name, label in labels.items()
-                }
-            )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CannotBuildError(f"{CANNOT_BUILD}: {type(error).__name__}") from None
+    arrays = store.read(version, _arrays)
+    if arrays is None:
+        raise CannotBuildError(f"{CANNOT_BUILD}: no version {version} that can be read")
+    return arrays
 
 
-def _store(folder: Path, version: str, arrays: ArrayRecord) -> bool:
+def _arrays(path: Path) -> ArrayRecord:
+    """Return a state of the disk; the file is mapped into memory, not read at once."""
+    with safe_open(path, framework="numpy") as file:
+        labels = json.loads(file.metadata()["arrays"])
+        return ArrayRecord(
+            {
+                name: Array(dtype, tuple(shape), stype, file.get_tensor(name).tobytes())
+                for name, (dtype, shape, stype) in labels.items()
+            }
+        )
+
+
+def _store(store: ClientStore, version: str, arrays: ArrayRecord) -> bool:
     """Keep a state and drop those before the last one; whether it is on the disk."""
-    path = _path(folder, version)
     try:
-        private_folder(folder)
-        if path.exists():
-            path.touch()
-        else:
+        if not store.use(version):
             labels = {name: [a.dtype, list(a.shape), a.stype] for name, a in arrays.items()}
             data = {name: np.frombuffer(a.data, np.uint8) for name, a in arrays.items()}
-            write_bytes(path, save(data, {"arrays": json.dumps(labels)}))
-        kept = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
-        for old in kept[:-_KEPT]:
-            with suppress(FileNotFoundError):
-                old.unlink()
+            store.write(version, save(data, {"arrays": json.dumps(labels)}))
+        store.drop(store.names()[:-_KEPT])
     except OSError as error:
-        logger.warning("%s: the received state could not be kept (%s)", folder, error)
+        logger.warning("%s: the received state could not be kept (%s)", store.folder, error)
         return False
     return True
-
-
-def _path(folder: Path, version: str) -> Path:
-    return folder / f"{version}.safetensors"

@@ -20,7 +20,7 @@ from fedmoe_app.client.memory import (
 )
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
-from fedmoe_app.client.placement import choose, holding_of
+from fedmoe_app.client.placement import choose, experts_to_load
 from fedmoe_app.client.rows import ClientRows, client_rows
 from fedmoe_app.client.state import Keeping
 from fedmoe_app.client.timing import Stopwatch
@@ -51,7 +51,7 @@ from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
 from fedmoe_app.tasks.setup import Setup, check_base, load_setup
 from fedmoe_app.wire.records import TrainTask
-from fedmoe_app.wire.update import Choice, ClientScore, ClientUpdate
+from fedmoe_app.wire.update import ClientScore, ClientUpdate, Placement
 
 
 def train_client(
@@ -70,8 +70,8 @@ def train_client(
         return prepare_round(config, node, task, watch).run()
 
 
-def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Choice:
-    """Choose the experts that this node holds in its first round, by the state without experts."""
+def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placement:
+    """Choose the experts that this node has in its first round, by the state without experts."""
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
         return prepare_round(config, node, task, Stopwatch()).choose()
@@ -81,7 +81,7 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
     """Load model and data, and write the received values into the model."""
     scheme = make_scheme(config)
     with watch.phase("load"), doing(LOADING):
-        setup = load_setup(config, task.label_names, holding_of(config, task))
+        setup = load_setup(config, task.label_names, experts_to_load(config, task))
     check_base(setup, task.base_fingerprint)
     plan = Plan.of(scheme, setup.shape)
     plan.check(Run(setup.shape))
@@ -120,14 +120,13 @@ class ClientRound:
             started, own = keeping.start(self.setup)
         with self.watch.phase("train"):
             client = self._local_client()
-            holding = holding_of(self.config, self.task)
+            loaded = experts_to_load(self.config, self.task)
             # The next round's experts are chosen by the received values, like those of this one.
             select = self.plan.client.select
-            chosen = select if isinstance(select, Once) else None
-            choice = choose(chosen, client) if holding and chosen else None
-            experts = chosen.choose(client) if chosen and not holding else None
-            experts = holding.subsets if holding else experts
-            trainables = Trainables(self.setup.model, self.setup.layers, experts)
+            once = select if isinstance(select, Once) else None
+            placement = choose(once, client) if loaded is not None and once else None
+            chosen = once.choose(client) if once and loaded is None else loaded or None
+            trainables = Trainables(self.setup.model, self.setup.layers, chosen)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
             result, routing = self._train(trainables, client, started, own, parts, gradient)
             changes = _from_received(trainables.changes(), started, self.task.state)
@@ -157,12 +156,12 @@ class ClientRound:
             changes=changes,
             routing=routing,
             metrics=metrics,
-            choice=choice,
+            placement=placement,
             statistics=parts.measure(received_score),
         )
 
-    def choose(self) -> Choice:
-        """Choose the experts to hold, by the model as it is."""
+    def choose(self) -> Placement:
+        """Choose the experts to load, by the model as it is."""
         select = self.plan.client.select
         assert isinstance(select, Once)  # the server asks nobody else
         return choose(select, self._local_client())
@@ -184,9 +183,9 @@ class ClientRound:
         if self.node.memory_budget is None:
             return own_budget
         shape, need = self.setup.shape, estimate(self.setup, self.config)
-        least = shape.top_k if self._holds_chosen else shape.num_experts
+        least = shape.top_k if self._loads_chosen else shape.num_experts
         fitting = largest_budget(need, self.node.memory_budget, least, shape.num_experts)
-        if not self._holds_chosen:  # the model is there as a whole, whatever is trained
+        if not self._loads_chosen:  # the model is there as a whole, whatever is trained
             return own_budget
         return fitting if own_budget is None else min(own_budget, fitting)
 
@@ -247,7 +246,7 @@ class ClientRound:
         }
         if self.plan.client.select is not None:
             metrics["expert-budget"] = self.plan.client.select.budget(client)
-        if self._holds_chosen:
+        if self._loads_chosen:
             metrics["experts-held"] = len(self.task.state.experts)
         return metrics
 
@@ -258,7 +257,7 @@ class ClientRound:
         return own.metrics(self.setup.model, self.rows.train, self.rows.test, size)
 
     @property
-    def _holds_chosen(self) -> bool:
+    def _loads_chosen(self) -> bool:
         return self.config.model.experts_in_memory == "chosen"
 
     @property
@@ -293,7 +292,7 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
     """Score the received model on this node's own test examples; zero items if it has none."""
     with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
         with doing(LOADING):
-            setup = load_setup(config, task.label_names, holding_of(config, task))
+            setup = load_setup(config, task.label_names, experts_to_load(config, task))
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         write_state(setup.model, setup.layers, task.state)

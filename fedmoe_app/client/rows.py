@@ -15,9 +15,10 @@ from pathlib import Path
 
 import xxhash
 
+from fedmoe_app.config.files import build_once
 from fedmoe_app.config.lists import file_names
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.paths import build_once, cache_dir
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.config.schema import EMBEDDED, RunConfig
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded

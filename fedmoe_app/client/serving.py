@@ -22,9 +22,9 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
-from fedmoe_app.client.state import write_bytes
+from fedmoe_app.config.files import private_folder, write_atomic
 from fedmoe_app.config.names import BUSY_WITH_ANOTHER_RUN
-from fedmoe_app.config.paths import home, private_folder
+from fedmoe_app.config.paths import home
 from fedmoe_app.shown.duration import duration
 
 FIRST_SILENCE = 300.0  # seconds for which a run may be silent after its first message
@@ -144,7 +144,7 @@ def _write(path: Path, served: _Served) -> None:
     with suppress(OSError):
         if not path.exists():
             _drop_old(private_folder(path.parent))
-        write_bytes(path, json.dumps(asdict(served)).encode())
+        write_atomic(path, json.dumps(asdict(served)), private=True)
 
 
 def _drop_old(folder: Path) -> None:

@@ -24,9 +24,10 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, empty_model, resolve_head
+from fedmoe_app.moe.loading import PRESETS, empty_model
 from fedmoe_app.moe.miniature import small_configs
 from fedmoe_app.moe.quantised.packed import BLOCK
+from fedmoe_app.tasks.setup import head_of
 
 logger = logging.getLogger("fedmoe")
 
@@ -47,9 +48,8 @@ def check_trainable(config: RunConfig) -> None:
     name = config.model.name
     if name in PRESETS:
         return
-    task = config.data.task
-    head = resolve_head(name, config.model.head if task == "classification" else "label-words")
-    empty = empty_model(name, task=task, head=head, num_labels=len(LABELS))
+    head = head_of(config)
+    empty = empty_model(name, task=config.data.task, head=head, num_labels=len(LABELS))
     _check_precision(config, empty)
     try:
         _check_structure(config, empty)
@@ -62,10 +62,9 @@ def check_trainable(config: RunConfig) -> None:
 
 def mode_of(config: RunConfig, head: str) -> dict[str, str | bool]:
     """Return what decides, beside the model, whether it can be trained."""
-    classifies = config.data.task == "classification"
     mode: dict[str, str | bool] = {
         "data.task": config.data.task,
-        **({"model.head": head} if classifies else {}),
+        **({"model.head": head} if config.data.kind.classifies else {}),
         "model.train": config.model.train,
         "model.quantization": config.model.quantization,
         "model.experts-in-memory": config.model.experts_in_memory,

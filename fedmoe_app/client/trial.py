@@ -28,13 +28,13 @@ from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.tokenizer import BOS, EOS, PAD, label_token
 from fedmoe_app.moe.layers import MoELayer, read_state, write_state
 from fedmoe_app.moe.loading import load_model
-from fedmoe_app.moe.partial.load import Holding
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.tasks.base import Batch, CausalLM, LabelWords, Task
-from fedmoe_app.tasks.multiple_choice import MultipleChoice
+from fedmoe_app.tasks.base import Batch, Task
+from fedmoe_app.tasks.classification import LabelWords
 from fedmoe_app.tasks.setup import Setup, assemble
 
 LABELS = ("yes", "no")
@@ -82,7 +82,7 @@ def try_mode(
             with _step(f"a round of it in {config.model.dtype}"):
                 _train(config, _load(config, head, config.model.dtype))
         if config.model.experts_in_memory == "chosen":
-            _try_subsets(config, head, [*setup.layers])
+            _try_chosen(config, head, [*setup.layers])
 
 
 def _save_plain(kind: type[PreTrainedModel], small: PreTrainedConfig, folder: Path) -> None:
@@ -131,7 +131,7 @@ def _on(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _load(
-    config: RunConfig, head: str, dtype: str = "float32", holding: Holding | None = None
+    config: RunConfig, head: str, dtype: str = "float32", loaded: ExpertsByLayer | None = None
 ) -> Setup:
     """Load the small model as every node does, and open what is trained."""
     tokenizer = word_tokenizer()
@@ -148,7 +148,7 @@ def _load(
         dtype=dtype,
         max_length=LENGTH,
         quantization=config.model.quantization,
-        holding=holding,
+        loaded=loaded,
     )
     return assemble(config, tokenizer, model, head, LABELS)
 
@@ -209,16 +209,16 @@ def _check_export(kind: type[PreTrainedModel], setup: Setup, trained: Tensor, fo
         )
 
 
-def _try_subsets(config: RunConfig, head: str, layers: Sequence[MoELayer]) -> None:
+def _try_chosen(config: RunConfig, head: str, layers: Sequence[MoELayer]) -> None:
     """Measure the routing with no expert in memory, then train with as few as can be."""
     with _step('measuring its routing with model.experts-in-memory = "chosen"'):
-        none = _load(config, head, holding=Holding(None))
+        none = _load(config, head, loaded=())
         with all_experts(none.model, none.layers), RoutingRecorder(none.layers):
             rows = examples(none.task)
             _logits(none.model, none.task, none.task.collate(rows, none.model.device))
     with _step('a round of it with model.experts-in-memory = "chosen"'):
-        subsets = [list(range(layer.top_k)) for layer in layers]
-        _train(config, _load(config, head, holding=Holding(subsets)), subsets)
+        fewest = [list(range(layer.top_k)) for layer in layers]
+        _train(config, _load(config, head, loaded=fewest), fewest)
 
 
 @contextmanager
@@ -270,10 +270,4 @@ def examples(task: Task) -> Encoded:
         "options": [["a", "b"], ["c d", "e"], ["f", "g h"]],
         "answer": [0, 1, 1],
     }
-    return task.encode(Dataset.from_dict({name: rows[name] for name in _columns(task)}))
-
-
-def _columns(task: Task) -> tuple[str, ...]:
-    if isinstance(task, MultipleChoice):
-        return ("prompt", "options", "answer")
-    return ("prompt", "response") if isinstance(task, CausalLM) else ("text", "label")
+    return task.encode(Dataset.from_dict({name: rows[name] for name in task.columns}))

@@ -7,7 +7,6 @@ key, the value and the allowed choices. The tables are in :mod:`fedmoe_app.confi
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.schema import NODES, DataConfig, RunConfig, Section
 
 FlatConfig = Mapping[str, bool | float | int | str]
@@ -47,7 +47,7 @@ def check_labels_known(data: DataConfig) -> None:
         ConfigError: naming the key and its forms.
     """
     unnamed = not data.label_names_file and len(data.labels) < 2
-    if data.source == NODES and data.task == "classification" and unnamed:
+    if data.source == NODES and data.kind.classifies and unnamed:
         raise ConfigError(
             f'data.label-names = "{data.label_names}": with data.source = "nodes" the server '
             "cannot see the labels; name at least two, separated by commas or as a list, or one a "
@@ -74,7 +74,7 @@ def _check_is_table(name: str, key: str, flat: FlatConfig) -> None:
         return
     field = RunConfig.model_fields.get(name.replace("-", "_"))
     if field is not None and field.annotation in Section.__subclasses__():
-        shown = _shown(flat[name])
+        shown = write_value(flat[name])
         raise ConfigError(f"run config: {name} = {shown}: a table, not a value; set {key} instead")
     raise ConfigError(f"run config: {key}: unknown key; {name} is a value, not a table")
 
@@ -116,7 +116,7 @@ def _readable(error: ValidationError) -> str:
         elif isinstance(fault["input"], Mapping):
             lines.append(f"{key}: {message}")
         else:
-            lines.append(f"{key} = {_shown(fault['input'])}: {message}")
+            lines.append(f"{key} = {write_value(fault['input'])}: {message}")
     return "run config: " + "; ".join(lines)
 
 
@@ -132,13 +132,6 @@ def _near(key: str, value: Any) -> str:
         keys = [f"{key}.{name}" for name in flatten_table(value)]
     near = dict.fromkeys(name for key in keys for name in nearest_keys(key))
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _shown(value: Any) -> str:
-    """Return a value as TOML writes it; JSON would call infinity ``Infinity``."""
-    if isinstance(value, float):
-        return str(value)
-    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _choices(path: Sequence[int | str]) -> str:

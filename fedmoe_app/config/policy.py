@@ -36,24 +36,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import file_names
 from fedmoe_app.config.names import COMBINE, PRESET_NAMES, SCHEME_NAMES
+from fedmoe_app.config.tasks import TASKS
 
 REFUSED = "this node's policy"  # how the reason of every refusal begins; the server knows it by it
 VARIABLE = "FEDMOE_POLICY"
 DEFAULT_PATH = Path("/etc/fedmoe/policy.toml")
 EMBEDDED, NODES = "embedded", "nodes"
 _SHOWN = 100  # characters of a run's value that a refusal repeats
-_COLUMNS = {  # by task: keys of ``data`` that name columns
-    "classification": ("text-field", "label-field"),
-    "causal-lm": (
-        "messages-field",
-        "prompt-field",
-        "completion-field",
-        "instruction-field",
-        "context-field",
-        "response-field",
-    ),
-    "multiple-choice": ("question-field", "options-field", "answer-field"),
-}
 _FILES = ("source", "label-names-file")  # keys of ``data`` that a node would open
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -81,7 +70,7 @@ class Policy(BaseModel):
     sources: list[str] = [EMBEDDED, NODES]
     data_roots: list[str] = []
     columns: list[str] | None = None
-    tasks: list[str] = ["classification", "causal-lm", "multiple-choice"]
+    tasks: list[str] = list(TASKS)
     max_rounds: int | None = Field(None, ge=1)
     max_local_steps: int | None = Field(None, ge=1)
     min_examples: int = Field(1, ge=1)
@@ -148,7 +137,8 @@ class Policy(BaseModel):
     def _columns(self, run: Mapping[str, Any]) -> Iterator[str]:
         if self.columns is None:
             return
-        keys = (*_COLUMNS.get(str(run.get("data.task")), ()), "partition-by")
+        kind = TASKS.get(str(run.get("data.task")))
+        keys = (*(kind.column_keys if kind else ()), "partition-by")
         for key in (f"data.{name}" for name in keys):
             names = [name.strip() for name in str(run.get(key, "")).split(",")]
             if any(name and name not in self.columns for name in names):

@@ -26,6 +26,7 @@ from pydantic import (
 from fedmoe_app.config.lists import as_list, label_names, read_label_names
 from fedmoe_app.config.names import check_codec, parse_codecs
 from fedmoe_app.config.node import Budget, parse_budgets
+from fedmoe_app.config.tasks import METRICS, TASKS, TaskKind
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -34,13 +35,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 # The words among the values of data.source; all others name files or hub data sets.
 EMBEDDED = "embedded"
 NODES = "nodes"  # every node brings its own file
-
-# What each task can be scored by; the first is what "auto" means.
-METRICS = {
-    "classification": ("accuracy",),
-    "causal-lm": ("token-accuracy", "exact-match"),
-    "multiple-choice": ("accuracy", "acc-norm"),
-}
 
 # What track can name; fedmoe_app/results/trackers.py has one of each.
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -105,8 +99,8 @@ class DataConfig(Section):
     test_source: str
     encoding: Text
     delimiter: Annotated[str, Field(min_length=1)]
-    task: Literal["classification", "causal-lm", "multiple-choice"]
-    metric: Literal["auto", "accuracy", "acc-norm", "token-accuracy", "exact-match"]
+    task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
+    metric: Literal[("auto", *METRICS)]  # type: ignore[valid-type]
     text_field: Text
     label_field: Text
     label_names: str
@@ -137,6 +131,11 @@ class DataConfig(Section):
     max_length: Annotated[int, Field(ge=4)]
     max_new_tokens: Annotated[int, Field(ge=1)]
     num_samples: Annotated[int, Field(ge=0)]
+
+    @property
+    def kind(self) -> TaskKind:
+        """What is known of ``task``."""
+        return TASKS[self.task]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -218,7 +217,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind_of_row(self) -> DataConfig:
-        if self.task == "causal-lm" and self.row_format == "auto" and len(self._kinds_named()) > 1:
+        formats = self.kind.rows == "language" and self.row_format == "auto"
+        if formats and len(self._kinds_named()) > 1:
             raise ValueError(
                 f"the columns named are those of {' and '.join(self._kinds_named())}: name those "
                 "of one kind of row, or say in row-format which one counts"
@@ -227,7 +227,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _partition_needs_a_column(self) -> DataConfig:
-        if self.task != "classification" and self.partition != "iid" and not self.partition_by:
+        if not self.kind.classifies and self.partition != "iid" and not self.partition_by:
             raise ValueError(
                 f'partition = "{self.partition}" with task = "{self.task}" needs partition-by: '
                 'name a column, or choose partition = "iid"'
@@ -245,7 +245,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _metric_fits_the_task(self) -> DataConfig:
-        choices = ("auto", *METRICS[self.task])
+        choices = ("auto", *self.kind.metrics)
         if self.metric not in choices:
             raise ValueError(
                 f'metric = "{self.metric}" with task = "{self.task}": choose one of '

@@ -55,7 +55,7 @@ def format_prompt(instruction: str, context: str = "") -> str:
 
 def partition_column(config: DataConfig) -> str:
     """Return the uniform name of the column that the Dirichlet or natural partition goes by."""
-    if config.task == "classification" and config.partition_column == config.label_field:
+    if config.kind.classifies and config.partition_column == config.label_field:
         return "label"
     return config.partition_column
 
@@ -68,11 +68,11 @@ def asked_columns(config: DataConfig, names: Sequence[str]) -> Asked:
         names: the file's columns.
     """
     by = () if config.partition == "iid" else (config.partition_column,)
-    if config.task == "classification":
+    if config.kind.classifies:
         # The last is there or not; of JSON, the first rows need not have it.
         beside = (companion(config.label_field),)
         return Asked((config.text_field, config.label_field, *by), optional=beside)
-    if config.task == "multiple-choice":
+    if config.kind.rows == "options":
         shape = shape_of(names, config)
         return Asked(by, shape.columns if shape else ())
     asked = asked_of_language(names, config)
@@ -96,7 +96,7 @@ def unify(
             row left.
     """
     by = partition_column(config) if keep_partition_column and config.partition != "iid" else None
-    if config.task == "classification":
+    if config.kind.classifies:
         return _classification(table, config, label_names, by)
     return _by_rows(table, config, by)
 
@@ -167,7 +167,7 @@ def _extra_column(
     table: Table, config: DataConfig, by: str | None, taken: Sequence[str]
 ) -> str | None:
     """Return the column to keep for the partition; None where there is none but the label."""
-    classifies = config.task == "classification"
+    classifies = config.kind.classifies
     by_label = classifies and by == "label" and config.label_field == config.partition_column
     if by is None or by_label:
         return None
@@ -210,7 +210,7 @@ def _pieces(
     table: Table, config: DataConfig, by: str | None, dropped: _Dropped
 ) -> Iterator[pa.Table]:
     # How answers name options is told from all rows together.
-    whole = config.task == "multiple-choice"
+    whole = config.kind.rows == "options"
     make = multiple_choice if whole else language_rows
     for part in table.parts(max(1, len(table.dataset)) if whole else ROWS):
         columns, rows = make(part, config)
@@ -235,7 +235,7 @@ def _of_one_kind(table: Table, first: pa.Table, rest: Iterator[pa.Table]) -> Ite
 
 
 def _needed(table: Table, config: DataConfig) -> Needed:
-    if config.task == "multiple-choice":
+    if config.kind.rows == "options":
         return Needed.texts([find_shape(table, config).question])
     return needed(table, config)
 

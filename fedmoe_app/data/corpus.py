@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
-from fedmoe_app.config.paths import build_once, cache_dir
+from fedmoe_app.config.files import build_once, write_atomic
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.docstrings import (
     docstrings,
     library_folder,
@@ -161,11 +161,8 @@ def split(groups: Sequence[list[str]]) -> dict[str, list[str]]:
 
 
 def _write_part(path: Path, pairs: Iterable[tuple[str, int]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for text, label in pairs:
-            file.write(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    rows = ({"text": text, "label": label} for text, label in pairs)
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _read_part(path: Path) -> Dataset:

@@ -49,11 +49,6 @@ def drop_tokenless(rows: Encoded, has_tokens: Callable[[Row], bool], what: str) 
     return rows.keep(kept)
 
 
-def text_has_tokens(row: Row, empty: Row) -> bool:
-    """Tell whether a text to classify gave more than an empty one: its special tokens."""
-    return len(row["input_ids"]) > len(empty["input_ids"])
-
-
 def response_has_tokens(row: Row, eos_token_id: int | None, encoder_decoder: bool) -> bool:
     """Tell whether a response gave a token besides its end, and there is a position to train."""
     labels = row["labels"]
@@ -66,20 +61,14 @@ def response_has_tokens(row: Row, eos_token_id: int | None, encoder_decoder: boo
     return bool(own) and any(label != IGNORED_LABEL for label in trained)
 
 
-def options_have_tokens(row: Row) -> bool:
-    """Tell whether every option of a question gave a token."""
-    return all(row["options"])
-
-
 __all__ = [
     "IGNORED_LABEL",
+    "Columns",
     "Encoded",
     "Row",
     "causal_lm_encoder",
     "collate",
     "encode_causal_lm",
-    "encode_classification",
-    "encode_multiple_choice",
     "encode_prompts",
     "fit",
     "last",
@@ -91,28 +80,6 @@ T = TypeVar("T")
 Columns = Mapping[str, Any]  # of equal length
 
 IGNORED_LABEL = -100  # what PyTorch's cross-entropy leaves out
-
-
-def encode_classification(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Encoded:
-    """Encode the columns ``text`` and ``label``.
-
-    The tokenizer's own special tokens are added. A text of more than ``max_length`` tokens loses
-    its end, but not its closing special token.
-    """
-    start, end = special_tokens(tokenizer)
-    room = max_length - len(start) - len(end)
-
-    def encode(batch: Columns) -> tuple[list[Row], int]:
-        whole = token_ids(tokenizer, batch["text"])
-        rows = [
-            Row(input_ids=start + ids[:room] + end, labels=label)
-            for ids, label in zip(whole, batch["label"], strict=True)
-        ]
-        return rows, sum(len(ids) > room for ids in whole)
-
-    return Encoded.of(dataset, encode)
 
 
 def encode_causal_lm(
@@ -180,72 +147,6 @@ def encode_prompts(
         room = max_length - len(start) - len(end)
         return [start + prompt[:room] + end for prompt in prompts]
     return [start + last(prompt, max_length - len(start)) for prompt in prompts]
-
-
-def encode_multiple_choice(
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    encoder_decoder: bool = False,
-) -> Encoded:
-    """Encode the columns ``prompt``, ``options`` and ``answer``.
-
-    In a decoder-only model an option is tokenised as the continuation of its prompt, after a
-    space. One token of the context is left for the end of sequence. All options of a question
-    follow the same prompt tokens, so that they are compared fairly: what the longest option leaves
-    of the context is the prompt's, which loses its left; only when the prompt would keep less than
-    a quarter of the room, options lose their ends. An encoder-decoder model's prompt and options
-    are each cut at their end to ``max_length``.
-    """
-    start, end = special_tokens(tokenizer)
-    num_eos = 0 if tokenizer.eos_token_id is None else 1
-
-    def encode(batch: Columns) -> tuple[list[Row], int]:
-        prompts = token_ids(tokenizer, batch["prompt"])
-        all_options = _options(batch, tokenizer, encoder_decoder)
-        rows, num_cut = [], 0
-        examples = zip(prompts, all_options, batch["options"], batch["answer"], strict=True)
-        for prompt, options, texts, answer in examples:
-            longest = max(len(option) for option in options)
-            if encoder_decoder:
-                head, room = prompt[: max_length - len(start) - len(end)], max_length - num_eos
-                ids = start + head + end
-            else:
-                room = max_length - len(start) - num_eos
-                head = last(prompt, max(room - longest, room // 4))
-                ids, room = start + head, room - len(head)
-            cut = [option[:room] for option in options]
-            rows.append(Row(input_ids=ids, labels=answer, options=cut, texts=texts))
-            num_cut += len(head) < len(prompt) or longest > room
-        return rows, num_cut
-
-    return Encoded.of(dataset, encode)
-
-
-def _options(
-    batch: Columns, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool
-) -> list[list[list[int]]]:
-    """Return the token ids of every question's options."""
-    all_texts = batch["options"]
-    alone = iter(token_ids(tokenizer, [text for texts in all_texts for text in texts]))
-    if encoder_decoder:
-        return [[next(alone) for _ in texts] for texts in all_texts]
-    # The prompt's last line is context enough to part the tokens, and much shorter.
-    lines = [prompt.rpartition("\n")[2] for prompt in batch["prompt"]]
-    pairs = zip(lines, all_texts, strict=True)
-    wholes = iter(
-        token_ids(tokenizer, [f"{line} {text}" for line, texts in pairs for text in texts])
-    )
-    return [
-        [_continuation(line, next(wholes), next(alone)) for _ in texts]
-        for line, texts in zip(token_ids(tokenizer, lines), all_texts, strict=True)
-    ]
-
-
-def _continuation(line: list[int], whole: list[int], alone: list[int]) -> list[int]:
-    """Return what follows the line; the option by itself if the tokens do not part there."""
-    parts = whole[: len(line)] == line and len(whole) > len(line)
-    return whole[len(line) :] if parts else alone
 
 
 def last(ids: list[int], room: int) -> list[int]:

@@ -18,7 +18,8 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.paths import build_once, cache_dir
+from fedmoe_app.config.files import build_once
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.reading.arrow_text import trimmed
 from fedmoe_app.data.reading.columns import Asked, Rows
 from fedmoe_app.data.reading.csv_rows import read_csv, read_header

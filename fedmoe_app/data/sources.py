@@ -83,7 +83,7 @@ def load_text_data(config: DataConfig, with_test: bool = True) -> TextData:
     """
     raw = _read(config)
     label_names: tuple[str, ...] = ()
-    if config.task == "classification":
+    if config.kind.classifies:
         label_names = find_label_names(raw.train, config)
     train = _unify_all(raw.train, config, label_names, keep_partition_column=True)
     train = cap(train, config.max_train_examples)
@@ -175,7 +175,7 @@ def _read_files(source: str, config: DataConfig) -> RawData:
 def _read_file(path: str, config: DataConfig, private: bool = False) -> Table:
     dialect = Dialect(config.encoding, config.delimiter)
     asked = asked_columns(config, column_names(path, dialect, private))
-    trim = config.task == "classification"  # a completion begins with its space
+    trim = config.kind.classifies  # a completion begins with its space
     found = read_columns(path, asked, dialect, not private, trim, private)
     return Table(found.dataset, path, private, found.names, found.declared, is_trimmed=trim)
 

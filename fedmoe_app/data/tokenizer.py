@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.config.paths import build_once, cache_dir
+from fedmoe_app.config.files import build_once
+from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.corpus import load_corpus, recipe_key
 
 VOCAB_SIZE = 2048

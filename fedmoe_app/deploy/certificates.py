@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.files import new_folder
 from fedmoe_app.deploy.authority import Pair, make_authority, make_node_key, make_server, matches
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
@@ -156,20 +156,10 @@ def _publish_folder(folder: Path, files: Files) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; name a folder")
     _refuse_present(folder, sorted(os.listdir(folder)) if folder.is_dir() else [])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # mode 0700
     try:
-        for name, contents in files.items():
-            _write(draft / name, contents)
-        _rename(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def _rename(draft: Path, folder: Path) -> None:
-    try:
-        os.rename(draft, folder)  # takes the place of an empty folder, of no other
+        with new_folder(folder, modes=None) as draft:  # each file has its own
+            for name, contents in files.items():
+                _write(draft / name, contents)
     except OSError:
         _refuse_present(folder, sorted(os.listdir(folder)) if folder.is_dir() else [])
         raise

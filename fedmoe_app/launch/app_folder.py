@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 
 import fedmoe_app
-from fedmoe_app.config.paths import build_once, cache_dir
+from fedmoe_app.config.files import build_once
+from fedmoe_app.config.paths import cache_dir
 
 PYPROJECT = "pyproject.toml"
 _HERE = Path(".")

@@ -10,8 +10,8 @@ from typing import Any
 
 import tomli_w
 
+from fedmoe_app.config.files import write_atomic
 from fedmoe_app.launch.environment import LOOPBACK
-from fedmoe_app.results.folder import write_atomic
 
 
 class LaunchError(RuntimeError):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from fedmoe_app.results.folder import write_atomic
+from fedmoe_app.config.files import write_atomic
 
 LOOPBACK = "127.0.0.1"
 HOOK = "fedmoe-environment.pth"

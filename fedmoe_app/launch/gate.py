@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.config.paths import home, private_folder
+from fedmoe_app.config.files import private_folder
+from fedmoe_app.config.paths import home
 from fedmoe_app.config.policy import Policy, RefusedError
 from fedmoe_app.launch.connections import LaunchError
 

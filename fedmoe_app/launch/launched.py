@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedmoe_app.results.folder import LAUNCH_FILE, write_atomic
+from fedmoe_app.config.files import write_atomic
+from fedmoe_app.results.folder import LAUNCH_FILE
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def check_method(config: RunConfig, label_names: Sequence[str]) -> None:
 def _embedded_classes(data: DataConfig) -> Sequence[str]:
     from fedmoe_app.data.corpus import LIBRARIES
 
-    return tuple(LIBRARIES) if data.task == "classification" else ()
+    return tuple(LIBRARIES) if data.kind.classifies else ()
 
 
 def _surely_fit(config: RunConfig, num_classes: int) -> bool:
@@ -161,7 +161,7 @@ def _check_data(config: RunConfig, num_clients: int) -> tuple[str, ...]:
 
     check_files(data)
     found = load_text_data(data)
-    if data.task == "classification":
+    if data.kind.classifies:
         check_classes(found.label_names, data.source)
     partition_sizes(found.train, data, num_clients, config.seed)
     _check_conversations(config, found)
@@ -193,7 +193,7 @@ def _is_embedded_as_it_comes(data: DataConfig, num_clients: int) -> bool:
     rows = min(data.max_train_examples or EMBEDDED_ROWS, EMBEDDED_ROWS)
     as_it_comes = (
         data.source == EMBEDDED
-        and data.task == "classification"
+        and data.kind.classifies
         and (data.text_field, data.label_field) == ("text", "label")
         and not (data.test_source or data.label_names or data.label_names_file)
         and data.partition_by in ("", "label")

@@ -11,9 +11,6 @@ go to ``target_parameters``, whose wrapper holds a layer's experts in one pair o
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmoe_app.config.paths import follow_umask
+from fedmoe_app.config.files import new_folder
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
 from fedmoe_app.moe.training.adapt import head_parameters
 from fedmoe_app.moe.training.slots import slots_of
@@ -72,16 +69,10 @@ def export_adapter(
     _finish(config, base)
     if folder.exists():
         raise FileExistsError(f"{folder}: exists already; choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with new_folder(folder) as draft:
         config.save_pretrained(str(draft))
         save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         (draft / "README.md").write_text(_readme(model, config, base), encoding="utf-8")
-        follow_umask(draft)  # mkdtemp and safetensors make theirs private
-        os.rename(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _config(model: PreTrainedModel, layers: Sequence[MoELayer]) -> LoraConfig:

@@ -194,7 +194,7 @@ def read_state(model: PreTrainedModel, layers: Sequence[MoELayer]) -> ModelState
         if gate := _clones(layer.gate()):
             state.gates[layer.index] = gate
         for e in range(layer.num_experts):
-            if expert := _clones(layer.expert(e)):  # nothing of an expert that is not held
+            if expert := _clones(layer.expert(e)):  # nothing of an expert that is not loaded
                 state.experts[layer.index, e] = expert
     return state
 

@@ -30,12 +30,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.checkpoint import check_not_quantised
-from fedmoe_app.moe.partial.load import Holding, load_with_experts
+from fedmoe_app.moe.partial.load import load_with_experts
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.quantised.packed import KINDS
 
 Head = Literal["sequence", "label-words"]
-TASKS = ("classification", "causal-lm", "multiple-choice")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/model
@@ -116,13 +117,14 @@ def load_model(
     max_length: int = 512,
     quantization: str = "none",
     device: str = "cpu",
-    holding: Holding | None = None,
+    loaded: ExpertsByLayer | None = None,
 ) -> PreTrainedModel:
     """Return the model of a run in eval mode, without a key-value cache.
 
     Args:
         name: a key of :data:`PRESETS`, a local folder or a hub name.
-        task: one of :data:`TASKS`; all but classification need a language-modelling head.
+        task: one of :data:`fedmoe_app.config.tasks.TASKS`; those without classes need a
+            language-modelling head.
         head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
         num_labels: classes of a sequence-classification head; not needed with ``label_names``.
         label_names: class names in index order, kept in the model's config. A saved
@@ -136,7 +138,7 @@ def load_model(
             as it is read (see :mod:`fedmoe_app.moe.quantised.quantise`).
         device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
             models are built on the CPU.
-        holding: the experts to hold in memory, which are read to ``device``; None means all.
+        loaded: the experts to load, which are read to ``device``; None means all, empty none.
 
     Raises:
         ModelNotFoundError: the name leads to no model.
@@ -144,7 +146,7 @@ def load_model(
             saved head of other classes; a vocabulary or context of the loaded model that is too
             small; a checkpoint that is quantised already.
     """
-    _choose("data.task", task, TASKS)
+    _choose("data.task", task, tuple(TASKS))
     _choose("model.dtype", dtype, tuple(DTYPES))
     _choose("model.quantization", quantization, ("none", *KINDS))
     special: dict[str, Any] = {"pad_token_id": pad_token_id}
@@ -152,7 +154,7 @@ def load_model(
     special |= {} if bos_token_id is None else {"bos_token_id": bos_token_id}
     config = _config(name, vocab_size, max_length, special)
     _check_fits(name, config, vocab_size, max_length)
-    if holding is not None:
+    if loaded is not None:
         check_not_quantised(name)
     if quantization != "none":
         _accept_for_quantising(name, config)
@@ -162,7 +164,7 @@ def load_model(
         _check_saved_head(name, config, num_labels, label_names)
         config.num_labels = num_labels
     with _seeded(seed):
-        model = _build(auto, name, config, DTYPES[dtype], quantization, device, holding)
+        model = _build(auto, name, config, DTYPES[dtype], quantization, device, loaded)
     if label_names:
         model.config.id2label = dict(enumerate(label_names))
         model.config.label2id = {label: index for index, label in enumerate(label_names)}
@@ -195,11 +197,11 @@ def _build(
     dtype: torch.dtype,
     quantization: str,
     device: str,
-    holding: Holding | None = None,
+    loaded: ExpertsByLayer | None = None,
 ) -> PreTrainedModel:
     """Build a preset or load a checkpoint, quantised or not, with all experts or some."""
-    if holding is not None:
-        return load_with_experts(auto, name, config, dtype, holding.subsets, quantization, device)
+    if loaded is not None:
+        return load_with_experts(auto, name, config, dtype, loaded, quantization, device)
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
         if quantization != "none":
@@ -213,8 +215,8 @@ def _build(
 
         options["quantization_config"] = quantization_config(quantization, dtype)
         options["device_map"] = {"": device}
-    loaded: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
-    return loaded
+    whole: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
+    return whole
 
 
 def _accept_for_quantising(name: str, config: PreTrainedConfig) -> None:
@@ -324,7 +326,7 @@ def _check_saved_head(
 
 
 def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
-    if task == "classification" and resolve_head(config, head) == "sequence":
+    if TASKS[task].classifies and resolve_head(config, head) == "sequence":
         return AutoModelForSequenceClassification
     encoder_decoder = getattr(config, "is_encoder_decoder", False)
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING
@@ -337,7 +339,7 @@ def _auto_class(config: PreTrainedConfig, task: str, head: str) -> Any:
 
 def _no_language_model(config: PreTrainedConfig, task: str) -> str:
     head, way_out = "", "another model.name"
-    if task == "classification":
+    if TASKS[task].classifies:
         head = ' with model.head = "label-words"'
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         way_out += ', or data.task = "classification" with model.head = "sequence"'

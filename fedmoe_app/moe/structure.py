@@ -44,17 +44,17 @@ def adapters_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], ...]:
     return module.__dict__.get(_ADAPTERS, ())
 
 
-_HELD = "_fedmoe_held"  # attribute of an experts module
+_LOADED = "_fedmoe_loaded"  # attribute of an experts module
 
 
-def set_held(module: nn.Module, experts: Iterable[int]) -> None:
+def set_loaded(module: nn.Module, experts: Iterable[int]) -> None:
     """Note that only these experts of a module are in memory."""
-    module.__dict__[_HELD] = frozenset(experts)
+    module.__dict__[_LOADED] = frozenset(experts)
 
 
-def held_of(module: nn.Module) -> frozenset[int] | None:
-    """Return what :func:`set_held` noted; None for a module with all its experts."""
-    return module.__dict__.get(_HELD)
+def loaded_of(module: nn.Module) -> frozenset[int] | None:
+    """Return what :func:`set_loaded` noted; None for a module with all its experts."""
+    return module.__dict__.get(_LOADED)
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -87,9 +87,9 @@ def is_listed(module: nn.Module, name: str) -> bool:
     named = "expert" in name.rpartition(".")[2]
     if len(children) < 2 or not (named or getattr(module, "num_experts", 0) == len(children)):
         return False
-    # Experts that are not held are not quantised with the others.
-    held = [children[e] for e in sorted(held_of(module) or range(len(children)))]
-    shapes = [[(n, p.shape) for n, p in child.named_parameters()] for child in held]
+    # Experts that are not loaded are not quantised with the others.
+    loaded = [children[e] for e in sorted(loaded_of(module) or range(len(children)))]
+    shapes = [[(n, p.shape) for n, p in child.named_parameters()] for child in loaded]
     return bool(shapes[0]) and all(shape == shapes[0] for shape in shapes)
 
 

@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ import xxhash
 from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.files import private_folder, write_atomic
 from fedmoe_app.config.paths import cache_dir
 
 Mark = list[Any]  # type, shape and hash of a tensor, as JSON has them
@@ -143,13 +144,6 @@ def _kept(entry: Path, state: tuple[int, ...]) -> dict[str, Mark] | None:
 def _keep(entry: Path, state: tuple[int, ...], marks: dict[str, Mark]) -> None:
     """Write an entry, private and whole; a cache that cannot be written is no error."""
     content = json.dumps({"state": [_VERSION, *state], "marks": marks})
-    draft = None
-    try:
-        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=entry.parent)  # 0600
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.replace(draft, entry)
-    except OSError:
-        if draft is not None:
-            Path(draft).unlink(missing_ok=True)
+    with suppress(OSError):
+        private_folder(entry.parent)
+        write_atomic(entry, content, private=True, sync=False)

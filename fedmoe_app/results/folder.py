@@ -14,13 +14,12 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmoe_app.config.paths import umask
+from fedmoe_app.config.files import write_atomic
 from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.lease import LEASE_FILE, PATIENCE, Lease
 from fedmoe_app.shown.logs import json_line, toml_text
@@ -214,30 +213,6 @@ def keep_rounds(path: Path, last_round: int) -> None:
         # A full disk must not be in the way where there is nothing to cut.
         if kept.encode() != path.read_bytes():
             write_atomic(path, kept, private=path.name == SAMPLES_FILE)
-
-
-def write_atomic(path: Path, text: str, private: bool = False, sync: bool = True) -> Path:
-    """Write ``text`` to a temporary name beside ``path``, then rename it. Returns ``path``.
-
-    Args:
-        path: the file, which is replaced.
-        text: what it holds then.
-        private: nobody but this user may read it; else the umask decides.
-        sync: wait until it is on the disk.
-    """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o600 if private else 0o666 & ~umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

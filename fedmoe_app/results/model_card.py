@@ -15,9 +15,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from scipy.stats import binomtest
 
+from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import flatten_table
-from fedmoe_app.results.folder import CONFIG_FILE, read_metrics, write_atomic
+from fedmoe_app.results.folder import CONFIG_FILE, read_metrics
 from fedmoe_app.shown.tables import markdown, markdown_cell
 
 CARD_FILE = "README.md"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from fedmoe_app.config.files import write_atomic
 from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.events import Ended, logger, tell
 from fedmoe_app.results.folder import (
@@ -27,7 +28,6 @@ from fedmoe_app.results.folder import (
     list_checkpoints,
     read_metrics,
     round_of,
-    write_atomic,
 )
 from fedmoe_app.results.lease import Lease, TakenOverError
 from fedmoe_app.shown.terminal import shell_word

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedmoe_app.config.paths import follow_umask
+from fedmoe_app.config.files import new_folder, sync_to_disk
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.folder import CHECKPOINTS, list_checkpoints, round_of
 
@@ -43,8 +41,8 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class HeldExperts:
-    """A client's choice of experts as plain numbers: its budget, and the experts by layer."""
+class StoredPlacement:
+    """A client's placement as plain numbers: its budget, and the experts by layer."""
 
     budget: int
     subsets: list[list[int]]
@@ -59,7 +57,7 @@ class Counters:
         unevaluated: whether the global model changed since its last evaluation.
         last_replies: client -> its last round with a usable reply.
         roster: node id (in decimal) -> client's number, in the order in which they were bound.
-        holding: client -> the experts that it holds in its next round, where nodes choose.
+        holding: client -> the experts that it has in its next round, where nodes choose.
         sizes: client -> training examples in its last usable reply.
         rests: of :meth:`fedmoe_app.server.clients.Rests.dump`.
         tests: client -> test items in its last usable reply.
@@ -69,7 +67,7 @@ class Counters:
     unevaluated: bool = False
     last_replies: dict[int, int] = field(default_factory=dict)
     roster: dict[int, int] = field(default_factory=dict)
-    holding: dict[int, HeldExperts] = field(default_factory=dict)
+    holding: dict[int, StoredPlacement] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     rests: dict[str, list[int]] = field(default_factory=dict)
     tests: dict[int, int] = field(default_factory=dict)
@@ -119,27 +117,18 @@ def write_checkpoint(
 
     One of the same round, left by a run that was set back, is replaced.
     """
-    parent = results / CHECKPOINTS
-    parent.mkdir(exist_ok=True)
-    path = parent / f"round-{snapshot.server_round:05d}"
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
-    try:
+    path = results / CHECKPOINTS / f"round-{snapshot.server_round:05d}"
+    with new_folder(path, replace=True) as draft:
         files = {
-            STATE_FILE: _write_tensors(temporary / STATE_FILE, dict(snapshot.state.named())),
-            BROADCAST_FILE: _write_tensors(temporary / BROADCAST_FILE, snapshot.broadcast),
+            STATE_FILE: _write_tensors(draft / STATE_FILE, dict(snapshot.state.named())),
+            BROADCAST_FILE: _write_tensors(draft / BROADCAST_FILE, snapshot.broadcast),
         }
         if snapshot.step_state:
-            files[STEPS_FILE] = _write_tensors(temporary / STEPS_FILE, snapshot.step_state)
+            files[STEPS_FILE] = _write_tensors(draft / STEPS_FILE, snapshot.step_state)
         header = _header(snapshot, identity, versions, files)
-        (temporary / HEADER_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
-        _sync(temporary / HEADER_FILE)
-        follow_umask(temporary)  # mkdtemp and safetensors make theirs private
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-        _sync(parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        (draft / HEADER_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        sync_to_disk(draft / HEADER_FILE)
+    sync_to_disk(path.parent)
     return path
 
 
@@ -257,7 +246,7 @@ def _counters(stored: Mapping[str, Any]) -> Counters:
         name: {int(key): value for key, value in stored.get(name, {}).items()}
         for name in ("last_replies", "roster", "sizes", "tests")  # tests: not in older ones
     }
-    holding = {int(client): HeldExperts(**held) for client, held in stored["holding"].items()}
+    holding = {int(client): StoredPlacement(**entry) for client, entry in stored["holding"].items()}
     return Counters(
         stored["num_folded"],
         stored["unevaluated"],
@@ -270,7 +259,7 @@ def _counters(stored: Mapping[str, Any]) -> Counters:
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write a safetensors file; return its checksum and the order of the tensors."""
     save_file({name: _own_memory(tensor) for name, tensor in tensors.items()}, path)
-    _sync(path)
+    sync_to_disk(path)
     return {"sha256": _digest(path), "order": list(tensors)}
 
 
@@ -284,12 +273,3 @@ def _own_memory(tensor: Tensor) -> Tensor:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have a file or folder on the disk before something relies on it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

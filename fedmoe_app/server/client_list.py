@@ -167,7 +167,7 @@ def _key(name: str, value: Any, path: Path) -> str:
 
 
 def _write(path: Path, entries: Mapping[int, str]) -> None:
-    from fedmoe_app.results.folder import write_atomic
+    from fedmoe_app.config.files import write_atomic
 
     lines = [f'{client} = "{key}"\n' for client, key in sorted(entries.items())]
     write_atomic(path, f"{_HEADER}\n[{_TABLE}]\n{''.join(lines)}")

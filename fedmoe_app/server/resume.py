@@ -30,6 +30,7 @@ from fedmoe_app.server.checkpoint import (
     read_checkpoint,
     read_identity,
 )
+from fedmoe_app.shown.values import shown
 
 logger = logging.getLogger("fedmoe")
 
@@ -126,7 +127,9 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, state: ModelState
     for name in ("label_names", "data_fingerprint", "base_fingerprint"):
         before, now = getattr(stored, name), getattr(identity, name)
         if before != now:
-            differences.append(f"{name.replace('_', ' ')}: {_shown(before)}, now {_shown(now)}")
+            differences.append(
+                f"{name.replace('_', ' ')}: {shown(before, 80)}, now {shown(now, 80)}"
+            )
     differences += _state_differences(checkpoint.snapshot.state, state)
     _refuse(checkpoint.path, differences)
     _refuse_done(checkpoint.path, checkpoint.snapshot.server_round, identity.config)
@@ -181,11 +184,6 @@ def _shapes(state: ModelState) -> dict[str, str]:
         return f"{str(dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
     return {name: shape(tensor) for name, tensor in state.named()}
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def set_back(

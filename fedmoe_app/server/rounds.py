@@ -147,7 +147,7 @@ class RoundLoop:
             self._unevaluated,
             dict(strategy.last_replies),
             dict(registry.clients),
-            strategy.holding.book() if strategy.holding is not None else {},
+            strategy.placements.book() if strategy.placements is not None else {},
             dict(registry.sizes),
             registry.cooldown.dump(),
             dict(registry.tests),
@@ -171,8 +171,8 @@ class RoundLoop:
         registry.sizes = dict(counters.sizes)
         registry.tests = dict(counters.tests)
         registry.cooldown.load(counters.rests)
-        if strategy.holding is not None:
-            strategy.holding.restore(counters.holding)
+        if strategy.placements is not None:
+            strategy.placements.restore(counters.holding)
 
     # -- parts of a round ----------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from flwr.serverapp import Grid
 
 from fedmoe_app.aggregation.store import MIB, Spool
 from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
-from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.sources import TextData
@@ -35,7 +34,7 @@ from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import WaitForAll
-from fedmoe_app.server.placement import Holding
+from fedmoe_app.server.placement import Placements
 from fedmoe_app.server.recorder import RunRecorder, open_recorder
 from fedmoe_app.server.rounds import EvaluateFn, RoundLoop
 from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
@@ -108,7 +107,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
             config.diagnostics,
         ),
-        Holding(setup.shape, config.round_timeout) if chosen else None,
+        Placements(setup.shape, config.round_timeout) if chosen else None,
     )
     collect = Buffered(config.buffer_size) if config.rounds == "buffered" else WaitForAll()
     loop = RoundLoop(strategy, collect)
@@ -119,7 +118,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     with recorder:
         tell(ResultsAt(str(folder.path)))
         _run(grid, config, loop, setup, recorder, test)
-    items = len(test) if test is not None and config.data.task == "classification" else 0
+    items = len(test) if test is not None and config.data.kind.classifies else 0
     _write_card(folder.path, items)
     tell(ResultsAt(str(folder.path)))
     return folder.path
@@ -160,13 +159,12 @@ def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
         num_rows: training examples that the server has a copy of; 0 if the nodes bring theirs.
     """
     data = config.data
-    by_token = data.task == "causal-lm" and data.metric != "exact-match"
     return TaskBounds(
         train=config.train,
         max_length=data.max_length,
         top_k=max(layer.top_k for layer in setup.layers),
         test_fraction=data.local_test_fraction,
-        items=data.max_length if by_token else 1,
+        items=data.max_length if setup.task.by_token else 1,
         num_rows=num_rows,
         passes=passes(setup.model, setup.layers),
     )
@@ -276,17 +274,9 @@ def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolde
 
 
 def _save_model(setup: Setup, path: Path) -> None:
-    """Write a model folder under another name, then rename it: there is never half of one."""
-    temporary = path.with_name(f".{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        setup.model.save_pretrained(temporary)
-        setup.tokenizer.save_pretrained(temporary)
-        follow_umask(temporary)
-        shutil.rmtree(path, ignore_errors=True)  # that of an earlier part of the run
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+    with new_folder(path, replace=True) as draft:  # there may be one of an earlier part of the run
+        setup.model.save_pretrained(draft)
+        setup.tokenizer.save_pretrained(draft)
 
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:

@@ -27,7 +27,7 @@ from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
 from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
-from fedmoe_app.server.placement import Holding, held_arrays
+from fedmoe_app.server.placement import Placements, placed_arrays
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.sync import DeltaSync
 from fedmoe_app.server.transport import exchange, is_deployed, wait_for_nodes
@@ -106,7 +106,7 @@ class MoEStrategy:
         task: what clients are told.
         registry: the clients, and who of them is drawn.
         aggregation: where and how changes are summed.
-        holding: which experts each node holds; None where all nodes hold all.
+        placements: which experts each node has; None where all nodes have all.
 
     Attributes:
         state: the global model.
@@ -121,7 +121,7 @@ class MoEStrategy:
         task: ClientTask | None = None,
         registry: ClientRegistry | None = None,
         aggregation: Aggregation | None = None,
-        holding: Holding | None = None,
+        placements: Placements | None = None,
     ) -> None:
         self.scheme = scheme
         self.limits = limits or Limits()
@@ -130,7 +130,7 @@ class MoEStrategy:
         self.step_state: dict[str, Tensor] | None = None  # of the server's steps
         self.registry = registry or ClientRegistry()
         self.aggregation = aggregation or Aggregation()
-        self.holding = holding
+        self.placements = placements
         self.run_key = self.task.run_key or secrets.token_hex(16)
         self.sync = DeltaSync(self.task.changed_only, self.task.download_codec)
         self.busy = BusyNodes(self._late_reply)
@@ -189,7 +189,9 @@ class MoEStrategy:
         size = min(self.sample_size(len(nodes)), len(awake))
         nodes = self.registry.draw(now.grid, awake, now.server_round, size)
         now.num_asked = len(nodes)
-        return nodes if self.holding is None else self._ask_to_choose(now, self.holding, nodes)
+        return (
+            nodes if self.placements is None else self._ask_to_choose(now, self.placements, nodes)
+        )
 
     def sample_size(self, num_nodes: int) -> int:
         """Return how many of the connected nodes train at a time."""
@@ -208,36 +210,36 @@ class MoEStrategy:
 
     def configure_evaluate(self, now: Round, nodes: Sequence[int]) -> list[Message]:
         """Return the messages that ask nodes to score the global model on their own examples."""
-        if (holding := self.holding) is not None:
+        if (placements := self.placements) is not None:
             # A node that has not trained yet would score a model without experts.
-            nodes = [node for node in nodes if holding.choice(self.registry, node)]
+            nodes = [node for node in nodes if placements.of(self.registry, node)]
         return self._address(now, nodes, MessageType.EVALUATE)
 
     def question(self, server_round: int) -> Question:
         """Return what a message of this round with the present state asks about."""
         return Question(server_round, self.run_key, self.num_aggregated)
 
-    def _ask_to_choose(self, now: Round, holding: Holding, nodes: Sequence[int]) -> list[int]:
+    def _ask_to_choose(self, now: Round, placements: Placements, nodes: Sequence[int]) -> list[int]:
         """Ask the nodes that have not told which experts they hold; return those that have."""
-        unknown = [node for node in nodes if holding.choice(self.registry, node) is None]
-        content = self._content(now.server_round, held_arrays(now.arrays, None))
+        unknown = [node for node in nodes if placements.of(self.registry, node) is None]
+        content = self._content(now.server_round, placed_arrays(now.arrays, None))
         now.sent_bytes(record_bytes(content) * len(unknown))
-        for reply, why in holding.ask(now.grid, unknown, content, self.registry):
+        for reply, why in placements.ask(now.grid, unknown, content, self.registry):
             now.received(reply)
             if why is not None:
                 now.fail_node(reply, reason=why)
-            self.busy.note(reply, holding.timeout)
-        return [node for node in nodes if holding.choice(self.registry, node) is not None]
+            self.busy.note(reply, placements.timeout)
+        return [node for node in nodes if placements.of(self.registry, node) is not None]
 
     def _address(self, now: Round, nodes: Sequence[int], kind: str) -> list[Message]:
         """Return one message a node, with what it holds and lacks of the state."""
         content, group = self._content(now.server_round, now.arrays), str(now.server_round)
-        if self.holding is None:
+        if self.placements is None:
             messages, sizes = self.sync.address(content, nodes, kind, group)
         else:
             messages, sizes = [], {}
             for node in nodes:
-                own = self.holding.content_for(self.registry, node, content)
+                own = self.placements.content_for(self.registry, node, content)
                 message, size = self.sync.address(own, [node], kind, group)
                 messages, sizes = messages + message, sizes | size
         now.sent(sizes, to_train=kind == MessageType.TRAIN)
@@ -282,8 +284,8 @@ class MoEStrategy:
         holders = self.registry.holders(asked)
         self.begin_sums()
         streaming, split = None, self._num_partitions
-        # A node whose client is not known may be any; held experts are checked at the end.
-        if len(holders) == len(asked) and self.holding is None:
+        # A node whose client is not known may be any; placements are checked at the end.
+        if len(holders) == len(asked) and self.placements is None:
             streaming = AtOnce(self._sums, holders, split, self.aggregation.store)
         return UpdateCollector(
             *(self.update_spec(), self.registry, self.aggregation.store, holders, split, streaming),
@@ -299,7 +301,7 @@ class MoEStrategy:
 
     def update_spec(self) -> UpdateSpec:
         """Return what a reply to the present state may hold."""
-        top_k = 0 if self.holding is None else self.task.shape.top_k
+        top_k = 0 if self.placements is None else self.task.shape.top_k
         return UpdateSpec.of(self.state, self.region_size, self.task.offer.codecs, top_k)
 
     def aggregate_train(self, now: Round, collected: Collected) -> ArrayRecord | None:
@@ -328,8 +330,8 @@ class MoEStrategy:
 
     def _note(self, now: Round, collected: Collected) -> None:
         """Note who failed and what the others told of themselves."""
-        if self.holding is not None:
-            collected.updates, strange = self.holding.accept(collected.updates)
+        if self.placements is not None:
+            collected.updates, strange = self.placements.accept(collected.updates)
             collected.rejected |= strange
             collected.kinds["client"] += len(strange)
         for who, why in collected.rejected.items():

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from fedmoe_app.server.transport import Reply, exchange
 from fedmoe_app.wire.arrays import read_array, to_array
-from fedmoe_app.wire.records import decode_held, record_bytes
+from fedmoe_app.wire.records import decode_version, record_bytes
 from fedmoe_app.wire.versions import BASE, CANNOT_BUILD, DROPPED, VERSION, hashes, version_of
 
 _TYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -146,7 +146,7 @@ class DeltaSync:
             return False
         if reply.message is None or reply.failure is not None:
             return True  # what the node had, it still has
-        held = decode_held(reply.message.content)
+        held = decode_version(reply.message.content)
         if sent is not None and held and held == sent.config_records["task"][VERSION]:
             self._held[reply.node_id] = held
         else:

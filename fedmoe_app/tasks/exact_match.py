@@ -21,7 +21,9 @@ from transformers import PreTrainedModel
 from fedmoe_app.data.encoding import IGNORED_LABEL, Encoded, Row
 from fedmoe_app.data.language.encode import encode_rows
 from fedmoe_app.tasks.answer_numbers import first_number, has_number, last_number, whole_number
-from fedmoe_app.tasks.base import CausalLM, Score
+from fedmoe_app.tasks.base import Score
+from fedmoe_app.tasks.causal_lm import CausalLM
+from fedmoe_app.tasks.generation import check_generation_fits
 
 _MARK = "####"
 
@@ -34,6 +36,11 @@ class ExactMatch(CausalLM):
     """
 
     metric = "exact match"
+    by_token = False
+
+    def check_fits(self, model: PreTrainedModel, name: str) -> None:
+        """Refuse a model whose context is too short for a prompt and a generated answer."""
+        check_generation_fits(model, name, self.max_length, self.max_new_tokens)
 
     def _rows(self, dataset: Dataset) -> Encoded:
         """Tokenise as :class:`CausalLM`; keep the whole prompt and the reference beside it."""

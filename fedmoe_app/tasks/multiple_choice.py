@@ -19,13 +19,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmoe_app.data.encoding import (
     IGNORED_LABEL,
+    Columns,
     Encoded,
     Row,
     drop_tokenless,
-    encode_multiple_choice,
-    options_have_tokens,
+    last,
+    special_tokens,
+    token_ids,
 )
-from fedmoe_app.tasks.base import Batch, CausalLM, Sample, Score
+from fedmoe_app.tasks.base import Batch, Sample, Score, Task, TaskSetting
+from fedmoe_app.tasks.causal_lm import CausalLM
+
+
+def make(setting: TaskSetting) -> Task:
+    """Return the task of a run with ``data.task = "multiple-choice"``."""
+    data, tokenizer = setting.data, setting.tokenizer
+    normalise = data.metric == "acc-norm"
+    return MultipleChoice(tokenizer, data.max_length, setting.encoder_decoder, normalise)
 
 
 class MultipleChoice(CausalLM):
@@ -34,6 +44,9 @@ class MultipleChoice(CausalLM):
     The end of sequence is learnt after the right option but is no part of an option's likelihood,
     as in the harness.
     """
+
+    columns = ("prompt", "options", "answer")
+    by_token = False
 
     def __init__(
         self,
@@ -61,6 +74,15 @@ class MultipleChoice(CausalLM):
         """Return a question with its right option and the end of sequence."""
         eos = self.tokenizer.eos_token_id
         return self._sequence(row, _right(row), [] if eos is None else [eos])
+
+    def described(self, columns: Sequence[str]) -> str:
+        """Say nothing: options follow the question as they stand."""
+        return ""
+
+    def notes(self, row: Row) -> list[str]:
+        """Return the options that are not learnt."""
+        others = [text for i, text in enumerate(row["texts"]) if i != _right(row)]
+        return [f"other options: {' | '.join(others)}"]
 
     def score_rows(self, model: PreTrainedModel, rows: Sequence[Row]) -> Score:
         """Count the questions whose right option is the most likely one.
@@ -125,3 +147,74 @@ def _right(row: Row) -> int:
     label = row["labels"]
     assert isinstance(label, int)
     return label
+
+
+def encode_multiple_choice(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    encoder_decoder: bool = False,
+) -> Encoded:
+    """Encode the columns ``prompt``, ``options`` and ``answer``.
+
+    In a decoder-only model an option is tokenised as the continuation of its prompt, after a
+    space. One token of the context is left for the end of sequence. All options of a question
+    follow the same prompt tokens, so that they are compared fairly: what the longest option leaves
+    of the context is the prompt's, which loses its left; only when the prompt would keep less than
+    a quarter of the room, options lose their ends. An encoder-decoder model's prompt and options
+    are each cut at their end to ``max_length``.
+    """
+    start, end = special_tokens(tokenizer)
+    num_eos = 0 if tokenizer.eos_token_id is None else 1
+
+    def encode(batch: Columns) -> tuple[list[Row], int]:
+        prompts = token_ids(tokenizer, batch["prompt"])
+        all_options = _options(batch, tokenizer, encoder_decoder)
+        rows, num_cut = [], 0
+        examples = zip(prompts, all_options, batch["options"], batch["answer"], strict=True)
+        for prompt, options, texts, answer in examples:
+            longest = max(len(option) for option in options)
+            if encoder_decoder:
+                head, room = prompt[: max_length - len(start) - len(end)], max_length - num_eos
+                ids = start + head + end
+            else:
+                room = max_length - len(start) - num_eos
+                head = last(prompt, max(room - longest, room // 4))
+                ids, room = start + head, room - len(head)
+            cut = [option[:room] for option in options]
+            rows.append(Row(input_ids=ids, labels=answer, options=cut, texts=texts))
+            num_cut += len(head) < len(prompt) or longest > room
+        return rows, num_cut
+
+    return Encoded.of(dataset, encode)
+
+
+def _options(
+    batch: Columns, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool
+) -> list[list[list[int]]]:
+    """Return the token ids of every question's options."""
+    all_texts = batch["options"]
+    alone = iter(token_ids(tokenizer, [text for texts in all_texts for text in texts]))
+    if encoder_decoder:
+        return [[next(alone) for _ in texts] for texts in all_texts]
+    # The prompt's last line is context enough to part the tokens, and much shorter.
+    lines = [prompt.rpartition("\n")[2] for prompt in batch["prompt"]]
+    pairs = zip(lines, all_texts, strict=True)
+    wholes = iter(
+        token_ids(tokenizer, [f"{line} {text}" for line, texts in pairs for text in texts])
+    )
+    return [
+        [_continuation(line, next(wholes), next(alone)) for _ in texts]
+        for line, texts in zip(token_ids(tokenizer, lines), all_texts, strict=True)
+    ]
+
+
+def _continuation(line: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """Return what follows the line; the option by itself if the tokens do not part there."""
+    parts = whole[: len(line)] == line and len(whole) > len(line)
+    return whole[len(line) :] if parts else alone
+
+
+def options_have_tokens(row: Row) -> bool:
+    """Tell whether every option of a question gave a token."""
+    return all(row["options"])

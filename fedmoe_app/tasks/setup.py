@@ -32,14 +32,12 @@ from fedmoe_app.moe.fingerprint import (
     tensors_fingerprint,
 )
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, check_model, empty_model, load_model, resolve_head
-from fedmoe_app.moe.partial.load import Holding
+from fedmoe_app.moe.loading import PRESETS, Head, check_model, empty_model, load_model, resolve_head
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family, head_parameters
-from fedmoe_app.tasks.base import CausalLM, LabelWords, SequenceClassification, Task
-from fedmoe_app.tasks.exact_match import ExactMatch
-from fedmoe_app.tasks.generation import check_generation_fits
-from fedmoe_app.tasks.multiple_choice import MultipleChoice
+from fedmoe_app.tasks.base import Task, TaskSetting
+from fedmoe_app.tasks.registry import make_task
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,20 @@ def device(choice: str = "auto") -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def head_of(config: RunConfig) -> Head:
+    """Return the resolved way of classifying; other tasks need the language-modelling head.
+
+    Raises:
+        ModelNotFoundError: there is no model of the config's name.
+    """
+    wanted = config.model.head if config.data.kind.classifies else "label-words"
+    return resolve_head(config.model.name, wanted)
+
+
 def load_setup(
     config: RunConfig,
     label_names: Sequence[str],
-    holding: Holding | None = None,
+    loaded: ExpertsByLayer | None = None,
     on: str = "auto",
 ) -> Setup:
     """Build the tokenizer, the initial model and the task; the same everywhere for one config.
@@ -80,13 +88,11 @@ def load_setup(
     Args:
         config: the run config.
         label_names: class names in index order; only for classification.
-        holding: the experts to hold in memory; None means all.
+        loaded: the experts to load; None means all, empty none.
         on: see :func:`device`.
     """
     name = config.model.name
-    classifies = config.data.task == "classification"
-    # First of all, for every task: it says best if there is no such model.
-    head = resolve_head(name, config.model.head if classifies else "label-words")
+    head = head_of(config)  # first of all: it says best if there is no such model
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, config.data)
@@ -105,7 +111,7 @@ def load_setup(
         max_length=config.data.max_length,
     )
     quantization = config.model.quantization
-    model = load(quantization=quantization, device=str(device(on)), holding=holding)
+    model = load(quantization=quantization, device=str(device(on)), loaded=loaded)
     plain = load if quantization != "none" else lambda: model
     fingerprint = _base_fingerprint(config, model, head, plain)
     model.to(device(on))  # type: ignore[arg-type]
@@ -122,10 +128,9 @@ def assemble(
     label_names: Sequence[str],
 ) -> Setup:
     """Open of a model, on its device, what the run trains; put it together with its task."""
-    if config.data.metric == "exact-match":
-        length, new_tokens = config.data.max_length, config.data.max_new_tokens
-        check_generation_fits(model, config.model.name, length, new_tokens)
-    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
+    encoder_decoder = model.config.is_encoder_decoder
+    task = make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head, label_names))
+    task.check_fits(model, config.model.name)
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config, head), config.seed)
     if config.train.gradient_checkpointing:
@@ -136,7 +141,7 @@ def assemble(
 def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     """Raise what :func:`load_setup` would, without reading weights; return the model's shape."""
     name, data = config.model.name, config.data
-    head = resolve_head(name, config.model.head if data.task == "classification" else "label-words")
+    head = head_of(config)
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, data)
@@ -146,9 +151,9 @@ def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     model = empty_model(
         name, num_labels=max(2, len(label_names)), dtype=config.model.dtype, **arguments
     )
-    if data.metric == "exact-match":
-        check_generation_fits(model, name, data.max_length, data.max_new_tokens)
-    task = make_task(config, tokenizer, model.config.is_encoder_decoder, head, label_names)
+    encoder_decoder = model.config.is_encoder_decoder
+    task = make_task(TaskSetting(data, tokenizer, encoder_decoder, head, label_names))
+    task.check_fits(model, name)
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config, head), config.seed)
     return Setup(tokenizer, model, layers, task).shape
@@ -195,7 +200,7 @@ def adaptation(config: RunConfig, head: str) -> Adaptation:
     """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
     model = config.model
     # Label words are scored by the output embeddings, which are no new head.
-    train_head = model.train_head and config.data.task == "classification" and head == "sequence"
+    train_head = model.train_head and head == "sequence"
     return Adaptation(
         model.train,
         model.gates,
@@ -231,35 +236,6 @@ def _is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def make_task(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    encoder_decoder: bool,
-    head: str,
-    label_names: Sequence[str],
-) -> Task:
-    """Return the run's task on a tokenizer.
-
-    Args:
-        config: the run config.
-        tokenizer: the model's.
-        encoder_decoder: whether the model is one.
-        head: the resolved way of classifying.
-        label_names: class names in index order; only for classification.
-    """
-    data = config.data
-    length, new_tokens = data.max_length, data.max_new_tokens
-    if data.task == "multiple-choice":
-        return MultipleChoice(tokenizer, length, encoder_decoder, data.metric == "acc-norm")
-    if data.metric == "exact-match":
-        return ExactMatch(tokenizer, length, encoder_decoder, new_tokens, data)
-    if data.task == "causal-lm":
-        return CausalLM(tokenizer, length, encoder_decoder, new_tokens, data)
-    if head == "label-words":
-        return LabelWords(tokenizer, length, label_names)
-    return SequenceClassification(tokenizer, length)
-
-
 def server_data(config: RunConfig) -> TextData:
     """Load what the server needs of the data: label names, fingerprint and test set.
 
@@ -269,7 +245,7 @@ def server_data(config: RunConfig) -> TextData:
     """
     if config.data.source != NODES:
         data = load_text_data(config.data)
-        if config.data.task == "classification":
+        if config.data.kind.classifies:
             check_classes(data.label_names, config.data.source)
         return data
     check_labels_known(config.data)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.errors import InvalidUpdateError
-from fedmoe_app.wire.shown import shown
 
 # Cross-entropy in nats. It has no bound of its own; a model that got here has long diverged.
 MAX_LOSS = 1e9

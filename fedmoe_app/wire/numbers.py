@@ -7,9 +7,9 @@ from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.question import RECORD, Question
-from fedmoe_app.wire.shown import shown
 
 # A client without a partition-id has its node's id for a number: 64 random bits.
 MAX_CLIENT = 2**64 - 1

@@ -15,10 +15,10 @@ from flwr.app import Array
 from torch import Tensor
 
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.codecs import FP16, FP32, Codec
 from fedmoe_app.wire.codecs.base import Rows, rows_of
 from fedmoe_app.wire.errors import InvalidUpdateError
-from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import Shape, tensors_in_order
 
 CODED, SMALL = "coded", "small"  # keys of the two buffers

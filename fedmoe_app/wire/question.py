@@ -12,8 +12,8 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.errors import InvalidUpdateError
-from fedmoe_app.wire.shown import shown
 
 RECORD = "update"  # the record of a reply that repeats them
 RUN, ROUND, STATE = "run", "round", "state"  # entries there

@@ -11,7 +11,7 @@ from fedmoe_app.config.names import PROTOCOL
 from fedmoe_app.wire.numbers import decode_client, decode_number, encode_number
 from fedmoe_app.wire.packing import MAX_CHANGE
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.replies import decode_held, decode_update, encode_update, seal, stamp
+from fedmoe_app.wire.replies import decode_update, decode_version, encode_update, seal, stamp
 from fedmoe_app.wire.scores import decode_score, encode_score
 from fedmoe_app.wire.spec import UpdateSpec
 from fedmoe_app.wire.tasks import (
@@ -33,13 +33,13 @@ __all__ = [
     "TrainTask",
     "UpdateSpec",
     "decode_client",
-    "decode_held",
     "decode_number",
     "decode_score",
     "decode_state",
     "decode_task",
     "decode_tensors",
     "decode_update",
+    "decode_version",
     "encode_number",
     "encode_score",
     "encode_state",

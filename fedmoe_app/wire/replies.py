@@ -21,6 +21,7 @@ import xxhash
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe_app.config.names import CODEC_NAMES, PROTOCOL
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import FP32, Codec, make_codec
 from fedmoe_app.wire.errors import InvalidUpdateError
@@ -36,10 +37,9 @@ from fedmoe_app.wire.packing import (
 )
 from fedmoe_app.wire.question import ENTRIES, ROUND, Question
 from fedmoe_app.wire.routing import check_counts, max_routing, pack_routing, unpack_routing
-from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.spec import UpdateSpec
-from fedmoe_app.wire.update import RECORD as CHOICE
-from fedmoe_app.wire.update import ClientUpdate, decode_choice, encode_choice
+from fedmoe_app.wire.update import RECORD as PLACEMENT
+from fedmoe_app.wire.update import ClientUpdate, decode_placement, encode_placement
 
 BLOCK = 1 << 20  # bytes at a time: the next to look at them finds them in the core's cache
 Watch = Callable[[str, memoryview], None]
@@ -85,7 +85,7 @@ def encode_update(
     update: ClientUpdate,
     codec: Codec = FP32,
     seed: Sequence[int] = (0,),
-    held: str = "",
+    version: str = "",
     question: Question | None = None,
 ) -> RecordDict:
     """Encode what a client sends up.
@@ -94,10 +94,10 @@ def encode_update(
         update: with the changes as they were trained.
         codec: one that the server offered.
         seed: of codecs that round at random.
-        held: version of the received state that the node has on its disk, "" for none.
+        version: of the received state that the node has on its disk, "" for none.
         question: of the message that it answers.
     """
-    header = {"codec": codec.name, "held": held, **(question or Question()).answer()}
+    header = {"codec": codec.name, "held": version, **(question or Question()).answer()}
     buffers = pack_changes(update.changes, codec, seed)
     buffers[_ROUTING] = pack_routing(update.routing, codec.lossless)
     metrics: dict[str, Any] = {
@@ -114,8 +114,8 @@ def encode_update(
             "update": ConfigRecord(header),
         }
     )
-    if update.choice is not None:
-        content[CHOICE] = encode_choice(update.choice)
+    if update.placement is not None:
+        content[PLACEMENT] = encode_placement(update.placement)
     return seal(content)
 
 
@@ -167,7 +167,7 @@ def decode_update(
             f"another protocol version, {shown(protocol)}; this server speaks {PROTOCOL}",
             "protocol",
         )
-    check_records(content, (*RECORDS, CHOICE) if spec.top_k else RECORDS)
+    check_records(content, (*RECORDS, PLACEMENT) if spec.top_k else RECORDS)
     if "arrays" not in content.array_records:
         raise InvalidUpdateError("record arrays holds no arrays", "missing")
     header = content.config_records["update"]
@@ -189,7 +189,7 @@ def decode_update(
         raise InvalidUpdateError(f"an expert {unknown[0]} was trained that the model has not")
     changes = unpack_changes(buffers, codec, spec.shapes(trained), squares)
     shape = (spec.num_layers, spec.num_experts)
-    choice = decode_choice(content, shape, spec.top_k) if spec.top_k else None
+    placement = decode_placement(content, shape, spec.top_k) if spec.top_k else None
     return ClientUpdate(
         client,
         num_examples,
@@ -198,15 +198,15 @@ def decode_update(
         own_metrics,
         num_partitions,
         codec.name,
-        choice,
+        placement,
         server_round,
     )
 
 
-def decode_held(content: RecordDict) -> str:
+def decode_version(content: RecordDict) -> str:
     """Return the version of the received state that a node says it has; "" for none."""
-    held = content.config_records.get("update", ConfigRecord()).get("held", "")
-    return held if isinstance(held, str) and len(held) <= _MAX_TEXT else ""
+    version = content.config_records.get("update", ConfigRecord()).get("held", "")
+    return version if isinstance(version, str) and len(version) <= _MAX_TEXT else ""
 
 
 def _checked_header(header: Mapping[str, Any], spec: UpdateSpec) -> Codec:

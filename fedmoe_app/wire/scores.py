@@ -7,29 +7,29 @@ from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.bounds import MAX_ITEMS
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.metrics import MAX_LOSS
 from fedmoe_app.wire.numbers import check_entries, check_records, decode_client, whole
 from fedmoe_app.wire.question import RECORD, Question
-from fedmoe_app.wire.shown import shown
 from fedmoe_app.wire.update import ClientScore
 
 _NUMBERS = ("client", "loss", "correct", "items")
 
 
 def encode_score(
-    score: ClientScore, held: str = "", question: Question | None = None
+    score: ClientScore, version: str = "", question: Question | None = None
 ) -> RecordDict:
     """Encode a client's score of the global model.
 
     Args:
         score: to be sent.
-        held: version of the received state that the node has on its disk, "" for none.
+        version: of the received state that the node has on its disk, "" for none.
         question: of the message that it answers.
     """
     numbers = {name: getattr(score, name) for name in _NUMBERS}
-    header = {"held": held, **(question or Question()).answer()}
+    header = {"held": version, **(question or Question()).answer()}
     return RecordDict({"metrics": MetricRecord(numbers), RECORD: ConfigRecord(header)})
 
 

@@ -28,7 +28,7 @@ class ClientUpdate:
         routing: the routing histogram of the round, ``[L, E]``.
         metrics: finite numbers by name; a metric that does not exist is absent.
         codec: in which it travelled.
-        choice: which experts the node holds in its next round; None where nodes hold all.
+        placement: which experts the node has in its next round; None where nodes have all.
         server_round: of the message that it answers; 0 before it was sent.
         statistics: what the scheme's parts measured, float32, by ``Statistic/name``.
     """
@@ -40,7 +40,7 @@ class ClientUpdate:
     metrics: dict[str, float] = field(default_factory=dict)
     num_partitions: int = 0
     codec: str = "fp32"
-    choice: Choice | None = None
+    placement: Placement | None = None
     server_round: int = 0
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
@@ -62,36 +62,36 @@ class ClientScore:
     items: int
 
 
-RECORD = "choice"
+RECORD = "choice"  # its arrays are held and budget; these names are the protocol's
 _BUDGET_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The experts that a node holds in its next round.
+class Placement:
+    """Which experts a node has in its next round: those that its scheme chose.
 
     Attributes:
-        held: ``[L, E]`` bool, at least top-k and at most ``budget`` true a layer.
-        budget: experts a layer that the node can hold.
+        experts: ``[L, E]`` bool, at least top-k and at most ``budget`` true a layer.
+        budget: experts a layer that the node can have.
     """
 
-    held: Tensor
+    experts: Tensor
     budget: int
 
-    def subsets(self) -> list[list[int]]:
-        """Return the held experts by layer."""
-        return [row.nonzero().flatten().tolist() for row in self.held]
+    def by_layer(self) -> list[list[int]]:
+        """Return the indices of the experts, a list a layer."""
+        return [row.nonzero().flatten().tolist() for row in self.experts]
 
 
-def encode_choice(choice: Choice) -> ArrayRecord:
-    """Encode a choice for a reply."""
-    held = choice.held.to(torch.uint8).numpy().tobytes()
-    budget = choice.budget.to_bytes(_BUDGET_BYTES, "little")
-    return ArrayRecord({"held": raw_array(held), "budget": raw_array(budget)})
+def encode_placement(placement: Placement) -> ArrayRecord:
+    """Encode a placement for a reply."""
+    experts = placement.experts.to(torch.uint8).numpy().tobytes()
+    budget = placement.budget.to_bytes(_BUDGET_BYTES, "little")
+    return ArrayRecord({"held": raw_array(experts), "budget": raw_array(budget)})
 
 
-def decode_choice(content: RecordDict, shape: tuple[int, int], top_k: int) -> Choice:
-    """Decode and validate the choice in a reply.
+def decode_placement(content: RecordDict, shape: tuple[int, int], top_k: int) -> Placement:
+    """Decode and validate the placement in a reply.
 
     Args:
         content: of the reply.
@@ -105,20 +105,20 @@ def decode_choice(content: RecordDict, shape: tuple[int, int], top_k: int) -> Ch
     if record is None or set(record) != {"held", "budget"}:
         raise InvalidUpdateError("choice: which experts the node will hold is missing")
     flat = _bytes(record, "held", shape[0] * shape[1])
-    held = torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(shape)  # [L, E]
+    experts = torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(shape)  # [L, E]
     budget = int.from_bytes(_bytes(record, "budget", _BUDGET_BYTES), "little")
-    if bool((held > 1).any()):
-        raise InvalidUpdateError(f"choice.held: {int(held.max())} is neither 0 nor 1")
+    if bool((experts > 1).any()):
+        raise InvalidUpdateError(f"choice.held: {int(experts.max())} is neither 0 nor 1")
     if not top_k <= budget <= shape[1]:
         raise InvalidUpdateError(f"choice.budget = {budget}: must be {top_k} to {shape[1]} experts")
-    counts = held.sum(dim=1)  # [L]
+    counts = experts.sum(dim=1)  # [L]
     for layer, count in enumerate(counts.tolist()):
         if not top_k <= count <= budget:
             raise InvalidUpdateError(
                 f"choice.held: {count} experts of MoE layer {layer}; a token uses {top_k}, the "
                 f"node's budget is {budget}"
             )
-    return Choice(held.bool(), budget)
+    return Placement(experts.bool(), budget)
 
 
 def _bytes(record: ArrayRecord, key: str, size: int) -> memoryview:

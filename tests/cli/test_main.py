@@ -12,7 +12,7 @@ from fedmoe_app.cli import main
 from fedmoe_app.launch import flower, runner
 from fedmoe_app.launch.connections import write_connection
 from fedmoe_app.launch.launched import Launch, read_launch
-from fedmoe_app.results.folder import RunFolder
+from fedmoe_app.results.folder import ResultsError, RunFolder
 from tests.conftest import REPOSITORY, flat_config
 
 LINE = {
@@ -259,9 +259,14 @@ def test_a_used_name_is_refused(fedmoe: Callable[..., Any], simulated: Call) -> 
     assert "choose another name with --name" in error
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["fedmoe", "table", str(tmp_path), "--debug"])
-    with pytest.raises(main.ResultsError):
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: int
+) -> None:
+    words = ["table", str(tmp_path)]
+    words.insert(place, "--debug")
+    monkeypatch.setattr(sys, "argv", ["fedmoe", *words])
+    with pytest.raises(ResultsError):
         main.main()
 
 

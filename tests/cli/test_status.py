@@ -18,8 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedmoe_app import ResultsError, read_status
+from fedmoe_app.cli.commands.status import newest_run, overview
 from fedmoe_app.cli.main import app
-from fedmoe_app.cli.status import newest_run, overview
 from fedmoe_app.results import status
 from fedmoe_app.results.folder import RunFolder
 from fedmoe_app.results.status import StatusFile, how_to_resume, note_interruption

@@ -9,7 +9,8 @@ import torch
 from datasets import Dataset
 
 from fedmoe_app import load_model
-from fedmoe_app.tasks.base import CausalLM, evaluate
+from fedmoe_app.tasks.base import evaluate
+from fedmoe_app.tasks.causal_lm import CausalLM
 from fedmoe_app.tasks.exact_match import ExactMatch
 from fedmoe_app.tasks.setup import load_setup
 from tests.conftest import make_config

@@ -9,7 +9,8 @@ import torch
 
 from fedmoe_app import FCMoE, FedAlignMoE, FedAvg, ModelState
 from fedmoe_app.client.parts import ClientParts
-from fedmoe_app.client.state import ClientFiles, Keeping, is_acceptable
+from fedmoe_app.client.state import Keeping, is_acceptable
+from fedmoe_app.client.store import RoundStore
 from fedmoe_app.moe.layers import read_state
 from fedmoe_app.tasks.setup import Setup, load_setup
 from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
@@ -64,7 +65,7 @@ def test_a_file_that_does_not_fit_counts_as_lost(
     setup: Setup, wrong: dict[str, torch.Tensor]
 ) -> None:
     task = task_of(setup, 2)
-    ClientFiles(task.run_key, 3).save(1, wrong)
+    RoundStore(task.run_key, 3).save(1, wrong)
     keeping = Keeping(ClientParts(plan_of(FedAlignMoE())), task, client=3)
     started, own = keeping.start(setup)
     assert own is None
@@ -78,7 +79,7 @@ def test_a_change_of_an_unknown_expert_counts_as_lost(setup: Setup) -> None:
     task = task_of(setup, 2)
     name = "layers.0.experts.99.down_proj"
     kept = {f"change.{name}": torch.ones(2, 2), f"start.{name}": torch.ones(2, 2)}
-    ClientFiles(task.run_key, 3).save(1, kept)
+    RoundStore(task.run_key, 3).save(1, kept)
     keeping = Keeping(ClientParts(plan_of(FCMoE())), task, client=3)
     assert keeping.start(setup)[0] is task.state
     assert keeping.kept.server_round == 0
@@ -90,7 +91,7 @@ def test_a_full_disk_costs_the_memory_not_the_round(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ClientFiles, "save", full)
+    monkeypatch.setattr(RoundStore, "save", full)
     keeping = Keeping(ClientParts(plan_of(FedAlignMoE())), task_of(setup, 1), client=3)
     with caplog.at_level("WARNING", logger="fedmoe"):
         keeping.store(changes_of(setup, 0.5), None)

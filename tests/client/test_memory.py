@@ -8,7 +8,6 @@ import pytest
 
 from fedmoe_app import ConfigError
 from fedmoe_app.client.memory import GIB, Need, estimate, largest_budget
-from fedmoe_app.moe.partial.load import Holding
 from fedmoe_app.tasks.setup import load_setup
 from tests.bases import save_base
 from tests.conftest import make_config
@@ -48,6 +47,6 @@ def test_an_expert_counted_by_hand(tmp_path: Path) -> None:
         )
         whole = estimate(load_setup(config, ("no", "yes")), config)
         assert whole.per_expert == 2 * size
-        for holding in (Holding([[0, 1], [1, 3]]), Holding(None)):
-            some = estimate(load_setup(config, ("no", "yes"), holding), config)
-            assert some == whole  # whatever is held now
+        for loaded in ([[0, 1], [1, 3]], []):
+            some = estimate(load_setup(config, ("no", "yes"), loaded), config)
+            assert some == whole  # whatever is loaded now

@@ -32,15 +32,15 @@ def test_layers_with_too_few_experts_take_the_likeliest() -> None:
 def test_a_choice_of_routed_experts_only_is_filled_up() -> None:
     scheme = HFedMoE(selection="round", budgets=(3,))
     assert select(scheme).choose(toy_client(usage)) == [[2], [2]]
-    choice = choose(select(scheme), toy_client(usage))
-    assert choice.subsets() == [[0, 2], [0, 2]]
-    assert choice.budget == 3
+    placement = choose(select(scheme), toy_client(usage))
+    assert placement.by_layer() == [[0, 2], [0, 2]]
+    assert placement.budget == 3
 
 
 def test_fedmoe_and_the_node_bound_the_choice() -> None:
-    choice = choose(select(FedMoE(experts_per_client=3)), toy_client(usage, expert_budget=2))
-    assert choice.budget == 2
-    assert [len(subset) for subset in choice.subsets()] == [2, 2]
+    placement = choose(select(FedMoE(experts_per_client=3)), toy_client(usage, expert_budget=2))
+    assert placement.budget == 2
+    assert [len(subset) for subset in placement.by_layer()] == [2, 2]
 
 
 def test_a_budget_below_top_k_is_refused_with_both_numbers() -> None:

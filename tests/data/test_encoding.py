@@ -9,11 +9,11 @@ from fedmoe_app.data.encoding import (
     IGNORED_LABEL,
     collate,
     encode_causal_lm,
-    encode_classification,
-    encode_multiple_choice,
     encode_prompts,
 )
 from fedmoe_app.data.tokenizer import train_tokenizer
+from fedmoe_app.tasks.classification import encode_classification
+from fedmoe_app.tasks.multiple_choice import encode_multiple_choice
 
 BOS, EOS, PAD = 1, 2, 0
 

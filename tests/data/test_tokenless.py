@@ -9,7 +9,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fedmoe_app.tasks.base import CausalLM, SequenceClassification, Task
+from fedmoe_app.tasks.base import Task
+from fedmoe_app.tasks.causal_lm import CausalLM
+from fedmoe_app.tasks.classification import SequenceClassification
 from fedmoe_app.tasks.exact_match import ExactMatch
 from fedmoe_app.tasks.multiple_choice import MultipleChoice
 

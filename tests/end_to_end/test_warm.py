@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.cli.deploying import is_serving
+from fedmoe_app.cli.commands.health import is_serving
 from fedmoe_app.launch.environment import LOOPBACK, run_environment
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 

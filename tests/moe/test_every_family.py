@@ -27,7 +27,8 @@ from fedmoe_app.moe.quantised.packed import KINDS
 from fedmoe_app.moe.quantised.quantise import dequantise, quantise
 from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.tasks.base import Batch, LabelWords
+from fedmoe_app.tasks.base import Batch
+from fedmoe_app.tasks.classification import LabelWords
 
 ALL = family_names()
 SPARSE_ATTENTION = ("axk2", "deepseek_v32", "glm_moe_dsa")

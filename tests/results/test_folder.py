@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fedmoe_app import ResultsError, default_run_config, read_metrics
-from fedmoe_app.config.paths import follow_umask
 from fedmoe_app.report.html.page import write_page
 from fedmoe_app.results.folder import (
     LINE_KEYS,
@@ -17,7 +16,6 @@ from fedmoe_app.results.folder import (
     keep_rounds,
     nest,
     read_rounds,
-    write_atomic,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,21 +105,6 @@ def test_nest() -> None:
     assert nest({"a.b": 1, "c": 2, "a.d": 3}) == {"c": 2, "a": {"b": 1, "d": 3}}
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_atomic(tmp_path / "a.json", "old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-
-
 def test_samples_have_their_round_and_none_make_no_file(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.append_samples(0, [])
@@ -150,18 +133,3 @@ def test_files_follow_the_umask_but_text_is_private(tmp_path: Path, mask: int, m
     found = {path.name: path.stat().st_mode & 0o777 for path in folder.path.iterdir()}
     private = {SAMPLES_FILE: 0o600, "report.html": 0o600}
     assert found == {"metrics.jsonl": mode, "config.toml": mode} | private
-
-
-def test_libraries_private_files_get_the_modes_of_their_neighbours(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir(mode=0o700)
-    (model / "model.safetensors").touch(mode=0o600)
-    (model / "config.json").touch(mode=0o644)
-    before = os.umask(0o027)
-    try:
-        follow_umask(model)
-    finally:
-        os.umask(before)
-    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")} == {
-        "model": 0o750, "model.safetensors": 0o640, "config.json": 0o640,
-    }  # fmt: skip

@@ -24,9 +24,9 @@ from fedmoe_app.server.checkpoint import (
     STATE_FILE,
     CheckpointError,
     Counters,
-    HeldExperts,
     Identity,
     Snapshot,
+    StoredPlacement,
     prune_checkpoints,
     read_checkpoint,
     write_checkpoint,
@@ -48,7 +48,7 @@ def snapshot(server_round: int) -> Snapshot:
     state.experts[0, 1] = {"up": vector[:2], "down": vector[2:]}
     state.dense["b"], state.dense["a"] = torch.ones(1, dtype=torch.bfloat16), torch.zeros(0)
     broadcast = {"reference": torch.rand(2, 3), "empty": torch.zeros(0, 2)}
-    held = {3: HeldExperts(2, [[0, 2], [1]])}
+    held = {3: StoredPlacement(2, [[0, 2], [1]])}
     rests = {"client 3": [2, 9], "node 8123": [1, 7]}
     roster, sizes = {8123456789012345678: 3}, {3: 40}
     counters = Counters(server_round, True, {3: 1, 0: 2}, roster, held, sizes, rests)
@@ -186,7 +186,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     )
     refuse(
         tmp_path,
-        r"label names: \('yes', 'no'\), now \('no',\); base fingerprint: 'base', now 'x'$",
+        r"label names: \['yes', 'no'\], now \['no'\]; base fingerprint: 'base', now 'x'$",
         replace(IDENTITY, label_names=("no",), base_fingerprint="x"),
     )
     refuse(

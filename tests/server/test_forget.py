@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedmoe_app.client.state import ClientFiles
+from fedmoe_app.client.store import RoundStore
 from fedmoe_app.client_app import app
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.wire.records import decode_client
@@ -31,7 +31,7 @@ def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files of two clients in one run, and of one in another."""
     monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
     for run, client in ((RUN, 1), (RUN, 2), (OTHER, 1)):
-        ClientFiles(run, client).save(1, {"a": torch.ones(1)})
+        RoundStore(run, client).save(1, {"a": torch.ones(1)})
     return tmp_path / "clients"
 
 

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Error, Message
 
 from fedmoe_app import read_metrics, read_status, run_in_process
-from fedmoe_app.cli.status import overview
+from fedmoe_app.cli.commands.status import overview
 from fedmoe_app.compare.in_process import InProcessGrid
 from fedmoe_app.results.status import how_to_resume
 from fedmoe_app.server.rounds import RunFailedError

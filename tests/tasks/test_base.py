@@ -10,16 +10,9 @@ from transformers import PreTrainedModel
 from fedmoe_app import ConfigError, load_model
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.data.tokenizer import embedded_tokenizer
-from fedmoe_app.tasks.base import (
-    Batch,
-    CausalLM,
-    LabelWords,
-    Score,
-    SequenceClassification,
-    Task,
-    evaluate,
-    label_token_ids,
-)
+from fedmoe_app.tasks.base import Batch, Score, Task, evaluate
+from fedmoe_app.tasks.causal_lm import CausalLM
+from fedmoe_app.tasks.classification import LabelWords, SequenceClassification, label_token_ids
 from tests.moe.families import build
 
 TOKENIZER = embedded_tokenizer()

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe_app.client.train import num_steps, train_batches
 from fedmoe_app.data.partitions import split_local
+from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.bounds import MAX_EXAMPLES, MAX_ITEMS, MAX_STEPS, MAX_TOKENS, TaskBounds
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.metrics import check_metrics
@@ -23,7 +24,6 @@ from fedmoe_app.wire.records import (
     encode_update,
     stamp,
 )
-from fedmoe_app.wire.shown import shown
 from tests.conftest import make_config
 from tests.toy import toy_state, toy_update
 

@@ -74,7 +74,7 @@ def undecodable(path: Path, encoding: str = AUTO) -> str | None:
             except UnicodeDecodeError as error:
                 good = bytes(error.object[: error.start]).decode(name, "ignore").count("\n")
                 where = f"byte {start - pending + error.start}, line {lines + good + 1}"
-                return f"{where}: not {_shown(name)}; {_way_out(path, name)}"
+                return f"{where}: not {_display_name(name)}; {_way_out(path, name)}"
             if not block:
                 return None
             start += len(block)
@@ -107,11 +107,11 @@ def _check_mark(path: Path, encoding: str, marked: str | None) -> None:
     if marked is not None and not codecs.lookup(encoding).name.startswith(marked):
         raise DataError(
             f'{path}: data.encoding = "{encoding}", but its byte order mark is that of '
-            f'{_shown(marked)}; set data.encoding = "auto"'
+            f'{_display_name(marked)}; set data.encoding = "auto"'
         )
 
 
-def _shown(name: str) -> str:
+def _display_name(name: str) -> str:
     return codecs.lookup(name).name.upper()
 
 

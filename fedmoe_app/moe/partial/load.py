@@ -1,18 +1,17 @@
 """Load a model with only some of its experts: the others' tensors are never read.
 
 transformers loads all else as always (dense parts, new heads, tied weights, quantised linears); the
-experts are taken out of the model before it reads, and those that are held are read one by one
-(:mod:`fedmoe_app.moe.partial.files`). What comes out equals :func:`fedmoe_app.moe.partial.subset
-.hold_experts` of the whole model, but the whole model is never in memory.
+experts are taken out of the model before it reads, and those that are asked for are read one by one
+(:mod:`fedmoe_app.moe.partial.files`). What comes out equals the whole model whose routers are
+restricted to these experts (:mod:`fedmoe_app.moe.partial.restrict`), which is never in memory.
 
-Of experts that are not held the module keeps empty or valueless parameters, so that everything that
-looks at names and numbers of experts works as before.
+Of the other experts the module keeps empty or valueless parameters, so that everything that looks
+at names and numbers of experts works as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,21 +24,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fedmoe_app.moe.checkpoint import BEFORE_LOADING, checkpoint_folder, safetensors_files
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
 from fedmoe_app.moe.partial.files import ExpertFiles
-from fedmoe_app.moe.partial.subset import check_subset, restrict_router
+from fedmoe_app.moe.partial.restrict import ExpertsByLayer, check_experts, restrict_router
 from fedmoe_app.moe.quantised.packed import pack_matrix
-from fedmoe_app.moe.structure import listed_experts, set_adapters, set_held
+from fedmoe_app.moe.structure import listed_experts, set_adapters, set_loaded
 from fedmoe_app.moe.training.slots import ExpertSlots, put_slots, use_slots
 
 _FILES = "_fedmoe_expert_files"  # attribute of a model: where its other experts are
-
-Subsets = Sequence[Collection[int]]  # the experts to hold of each layer; empty means none
-
-
-@dataclass(frozen=True)
-class Holding:
-    """Which experts to hold; ``subsets`` None: none at all, all are read when they are run."""
-
-    subsets: Subsets | None = None
 
 
 def load_with_experts(
@@ -47,40 +37,40 @@ def load_with_experts(
     name: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    subsets: Subsets | None,
+    experts: ExpertsByLayer,
     quantization: str = "none",
     device: str = "cpu",
 ) -> PreTrainedModel:
-    """Return the model with ``subsets`` of its experts, in eval mode; routers are masked to them.
+    """Return the model with some of its experts, in eval mode; routers are masked to them.
 
     Args:
         auto: transformers' auto class of the task.
         name: a local folder or a hub name; safetensors files only.
         config: of the checkpoint.
         dtype: type of the weights.
-        subsets: one collection a layer, each at least top-k; None holds no expert at all: such a
-            model runs only inside :func:`fedmoe_app.moe.partial.streamed.all_experts`.
+        experts: to load, at least top-k of each layer; empty loads none at all: such a model runs
+            only inside :func:`fedmoe_app.moe.partial.streamed.all_experts`.
         quantization: as in :func:`fedmoe_app.moe.loading.load_model`.
         device: where the tensors are read to.
 
     Raises:
         ConfigError: files, or tensors of experts, are missing.
-        SubsetError: a subset below top-k.
+        PlacementError: fewer than top-k of a layer.
         IndexError: an expert that a layer does not have.
-        ValueError: not one subset a layer.
+        ValueError: not one collection a layer.
     """
     with torch.device("meta"):
         empty: PreTrainedModel = auto.from_config(config).to(dtype)
     layers = find_moe_layers(empty)
-    chosen = _checked(layers, subsets)
+    to_load = _checked(layers, experts)
     files = ExpertFiles(name, safetensors_files(name, checkpoint_folder(name)), empty, layers)
-    model = _load_rest(empty, config, dtype, files, chosen, quantization, device)
+    model = _load_rest(empty, config, dtype, files, to_load, quantization, device)
     model.__dict__[_FILES] = files
     layers = find_moe_layers(model)
-    for layer, experts in zip(layers, chosen, strict=True):
-        _hold(layer, experts, files, dtype, quantization, device)
-        if subsets is not None:
-            restrict_router(layer, experts)
+    for layer, own in zip(layers, to_load, strict=True):
+        _load_experts(layer, own, files, dtype, quantization, device)
+        if experts:
+            restrict_router(layer, own)
     if any(layer.fused for layer in layers):
         use_slots(model, layers)
     _take_generation_config(model, name)
@@ -88,17 +78,17 @@ def load_with_experts(
 
 
 def expert_files(model: PreTrainedModel) -> ExpertFiles | None:
-    """Return where the experts are that a model does not hold; None for a model loaded whole."""
+    """Return where the experts are that were not loaded; None for a model loaded whole."""
     return model.__dict__.get(_FILES)
 
 
-def _checked(layers: Sequence[MoELayer], subsets: Subsets | None) -> list[list[int]]:
-    """Return the sorted experts to hold by layer."""
-    if subsets is None:
+def _checked(layers: Sequence[MoELayer], experts: ExpertsByLayer) -> list[list[int]]:
+    """Return the sorted experts to load by layer."""
+    if not experts:
         return [[] for _ in layers]
-    for layer, subset in zip(layers, subsets, strict=True):
-        check_subset(layer, subset)
-    return [sorted(set(subset)) for subset in subsets]
+    for layer, own in zip(layers, experts, strict=True):
+        check_experts(layer, own)
+    return [sorted(set(own)) for own in experts]
 
 
 def _how_to_read(quantization: str, dtype: torch.dtype) -> Any:
@@ -115,27 +105,27 @@ def _load_rest(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     files: ExpertFiles,
-    chosen: Sequence[Sequence[int]],
+    to_load: Sequence[Sequence[int]],
     quantization: str,
     device: str,
 ) -> PreTrainedModel:
-    """Let transformers load all but the fused experts and the listed ones that are not held."""
+    """Let transformers load all but the fused experts and the listed ones that are not loaded."""
     state: dict[str, Any] = dict(files.dense)
     put_back: list[Callable[[], None]] = []
 
     def take_out(model: PreTrainedModel) -> None:
         names = {id(module): name for name, module in model.named_modules()}
         for layer in find_moe_layers(model):
-            held = chosen[layer.index]
+            loaded = to_load[layer.index]
             if layer.fused:
                 path = names[id(layer.experts_module)]
                 for short, parameter in _empty_stacks(layer).items():
                     # Read like any other, so that transformers does not take it for missing.
                     state[f"{path}.{short}"] = torch.empty_like(parameter, device="cpu")
                 continue
-            for e in held:
+            for e in loaded:
                 state.update(files.listed_slices(layer.index, e))
-            put_back.append(_take_out_listed(layer, held))
+            put_back.append(_take_out_listed(layer, loaded))
 
     how = _how_to_read(quantization, dtype)
     setattr(how, BEFORE_LOADING, take_out)
@@ -173,8 +163,8 @@ def _empty_stacks(layer: MoELayer) -> dict[str, nn.Parameter]:
     return stacks
 
 
-def _take_out_listed(layer: MoELayer, held: Sequence[int]) -> Callable[[], None]:
-    """Take the experts that are not held out of a list of modules; return what undoes it.
+def _take_out_listed(layer: MoELayer, loaded: Sequence[int]) -> Callable[[], None]:
+    """Take the experts that are not loaded out of a list of modules; return what undoes it.
 
     They come back with parameters of one value, seen in the full shape.
     """
@@ -182,13 +172,13 @@ def _take_out_listed(layer: MoELayer, held: Sequence[int]) -> Callable[[], None]
     children = dict(module.named_children())
     experts = [id(child) for child in listed_experts(module)]
     out = {n: c for n, c in children.items() if id(c) in experts}
-    out = {n: c for n, c in out.items() if experts.index(id(c)) not in held}
+    out = {n: c for n, c in out.items() if experts.index(id(c)) not in loaded}
     for name, child in out.items():
         module._modules[name] = _stand_in(child)
 
     def put_back() -> None:
         device = next(layer.router.parameters()).device
-        set_held(module, held)
+        set_loaded(module, loaded)
         for name, child in out.items():
             _without_values(child, device)
             module._modules[name] = child
@@ -218,7 +208,7 @@ def _without_values(module: nn.Module, device: torch.device) -> None:
     module.eval()
 
 
-def _hold(
+def _load_experts(
     layer: MoELayer,
     experts: Sequence[int],
     files: ExpertFiles,
@@ -226,17 +216,17 @@ def _hold(
     quantization: str,
     device: str,
 ) -> None:
-    """Read the held experts of a fused layer; note those of any layer as what travels."""
+    """Read experts of a fused layer; note those of any layer as what travels."""
     if not layer.fused:
         own = [layer.listed_parameters(e) if e in experts else {} for e in range(layer.num_experts)]
         set_adapters(layer.experts_module, own)
         return
-    set_held(layer.experts_module, experts)
+    set_loaded(layer.experts_module, experts)
     transposed = bool(getattr(layer.experts_module, "is_transposed", False))
     weights: list[dict[str, Any]] = [{} for _ in range(layer.num_experts)]
     for short, shape in zip(files.names(layer.index, 0), files.shapes(layer.index), strict=True):
         packed = quantization != "none" and len(shape) == 2
-        # One block for all held experts, made before what reading them needs for a moment: the
+        # One block for all of them, made before what reading them needs for a moment: the
         # allocator would keep the gaps between many. Copied, since the system may drop the pages
         # of a view of the file.
         rows = 0 if packed else len(experts)
@@ -251,7 +241,7 @@ def _hold(
     put_slots(layer, ExpertSlots(weights))
     # Quantised weights are no parameters: nothing of them travels.
     travels = quantization == "none"
-    set_adapters(layer.experts_module, [held if travels else {} for held in weights])
+    set_adapters(layer.experts_module, [own if travels else {} for own in weights])
 
 
 def _take_generation_config(model: PreTrainedModel, name: str) -> None:

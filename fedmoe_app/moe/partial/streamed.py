@@ -1,8 +1,8 @@
-"""Run all experts of a model that holds only some: the others come from the disk, one by one.
+"""Run all experts of a model that was loaded with some: the others come from the disk, one by one.
 
 For measuring where the router would send tokens if it could choose freely. An expert is read when
-its tokens are there and dropped when they are through, so that no more than one that is not held is
-in memory. They have the checkpoint's values: the node has no newer ones.
+its tokens are there and dropped when they are through, so that no more than one that is not loaded
+is in memory. They have the checkpoint's values: the node has no newer ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from fedmoe_app.moe.layers import MoELayer
 from fedmoe_app.moe.partial.files import ExpertFiles
 from fedmoe_app.moe.partial.load import expert_files
-from fedmoe_app.moe.partial.subset import release_router, restrict_router
-from fedmoe_app.moe.structure import held_of, listed_experts
+from fedmoe_app.moe.partial.restrict import release_router, restrict_router
+from fedmoe_app.moe.structure import listed_experts, loaded_of
 from fedmoe_app.moe.training.slots import slots_of
 
 
@@ -42,8 +42,8 @@ def all_experts(model: PreTrainedModel, layers: Sequence[MoELayer]) -> Iterator[
 
 
 def _absent(layer: MoELayer) -> list[int]:
-    held = held_of(layer.experts_module) or frozenset()
-    return [e for e in range(layer.num_experts) if e not in held]
+    loaded = loaded_of(layer.experts_module) or frozenset()
+    return [e for e in range(layer.num_experts) if e not in loaded]
 
 
 @contextmanager
@@ -52,8 +52,8 @@ def _free_router(layer: MoELayer) -> Iterator[None]:
     try:
         yield
     finally:
-        if held := held_of(layer.experts_module):
-            restrict_router(layer, held)
+        if loaded := loaded_of(layer.experts_module):
+            restrict_router(layer, loaded)
 
 
 class _OnDisk(Mapping[str, Tensor]):

@@ -47,7 +47,7 @@ def _names(module: Any) -> tuple[str, str]:
 def _groupable(module: nn.Module, weights: Sequence[Mapping[str, Any]], name: str) -> bool:
     """Tell whether a map is one frozen stack, with adapters on every expert, in whole rows."""
     if not all(f"{name}.lora_A" in tensors for tensors in weights):
-        return False  # an expert is trained itself, or is not held here
+        return False  # an expert is trained itself, or is not loaded here
     stack = _base(module, name)
     lora_a, lora_b = weights[0][f"{name}.lora_A"], weights[0][f"{name}.lora_B"]
     inner, outer, rank = lora_a.shape[1], lora_b.shape[0], lora_a.shape[0]

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
 from fedmoe_app.moe.quantised.packed import packed_weights
 from fedmoe_app.moe.quantised.quantise import dequantise, is_quantised
-from fedmoe_app.moe.structure import held_of, listed_experts, set_adapters
+from fedmoe_app.moe.structure import listed_experts, loaded_of, set_adapters
 from fedmoe_app.moe.training.slots import ExpertSlots, detach_slots, put_slots, slots_of, use_slots
 
 _BEFORE = "_fedmoe_experts_implementation"  # attribute of a model: what it ran before its slots
@@ -99,13 +99,13 @@ def _expert_linears(model: PreTrainedModel, listed: Sequence[MoELayer]) -> list[
         for layer in listed
         for e, expert in enumerate(listed_experts(layer.experts_module))
         for module in expert.modules()
-        if isinstance(module, nn.Linear) and _is_held(layer, e)
+        if isinstance(module, nn.Linear) and _is_loaded(layer, e)
     ]
 
 
-def _is_held(layer: MoELayer, e: int) -> bool:
-    held = held_of(layer.experts_module)
-    return held is None or e in held
+def _is_loaded(layer: MoELayer, e: int) -> bool:
+    loaded = loaded_of(layer.experts_module)
+    return loaded is None or e in loaded
 
 
 def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
@@ -127,8 +127,8 @@ def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
 
 
 def _frozen_weights(layer: MoELayer) -> list[dict[str, Any]]:
-    """Return what each expert runs on, by short name; nothing for one that is not held."""
-    if held_of(layer.experts_module) is not None:
+    """Return what each expert runs on, by short name; nothing for one that is not loaded."""
+    if loaded_of(layer.experts_module) is not None:
         return [
             {name: w.detach() if isinstance(w, Tensor) else w for name, w in weights.items()}
             for weights in slots_of(layer).weights

@@ -75,7 +75,7 @@ def pairs_height(pairs: Pairs) -> float:
 
 def draw_pairs(part: SubFigure, pairs: Pairs) -> None:
     """Draw the matrices, a row for S and one for D of each layer, a panel an expert."""
-    scales = {name: pair_scale(name, _shown(pairs, name)) for name in pairs.matrices}
+    scales = {name: pair_scale(name, _drawn(pairs, name)) for name in pairs.matrices}
     rows = [
         (name, layer, experts)
         for layer, experts in zip(pairs.layers, pairs.experts, strict=True)
@@ -92,7 +92,7 @@ def draw_pairs(part: SubFigure, pairs: Pairs) -> None:
             axes.set_xlabel("client")
         axes_row[0].set_ylabel("client")
         draw_scale(part, image, axes_row, scales[name])
-    gaps = any(np.isnan(_shown(pairs, name)).any() for name in pairs.matrices)
+    gaps = any(np.isnan(_drawn(pairs, name)).any() for name in pairs.matrices)
     title = f"pairs of clients in round {pairs.line['round']}, experts that most clients trained"
     part.suptitle(title + ("; hatched: not trained" if gaps else ""), fontsize=11)
 
@@ -115,7 +115,7 @@ def pair_scale(name: str, matrices: np.ndarray) -> Scale:
     )
 
 
-def _shown(pairs: Pairs, name: str) -> np.ndarray:
+def _drawn(pairs: Pairs, name: str) -> np.ndarray:
     """Return the matrices of S or D that are drawn, ``[K, N, N]``."""
     shown = zip(pairs.layers, pairs.experts, strict=True)
     return np.concatenate([pairs.matrices[name][layer, experts] for layer, experts in shown])

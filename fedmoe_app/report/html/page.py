@@ -16,12 +16,13 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from fedmoe_app.config.files import write_atomic
 from fedmoe_app.report.html import template
 from fedmoe_app.report.html.script_charts import CHARTS_JS
 from fedmoe_app.report.html.script_maps import MAPS_JS
 from fedmoe_app.report.html.script_page import PAGE_JS
 from fedmoe_app.report.html.style import CSS
-from fedmoe_app.results.folder import REPORT_FILE, SAMPLES_FILE, write_atomic
+from fedmoe_app.results.folder import REPORT_FILE, SAMPLES_FILE
 from fedmoe_app.shown.pages import html_data, html_text
 
 SCRIPT = f'"use strict";\n{PAGE_JS}{CHARTS_JS}{MAPS_JS}start();\n'

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fedmoe_app
+from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.parse import default_run_config, flatten_table
 from fedmoe_app.results.folder import CONFIG_FILE, ResultsError
 
@@ -55,7 +56,7 @@ def defaults() -> dict[str, Any]:
 def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting]:
     """Return the settings in the order of the config, those that differ first."""
     settings = [
-        Setting(key, _shown(value), _shown(default[key]) if key in default else None)
+        Setting(key, write_value(value), write_value(default[key]) if key in default else None)
         for key, value in flat.items()
     ]
     return sorted(settings, key=lambda each: not each.changed or each.key in PLACES)
@@ -64,10 +65,3 @@ def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting
 def is_notable(setting: Setting) -> bool:
     """Tell whether a setting differs from its default and says what was run."""
     return setting.changed and setting.key not in PLACES
-
-
-def _shown(value: Any) -> str:
-    """Return a value as TOML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else f"{value:g}"

@@ -15,7 +15,7 @@ from fedmoe_app import ConfigError, parse_run_config, read_metrics, run_in_proce
 from fedmoe_app.client.memory import GIB, estimate
 from fedmoe_app.client.placement import choose
 from fedmoe_app.tasks.setup import load_setup
-from fedmoe_app.wire.update import Choice
+from fedmoe_app.wire.update import Placement
 from tests.bases import save_base
 from tests.conftest import flat_config
 from tests.server.test_resume import AFTER_CHECKPOINT, assert_same_run, interrupted
@@ -176,11 +176,11 @@ def test_what_is_wrong_with_a_node_stays_with_it(
 ) -> None:
     """A budget below top-k, too little memory, a choice that does not hold what it says."""
 
-    def choose_too_few(scheme: Any, client: Any) -> Choice:
-        choice = choose(scheme, client)
+    def choose_too_few(scheme: Any, client: Any) -> Placement:
+        placement = choose(scheme, client)
         if client.client == 4:
-            choice.held[1] = False
-        return choice
+            placement.experts[1] = False
+        return placement
 
     monkeypatch.setattr("fedmoe_app.client.round.choose", choose_too_few)
     nodes = nodes_of(1, 4, 4, 4, 4)

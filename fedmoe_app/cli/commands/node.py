@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fedmoe_app.cli.app import app, command
+from fedmoe_app.cli.options import AppOption, RunConfigItems
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import app_defaults, read_overrides
 from fedmoe_app.config.policy import Policy, policy_path, read_policy
@@ -15,11 +17,12 @@ from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.gate import digest_of, log_path
 from fedmoe_app.shown.terminal import say
 
-app = typer.Typer(
-    help="What a node's owner allows: check a run, list the app's digest, read the log."
+node = typer.Typer(
+    help="What a node's owner allows: check a run, list the app's digest, read the log.",
+    epilog="Example: fedmoe node check --policy policy.toml",
 )
+app.add_typer(node, name="node")
 
-App = Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")]
 PolicyFile = Annotated[
     Path | None,
     typer.Option(
@@ -28,19 +31,16 @@ PolicyFile = Annotated[
 ]
 
 
-@app.command(epilog="Example: fedmoe node digest")
-def digest(app_dir: App = Path(".")) -> None:
+@command("fedmoe node digest", on=node)
+def digest(app_dir: AppOption = Path(".")) -> None:
     """Print the digest of this app, for the list `apps` of a policy."""
     say(digest_of(_bundle(app_dir)))
 
 
-@app.command(epilog="Example: fedmoe node check --policy policy.toml -c experiments/own-text.toml")
+@command("fedmoe node check --policy policy.toml -c experiments/own-text.toml", on=node)
 def check(
-    app_dir: App = Path("."),
-    run_config: Annotated[
-        list[str] | None,
-        typer.Option("--run-config", "-c", metavar="FILE.toml | 'KEY=VALUE ...'"),
-    ] = None,
+    app_dir: AppOption = Path("."),
+    run_config: RunConfigItems = None,
     policy_file: PolicyFile = None,
 ) -> None:
     """Say whether a policy allows a run of this app; exits with 1 where it does not."""
@@ -57,7 +57,7 @@ def check(
     say("allowed")
 
 
-@app.command(epilog="Example: fedmoe node log --last 20")
+@command("fedmoe node log --last 20", on=node)
 def log(
     last: Annotated[int, typer.Option(min=1, help="How many of the newest runs.")] = 20,
     config: Annotated[bool, typer.Option("--config", help="Show the run configs, too.")] = False,

@@ -1,4 +1,4 @@
-"""Values that came over the network, made fit for a message: short, one line, nothing to obey."""
+"""Values of a stranger, or long ones, made fit for a message: short, one line, nothing to obey."""
 
 from __future__ import annotations
 

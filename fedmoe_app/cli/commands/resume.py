@@ -2,20 +2,95 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from fedmoe_app.cli.app import command
+from fedmoe_app.cli.options import (
+    MaxResumes,
+    Online,
+    Rounds,
+    RunConfigItems,
+    Verbose,
+    allow_downloads,
+)
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.overrides import Flat
+from fedmoe_app.config.overrides import Flat, read_overrides
 from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.launched import Launch, read_launch
 from fedmoe_app.launch.resume import check_resumable, clients_to_resume, config_to_resume
+from fedmoe_app.launch.resuming import MAX_RESUMES
 from fedmoe_app.launch.runner import run_on_connection, run_simulated
 from fedmoe_app.results.finding import find_run
 from fedmoe_app.results.folder import STILL_RUNNING, ResultsError, results_of
 from fedmoe_app.results.status import is_running, read_status
+
+
+@command("fedmoe resume fedavg-20261120-213315")
+def resume(
+    run_dir: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Name or result folder of a run, or one of its checkpoints to go on from.",
+        ),
+    ],
+    connection: Annotated[
+        str | None,
+        typer.Argument(
+            help="SuperLink connection of your Flower configuration.",
+            show_default="as it was started",
+        ),
+    ] = None,
+    run_config: RunConfigItems = None,
+    rounds: Rounds = None,
+    clients: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulated nodes.", show_default="as it was started"),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Share of a GPU that a simulated node gets.",
+            show_default="as it was started",
+        ),
+    ] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="CPUs that a simulated node gets.", show_default="as it was started"
+        ),
+    ] = None,
+    app_dir: Annotated[
+        Path | None,
+        typer.Option("--app", help="Folder of the Flower app.", show_default="as it was started"),
+    ] = None,
+    max_resumes: MaxResumes = MAX_RESUMES,
+    online: Online = False,
+    verbose: Verbose = False,
+) -> None:
+    """Go on with a run that ended before its last round, as it was started."""
+    overrides = read_overrides(run_config or [])
+    overrides |= {"num-server-rounds": rounds} if rounds is not None else {}
+    resume_run(
+        Request(
+            run_dir,
+            overrides,
+            app=app_dir,
+            connection=connection or "",
+            clients=clients,
+            gpus=gpus,
+            cpus=cpus,
+            online=online,
+            verbose=verbose,
+            max_resumes=max_resumes,
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +131,7 @@ def resume_run(request: Request) -> None:
     connection = request.connection or (launch.connection if launch else "")
     if not connection and launch is None:
         _check_simulated(results_of(path))
-    if request.online or (launch and launch.online):
-        os.environ["HF_HUB_OFFLINE"] = "0"
+    allow_downloads(request.online or bool(launch and launch.online))
     overrides = config_to_resume(path) | request.overrides
     app = _app_of(request, launch)
     if connection:

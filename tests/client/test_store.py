@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app.client.state import MAX_AGE_DAYS, ClientFiles, drop_kept
+from fedmoe_app.client.store import MAX_AGE_DAYS, RoundStore, drop_client
 
 RUN, OTHER = "0123456789abcdef", "fedcba9876543210"
 BAD_KEYS = [
@@ -36,8 +36,8 @@ def values(number: float) -> dict[str, Tensor]:
     return {"layers.0.gate.weight": torch.full((2, 3), number), "b": torch.tensor([number])}
 
 
-def saved(client: int, *rounds: int, run: str = RUN) -> ClientFiles:
-    files = ClientFiles(run, client)
+def saved(client: int, *rounds: int, run: str = RUN) -> RoundStore:
+    files = RoundStore(run, client)
     for number in rounds:
         files.save(number, values(number))
     return files
@@ -48,7 +48,7 @@ def names(clients: Path) -> list[str]:
     return sorted(str(path.relative_to(clients)) for path in clients.rglob("*") if path.is_file())
 
 
-def round_of(files: ClientFiles, server_round: int) -> tuple[int, float | None]:
+def round_of(files: RoundStore, server_round: int) -> tuple[int, float | None]:
     """The round that was loaded, and the value of its tensors."""
     kept = files.load(server_round)
     return kept.server_round, float(kept.tensors["b"]) if kept.tensors else None
@@ -61,8 +61,8 @@ def test_tensors_come_back_as_they_were() -> None:
         "half": torch.ones(1, dtype=torch.bfloat16),
         "steps": torch.tensor(3),
     }
-    ClientFiles(RUN, 0).save(1, mixed)
-    kept = ClientFiles(RUN, 0).load(2)
+    RoundStore(RUN, 0).save(1, mixed)
+    kept = RoundStore(RUN, 0).load(2)
     assert kept.server_round == 1
     assert kept.tensors.keys() == mixed.keys()
     assert all(torch.equal(kept.tensors[name], tensor) for name, tensor in mixed.items())
@@ -70,9 +70,9 @@ def test_tensors_come_back_as_they_were() -> None:
 
 
 def test_nothing_kept_is_round_zero() -> None:
-    assert round_of(ClientFiles(RUN, 0), 5) == (0, None)
-    ClientFiles(RUN, 0).save(1, {})  # a client that trained no expert has nothing to keep
-    assert round_of(ClientFiles(RUN, 0), 2) == (1, None)
+    assert round_of(RoundStore(RUN, 0), 5) == (0, None)
+    RoundStore(RUN, 0).save(1, {})  # a client that trained no expert has nothing to keep
+    assert round_of(RoundStore(RUN, 0), 2) == (1, None)
 
 
 def test_the_last_round_before_is_taken() -> None:
@@ -142,9 +142,9 @@ def test_a_key_that_is_no_hexadecimal_number_is_refused(key: str, tmp_path: Path
     victim = tmp_path / "x" / "client-0"
     victim.mkdir(parents=True)
     with pytest.raises(ValueError, match="must be 8 to 64 hexadecimal digits"):
-        ClientFiles(key, 0)
+        RoundStore(key, 0)
     with pytest.raises(ValueError, match="must be 8 to 64 hexadecimal digits"):
-        drop_kept(key, 0)
+        drop_client(key, 0)
     assert victim.is_dir()
 
 
@@ -154,13 +154,13 @@ def test_a_key_that_is_no_hexadecimal_number_is_refused(key: str, tmp_path: Path
 def test_two_clients_share_a_folder_and_one_is_dropped(clients: Path) -> None:
     one, two = saved(1, 1, 2), saved(12, 1)
     elsewhere = saved(1, 7, run=OTHER)
-    drop_kept(RUN, 1)
+    drop_client(RUN, 1)
     assert round_of(one, 9) == (0, None)
     assert round_of(two, 9) == (1, 1.0)
     assert round_of(elsewhere, 9) == (7, 7.0)
-    drop_kept(RUN, 12)
+    drop_client(RUN, 12)
     assert not (clients / RUN).exists()
-    drop_kept(RUN, 12)  # nothing left to drop is no fault
+    drop_client(RUN, 12)  # nothing left to drop is no fault
     assert [path.name for path in clients.iterdir()] == [OTHER]
 
 

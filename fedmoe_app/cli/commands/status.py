@@ -7,9 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from fedmoe_app.cli.app import command
 from fedmoe_app.config.paths import results_dir
+from fedmoe_app.results.finding import find_run
 from fedmoe_app.results.folder import METRICS_FILE, ResultsError, list_checkpoints, read_rounds
 from fedmoe_app.results.status import (
     COMPLETED,
@@ -23,10 +27,26 @@ from fedmoe_app.results.status import (
 )
 from fedmoe_app.results.table import human_bytes
 from fedmoe_app.shown.duration import duration
+from fedmoe_app.shown.terminal import say
 from fedmoe_app.shown.text import visible
 
 _MAX_REASON = 160  # characters of a failure's reason that are shown
 _MEANING = {RUNNING: "running", COMPLETED: "finished", FAILED: "failed"}
+
+
+@command("fedmoe status")
+def status(
+    run_dir: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Result folder of a run, or the run's name.",
+            show_default="the newest in $FEDMOE_HOME",
+        ),
+    ] = None,
+) -> None:
+    """Show how a run stands: rounds, clients, last metrics, failures, how to go on."""
+    for line in overview(find_run(run_dir) if run_dir else newest_run()):
+        say(line)
 
 
 def newest_run(results: Path | None = None) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.config.paths import build_once
+from fedmoe_app.config.files import build_once, follow_umask, new_folder, write_atomic
 
 
 def test_builds_once(tmp_path: Path) -> None:
@@ -80,3 +80,60 @@ def test_what_an_earlier_release_left_readable_is_closed(tmp_path: Path) -> None
     (folder / "rows.json").chmod(0o644)
     build_once(folder, lambda draft: pytest.fail("it is there"))
     assert modes(tmp_path) == {"rows": 0o700, "rows.json": 0o600}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_atomic(tmp_path / "a.json", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_libraries_private_files_get_the_modes_of_their_neighbours(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir(mode=0o700)
+    (model / "model.safetensors").touch(mode=0o600)
+    (model / "config.json").touch(mode=0o644)
+    before = os.umask(0o027)
+    try:
+        follow_umask(model)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")} == {
+        "model": 0o750, "model.safetensors": 0o640, "config.json": 0o640,
+    }  # fmt: skip
+
+
+def test_a_new_folder_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(RuntimeError), new_folder(target) as draft:
+        (draft / "half").touch()
+        raise RuntimeError("no")
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(target) as draft:
+        (draft / "weights").write_text("1")
+        assert not target.exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "weights"]
+
+
+def test_an_older_folder_gives_way_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for text in ("1", "2"):
+        with new_folder(target, replace=True) as draft:
+            (draft / "weights").write_text(text)
+    (tmp_path / ".model.x").mkdir()  # of a writer that was killed
+    with pytest.raises(OSError, match="not empty"), new_folder(target) as draft:
+        (draft / "weights").write_text("3")
+    assert (target / "weights").read_text() == "2"
+    with new_folder(target, replace=True) as draft:
+        (draft / "weights").write_text("4")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "weights").read_text() == "4"

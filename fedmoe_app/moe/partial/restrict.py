@@ -1,10 +1,4 @@
-"""Hold only some experts of each layer in memory; the router keeps its full size, masked.
-
-Equal to the full model whose routers may choose only those experts. The other experts' tensors are
-dropped: fused stacks become empty placeholders of the same name, listed experts (Switch) lose their
-values. What is held are parameters of their own, which train, travel and are measured like any
-expert's (:mod:`fedmoe_app.moe.training.trainable`).
-"""
+"""Let a layer's router choose among some experts only, by a mask; it keeps its full size."""
 
 from __future__ import annotations
 
@@ -17,26 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer
-from fedmoe_app.moe.structure import set_adapters
-from fedmoe_app.moe.training.slots import ExpertSlots, put_slots, use_slots
 
 _REFUSED = "_fedmoe_refused"  # attribute of a router: experts that it must not choose, [E] bool
 
 
-class SubsetError(ValueError):
-    """A subset of experts that a layer cannot run on; the message says why."""
+ExpertsByLayer = Sequence[Collection[int]]  # indices of experts, one collection a layer
+
+
+class PlacementError(ValueError):
+    """Experts that are too few for a layer to run on; the message says why."""
 
 
 def restrict_router(layer: MoELayer, allowed: Collection[int]) -> None:
     """Let a router choose among ``allowed`` experts only: the others' logits become −inf.
 
     Raises:
-        SubsetError: fewer experts than a token uses, or one that the layer does not have.
+        PlacementError: fewer experts than a token uses, or one that the layer does not have.
     """
-    check_subset(layer, allowed)
+    check_experts(layer, allowed)
     refused = torch.ones(layer.num_experts, dtype=torch.bool)  # [E]
     refused[list(allowed)] = False
     router: Any = layer.router
@@ -45,13 +39,13 @@ def restrict_router(layer: MoELayer, allowed: Collection[int]) -> None:
     router.__dict__["forward"] = types.MethodType(_masked_forward, router)
 
 
-def check_subset(layer: MoELayer, subset: Collection[int]) -> None:
-    """Raise SubsetError or IndexError, as :func:`restrict_router`."""
-    for e in subset:
+def check_experts(layer: MoELayer, experts: Collection[int]) -> None:
+    """Raise PlacementError or IndexError, as :func:`restrict_router`."""
+    for e in experts:
         layer.check_expert(e)
-    if len(set(subset)) < layer.top_k:
-        raise SubsetError(
-            f"experts {sorted(set(subset))} of MoE layer {layer.index}: a token uses "
+    if len(set(experts)) < layer.top_k:
+        raise PlacementError(
+            f"experts {sorted(set(experts))} of MoE layer {layer.index}: a token uses "
             f"{layer.top_k}; choose at least so many"
         )
 
@@ -60,52 +54,6 @@ def release_router(layer: MoELayer) -> None:
     """Undo :func:`restrict_router`."""
     layer.router.__dict__.pop("forward", None)
     layer.router.__dict__.pop(_REFUSED, None)
-
-
-def hold_experts(
-    model: PreTrainedModel, layers: Sequence[MoELayer], subsets: Sequence[Collection[int]]
-) -> None:
-    """Drop all experts but ``subsets``, one collection a layer, and mask the routers.
-
-    Raises:
-        SubsetError: as :func:`restrict_router`, before anything is dropped.
-        UnsupportedModelError: the family's experts cannot be run one by one.
-    """
-    for layer, subset in zip(layers, subsets, strict=True):
-        restrict_router(layer, subset)
-    for layer, subset in zip(layers, subsets, strict=True):
-        if layer.fused:
-            _hold_fused(layer, set(subset))
-        else:
-            _hold_listed(layer, set(subset))
-    if any(layer.fused for layer in layers):
-        use_slots(model, layers)
-
-
-def _hold_fused(layer: MoELayer, subset: set[int]) -> None:
-    held: list[dict[str, nn.Parameter]] = [
-        {name: nn.Parameter(view.clone()) for name, view in layer.expert(e).items()}
-        if e in subset
-        else {}
-        for e in range(layer.num_experts)
-    ]
-    put_slots(layer, ExpertSlots(held))
-    set_adapters(layer.experts_module, held)
-    for parameter in layer.fused_parameters().values():
-        # Same number of dimensions and first size: the layer is still found by its shape.
-        empty = parameter.new_empty((*parameter.shape[:-1], 0))
-        parameter.data = empty
-        parameter.requires_grad_(False)
-
-
-def _hold_listed(layer: MoELayer, subset: set[int]) -> None:
-    held = [layer.listed_parameters(e) if e in subset else {} for e in range(layer.num_experts)]
-    for e in range(layer.num_experts):
-        if e not in subset:
-            for parameter in layer.listed_parameters(e).values():
-                parameter.data = parameter.new_empty(0)
-                parameter.requires_grad_(False)
-    set_adapters(layer.experts_module, held)
 
 
 def _masked_forward(router: Any, *args: Any, **kwargs: Any) -> Any:

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from fedmoe_app import ConfigError, MoELayer, find_moe_layers, load_model
 from fedmoe_app.moe.layers import read_state, write_state
-from fedmoe_app.moe.partial.load import Holding, expert_files, load_with_experts
+from fedmoe_app.moe.partial.load import expert_files, load_with_experts
+from fedmoe_app.moe.partial.restrict import PlacementError, restrict_router
 from fedmoe_app.moe.partial.streamed import all_experts
-from fedmoe_app.moe.partial.subset import SubsetError, restrict_router
 from fedmoe_app.moe.quantised.packed import NF4Weight
 from fedmoe_app.moe.quantised.quantise import quantise
 from fedmoe_app.moe.routing import RoutingRecorder
@@ -30,7 +30,7 @@ from . import four_bit_families
 from .families import EXPERTS, NAMES, batch, build
 
 
-def subsets_of(layers: tuple[MoELayer, ...]) -> list[list[int]]:
+def placement_of(layers: tuple[MoELayer, ...]) -> list[list[int]]:
     """Another pair of experts in every other layer."""
     return [[1, 3] if layer.index % 2 == 0 else [0, 1, 3] for layer in layers]
 
@@ -50,14 +50,14 @@ def save(folder: Path, model: PreTrainedModel, stacked: bool = False) -> PreTrai
     return auto_of(model).from_pretrained(folder).eval()
 
 
-def load(folder: Path, like: PreTrainedModel, subsets: Any, **options: Any) -> PreTrainedModel:
+def load(folder: Path, like: PreTrainedModel, placement: Any, **options: Any) -> PreTrainedModel:
     return load_with_experts(
-        auto_of(like), str(folder), like.config, torch.float32, subsets, **options
+        auto_of(like), str(folder), like.config, torch.float32, placement, **options
     )
 
 
-def train(model: PreTrainedModel, layers: Any, subsets: Any) -> dict[str, Tensor]:
-    with Trainables(model, layers, subsets) as trainables:
+def train(model: PreTrainedModel, layers: Any, placement: Any) -> dict[str, Tensor]:
+    with Trainables(model, layers, placement) as trainables:
         optimiser = SGD(trainables.named_parameters().values(), lr=0.1)
         for _ in range(2):
             optimiser.zero_grad(set_to_none=True)
@@ -85,17 +85,17 @@ def assert_close(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_equal_to_the_masked_whole_model(family: str, stacked: bool, tmp_path: Path) -> None:
     full = save(tmp_path, build(family), stacked)
     layers = find_moe_layers(full)
-    subsets = subsets_of(layers)
-    held = load(tmp_path, full, subsets)
+    placement = placement_of(layers)
+    loaded = load(tmp_path, full, placement)
     free = logits_of(full)
-    for layer, subset in zip(layers, subsets, strict=True):
-        restrict_router(layer, subset)
+    for layer, experts in zip(layers, placement, strict=True):
+        restrict_router(layer, experts)
     masked = logits_of(full)
     assert not torch.allclose(masked, free, atol=1e-3)
-    assert torch.allclose(logits_of(held), masked, atol=1e-5)
-    with all_experts(held, find_moe_layers(held)):
-        assert torch.allclose(logits_of(held), free, atol=1e-5)
-    assert torch.allclose(logits_of(held), masked, atol=1e-5)
+    assert torch.allclose(logits_of(loaded), masked, atol=1e-5)
+    with all_experts(loaded, find_moe_layers(loaded)):
+        assert torch.allclose(logits_of(loaded), free, atol=1e-5)
+    assert torch.allclose(logits_of(loaded), masked, atol=1e-5)
 
 
 # The whole of the model once; experts and adapters in a family of each way to store them.
@@ -113,41 +113,41 @@ def test_training_equals_that_of_the_masked_whole_model(
 ) -> None:
     full = save(tmp_path, build(family))
     layers = find_moe_layers(full)
-    subsets = subsets_of(layers)
-    held = load(tmp_path, full, subsets)
-    held_layers = find_moe_layers(held)
-    for model, its_layers in ((full, layers), (held, held_layers)):
+    placement = placement_of(layers)
+    loaded = load(tmp_path, full, placement)
+    loaded_layers = find_moe_layers(loaded)
+    for model, its_layers in ((full, layers), (loaded, loaded_layers)):
         adapt(model, its_layers, Adaptation(mode, rank=2), seed=0)
     state = read_state(full, layers)
-    state.experts = {(i, e): t for (i, e), t in state.experts.items() if e in subsets[i]}
-    assert read_state(held, held_layers).experts.keys() == state.experts.keys()
-    write_state(held, held_layers, state)
-    for layer, subset in zip(layers, subsets, strict=True):
-        restrict_router(layer, subset)
-    changes = [train(full, layers, subsets), train(held, held_layers, subsets)]
+    state.experts = {(i, e): t for (i, e), t in state.experts.items() if e in placement[i]}
+    assert read_state(loaded, loaded_layers).experts.keys() == state.experts.keys()
+    write_state(loaded, loaded_layers, state)
+    for layer, experts in zip(layers, placement, strict=True):
+        restrict_router(layer, experts)
+    changes = [train(full, layers, placement), train(loaded, loaded_layers, placement)]
     assert max(float(change.abs().max()) for change in changes[0].values()) > 1e-4
     assert_close(changes[1], changes[0])
 
 
 @pytest.mark.parametrize("family", ["Olmoe", "GptOss", "SwitchTransformers"])
-def test_held_experts_are_quantised_like_those_of_the_whole_model(
+def test_loaded_experts_are_quantised_like_those_of_the_whole_model(
     family: str, tmp_path: Path
 ) -> None:
     full = save(tmp_path, four_bit_families.build(family))
     layers = find_moe_layers(full)
-    subsets = subsets_of(layers)
-    held = load(tmp_path, full, subsets, quantization="nf4")
-    held_layers = find_moe_layers(held)
+    placement = placement_of(layers)
+    loaded = load(tmp_path, full, placement, quantization="nf4")
+    loaded_layers = find_moe_layers(loaded)
     quantise(full, "nf4")
-    for layer, subset in zip(layers, subsets, strict=True):
-        restrict_router(layer, subset)
-    assert torch.allclose(logits_of(held), logits_of(full), atol=1e-4)
-    if held_layers[0].fused:
-        weights = slots_of(held_layers[0]).weights
+    for layer, experts in zip(layers, placement, strict=True):
+        restrict_router(layer, experts)
+    assert torch.allclose(logits_of(loaded), logits_of(full), atol=1e-4)
+    if loaded_layers[0].fused:
+        weights = slots_of(loaded_layers[0]).weights
         assert isinstance(weights[1]["down_proj"], NF4Weight)
         assert weights[0] == {}
-    adapt(held, held_layers, Adaptation("expert-lora", rank=2), seed=0)
-    changes = train(held, held_layers, subsets)
+    adapt(loaded, loaded_layers, Adaptation("expert-lora", rank=2), seed=0)
+    changes = train(loaded, loaded_layers, placement)
     experts = [float(c.abs().max()) for key, c in changes.items() if ".experts." in key]
     assert max(experts) > 0
 
@@ -166,12 +166,12 @@ def test_a_model_without_experts_measures_what_the_whole_one_does(tmp_path: Path
     assert stats[0].count[:, :].sum() > 0
 
 
-def test_only_the_held_experts_have_memory(tmp_path: Path) -> None:
+def test_only_the_loaded_experts_have_memory(tmp_path: Path) -> None:
     for family in ("Olmoe", "SwitchTransformers"):
         full = save(tmp_path / family, build(family))
         layers = find_moe_layers(full)
-        held = find_moe_layers(load(tmp_path / family, full, [[0, 1] for _ in layers]))
-        for layer, whole in zip(held, layers, strict=True):
+        loaded = find_moe_layers(load(tmp_path / family, full, [[0, 1] for _ in layers]))
+        for layer, whole in zip(loaded, layers, strict=True):
             distinct = {p.untyped_storage().data_ptr(): p for p in layer.expert_parameters()}
             size = sum(p.untyped_storage().nbytes() for p in distinct.values())
             of_all = sum(p.nbytes for p in whole.expert_parameters())
@@ -180,13 +180,13 @@ def test_only_the_held_experts_have_memory(tmp_path: Path) -> None:
 
 def test_a_copy_in_16_bits(tmp_path: Path) -> None:
     full = save(tmp_path, build("Olmoe"))
-    held = load_with_experts(
+    loaded = load_with_experts(
         AutoModelForCausalLM, str(tmp_path), full.config, torch.bfloat16, [[0, 1], [1, 2]]
     )
-    dtypes = {p.dtype for layer in find_moe_layers(held) for p in layer.expert_parameters()}
+    dtypes = {p.dtype for layer in find_moe_layers(loaded) for p in layer.expert_parameters()}
     assert dtypes == {torch.bfloat16}
     whole = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    mine, other = held.state_dict(), whole.state_dict()
+    mine, other = loaded.state_dict(), whole.state_dict()
     assert mine.keys() == other.keys()
     assert {n: t.dtype for n, t in mine.items()} == {n: t.dtype for n, t in other.items()}
 
@@ -197,15 +197,15 @@ def test_a_new_head_is_that_of_the_whole_model(tmp_path: Path) -> None:
         task="classification", num_labels=3, vocab_size=full.config.vocab_size, pad_token_id=0
     )
     whole = load_model(str(tmp_path), **options, max_length=16)
-    some = load_model(str(tmp_path), **options, max_length=16, holding=Holding([[0, 1], [2, 3]]))
+    some = load_model(str(tmp_path), **options, max_length=16, loaded=[[0, 1], [2, 3]])
     assert torch.equal(some.get_parameter("score.weight"), whole.get_parameter("score.weight"))
 
 
-@pytest.mark.parametrize("subset", [[0], [0, 0], []])
-def test_fewer_experts_than_a_token_uses_are_refused(subset: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("experts", [[0], [0, 0], []])
+def test_fewer_experts_than_a_token_uses_are_refused(experts: list[int], tmp_path: Path) -> None:
     full = save(tmp_path, build("Olmoe"))
-    with pytest.raises(SubsetError, match="a token uses 2"):
-        load(tmp_path, full, [[0, 1], subset])
+    with pytest.raises(PlacementError, match="a token uses 2"):
+        load(tmp_path, full, [[0, 1], experts])
     with pytest.raises(IndexError, match=r"expert 9.*choose 0..3"):
         load(tmp_path, full, [[0, 1], [0, 9]])
 

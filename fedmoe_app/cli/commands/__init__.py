@@ -1,0 +1,1 @@
+"""The commands of ``fedmoe``, a file each; whatever lies here is on the command line."""

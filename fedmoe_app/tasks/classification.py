@@ -1,0 +1,163 @@
+"""Classification of texts, by a new head or by the words of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.data.encoding import (
+    Columns,
+    Encoded,
+    Row,
+    drop_tokenless,
+    special_tokens,
+    token_ids,
+)
+from fedmoe_app.data.tokenizer import label_token
+from fedmoe_app.tasks.base import Batch, Task, TaskSetting
+
+_EMPTY = Dataset.from_dict({"text": [""], "label": [0]})
+
+
+def make(setting: TaskSetting) -> Task:
+    """Return the task of a run with ``data.task = "classification"``."""
+    if setting.head == "label-words":
+        return LabelWords(setting.tokenizer, setting.data.max_length, setting.label_names)
+    return SequenceClassification(setting.tokenizer, setting.data.max_length)
+
+
+class SequenceClassification(Task):
+    """Classification by a linear head on the last token (transformers' own head)."""
+
+    columns = ("text", "label")
+
+    def encode(self, dataset: Dataset) -> Encoded:
+        """Tokenise ``text``; ``labels`` is the class index."""
+        rows = encode_classification(dataset, self.tokenizer, self.max_length)
+        empty = encode_classification(_EMPTY, self.tokenizer, self.max_length)[0]
+        return drop_tokenless(rows, lambda row: text_has_tokens(row, empty), "text")
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return class logits ``[B, C]``."""
+        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return out.logits, batch.labels
+
+
+class LabelWords(SequenceClassification):
+    """Classification by label words: the model's own logits of the words after the last token.
+
+    Serves every family, also those without a classification head: what a family does after its
+    output embeddings (a scale, a soft cap, a bias), it does here, too. An encoder-decoder model
+    takes one decoder step.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str]
+    ) -> None:
+        super().__init__(tokenizer, max_length)
+        self.label_ids = torch.tensor(label_token_ids(tokenizer, label_names))  # [C]
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return label-word logits ``[B, C]``."""
+        label_ids = self.label_ids.to(batch.input_ids.device)
+        if model.config.is_encoder_decoder:
+            start = batch.input_ids.new_full(
+                (len(batch.labels), 1), model.config.decoder_start_token_id
+            )
+            out = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                decoder_input_ids=start,
+            )
+            return out.logits[:, 0, label_ids], batch.labels
+        last = batch.attention_mask.sum(1) - 1  # [B]
+        with _last_only(model, last):
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        if logits.shape[1] > 1:  # a family that takes the output embeddings' weights itself
+            logits = logits[torch.arange(len(last), device=last.device), last, None]  # [B, 1, V]
+        return logits[:, 0, label_ids], batch.labels
+
+    def collate(self, rows: Sequence[Row], device: torch.device) -> Batch:
+        """Pad on the right; an encoder-decoder model's decoder sees one token an example."""
+        batch = super().collate(rows, device)
+        ones = torch.ones_like(batch.labels)[:, None]  # [B, 1]
+        return Batch(batch.input_ids, batch.attention_mask, batch.labels, decoder_mask=ones)
+
+
+def encode_classification(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Encoded:
+    """Encode the columns ``text`` and ``label``.
+
+    The tokenizer's own special tokens are added. A text of more than ``max_length`` tokens loses
+    its end, but not its closing special token.
+    """
+    start, end = special_tokens(tokenizer)
+    room = max_length - len(start) - len(end)
+
+    def encode(batch: Columns) -> tuple[list[Row], int]:
+        whole = token_ids(tokenizer, batch["text"])
+        rows = [
+            Row(input_ids=start + ids[:room] + end, labels=label)
+            for ids, label in zip(whole, batch["label"], strict=True)
+        ]
+        return rows, sum(len(ids) > room for ids in whole)
+
+    return Encoded.of(dataset, encode)
+
+
+def text_has_tokens(row: Row, empty: Row) -> bool:
+    """Tell whether a text to classify gave more than an empty one: its special tokens."""
+    return len(row["input_ids"]) > len(empty["input_ids"])
+
+
+@contextmanager
+def _last_only(model: PreTrainedModel, last: Tensor) -> Iterator[None]:
+    """Let the output embeddings see one token a row, ``last`` ``[B]``: logits are ``[B, 1, V]``."""
+
+    def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]  # [B, S, H]
+        return (hidden[torch.arange(len(last), device=last.device), last, None], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def label_token_ids(tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> list[int]:
+    """Return one token for each label: a reserved ``<label_i>``, else the name's first token.
+
+    Raises:
+        ConfigError: if two labels begin with the same token, or one gives none.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if label_token(0) in vocabulary:
+        return [vocabulary[label_token(index)] for index in range(len(label_names))]
+    ids = [_first_token(tokenizer, name) for name in label_names]
+    by_token: dict[int, str] = {}
+    for name, token in zip(label_names, ids, strict=True):
+        if token in by_token:
+            raise ConfigError(
+                f'model.head = "label-words": labels "{by_token[token]}" and "{name}" begin with '
+                'the same token; choose model.head = "sequence" or other data.label-names'
+            )
+        by_token[token] = name
+    return ids
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    ids = tokenizer(f" {name}", add_special_tokens=False).input_ids
+    if not ids:
+        raise ConfigError(
+            f'model.head = "label-words": label "{name}" gives no token with this model\'s '
+            'tokenizer; choose model.head = "sequence" or other data.label-names'
+        )
+    return int(ids[0])
