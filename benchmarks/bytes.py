@@ -156,7 +156,7 @@ def reply_bytes(flat: Mapping[str, Any], budget: int | None, codec: str) -> int:
     import torch
 
     config = parse_run_config(flat)
-    setup = load_setup(config, server_data(config).label_names)
+    setup = load_setup(config, server_data(config.data).label_names)
     state, shape = read_state(setup.model, setup.layers), setup.shape
     noise = torch.Generator().manual_seed(0)
     changes = ModelState()
@@ -185,7 +185,7 @@ def save_fine_model(settings: Mapping[str, Any]) -> Path:
     if (folder / "config.json").exists():
         return folder
     config = parse_run_config(run_config({**settings, "model.train": "all"}))
-    setup = load_setup(config, server_data(config).label_names)
+    setup = load_setup(config, server_data(config.data).label_names)
     fine: Any = copy.deepcopy(setup.model.config)
     fine.num_experts, fine.num_experts_per_tok = 64, 8
     fine.moe_intermediate_size //= 4

@@ -67,7 +67,7 @@ def measure(
 
 def run_config(overrides: Mapping[str, Any]) -> Flat:
     """Return the app's flat default run config with overrides."""
-    return default_run_config(REPOSITORY / "pyproject.toml") | dict(overrides)
+    return default_run_config() | dict(overrides)
 
 
 def run_federated_or_alone(cell: Cell, draft: Path) -> Path:
@@ -112,7 +112,7 @@ def _train_alone(cell: Cell, draft: Path, client: int) -> dict[str, Any]:
     from fedmoe_app.wire.records import TrainTask
 
     config = parse_run_config(config_in(cell, draft))
-    data = server_data(config)
+    data = server_data(config.data)
     setup = load_setup(config, data.label_names)
     state = read_state(setup.model, setup.layers)
     node = Node(client, client, cell.clients, None)

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.cells import REPOSITORY, SHARED_DATA
+from benchmarks.cells import SHARED_DATA
 from fedmoe_app import default_run_config, run_in_process
 from fedmoe_app.data.columns import format_prompt
 
@@ -31,7 +31,7 @@ def main() -> None:
     if not folder.is_dir():
         raise SystemExit("left out: dolly15k/train.jsonl.gz is not beside the repository")
     with TemporaryDirectory() as output:
-        run = default_run_config(REPOSITORY / "pyproject.toml") | {
+        run = default_run_config() | {
             "num-server-rounds": rounds,
             "output-dir": output,
             "data.source": str(folder / "train.jsonl.gz"),

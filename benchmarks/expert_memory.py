@@ -33,7 +33,7 @@ from unittest import mock
 import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from benchmarks.cells import REPOSITORY, print_markdown
+from benchmarks.cells import print_markdown
 from fedmoe_app import ModelState, RunConfig, default_run_config, find_moe_layers, parse_run_config
 from fedmoe_app.client import round as local_round
 from fedmoe_app.client.memory import PROCESS, estimate
@@ -155,7 +155,7 @@ def _node(folder: Path, what: str, budget: int, arguments: argparse.Namespace) -
 
 
 def _config(folder: Path, experts: int, rank: int) -> RunConfig:
-    flat = default_run_config(REPOSITORY / "pyproject.toml") | {
+    flat = default_run_config() | {
         "scheme": "fedmoe",
         "fedmoe.experts-per-client": experts,
         "model.name": str(folder),

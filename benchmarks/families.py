@@ -172,7 +172,7 @@ def _one_round(base: Path, overrides: Mapping[str, Any]) -> Path:
     """
     rows = base.parent / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in _examples()), encoding="utf-8")
-    flat = default_run_config(REPOSITORY / "pyproject.toml") | {
+    flat = default_run_config() | {
         "model.name": str(base),
         "data.source": str(rows),
         "data.test-source": str(rows),

@@ -193,7 +193,7 @@ def _run_config(model: Path, arguments: argparse.Namespace) -> RunConfig:
 
 def _load(run: RunConfig) -> tuple[TrainTask, Meter, tuple[int, int]]:
     """Do the server's part: load, and say what the client starts from and what experts take."""
-    data = server_data(run)
+    data = server_data(run.data)
     with Meter() as meter:
         setup = load_setup(run, data.label_names)
     sizes = _expert_bytes(setup)

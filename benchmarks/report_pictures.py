@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 1280, 900
 
 def train(folder: Path) -> Path:
     """Train what the picture shows, and return its result folder."""
-    flat = default_run_config(REPOSITORY / "pyproject.toml") | {
+    flat = default_run_config() | {
         "scheme": "fedalign",
         "num-server-rounds": 5,
         "data.alpha": 0.3,

@@ -85,7 +85,7 @@ def _real_round() -> tuple[ModelState, list[ClientUpdate]]:
     from fedmoe_app.wire.records import TrainTask
 
     config = parse_run_config(run_config({"data.max-train-examples": 800}))
-    data = server_data(config)
+    data = server_data(config.data)
     setup = load_setup(config, data.label_names)
     state = read_state(setup.model, setup.layers)
     task = TrainTask(1, state, data.label_names, data.fingerprint)

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from benchmarks.cells import measure, print_markdown
-from fedmoe_app import load_model
+from fedmoe_app import LoadSpec, load_model
 from fedmoe_app.compare.plan import Partition, read_schemes
 from fedmoe_app.compare.tables import mean_and_std
 from fedmoe_app.config.files import build_once
@@ -66,15 +66,7 @@ def main() -> None:
 
 
 def _warm_up(preset: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    model = load_model(
-        preset,
-        task="causal-lm",
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        seed=0,
-    )
+    model = load_model(LoadSpec.of(preset, tokenizer, task="causal-lm"))
     encoder_decoder = bool(model.config.is_encoder_decoder)
     rows = _rows(load_corpus().warmup["text"], tokenizer, encoder_decoder)
     train_language_model(model, CausalLM(tokenizer, MAX_LENGTH, encoder_decoder), rows, STEPS)

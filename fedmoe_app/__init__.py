@@ -16,7 +16,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _BY_MODULE = {
     # A run, and what it leaves behind
     "config.errors": ("ConfigError", "DataError"),
-    "config.schema": ("RunConfig",),
+    "config.schema": ("DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "WireConfig"),
     "config.parse": ("default_run_config", "flatten_run_config", "parse_run_config"),
     "compare.in_process": ("run_in_process",),
     "results.folder": ("ResultsError", "read_metrics"),
@@ -90,7 +90,7 @@ _BY_MODULE = {
     ),
     # Models
     "moe.layers": ("MoELayer", "UnsupportedModelError", "find_moe_layers"),
-    "moe.loading": ("load_model",),
+    "moe.loading": ("LoadSpec", "load_model"),
 }
 PUBLIC = {name: f"{__name__}.{module}" for module, names in _BY_MODULE.items() for name in names}
 

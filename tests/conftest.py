@@ -27,12 +27,12 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 def flat_config(**overrides: bool | float | int | str) -> dict[str, bool | float | int | str]:
     """The flat default run config with overrides; keys as in the config (``data.alpha``)."""
-    return default_run_config(REPOSITORY / "pyproject.toml") | overrides
+    return default_run_config() | overrides
 
 
 def make_config(**overrides: bool | float | int | str) -> RunConfig:
     """The typed default run config with overrides."""
-    return parse_run_config(flat_config(**overrides))
+    return parse_run_config(overrides)
 
 
 @pytest.fixture(autouse=True, scope="session")

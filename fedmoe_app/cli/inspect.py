@@ -10,7 +10,7 @@ from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.names import CODEC_NAMES, TOPK
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
-from fedmoe_app.moe.loading import DTYPES, PRESETS, empty_model
+from fedmoe_app.moe.loading import DTYPES, PRESETS, LoadSpec, empty_model
 from fedmoe_app.moe.outline import Outline, outline
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.table import human_bytes
@@ -35,15 +35,15 @@ def inspect_model(config: RunConfig) -> Outline:
     model = config.model
     head = head_of(config)
     vocab_size = len(load_tokenizer(model.name, PRESETS)) if model.name in PRESETS else 1
-    empty = empty_model(
+    spec = LoadSpec(
         model.name,
-        task=config.data.task,
+        config.data.task,
+        vocab_size,
         head=head,
-        num_labels=max(2, len(config.data.labels)),
-        vocab_size=vocab_size,
+        label_names=config.data.labels,
         dtype=model.dtype,
     )
-    return outline(empty, adaptation(config, head))
+    return outline(empty_model(spec), adaptation(model, head))
 
 
 def print_outline(config: RunConfig, found: Outline, console: Console) -> None:
@@ -57,15 +57,13 @@ def print_outline(config: RunConfig, found: Outline, console: Console) -> None:
         f"{_short(found.dense)}; a token uses {_short(found.active)} "
         f"({found.active / found.total:.0%})"
     )
-    console.print(f"  weights in {model.dtype}: {human_bytes(_weights(config, found))}")
+    console.print(
+        f"  weights in {model.dtype}: {human_bytes(found.total * DTYPES[model.dtype].itemsize)}"
+    )
     console.print(_layer_table(found))
     console.print(_traffic_table(config, found))
     console.print(_NOTE)
     console.print(_download(config, found.trained))
-
-
-def _weights(config: RunConfig, found: Outline) -> float:
-    return float(found.total * DTYPES[config.model.dtype].itemsize)
 
 
 def _layer_table(found: Outline) -> Table:

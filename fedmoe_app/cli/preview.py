@@ -80,7 +80,7 @@ def preview_of(config: RunConfig, num_examples: int, path: Path | None = None) -
         ConfigError: every node brings its own data, and no file is given.
         DataError, ModelNotFoundError, TokenizerError: data or tokenizer cannot be used.
     """
-    train, label_names = _load(config, path)
+    train, label_names = _load(config.data, path)
     tokenizer = load_tokenizer(config.model.name, PRESETS)
     adopt_template(tokenizer, config.data)
     task = _task(config, tokenizer, label_names)
@@ -113,21 +113,21 @@ def _print(console: Console, text: str) -> None:
     console.print(literal(text), soft_wrap=True)
 
 
-def _load(config: RunConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]:
-    if path is None and config.data.source == NODES:
+def _load(config: DataConfig, path: Path | None) -> tuple[Dataset, Sequence[str]]:
+    if path is None and config.source == NODES:
         raise ConfigError(
             'data.source = "nodes": every node brings its own data; name a file of one with '
             "--data-path FILE"
         )
     if path is None:
-        data = load_text_data(config.data, with_test=False)
+        data = load_text_data(config, with_test=False)
         return data.train, data.label_names
-    labels = config.data.labels
-    if config.data.kind.classifies and not labels:
+    labels = config.labels
+    if config.kind.classifies and not labels:
         raise ConfigError(
             f'--data-path {path}: a node is told the classes; name them in data.label-names = "..."'
         )
-    return load_node_file(path, config.data, labels), labels
+    return load_node_file(path, config, labels), labels
 
 
 def _formats(config: DataConfig, path: Path | None) -> list[str]:

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.config.schema import ModelConfig, RunConfig, TrainConfig
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
 from fedmoe_app.moe.partial.load import expert_files
 from fedmoe_app.moe.quantised.packed import BLOCK, packed_stacks
@@ -76,10 +76,15 @@ def estimate(setup: Setup, config: RunConfig) -> Need:
     trained += [p for layer in setup.layers for p in layer.gate_parameters().values()]
     width = torch.finfo(setup.model.dtype).bits // 8
     one_layer = max(_expert_bytes(_shapes(setup, layer), width, "none") for layer in setup.layers)
-    fixed = PROCESS + dense + 3 * one_layer + _activations(setup, config, width)
+    fixed = (
+        PROCESS
+        + dense
+        + 3 * one_layer
+        + _activations(setup, config.train, config.data.max_length, width)
+    )
     fixed += sum(p.numel() * (_STATE * p.element_size() + _BUFFERS) for p in trained)
     shapes = [_shapes(setup, layer) for layer in setup.layers]
-    return Need(fixed, sum(_of_expert(of_layer, config, width) for of_layer in shapes))
+    return Need(fixed, sum(_of_expert(of_layer, config.model, width) for of_layer in shapes))
 
 
 def largest_budget(need: Need, memory_budget: float, least: int, most: int) -> int:
@@ -111,12 +116,12 @@ def _gib(size: int) -> str:
     return f"{math.ceil(size / GIB * 100) / 100:.2f}"
 
 
-def _of_expert(shapes: Shapes, config: RunConfig, width: int) -> int:
+def _of_expert(shapes: Shapes, model: ModelConfig, width: int) -> int:
     """Return the bytes of holding and training one expert of a layer."""
-    held = _expert_bytes(shapes, width, config.model.quantization)
-    if config.model.train != "expert-lora":
+    held = _expert_bytes(shapes, width, model.quantization)
+    if model.train != "expert-lora":
         return held + sum(map(math.prod, shapes)) * (_STATE * width + _BUFFERS)
-    adapters = sum(config.model.lora_rank * sum(shape) for shape in shapes if len(shape) == 2)
+    adapters = sum(model.lora_rank * sum(shape) for shape in shapes if len(shape) == 2)
     return held + adapters * (4 + _STATE * 4 + _BUFFERS)
 
 
@@ -140,10 +145,9 @@ def _shapes(setup: Setup, layer: MoELayer) -> Shapes:
     return [tuple(p.shape) for p in layer.listed_parameters(0).values()]
 
 
-def _activations(setup: Setup, config: RunConfig, width: int) -> int:
+def _activations(setup: Setup, train: TrainConfig, length: int, width: int) -> int:
     """Return the bytes of a training batch's activations, or of an evaluation batch's logits."""
     text = setup.model.config.get_text_config()
-    train, length = config.train, config.data.max_length
     layers = int(getattr(text, "num_hidden_layers", 0) or text.num_layers)
     # What an expert's maps give, for the K experts of a token; twice: before and after the gate.
     routed = sum(

@@ -19,7 +19,7 @@ from fedmoe_app.config.files import build_once
 from fedmoe_app.config.lists import file_names
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.paths import cache_dir
-from fedmoe_app.config.schema import EMBEDDED, RunConfig
+from fedmoe_app.config.schema import EMBEDDED, DataConfig, RunConfig
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
@@ -45,7 +45,7 @@ class ClientRows:
 
 def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> ClientRows:
     """Return this node's encoded examples, from the cache where that is safe."""
-    source, tokens = _source_key(config), _tokens_key(config, setup)
+    source, tokens = _source_key(config.data), _tokens_key(config, setup)
     if node.data_path is not None or source is None or tokens is None:
         return _encode(config, node, task, setup)
     inputs = [
@@ -76,9 +76,8 @@ def _tokens_key(config: RunConfig, setup: Setup) -> str | None:
     return xxhash.xxh3_128(json.dumps(parts).encode()).hexdigest()
 
 
-def _source_key(config: RunConfig) -> str | None:
+def _source_key(data: DataConfig) -> str | None:
     """Return what changes when the source does; None if that cannot be told cheaply."""
-    data = config.data
     if data.source == EMBEDDED:
         return recipe_key()
     if data.source_kind == "auto" and not all(map(looks_like_file, file_names(data.source))):

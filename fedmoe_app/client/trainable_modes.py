@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 from fedmoe_app.client.trial import LABELS, NotBuiltError, TrialError, try_mode
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import cache_dir
-from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.config.schema import ModelConfig, RunConfig
 from fedmoe_app.moe.layers import UnsupportedModelError, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, empty_model
+from fedmoe_app.moe.loading import PRESETS, LoadSpec, empty_model
 from fedmoe_app.moe.miniature import small_configs
 from fedmoe_app.moe.quantised.packed import BLOCK
 from fedmoe_app.tasks.setup import head_of
@@ -49,10 +49,11 @@ def check_trainable(config: RunConfig) -> None:
     if name in PRESETS:
         return
     head = head_of(config)
-    empty = empty_model(name, task=config.data.task, head=head, num_labels=len(LABELS))
-    _check_precision(config, empty)
+    spec = LoadSpec(name, config.data.task, vocab_size=1, head=head, label_names=LABELS)
+    empty = empty_model(spec)
+    _check_precision(config.model, empty)
     try:
-        _check_structure(config, empty)
+        _check_structure(config.model, empty)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f'model.name = "{name}": {error}') from None
     passed = cache_dir() / "tried" / _key(config, head, empty)
@@ -79,30 +80,30 @@ def mode_of(config: RunConfig, head: str) -> dict[str, str | bool]:
     return mode | {key: value for key, value in extras.items() if value != (key == "model.gates")}
 
 
-def _check_structure(config: RunConfig, empty: PreTrainedModel) -> None:
+def _check_structure(model: ModelConfig, empty: PreTrainedModel) -> None:
     layers = find_moe_layers(empty)
-    if config.model.quantization == "nf4":
+    if model.quantization == "nf4":
         from fedmoe_app.moe.quantised.quantisers import check_blocks
 
         check_blocks(layers, BLOCK)
 
 
-def _check_precision(config: RunConfig, empty: PreTrainedModel) -> None:
+def _check_precision(model: ModelConfig, empty: PreTrainedModel) -> None:
     """Refuse a checkpoint that is quantised already in a way that cannot be trained on.
 
     MXFP4 (gpt-oss) passes: transformers reads it in 16 bits. What goes with a ``quantization`` of
     the run's own, :func:`fedmoe_app.moe.loading.load_model` says.
     """
     saved: Any = getattr(empty.config, "quantization_config", None)
-    if not saved or config.model.quantization != "none":
+    if not saved or model.quantization != "none":
         return
     method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
     method = getattr(method, "value", method) or BITSANDBYTES  # old configs name none
-    adapters = method == BITSANDBYTES and config.model.train == "expert-lora"
+    adapters = method == BITSANDBYTES and model.train == "expert-lora"
     if method != "mxfp4" and not adapters:
         raise ConfigError(
-            f'model.name = "{config.model.name}": the checkpoint is quantised already ({method}), '
-            f'which model.train = "{config.model.train}" cannot train; choose one in 16 or 32 '
+            f'model.name = "{model.name}": the checkpoint is quantised already ({method}), '
+            f'which model.train = "{model.train}" cannot train; choose one in 16 or 32 '
             'bits, and model.quantization = "nf4" with model.train = "expert-lora" to hold it in '
             "four"
         )

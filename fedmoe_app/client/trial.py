@@ -27,7 +27,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.tokenizer import BOS, EOS, PAD, label_token
 from fedmoe_app.moe.layers import MoELayer, read_state, write_state
-from fedmoe_app.moe.loading import load_model
+from fedmoe_app.moe.loading import LoadSpec, load_model
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.routing import RoutingRecorder
@@ -135,21 +135,18 @@ def _load(
 ) -> Setup:
     """Load the small model as every node does, and open what is trained."""
     tokenizer = word_tokenizer()
-    model = load_model(
+    spec = LoadSpec.of(
         config.model.name,
+        tokenizer,
         task=config.data.task,
         head=head,
         label_names=LABELS,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
         seed=config.seed,
         dtype=dtype,
         max_length=LENGTH,
         quantization=config.model.quantization,
-        loaded=loaded,
     )
+    model = load_model(spec, loaded=loaded)
     return assemble(config, tokenizer, model, head, LABELS)
 
 

@@ -21,7 +21,7 @@ from fedmoe_app.config.config_file import read_config_file
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import Flat, check
 from fedmoe_app.config.parse import flatten_run_config
-from fedmoe_app.config.schema import NODES, RunConfig
+from fedmoe_app.config.schema import NODES, DataConfig
 from fedmoe_app.schemes import make_scheme
 
 CENTRALISED = "centralised"  # the reference: one client that holds all data
@@ -252,15 +252,15 @@ def partition_name(flat: Flat) -> str:
 def _cell(entry: SchemeEntry, partition: str, flat: Flat, seed: int, clients: int) -> Cell:
     try:
         config = check(flat, clients)
-        _check_runs_here(config)
+        _check_runs_here(config.data)
         make_scheme(config)
     except ConfigError as error:
         raise ConfigError(f"{entry.name}: {error}") from None
     return Cell(entry.name, partition, seed, clients, flatten_run_config(config), entry.kind)
 
 
-def _check_runs_here(config: RunConfig) -> None:
-    if config.data.source == NODES:
+def _check_runs_here(data: DataConfig) -> None:
+    if data.source == NODES:
         raise ConfigError(
             f'data.source = "{NODES}": a comparison makes the partitions itself; name a file or '
             "a data set"

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from fedmoe_app.config.pairs import Unreadable, Value, read_value
 from fedmoe_app.config.parse import Key, almost_key, known_keys
+from fedmoe_app.config.schema import keys_that_hold
 
 _YES, _NO = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n", "f", "0")
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
@@ -107,14 +108,10 @@ def _fraction(text: str) -> Fraction | None:
     return Fraction(text) if abs(exponent) < 400 else None  # 1e999999999 would take all memory
 
 
-# Keys that hold several names, and may hold a list of them; and those with plain words only.
-LIST_KEYS = ("data.source", "data.test-source", "data.label-names", "data.options-field")
-_WORD_KEYS = ("track", "wire.accept", "hfedmoe.budgets")
-# Keys whose value is a path or may be one.
-PATH_KEYS = (
-    *("data.source", "data.test-source", "data.label-names-file"),
-    *("model.name", "output-dir", "resume"),
-)
+# Keys that may hold a list of names; those with plain words only; those whose value may be a path.
+LIST_KEYS = keys_that_hold("files", "names")
+_WORD_KEYS = keys_that_hold("words")
+PATH_KEYS = keys_that_hold("files", "path", "results")
 
 SPACES = "pairs are separated by spaces, without commas"
 EQUALS = "key and value are joined by = without spaces"

@@ -11,11 +11,22 @@ number above E means all experts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.names import MAX_GIVEN, check_codec
+from fedmoe_app.config.section import describe
 
 Budget = int | float
 
@@ -65,14 +76,22 @@ def _number(text: str) -> Any:
     return text
 
 
-@dataclass(frozen=True)
+def _check_memory(value: Any) -> float:
+    # bool is a kind of int.
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ValueError("must be a number of GiB above 0, such as 12 or 7.5")
+    return float(value)
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
 class Node:
     """A client's identity, from the node config of its SuperNode.
 
     Attributes:
         client: stable number in metrics and in the order of folding: ``partition-id`` where the
             node config has one, else Flower's node id.
-        partition_id: which partition of ``data.source`` is this node's.
+        partition_id: which partition of ``data.source`` is this node's. Higher numbers belong to
+            nodes without one: they are their node ids.
         num_partitions: into how many the source is split.
         data_path: the node's own file, instead of a partition.
         expert_budget: experts a layer that the node can train, as a number or a share; None if the
@@ -82,12 +101,12 @@ class Node:
     """
 
     client: int
-    partition_id: int | None
-    num_partitions: int | None
-    data_path: str | None
-    expert_budget: Budget | None = None
-    memory_budget: float | None = None
-    codec: str | None = None
+    partition_id: Annotated[int, Field(ge=0, lt=MAX_GIVEN)] | None = None
+    num_partitions: Annotated[int, Field(ge=1)] | None = None
+    data_path: Annotated[str, BeforeValidator(str)] | None = None
+    expert_budget: Annotated[Budget, PlainValidator(check_budget)] | None = None
+    memory_budget: Annotated[float, PlainValidator(_check_memory)] | None = None
+    codec: Annotated[str, AfterValidator(check_codec)] | None = None
 
     @classmethod
     def from_config(cls, node_config: Mapping[str, Any], node_id: int) -> Node:
@@ -97,70 +116,24 @@ class Node:
             ConfigError: if the node has neither a data path nor a whole partition, a number
                 that is not an integer in its range, or a budget or codec that is none.
         """
-        num_partitions = _integer(node_config, "num-partitions", 1, None)
-        partition_id = _integer(node_config, "partition-id", 0, num_partitions)
-        if partition_id is not None and partition_id >= MAX_GIVEN:
-            # Those are numbers of nodes without a partition-id, which are their node ids.
+        keys = {field.name: field.name.replace("_", "-") for field in fields(cls)[1:]}
+        given = {name: node_config.get(key) for name, key in keys.items()}
+        number = given["partition_id"]
+        try:
+            node = cls(node_id if number is None else number, **given)
+        except ValidationError as error:
+            # The client's number is the partition-id, and wrong with it.
+            faults = [fault for fault in error.errors() if fault["loc"][0] in keys]
+            raise ConfigError(f"node config {'; '.join(map(describe, faults))}") from None
+        if node.num_partitions and (node.partition_id or 0) >= node.num_partitions:
             raise ConfigError(
-                f"node config partition-id = {partition_id}: must be below {MAX_GIVEN}"
+                f"node config partition-id = {node.partition_id}: must be an integer, at least 0 "
+                f"and below num-partitions = {node.num_partitions}"
             )
-        data_path = node_config.get("data-path")
-        if data_path is None and (partition_id is None or num_partitions is None):
+        if node.data_path is None and (number is None or node.num_partitions is None):
             raise ConfigError(
                 f"node config {dict(node_config)}: give the SuperNode --node-config "
                 "'partition-id=0 num-partitions=3' or, for a file of its own, --node-config "
                 "'partition-id=0 data-path=\"/abs/file\"', each node another partition-id"
             )
-        return cls(
-            client=node_id if partition_id is None else partition_id,
-            partition_id=partition_id,
-            num_partitions=num_partitions,
-            data_path=None if data_path is None else str(data_path),
-            expert_budget=_budget(node_config),
-            memory_budget=_memory(node_config),
-            codec=_codec(node_config),
-        )
-
-
-def _budget(node_config: Mapping[str, Any]) -> Budget | None:
-    value = node_config.get("expert-budget")
-    try:
-        return None if value is None else check_budget(value)
-    except ValueError as error:
-        raise ConfigError(f"node config expert-budget = {value!r}: {error}") from None
-
-
-def _memory(node_config: Mapping[str, Any]) -> float | None:
-    value = node_config.get("memory-budget")
-    if value is None:
-        return None
-    # bool is a kind of int.
-    if type(value) not in (int, float) or not 0 < value < float("inf"):
-        raise ConfigError(
-            f"node config memory-budget = {value!r}: must be a number of GiB above 0, such as 12 "
-            "or 7.5"
-        )
-    return float(value)
-
-
-def _codec(node_config: Mapping[str, Any]) -> str | None:
-    value = node_config.get("codec")
-    try:
-        return None if value is None else check_codec(str(value))
-    except ValueError as error:
-        raise ConfigError(f"node config codec = {error}") from None
-
-
-def _integer(node_config: Mapping[str, Any], key: str, lowest: int, end: int | None) -> int | None:
-    """Return an integer of the node config, at least ``lowest`` and below ``end``."""
-    value = node_config.get(key)
-    if value is None:
-        return None
-    # bool is a kind of int; strings and floats would be rounded or read by int() without a word.
-    fits = type(value) is int and value >= lowest and (end is None or value < end)
-    if not fits:
-        upper = "" if end is None else f" and below num-partitions = {end}"
-        raise ConfigError(
-            f"node config {key} = {value!r}: must be an integer, at least {lowest}{upper}"
-        )
-    return int(value)
+        return node

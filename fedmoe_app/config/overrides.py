@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -17,17 +18,9 @@ from fedmoe_app.config.lists import as_list, file_names, is_path, join_files
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import default_run_config, parse_run_config
 from fedmoe_app.config.paths import results_dir
-from fedmoe_app.config.schema import EMBEDDED, NODES, RunConfig
+from fedmoe_app.config.schema import EMBEDDED, NODES, RunConfig, keys_that_hold
 
-# Keys that may name files, and those that may name one file or folder.
-_FILES, _PATHS = (
-    ("data.source", "data.test-source"),
-    (
-        "data.label-names-file",
-        "model.name",
-        "client-list",
-    ),
-)
+_FILES, _PATHS = keys_that_hold("files"), keys_that_hold("path")
 _TEMPLATE = "data.chat-template"
 
 
@@ -35,7 +28,7 @@ def app_defaults(app: Path) -> Flat:
     """Read the default run config of the app in the folder ``app``.
 
     Raises:
-        ConfigError: when there is no ``pyproject.toml``, or it is not a Flower app's.
+        ConfigError: when there is no ``pyproject.toml``, it is not a Flower app's, or lacks a key.
     """
     pyproject = app / "pyproject.toml"
     if not pyproject.is_file():
@@ -54,6 +47,12 @@ def app_defaults(app: Path) -> Flat:
                 f"{pyproject}: {key} = {value}: Flower takes no list there; write it as text: "
                 f"'{as_list(map(str, value))}'"
             )
+    if missing := [key for key in default_run_config() if key not in flat]:
+        # Flower lets --run-config set only keys that stand there.
+        raise ConfigError(
+            f"{pyproject}: missing from the run config: {', '.join(missing)}; write it anew: "
+            f"fedmoe config --write --app {shlex.quote(str(app))}"
+        )
     return flat
 
 

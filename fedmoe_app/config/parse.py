@@ -1,4 +1,4 @@
-"""The typed run config: one frozen section per table of ``[tool.flwr.app.config]``.
+"""The typed run config from a flat one, and back.
 
 Flower hands the run config over as one flat dict (``{"data.alpha": 0.5, ...}``).
 :func:`parse_run_config` turns it into a :class:`RunConfig` or raises :class:`ConfigError` with the
@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.pairs import write_value
-from fedmoe_app.config.schema import NODES, DataConfig, RunConfig, Section
+from fedmoe_app.config.schema import NODES, DataConfig, RunConfig
+from fedmoe_app.config.section import Section, describe, table_of
 
 FlatConfig = Mapping[str, bool | float | int | str]
 
@@ -29,11 +30,16 @@ FlatConfig = Mapping[str, bool | float | int | str]
 def parse_run_config(flat: FlatConfig) -> RunConfig:
     """Check a flat run config, as Flower's ``context.run_config`` holds it.
 
+    Args:
+        flat: dotted keys, such as ``{"data.alpha": 0.1, "seed": 1}``; a key that is not there has
+            its default, so ``{}`` is the default run.
+
     Raises:
-        ConfigError: naming every wrong, missing or unknown key with its value and the choices.
+        ConfigError: naming every wrong or unknown key with its value and the choices.
     """
     try:
-        return RunConfig.model_validate(_nest(flat))
+        # Fields' names with underscores are for Python alone.
+        return RunConfig.model_validate(_nest(flat), by_alias=True, by_name=False)
     except ValidationError as error:
         raise ConfigError(_readable(error)) from None
 
@@ -73,9 +79,9 @@ def _check_is_table(name: str, key: str, flat: FlatConfig) -> None:
     if name not in flat:
         return
     field = RunConfig.model_fields.get(name.replace("-", "_"))
-    if field is not None and field.annotation in Section.__subclasses__():
-        shown = write_value(flat[name])
-        raise ConfigError(f"run config: {name} = {shown}: a table, not a value; set {key} instead")
+    if field is not None and table_of(field):
+        value = write_value(flat[name])
+        raise ConfigError(f"run config: {name} = {value}: a table, not a value; set {key} instead")
     raise ConfigError(f"run config: {key}: unknown key; {name} is a value, not a table")
 
 
@@ -84,8 +90,15 @@ def flatten_run_config(config: RunConfig) -> dict[str, bool | float | int | str]
     return flatten_table(config.model_dump(by_alias=True))
 
 
-def default_run_config(pyproject: Path) -> dict[str, bool | float | int | str]:
-    """Read the flat default run config out of the app's ``pyproject.toml``."""
+def default_run_config(pyproject: Path | None = None) -> dict[str, bool | float | int | str]:
+    """Return the flat default run config.
+
+    Args:
+        pyproject: ``pyproject.toml`` of an app whose own defaults are meant, which may differ from
+            those of the code.
+    """
+    if pyproject is None:
+        return {name: field.default for name, field in RunConfig.all_keys()}
     table = tomllib.loads(pyproject.read_text(encoding="utf-8"))
     return flatten_table(table["tool"]["flwr"]["app"]["config"])
 
@@ -104,20 +117,13 @@ def flatten_table(
 
 
 def _readable(error: ValidationError) -> str:
-    """One line per fault: ``data.alpha = -1: Input should be greater than 0``."""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "missing":
-            lines.append(f"{key}: missing from the run config")
-        elif fault["type"] == "extra_forbidden":
-            lines.append(unknown_key(fault["loc"]) + _near(key, fault["input"]))
-        elif isinstance(fault["input"], Mapping):
-            lines.append(f"{key}: {message}")
-        else:
-            lines.append(f"{key} = {write_value(fault['input'])}: {message}")
-    return "run config: " + "; ".join(lines)
+    faults = [
+        unknown_key(fault["loc"]) + _near(".".join(map(str, fault["loc"])), fault["input"])
+        if fault["type"] == "extra_forbidden"
+        else describe(fault)
+        for fault in error.errors()
+    ]
+    return f"run config: {'; '.join(faults)}"
 
 
 def unknown_key(path: Sequence[int | str]) -> str:
@@ -135,12 +141,13 @@ def _near(key: str, value: Any) -> str:
 
 
 def _choices(path: Sequence[int | str]) -> str:
-    section: type[BaseModel] = RunConfig
+    section: type[Section] = RunConfig
     for part in path[:-1]:
         field = section.model_fields.get(str(part).replace("-", "_"))
-        if field is None or field.annotation not in Section.__subclasses__():
+        table = table_of(field) if field else None
+        if table is None:
             break
-        section = field.annotation
+        section = table
     return ", ".join(name.replace("_", "-") for name in section.model_fields)
 
 
@@ -173,16 +180,7 @@ class Key:
 @cache
 def known_keys() -> Mapping[str, Key]:
     """Return every dotted key of the run config."""
-    return dict(_keys_of(RunConfig, ""))
-
-
-def _keys_of(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Key]]:
-    for field in section.model_fields.values():
-        name = f"{prefix}{field.alias}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _keys_of(field.annotation, f"{name}.")
-        else:
-            yield name, _key(field)
+    return {name: _key(field) for name, field in RunConfig.all_keys()}
 
 
 def _key(field: FieldInfo) -> Key:

@@ -1,274 +1,62 @@
-"""The sections of the run config: one frozen class per table of ``[tool.flwr.app.config]``.
+"""The run config: one frozen class per table of ``[tool.flwr.app.config]``.
 
-Defaults and one-line descriptions stand in ``pyproject.toml``, which is their only place: a key
-that is missing from the run config is an error, too.
+Every key is one field, with its type, range, default and description; ``fedmoe config --write``
+generates the block of ``pyproject.toml`` and the reference page from them. In a test or notebook
+``RunConfig()`` is the default run, ``RunConfig(data=DataConfig(alpha=0.1))`` another.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    field_validator,
-    model_validator,
+from pydantic import Field, field_validator, model_validator
+
+from fedmoe_app.config.data import EMBEDDED, NODES, DataConfig, Paragraph, parse_prompt_format
+from fedmoe_app.config.names import (
+    CODEC_NAMES,
+    PRESET_NAMES,
+    SCHEME_NAMES,
+    check_codec,
+    parse_codecs,
 )
+from fedmoe_app.config.schemes import (
+    CombineConfig,
+    FCMoEConfig,
+    FedAlignConfig,
+    FedMoEConfig,
+    FedProxConfig,
+    HFedMoEConfig,
+    PFLMoEConfig,
+)
+from fedmoe_app.config.section import Fraction, Holds, Section, Text, key, traits_of
 
-from fedmoe_app.config.lists import as_list, label_names, read_label_names
-from fedmoe_app.config.names import check_codec, parse_codecs
-from fedmoe_app.config.node import Budget, parse_budgets
-from fedmoe_app.config.tasks import METRICS, TASKS, TaskKind
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-# The words among the values of data.source; all others name files or hub data sets.
-EMBEDDED = "embedded"
-NODES = "nodes"  # every node brings its own file
+__all__ = [
+    "EMBEDDED",
+    "NODES",
+    "TRACKERS",
+    "DataConfig",
+    "ModelConfig",
+    "Paragraph",
+    "RunConfig",
+    "TrainConfig",
+    "WireConfig",
+    "check_quantization",
+    "keys_that_hold",
+    "parse_prompt_format",
+    "resumable_keys",
+    "split_names",
+]
 
 # What track can name; fedmoe_app/results/trackers.py has one of each.
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
-# The words among the values of data.chat-template; all others are a template or a file with one.
-CHAT_TEMPLATES = ("auto", "always", "never")
-
-# What data.prompt-format can name.
-PLACEHOLDERS = ("system", "instruction", "context", "response")
-
-Paragraph = tuple[tuple[str, str], ...]  # literal text, and the placeholder after it ("": none)
-
-
-def parse_prompt_format(text: str) -> tuple[Paragraph, ...]:
-    """Cut a prompt format at its empty lines, and each paragraph at its placeholders.
-
-    Braces that stand for themselves are doubled, as in Python's ``str.format``.
-
-    Raises:
-        ValueError: an unknown placeholder, a single brace, none of ``{instruction}``, or a
-            ``{response}`` that does not stand once, at the end.
-    """
-    try:
-        parts = [list(Formatter().parse(part)) for part in text.rstrip().split("\n\n")]
-    except ValueError as error:
-        raise ValueError(f"{error}; a brace that is none of a placeholder is doubled") from None
-    for _, name, spec, conversion in (piece for part in parts for piece in part):
-        if name is not None and (name not in PLACEHOLDERS or spec or conversion):
-            shown = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-            raise ValueError(f"unknown placeholder {{{name}}}; choose from {shown}")
-    found = tuple(tuple((piece[0], piece[1] or "") for piece in part) for part in parts)
-    names = [name for part in found for _, name in part if name]
-    if "instruction" not in names or names.count("response") != 1 or found[-1][-1][1] != "response":
-        raise ValueError("it needs {instruction}, and {response} once, at its end")
-    return found
-
-
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names in a list separated by commas, each once, in the order given."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-class Section(BaseModel):
-    """A table of the run config: frozen, kebab-case keys, finite numbers of the right type."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        protected_namespaces=(),
-    )
-
-
-class DataConfig(Section):
-    """``data.*``: where the text comes from and how it is split over the clients."""
-
-    source: Text
-    source_kind: Literal["auto", "glob", "folder"]
-    test_source: str
-    encoding: Text
-    delimiter: Annotated[str, Field(min_length=1)]
-    task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
-    metric: Literal[("auto", *METRICS)]  # type: ignore[valid-type]
-    text_field: Text
-    label_field: Text
-    label_names: str
-    label_kind: Literal["name", "index"]
-    row_format: Literal["auto", "messages", "prompt-completion", "instruction", "text"]
-    messages_field: str
-    prompt_field: str
-    completion_field: str
-    instruction_field: str
-    label_names_file: str
-    context_field: str
-    response_field: str
-    train_on: Literal["assistant", "last"]
-    chat_template: str
-    prompt_format: str
-    system_messages: Literal["keep", "merge", "drop"]
-    question_field: str
-    options_field: str
-    answer_field: str
-    answer_kind: Literal["auto", "text", "index", "letter"]
-    partition: Literal["iid", "dirichlet", "natural"]
-    alpha: Annotated[float, Field(gt=0)]
-    partition_by: str
-    min_partition_size: Annotated[int, Field(ge=0)]
-    local_test_fraction: Annotated[float, Field(ge=0, lt=1)]
-    max_train_examples: Annotated[int, Field(ge=0)]
-    max_test_examples: Annotated[int, Field(ge=0)]
-    max_length: Annotated[int, Field(ge=4)]
-    max_new_tokens: Annotated[int, Field(ge=1)]
-    num_samples: Annotated[int, Field(ge=0)]
-
-    @property
-    def kind(self) -> TaskKind:
-        """What is known of ``task``."""
-        return TASKS[self.task]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names given by the config, in index order; empty when the source tells them.
-
-        With ``label-names-file`` the file is read: it lies on the server's machine.
-
-        Raises:
-            fedmoe_app.config.errors.DataError: a name twice, an empty one, or only one.
-        """
-        if self.label_names_file:
-            return read_label_names(Path(self.label_names_file))
-        return label_names(self.label_names)
-
-    def with_labels(self, names: Sequence[str]) -> DataConfig:
-        """Return this section with the class names written out, for a node without the file."""
-        return self.model_copy(update={"label_names": as_list(names), "label_names_file": ""})
-
-    @property
-    def partition_column(self) -> str:
-        """Column that the Dirichlet or natural partition goes by."""
-        return self.partition_by or self.label_field
-
-    @field_validator("encoding")
-    @classmethod
-    def _is_encoding(cls, value: str) -> str:
-        if value != "auto":
-            check_encoding(value)
-        return value
-
-    @field_validator("delimiter")
-    @classmethod
-    def _is_delimiter(cls, value: str) -> str:
-        value = {"tab": "\t", "\\t": "\t"}.get(value, value)
-        if value != "auto" and (len(value) > 1 or value in '"\r\n' or not value.isascii()):
-            raise ValueError('must be "auto", "tab" or one ASCII character, such as ";" or "|"')
-        return value
-
-    @property
-    def named_rows(self) -> str:
-        """Kind of a causal-lm row as the config names it; "auto" where its columns tell."""
-        if self.row_format != "auto":
-            return self.row_format
-        return next(iter(self._kinds_named()), "auto")
-
-    @property
-    def own_template(self) -> bool:
-        """Whether ``chat-template`` is a template (its text, or a file) and none of the words."""
-        return self.chat_template not in CHAT_TEMPLATES
-
-    @property
-    def template_for_all(self) -> bool:
-        """Whether a chat template formats instructions, too, and not conversations alone."""
-        return self.own_template or self.chat_template == "always"
-
-    def _kinds_named(self) -> list[str]:
-        names = {
-            "messages": self.messages_field,
-            "prompt-completion": self.prompt_field or self.completion_field,
-            "instruction": self.instruction_field or self.context_field or self.response_field,
-        }
-        return [kind for kind, name in names.items() if name]
-
-    @field_validator("prompt_format")
-    @classmethod
-    def _is_prompt_format(cls, value: str) -> str:
-        parse_prompt_format(value)
-        return value
-
-    @field_validator("chat_template")
-    @classmethod
-    def _is_template(cls, value: str) -> str:
-        if value in CHAT_TEMPLATES or "{" in value or value.endswith(".jinja"):
-            return value
-        raise ValueError(
-            f"choose one of {', '.join(CHAT_TEMPLATES)}, or give a Jinja template or the absolute "
-            "path of a .jinja file"
-        )
-
-    @model_validator(mode="after")
-    def _one_kind_of_row(self) -> DataConfig:
-        formats = self.kind.rows == "language" and self.row_format == "auto"
-        if formats and len(self._kinds_named()) > 1:
-            raise ValueError(
-                f"the columns named are those of {' and '.join(self._kinds_named())}: name those "
-                "of one kind of row, or say in row-format which one counts"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _partition_needs_a_column(self) -> DataConfig:
-        if not self.kind.classifies and self.partition != "iid" and not self.partition_by:
-            raise ValueError(
-                f'partition = "{self.partition}" with task = "{self.task}" needs partition-by: '
-                'name a column, or choose partition = "iid"'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _labels_are_named_once(self) -> DataConfig:
-        if self.label_names.strip() and self.label_names_file:
-            raise ValueError(
-                f"label-names = {json.dumps(self.label_names, ensure_ascii=False)} with "
-                f'label-names-file = "{self.label_names_file}": set only one of them'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _metric_fits_the_task(self) -> DataConfig:
-        choices = ("auto", *self.kind.metrics)
-        if self.metric not in choices:
-            raise ValueError(
-                f'metric = "{self.metric}" with task = "{self.task}": choose one of '
-                f"{', '.join(choices)}"
-            )
-        return self
-
-
-def check_encoding(name: str) -> None:
-    """Refuse what is no encoding of text.
-
-    Raises:
-        ValueError: naming examples.
-    """
-    try:
-        known = codecs.lookup(name)
-    except LookupError:
-        known = None
-    if known is None or not known._is_text_encoding:
-        raise ValueError(
-            'no encoding of text; "auto", or a name that Python knows: utf-8, utf-16, cp1252, '
-            "latin-1, cp1251, gb18030, shift_jis"
-        )
 
 
 def check_quantization(quantization: str, train: str) -> None:
@@ -285,19 +73,36 @@ def check_quantization(quantization: str, train: str) -> None:
 
 
 class ModelConfig(Section):
-    """``model.*``: what is trained."""
+    """What is trained."""
 
-    name: Text
-    head: Literal["auto", "sequence", "label-words"]
-    dtype: Literal["float32", "bfloat16"]
-    train: Literal["all", "experts", "expert-lora"]
-    gates: bool
-    train_head: bool
-    attention_lora: bool
-    lora_rank: Annotated[int, Field(ge=1)]
-    lora_alpha: Annotated[int, Field(ge=1)]
-    quantization: Literal["none", "nf4", "int8"]
-    experts_in_memory: Literal["all", "chosen"]
+    name: Text = key(
+        "qwen3moe-tiny",
+        f"a preset ({', '.join(PRESET_NAMES)}), a local folder or a hub name",
+        holds="path",
+    )
+    head: Literal["auto", "sequence", "label-words"] = key(
+        "auto", "classification by: auto, sequence (a new linear head) or label-words"
+    )
+    dtype: Literal["float32", "bfloat16"] = key("float32", "float32 or bfloat16")
+    train: Literal["all", "experts", "expert-lora"] = key(
+        "all",
+        "all parameters, experts (their full tensors) or expert-lora (LoRA on each); but for all, "
+        "the rest is a frozen base that every node loads by itself",
+    )
+    gates: bool = key(True, "experts, expert-lora: train the routers, too")
+    train_head: bool = key(True, "experts, expert-lora: train the new classification head, too")
+    attention_lora: bool = key(False, "experts, expert-lora: LoRA on attention, too")
+    lora_rank: Annotated[int, Field(ge=1)] = key(8, "r of all LoRA")
+    lora_alpha: Annotated[int, Field(ge=1)] = key(16, "α: LoRA is scaled by α/r")
+    quantization: Literal["none", "nf4", "int8"] = key(
+        "none",
+        'none, nf4 (4 bits) or int8: of the frozen base, with train = "expert-lora"',
+    )
+    experts_in_memory: Literal["all", "chosen"] = key(
+        "all",
+        "all, or chosen: a node loads and is sent only the experts that the scheme chose for it "
+        '(fedmoe, or hfedmoe with selection = "round")',
+    )
 
     @model_validator(mode="after")
     def _quantization_fits(self) -> ModelConfig:
@@ -306,20 +111,34 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """``train.*``: the local loop; names as in transformers' ``TrainingArguments``."""
+    """The local loop; names and meaning as in transformers' TrainingArguments."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"]
-    warmup_steps: Annotated[float, Field(ge=0)]
-    num_train_epochs: Annotated[float, Field(gt=0)]
-    max_steps: Annotated[int, Field(ge=0)]
-    per_device_train_batch_size: Annotated[int, Field(ge=1)]
-    per_device_eval_batch_size: Annotated[int, Field(ge=1)]
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_grad_norm: Annotated[float, Field(ge=0)]
-    gradient_checkpointing: bool
-    threads: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)] = key(2e-3, "step size of AdamW")
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = key(
+        "constant", "constant, constant_with_warmup, linear or cosine, over all rounds"
+    )
+    warmup_steps: Annotated[float, Field(ge=0)] = key(
+        0.0, "optimiser steps, or below 1 a share of those of all rounds"
+    )
+    num_train_epochs: Annotated[float, Field(gt=0)] = key(
+        1.0, "passes through a client's examples a round"
+    )
+    max_steps: Annotated[int, Field(ge=0)] = key(
+        0, "optimiser steps a round; 0 = as many as num-train-epochs gives"
+    )
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] = key(16, "examples a batch")
+    per_device_eval_batch_size: Annotated[int, Field(ge=1)] = key(
+        128, "examples a batch of an evaluation"
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = key(1, "batches an optimiser step")
+    weight_decay: Annotated[float, Field(ge=0)] = key(0.01, "weight decay of AdamW")
+    max_grad_norm: Annotated[float, Field(ge=0)] = key(
+        1.0, "norm that gradients are clipped to; 0 = not at all"
+    )
+    gradient_checkpointing: bool = key(
+        False, "compute activations again in the backward pass: less memory for more time"
+    )
+    threads: Annotated[int, Field(ge=1)] = key(1, "torch threads a client may use")
 
     @property
     def examples_per_step(self) -> int:
@@ -353,14 +172,21 @@ class TrainConfig(Section):
 
 
 class WireConfig(Section):
-    """``wire.*``: how values travel."""
+    """How values travel between the server and its nodes (docs/codecs.md)."""
 
-    codec: str
-    accept: str
-    topk_share: Fraction
-    error_feedback: bool
-    downloads: Literal["changed", "full"]
-    download_codec: Literal["fp32", "fp16", "bf16"]
+    codec: str = key(
+        "fp32",
+        f'form of updates: {", ".join(CODEC_NAMES)}; a node config may name another: codec="int8"',
+    )
+    accept: str = key("fp32", "comma-separated: codecs that are taken, too", holds="words")
+    topk_share: Fraction = key(0.05, "share of the values that topk keeps")
+    error_feedback: bool = key(True, "a node adds what encoding lost to its next update")
+    downloads: Literal["changed", "full"] = key(
+        "changed", "changed: a node is sent what differs from what it has; or full"
+    )
+    download_codec: Literal["fp32", "fp16", "bf16"] = key(
+        "fp32", "form of what is sent down: fp32, fp16 or bf16"
+    )
 
     @field_validator("codec")
     @classmethod
@@ -379,128 +205,142 @@ class WireConfig(Section):
         return tuple(dict.fromkeys((self.codec, *parse_codecs(self.accept))))
 
 
-class FedProxConfig(Section):
-    """``fedprox.*``."""
-
-    proximal_mu: Annotated[float, Field(ge=0)]
-
-
-class FedMoEConfig(Section):
-    """``fedmoe.*``."""
-
-    experts_per_client: Annotated[int, Field(ge=1)]
-    usage_examples: Annotated[int, Field(ge=1)]
-
-
-class HFedMoEConfig(Section):
-    """``hfedmoe.*``."""
-
-    selection: Literal["batch", "round", "none"]
-    budgets: str
-    usage_examples: Annotated[int, Field(ge=1)]
-    lam: Share
-    beta: Annotated[float, Field(ge=0)]
-    tau: Share
-    normalise: bool
-    usage_weights: bool
-    importance_gates: bool
-
-    @field_validator("budgets")
-    @classmethod
-    def _are_budgets(cls, value: str) -> str:
-        parse_budgets(value)
-        return value
-
-    @property
-    def default_budgets(self) -> tuple[Budget, ...]:
-        """The budgets of the clients whose node names none."""
-        return parse_budgets(self.budgets)
-
-
-class FCMoEConfig(Section):
-    """``fcmoe.*``."""
-
-    importance: bool
-    projection: bool
-    retention: Literal["paper", "filtered", "none"]
-    lam: Annotated[float, Field(ge=0)]
-
-
-class FedAlignConfig(Section):
-    """``fedalign.*``."""
-
-    gates: Literal["private", "consistency", "average"]
-    uniform_weights: bool
-    lam: Annotated[float, Field(ge=0)]
-    eta: float
-    kl: Literal["pointwise", "bernoulli"]
-    adaptive: bool
-    experts: Literal["semantic", "index"]
-    direction: bool
-    beta: float
-    adaptive_threshold: bool
-    threshold: Annotated[float, Field(ge=-1, le=1)]
-    temperature: Annotated[float, Field(gt=0)]
-
-
-class PFLMoEConfig(Section):
-    """``pflmoe.*``."""
-
-    joint: bool
-    gate_learning_rate: Annotated[float, Field(gt=0)]
-
-
-class CombineConfig(Section):
-    """``combine.*``: names of schemes."""
-
-    selection: Text
-    loss: Text
-    gates: Text
-    experts: Text
-
-
 class RunConfig(Section):
-    """A whole run. Build it with :func:`parse_run_config`."""
+    """A whole run; :func:`fedmoe_app.config.parse.parse_run_config` reads one of flat keys."""
 
-    scheme: Text
-    scheme_args: str
-    num_server_rounds: Annotated[int, Field(ge=1)]
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
-    min_clients: Annotated[int, Field(ge=1)]
-    fraction_train: Fraction
-    clients_per_round: Annotated[int, Field(ge=0)]
-    sampling: Literal["uniform", "examples"]
-    max_rest_rounds: Annotated[int, Field(ge=0)]
-    rounds: Literal["sync", "buffered"]
-    buffer_size: Annotated[int, Field(ge=1)]
-    spool_above: Annotated[int, Field(ge=0)]
-    exact_pairs_up_to: Annotated[int, Field(ge=1)]
-    projection_size: Annotated[int, Field(ge=64, multiple_of=4)]
-    wait_for_clients: Annotated[float, Field(ge=0)]
-    wait_for_other_runs: Annotated[float, Field(ge=0)]
-    round_timeout: Annotated[float, Field(gt=0)]
-    evaluate_every: Annotated[int, Field(ge=1)]
-    max_failed_rounds: Annotated[int, Field(ge=1)]
-    keep_client_state: bool
-    diagnostics: bool
-    server_device: Literal["auto", "cpu"]
-    track: str
-    output_dir: str
-    run_name: str
-    resume: str
-    client_list: str
-    keep_checkpoints: Annotated[int, Field(ge=1)]
-    data: DataConfig
-    model: ModelConfig
-    train: TrainConfig
-    wire: WireConfig
-    fedprox: FedProxConfig
-    fedmoe: FedMoEConfig
-    pflmoe: PFLMoEConfig
-    hfedmoe: HFedMoEConfig
-    fcmoe: FCMoEConfig
-    fedalign: FedAlignConfig
-    combine: CombineConfig
+    scheme: Text = key(
+        "fedavg",
+        f'{", ".join(SCHEME_NAMES)}, or your own as "package.module:Class"',
+    )
+    scheme_args: str = key(
+        "", "JSON object of keyword arguments for your own scheme, e.g. '{\"lam\": 0.5}'"
+    )
+    num_server_rounds: Annotated[int, Field(ge=1)] = key(
+        6,
+        "federated rounds; a resumed run may have more, unless a learning-rate schedule runs over "
+        "them",
+        resumable=True,
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = key(
+        42, "one seed gives the same run bit for bit on one machine"
+    )
+    min_clients: Annotated[int, Field(ge=1)] = key(
+        2, "nodes needed to start, and valid replies needed to count a round", resumable=True
+    )
+    fraction_train: Fraction = key(1.0, "share of the connected nodes asked to train in a round")
+    clients_per_round: Annotated[int, Field(ge=0)] = key(
+        0, "clients asked to train in a round; 0: the share of them that fraction-train says"
+    )
+    sampling: Literal["uniform", "examples"] = key(
+        "uniform",
+        "who is asked when not all are: uniform, or examples: by training examples",
+    )
+    max_rest_rounds: Annotated[int, Field(ge=0)] = key(
+        8,
+        "a client that fails again and again is left out for 1, 2, 4, ... rounds, at most so many; "
+        "0: never",
+    )
+    rounds: Literal["sync", "buffered"] = key(
+        "sync",
+        "sync: a round waits for all that were asked; buffered: for buffer-size replies, and later "
+        "ones count in the next round, discounted by their age",
+    )
+    buffer_size: Annotated[int, Field(ge=1)] = key(
+        4, 'rounds = "buffered": replies that make a round'
+    )
+    spool_above: Annotated[int, Field(ge=0)] = key(
+        16,
+        "MiB of a round's replies that stay in memory; the rest waits in a file in the result "
+        "folder, which goes with the process",
+        resumable=True,
+    )
+    exact_pairs_up_to: Annotated[int, Field(ge=1)] = key(
+        256,
+        "clients up to which cosines between all changes of an expert are exact; beyond, they are "
+        "those of random projections (docs/scale.md)",
+    )
+    projection_size: Annotated[int, Field(ge=64, multiple_of=4)] = key(
+        4096, "values that a change is projected to beyond exact-pairs-up-to clients"
+    )
+    wait_for_clients: Annotated[float, Field(ge=0)] = key(
+        120, "seconds to wait for min-clients nodes before giving up", resumable=True
+    )
+    wait_for_other_runs: Annotated[float, Field(ge=0)] = key(
+        3600,
+        "seconds to wait for nodes that work for another run; 0: take turns with it",
+        resumable=True,
+    )
+    round_timeout: Annotated[float, Field(gt=0)] = key(
+        3600, "seconds to wait for the replies of a round", resumable=True
+    )
+    evaluate_every: Annotated[int, Field(ge=1)] = key(
+        1,
+        "rounds between evaluations of the global model; the last is always one",
+        resumable=True,
+    )
+    max_failed_rounds: Annotated[int, Field(ge=1)] = key(
+        2, "failed rounds in a row after which the run stops", resumable=True
+    )
+    keep_client_state: bool = key(
+        False,
+        "leave private gates, residuals and personal copies on the nodes' disks after the run; "
+        "otherwise they are dropped when it is complete",
+        resumable=True,
+    )
+    diagnostics: bool = key(
+        True,
+        "conflicts, weights, similarities of every expert in metrics.jsonl",
+        resumable=True,
+    )
+    server_device: Literal["auto", "cpu"] = key(
+        "auto",
+        "where the server keeps and scores the model: auto (the first GPU, if there is one) or "
+        "cpu, which leaves the whole GPU to simulated clients",
+        resumable=True,
+    )
+    track: str = key(
+        "",
+        f"experiment trackers, separated by commas: {', '.join(TRACKERS)}; offline, in the result "
+        "folder, unless WANDB_MODE or MLFLOW_TRACKING_URI say otherwise",
+        resumable=True,
+        holds="words",
+    )
+    output_dir: str = key(
+        "",
+        'absolute folder for results; "" = $FEDMOE_HOME/results (~/.fedmoe/results)',
+        resumable=True,
+        holds="results",
+    )
+    run_name: str = key(
+        "", 'folder of this run in output-dir; "" = the scheme with date and time', resumable=True
+    )
+    resume: str = key(
+        "",
+        "absolute path of a result folder (or of one checkpoint in it): go on there",
+        resumable=True,
+        holds="results",
+    )
+    client_list: str = key(
+        "",
+        "absolute path of a file that says whose key may speak for which client (fedmoe register "
+        '--client, docs/deploy.md); "" = who uses a number first',
+        resumable=True,
+        holds="path",
+    )
+    keep_checkpoints: Annotated[int, Field(ge=1)] = key(
+        2, "checkpoints that stay in the result folder, the newest ones", resumable=True
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    wire: WireConfig = WireConfig()
+    fedprox: FedProxConfig = FedProxConfig()
+    fedmoe: FedMoEConfig = FedMoEConfig()
+    pflmoe: PFLMoEConfig = PFLMoEConfig()
+    hfedmoe: HFedMoEConfig = HFedMoEConfig()
+    fcmoe: FCMoEConfig = FCMoEConfig()
+    fedalign: FedAlignConfig = FedAlignConfig()
+    combine: CombineConfig = CombineConfig()
 
     @model_validator(mode="after")
     def _buffers_fill(self) -> RunConfig:
@@ -545,26 +385,12 @@ class RunConfig(Section):
             )
         return value
 
-    @field_validator("output_dir")
+    @field_validator("output_dir", "resume", "client_list")
     @classmethod
     def _is_absolute(cls, value: str) -> str:
         # The ServerApp does not run in the folder in which `flwr run` was typed.
         if value and not Path(value).is_absolute():
-            raise ValueError("must be an absolute path, or empty for $FEDMOE_HOME/results")
-        return value
-
-    @field_validator("resume")
-    @classmethod
-    def _is_absolute_folder(cls, value: str) -> str:
-        if value and not Path(value).is_absolute():
-            raise ValueError("must be the absolute path of a result folder or checkpoint, or empty")
-        return value
-
-    @field_validator("client_list")
-    @classmethod
-    def _is_absolute_file(cls, value: str) -> str:
-        if value and not Path(value).is_absolute():
-            raise ValueError("must be the absolute path of a client list, or empty")
+            raise ValueError("must be an absolute path, or empty")
         return value
 
     @field_validator("run_name")
@@ -581,3 +407,13 @@ def _is_finite(value: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def resumable_keys() -> frozenset[str]:
+    """Return the keys that may change between the parts of a resumed run."""
+    return frozenset(name for name, field in RunConfig.all_keys() if traits_of(field)["resumable"])
+
+
+def keys_that_hold(*kinds: Holds) -> tuple[str, ...]:
+    """Return the keys whose text is of one of these kinds, in their order in the config."""
+    return tuple(name for name, field in RunConfig.all_keys() if traits_of(field)["holds"] in kinds)

@@ -85,7 +85,7 @@ def run_simulated(
     """
     flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
-    require_trackers(config)
+    require_trackers(config.track)
     share = check_cpus(cpus, config.train.threads), check_gpus(gpus)
     check_simulated(config, num_clients)
     nodes = flower.Simulation(num_clients, *share)

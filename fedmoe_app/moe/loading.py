@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from transformers import (
     OlmoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen3MoeConfig,
     SwitchTransformersConfig,
 )
@@ -39,6 +41,7 @@ from fedmoe_app.moe.quantised.packed import KINDS
 Head = Literal["sequence", "label-words"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+_SPECIAL = ("pad", "eos", "bos")  # tokens
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/model
 
 
@@ -101,41 +104,71 @@ PRESETS: dict[str, Callable[..., PreTrainedConfig]] = {
 }
 
 
-def load_model(
-    name: str,
-    *,
-    task: str,
-    head: str = "auto",
-    num_labels: int = 0,
-    label_names: Sequence[str] = (),
-    vocab_size: int,
-    pad_token_id: int,
-    eos_token_id: int | None = None,
-    bos_token_id: int | None = None,
-    seed: int = 0,
-    dtype: str = "float32",
-    max_length: int = 512,
-    quantization: str = "none",
-    device: str = "cpu",
-    loaded: ExpertsByLayer | None = None,
-) -> PreTrainedModel:
-    """Return the model of a run in eval mode, without a key-value cache.
+@dataclass(frozen=True)
+class LoadSpec:
+    """Which model a run works with, and in which form; :func:`load_model` makes it.
 
-    Args:
+    Attributes:
         name: a key of :data:`PRESETS`, a local folder or a hub name.
         task: one of :data:`fedmoe_app.config.tasks.TASKS`; those without classes need a
             language-modelling head.
-        head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
-        num_labels: classes of a sequence-classification head; not needed with ``label_names``.
-        label_names: class names in index order, kept in the model's config. A saved
-            classification head must have been trained for the same names in the same order.
         vocab_size: tokens of the tokenizer; a loaded model must have at least as many embeddings.
         pad_token_id, eos_token_id, bos_token_id: the tokenizer's special tokens.
+        head: ``auto``, ``sequence`` or ``label-words``; only looked at for classification.
+        label_names: class names in index order, kept in the model's config. A saved
+            classification head must have been trained for the same names in the same order.
+        num_labels: classes of a sequence-classification head; not needed with ``label_names``.
         seed: fixes a preset's weights, and those of a new classification head.
         dtype: ``float32`` or ``bfloat16``.
         max_length: longest text in tokens.
         quantization: ``none``, ``nf4`` or ``int8``; experts are quantised, too, each tensor as soon
             as it is read (see :mod:`fedmoe_app.moe.quantised.quantise`).
+    """
+
+    name: str
+    task: str
+    vocab_size: int
+    pad_token_id: int = 0
+    eos_token_id: int | None = None
+    bos_token_id: int | None = None
+    head: str = "auto"
+    label_names: Sequence[str] = ()
+    num_labels: int = 0
+    seed: int = 0
+    dtype: str = "float32"
+    max_length: int = 512
+    quantization: str = "none"
+
+    def __post_init__(self) -> None:
+        _choose("data.task", self.task, tuple(TASKS))
+        _choose("model.dtype", self.dtype, tuple(DTYPES))
+        _choose("model.quantization", self.quantization, ("none", *KINDS))
+
+    @classmethod
+    def of(cls, name: str, tokenizer: PreTrainedTokenizerBase, **fields: Any) -> LoadSpec:
+        """Return the spec of a model for a tokenizer's vocabulary; ``fields`` are the others."""
+        special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in _SPECIAL}
+        return cls(name, vocab_size=len(tokenizer), **special, **fields)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens that there are, by their names in a model's config."""
+        found = {f"{kind}_token_id": getattr(self, f"{kind}_token_id") for kind in _SPECIAL}
+        return {name: token for name, token in found.items() if token is not None}
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a sequence-classification head, at least 2."""
+        return _at_least_two(len(self.label_names) or self.num_labels)
+
+
+def load_model(
+    spec: LoadSpec, device: str = "cpu", loaded: ExpertsByLayer | None = None
+) -> PreTrainedModel:
+    """Return the model of a run in eval mode, without a key-value cache.
+
+    Args:
+        spec: which one.
         device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
             models are built on the CPU.
         loaded: the experts to load, which are read to ``device``; None means all, empty none.
@@ -146,60 +179,45 @@ def load_model(
             saved head of other classes; a vocabulary or context of the loaded model that is too
             small; a checkpoint that is quantised already.
     """
-    _choose("data.task", task, tuple(TASKS))
-    _choose("model.dtype", dtype, tuple(DTYPES))
-    _choose("model.quantization", quantization, ("none", *KINDS))
-    special: dict[str, Any] = {"pad_token_id": pad_token_id}
-    special |= {} if eos_token_id is None else {"eos_token_id": eos_token_id}
-    special |= {} if bos_token_id is None else {"bos_token_id": bos_token_id}
-    config = _config(name, vocab_size, max_length, special)
-    _check_fits(name, config, vocab_size, max_length)
     if loaded is not None:
-        check_not_quantised(name)
-    if quantization != "none":
-        _accept_for_quantising(name, config)
-    auto = _auto_class(config, task, head)
+        check_not_quantised(spec.name)
+    config, auto = _checked(spec)
     if auto is AutoModelForSequenceClassification:
-        num_labels = _at_least_two(len(label_names) or num_labels)
-        _check_saved_head(name, config, num_labels, label_names)
-        config.num_labels = num_labels
-    with _seeded(seed):
-        model = _build(auto, name, config, DTYPES[dtype], quantization, device, loaded)
-    if label_names:
-        model.config.id2label = dict(enumerate(label_names))
-        model.config.label2id = {label: index for index, label in enumerate(label_names)}
+        config.num_labels = spec.num_classes
+    with _seeded(spec.seed):
+        model = _build(auto, spec, config, device, loaded)
+    if spec.label_names:
+        model.config.id2label = dict(enumerate(spec.label_names))
+        model.config.label2id = {label: index for index, label in enumerate(spec.label_names)}
     return model.eval()
 
 
-def check_model(
-    name: str,
-    *,
-    task: str,
-    head: str,
-    label_names: Sequence[str],
-    vocab_size: int,
-    max_length: int,
-    quantization: str = "none",
-) -> None:
-    """Raise what :func:`load_model` would of its arguments; only the model's config is read."""
-    config = _config(name, vocab_size, max_length, special={"pad_token_id": 0})
-    _check_fits(name, config, vocab_size, max_length)
-    if quantization != "none":
-        _accept_for_quantising(name, config)
-    if _auto_class(config, task, head) is AutoModelForSequenceClassification:
-        _check_saved_head(name, config, _at_least_two(len(label_names)), label_names)
+def check_model(spec: LoadSpec) -> None:
+    """Raise what :func:`load_model` would of a model; only its config is read."""
+    _checked(spec)
+
+
+def _checked(spec: LoadSpec) -> tuple[PreTrainedConfig, Any]:
+    """Return the model's config and its class of transformers, if they are right for the run."""
+    config = _config(spec.name, spec.vocab_size, spec.max_length, spec.special_tokens)
+    _check_fits(spec.name, config, spec.vocab_size, spec.max_length)
+    if spec.quantization != "none":
+        _accept_for_quantising(spec.name, config)
+    auto = _auto_class(config, spec.task, spec.head)
+    if auto is AutoModelForSequenceClassification:
+        _check_saved_head(spec.name, config, spec.num_classes, spec.label_names)
+    return config, auto
 
 
 def _build(
     auto: Any,
-    name: str,
+    spec: LoadSpec,
     config: PreTrainedConfig,
-    dtype: torch.dtype,
-    quantization: str,
     device: str,
-    loaded: ExpertsByLayer | None = None,
+    loaded: ExpertsByLayer | None,
 ) -> PreTrainedModel:
     """Build a preset or load a checkpoint, quantised or not, with all experts or some."""
+    name, dtype, quantization = spec.name, DTYPES[spec.dtype], spec.quantization
     if loaded is not None:
         return load_with_experts(auto, name, config, dtype, loaded, quantization, device)
     if name in PRESETS:
@@ -368,28 +386,15 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def empty_model(
-    name: str,
-    *,
-    task: str,
-    head: str = "auto",
-    num_labels: int = 2,
-    vocab_size: int = 1,
-    dtype: str = "float32",
-    max_length: int = 8,
-) -> PreTrainedModel:
+def empty_model(spec: LoadSpec) -> PreTrainedModel:
     """Return the model of a run without values, on torch's meta device: only its config is read.
 
-    Args:
-        name, task, head, dtype: as of :func:`load_model`.
-        num_labels: classes of a sequence-classification head.
-        vocab_size: tokens of a preset; other models say it in their config.
-        max_length: longest text that a preset must take.
+    Without labels a classification head has two outputs.
     """
-    config = _config(name, vocab_size, max_length, special={"pad_token_id": 0})
-    auto = _auto_class(config, task, head)
+    config = _config(spec.name, spec.vocab_size, spec.max_length, spec.special_tokens)
+    auto = _auto_class(config, spec.task, spec.head)
     if auto is AutoModelForSequenceClassification:
-        config.num_labels = num_labels
+        config.num_labels = max(2, len(spec.label_names) or spec.num_labels)
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config, dtype=DTYPES[dtype])
+        model: PreTrainedModel = auto.from_config(config, dtype=DTYPES[spec.dtype])
     return model

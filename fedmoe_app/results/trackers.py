@@ -195,17 +195,20 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def require_trackers(config: RunConfig) -> None:
+def require_trackers(track: str) -> None:
     """Check, before anything is started, that the trackers of a run can be used here.
+
+    Args:
+        track: their names, of the run config.
 
     Raises:
         ConfigError: for a package that is not installed.
     """
-    for name in split_names(config.track):
+    for name in split_names(track):
         kind = KINDS[name]
         if find_spec(kind.package) is None:
             raise ConfigError(
-                f'run config: track = "{config.track}": the package {kind.package} is not '
+                f'run config: track = "{track}": the package {kind.package} is not '
                 f"installed where the server runs; pip install {kind.install}, or leave "
                 f"{name} out"
             )

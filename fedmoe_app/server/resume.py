@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.schema import resumable_keys
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.folder import (
     CHECKPOINTS,
@@ -34,31 +35,6 @@ from fedmoe_app.shown.values import shown
 
 logger = logging.getLogger("fedmoe")
 
-# What may change between the parts of a run: it decides how long is waited, how many clients are
-# asked at least, what is written down and where, not how replies are folded. num-server-rounds is
-# one of them only while no learning-rate schedule runs over all rounds.
-FREE = frozenset(
-    {
-        "num-server-rounds",
-        "min-clients",
-        "wait-for-clients",
-        "wait-for-other-runs",
-        "round-timeout",
-        "max-failed-rounds",
-        "evaluate-every",
-        "keep-client-state",
-        "keep-checkpoints",
-        "diagnostics",
-        "spool-above",
-        "track",
-        "client-list",
-        "server-device",
-        "output-dir",
-        "run-name",
-        "resume",
-        "data.num-samples",
-    }
-)
 _MAX_NAMED = 20  # differences that one message lists
 
 
@@ -154,9 +130,9 @@ def _refuse_done(path: Path, done: int, config: Mapping[str, Any]) -> None:
 
 
 def _config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    free = FREE
-    if now.get("train.lr-scheduler-type") != "constant":
-        free = FREE - {"num-server-rounds"}
+    free = resumable_keys()
+    if now.get("train.lr-scheduler-type") != "constant":  # the schedule runs over all rounds
+        free -= {"num-server-rounds"}
     return [
         f"{key} = {_value(before, key)}, now {_value(now, key)}"
         for key in sorted((before.keys() | now.keys()) - free)

@@ -75,11 +75,11 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         NotEnoughClientsError, RunFailedError: if the run cannot go on; the folder stays, with the
             checkpoint that it can be resumed from.
     """
-    require_trackers(config)
+    require_trackers(config.track)
     client_list = read_client_list(Path(config.client_list)) if config.client_list else None
     keep_memory_steady()
     scheme = make_scheme(config)
-    data = server_data(config)
+    data = server_data(config.data)
     check_holds_chosen(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
     check_run(config, scheme, setup.shape)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,7 +17,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.parse import check_labels_known
-from fedmoe_app.config.schema import NODES, RunConfig
+from fedmoe_app.config.schema import NODES, DataConfig, ModelConfig, RunConfig
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
@@ -32,7 +30,15 @@ from fedmoe_app.moe.fingerprint import (
     tensors_fingerprint,
 )
 from fedmoe_app.moe.layers import MoELayer, find_moe_layers
-from fedmoe_app.moe.loading import PRESETS, Head, check_model, empty_model, load_model, resolve_head
+from fedmoe_app.moe.loading import (
+    PRESETS,
+    Head,
+    LoadSpec,
+    check_model,
+    empty_model,
+    load_model,
+    resolve_head,
+)
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family, head_parameters
@@ -96,27 +102,28 @@ def load_setup(
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, config.data)
-    load = partial(
-        load_model,
-        name,
-        task=config.data.task,
-        head=head,
-        label_names=label_names,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        seed=config.seed,
-        dtype=config.model.dtype,
-        max_length=config.data.max_length,
-    )
-    quantization = config.model.quantization
-    model = load(quantization=quantization, device=str(device(on)), loaded=loaded)
-    plain = load if quantization != "none" else lambda: model
-    fingerprint = _base_fingerprint(config, model, head, plain)
+    spec = _spec(config, tokenizer, head, label_names)
+    model = load_model(spec, str(device(on)), loaded)
+    fingerprint = _base_fingerprint(config, model, head, spec)
     model.to(device(on))  # type: ignore[arg-type]
     return replace(
         assemble(config, tokenizer, model, head, label_names), base_fingerprint=fingerprint
+    )
+
+
+def _spec(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, head: str, label_names: Sequence[str]
+) -> LoadSpec:
+    return LoadSpec.of(
+        config.model.name,
+        tokenizer,
+        task=config.data.task,
+        head=head,
+        label_names=label_names,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        max_length=config.data.max_length,
+        quantization=config.model.quantization,
     )
 
 
@@ -132,7 +139,7 @@ def assemble(
     task = make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head, label_names))
     task.check_fits(model, config.model.name)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config, head), config.seed)
+    adapt(model, layers, adaptation(config.model, head), config.seed)
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     return Setup(tokenizer, model, layers, task)
@@ -145,17 +152,14 @@ def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, data)
-    arguments: dict[str, Any] = {"task": data.task, "head": head}
-    arguments |= {"vocab_size": len(tokenizer), "max_length": data.max_length}
-    check_model(name, label_names=label_names, quantization=config.model.quantization, **arguments)
-    model = empty_model(
-        name, num_labels=max(2, len(label_names)), dtype=config.model.dtype, **arguments
-    )
+    spec = _spec(config, tokenizer, head, label_names)
+    check_model(spec)
+    model = empty_model(spec)
     encoder_decoder = model.config.is_encoder_decoder
     task = make_task(TaskSetting(data, tokenizer, encoder_decoder, head, label_names))
     task.check_fits(model, name)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config, head), config.seed)
+    adapt(model, layers, adaptation(config.model, head), config.seed)
     return Setup(tokenizer, model, layers, task).shape
 
 
@@ -172,9 +176,7 @@ def check_base(setup: Setup, fingerprint: str) -> None:
         )
 
 
-def _base_fingerprint(
-    config: RunConfig, model: PreTrainedModel, head: str, plain: Callable[[], PreTrainedModel]
-) -> str:
+def _base_fingerprint(config: RunConfig, model: PreTrainedModel, head: str, spec: LoadSpec) -> str:
     """Hash what nobody trains or sends; empty if there is nothing.
 
     A tensor that is trained may be hashed with the rest of its file: nodes with the same files
@@ -183,7 +185,7 @@ def _base_fingerprint(
     Args:
         config, head: of the run.
         model: as it was loaded.
-        plain: makes the same model without quantisation.
+        spec: of the model; a preset is hashed without quantisation.
     """
     name = config.model.name
     if config.model.train == "all":
@@ -191,14 +193,15 @@ def _base_fingerprint(
         parameters = {name: p for name, p in model.named_parameters() if name in frozen}
         return tensors_fingerprint(parameters | saved_buffers(model))
     if name in PRESETS:
-        return preset_fingerprint(plain())
-    new_head = head == "sequence" and not adaptation(config, head).head
+        quantised = spec.quantization != "none"
+        plain = load_model(replace(spec, quantization="none")) if quantised else model
+        return preset_fingerprint(plain)
+    new_head = head == "sequence" and not adaptation(config.model, head).head
     return checkpoint_fingerprint(name, head_parameters(model) if new_head else None)
 
 
-def adaptation(config: RunConfig, head: str) -> Adaptation:
+def adaptation(model: ModelConfig, head: str) -> Adaptation:
     """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
-    model = config.model
     # Label words are scored by the output embeddings, which are no new head.
     train_head = model.train_head and head == "sequence"
     return Adaptation(
@@ -236,23 +239,21 @@ def _is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def server_data(config: RunConfig) -> TextData:
+def server_data(config: DataConfig) -> TextData:
     """Load what the server needs of the data: label names, fingerprint and test set.
 
     Raises:
         ConfigError: if the nodes bring their own data and the config does not name the labels.
         DataError: if the data cannot be read, or has only one class.
     """
-    if config.data.source != NODES:
-        data = load_text_data(config.data)
-        if config.data.kind.classifies:
-            check_classes(data.label_names, config.data.source)
+    if config.source != NODES:
+        data = load_text_data(config)
+        if config.kind.classifies:
+            check_classes(data.label_names, config.source)
         return data
-    check_labels_known(config.data)
-    labels = config.data.labels
-    test = None
-    if config.data.test_source:
-        test = load_node_file(config.data.test_source, config.data, labels)
+    check_labels_known(config)
+    labels = config.labels
+    test = load_node_file(config.test_source, config, labels) if config.test_source else None
     return TextData(train=Dataset.from_list([]), test=test, label_names=labels, fingerprint="")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fedmoe_app import load_model
+from fedmoe_app import LoadSpec, load_model
 from fedmoe_app.tasks.base import evaluate
 from fedmoe_app.tasks.causal_lm import CausalLM
 from fedmoe_app.tasks.exact_match import ExactMatch
@@ -27,14 +27,7 @@ TALKS = Dataset.from_dict(
 
 
 def tiny_model(preset: str, tokenizer: Any) -> Any:
-    return load_model(
-        preset,
-        task="causal-lm",
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    return load_model(LoadSpec.of(preset, tokenizer, task="causal-lm"))
 
 
 def learn(task: CausalLM, model: Any, rows: Any, steps: int = 120) -> None:

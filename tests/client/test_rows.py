@@ -50,7 +50,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rows_of(node: Node, fingerprint: str | None = None, **overrides: Any) -> ClientRows:
     config = make_config(**LM | overrides)
-    data = server_data(config)
+    data = server_data(config.data)
     task = TrainTask(1, ModelState(), data.label_names, fingerprint or data.fingerprint)
     return client_rows(config, node, task, load_setup(config, data.label_names))
 

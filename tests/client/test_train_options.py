@@ -42,7 +42,7 @@ def second_round(folder: Path, **overrides: Any) -> ClientUpdate:
         }
         | overrides
     )
-    data = server_data(config)
+    data = server_data(config.data)
     setup = load_setup(config, data.label_names)
     assert {p.dtype for p in setup.model.parameters()} <= {torch.bfloat16, torch.float32}
     assert setup.model.dtype == torch.bfloat16

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app import DataError, load_model, read_metrics, run_in_process
+from fedmoe_app import DataError, LoadSpec, load_model, read_metrics, run_in_process
 from fedmoe_app.config.node import Node
 from fedmoe_app.tasks.setup import check_setup, client_data, server_data
 from tests.conftest import flat_config, make_config
@@ -48,7 +48,7 @@ def test_a_node_with_a_partition_need_not_have_the_file_of_names(tmp_path: Path)
     labels.write_text("\n".join(BOTH))
     overrides = {"data.source": str(path), "data.label-names-file": str(labels)}
     config = make_config(**overrides, **{"data.partition": "iid"})
-    data = server_data(config)
+    data = server_data(config.data)
     assert data.label_names == BOTH
     labels.unlink()
     node = Node.from_config({"partition-id": 0, "num-partitions": 2}, 7)
@@ -60,7 +60,7 @@ def test_files_with_commas_are_read_as_a_list(tmp_path: Path) -> None:
     first = write_lines(tmp_path / "a, old.jsonl", ROWS[:12])
     second = write_lines(tmp_path / "b.jsonl", ROWS[12:])
     for value, rows in ((json.dumps([str(first), str(second)]), 24), (str(first), 12)):
-        data = server_data(make_config(**{"data.source": value, "data.test-source": value}))
+        data = server_data(make_config(**{"data.source": value, "data.test-source": value}).data)
         assert data.test is not None
         assert (len(data.train), len(data.test)) == (rows, rows)
 
@@ -68,7 +68,7 @@ def test_files_with_commas_are_read_as_a_list(tmp_path: Path) -> None:
 def test_the_server_refuses_one_class(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", ROWS[::2])
     with pytest.raises(DataError, match=r'rows.jsonl": every row has the class "Other"'):
-        server_data(make_config(**{"data.source": str(path)}))
+        server_data(make_config(**{"data.source": str(path)}).data)
 
 
 # -- texts without tokens ----------------------------------------------------------------------
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model whose tokenizer drops all but English letters and adds no special token."""
     path, words = tmp_path_factory.mktemp("model"), tokenizer()
     options = {"vocab_size": len(words), "pad_token_id": 0, "eos_token_id": 2}
-    load_model("qwen3moe-tiny", task="causal-lm", **options).save_pretrained(path)
+    load_model(LoadSpec("qwen3moe-tiny", task="causal-lm", **options)).save_pretrained(path)
     words.save_pretrained(path)
     return path
 
@@ -126,7 +126,9 @@ def test_what_a_saved_model_does_not_take_is_known_from_its_config(
 def test_other_classes_than_a_saved_head_has_are_known_from_its_config(tmp_path: Path) -> None:
     words = tokenizer()
     options = {"vocab_size": len(words), "pad_token_id": 0, "task": "classification"}
-    load_model("qwen3moe-tiny", label_names=("x", "y"), **options).save_pretrained(tmp_path)
+    load_model(LoadSpec("qwen3moe-tiny", label_names=("x", "y"), **options)).save_pretrained(
+        tmp_path
+    )
     words.save_pretrained(tmp_path)
     config = make_config(**{"model.name": str(tmp_path)})
     assert check_setup(config, ("x", "y")).num_experts == 8
@@ -138,7 +140,7 @@ def test_a_tokenizer_without_padding_is_known_before(tmp_path: Path) -> None:
     words = tokenizer(eos=False)
     words.pad_token = None
     options = {"vocab_size": len(words), "pad_token_id": 0}
-    load_model("qwen3moe-tiny", task="causal-lm", **options).save_pretrained(tmp_path)
+    load_model(LoadSpec("qwen3moe-tiny", task="causal-lm", **options)).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="neither a padding nor an end-of-sequence token"):
         check_setup(make_config(**{"model.name": str(tmp_path)}), ("x", "y"))

@@ -1,5 +1,6 @@
 """A node's identity from its node config."""
 
+import json
 from typing import Any
 
 import pytest
@@ -22,14 +23,17 @@ def test_an_own_file_goes_by_the_node_id_unless_it_has_a_partition_id() -> None:
     ("node_config", "message"),
     [
         ({"partition-id": 3, "num-partitions": 3}, "partition-id = 3: .*at least 0 and below .* 3"),
-        ({"partition-id": -1, "num-partitions": 3}, "partition-id = -1: .*at least 0 and below"),
-        ({"partition-id": 1.0, "num-partitions": 3}, r"partition-id = 1\.0: must be an integer"),
-        ({"partition-id": "1", "num-partitions": 3}, "partition-id = '1': must be an integer"),
-        ({"partition-id": True, "num-partitions": 3}, "partition-id = True: must be an integer"),
-        ({"partition-id": 0, "num-partitions": 0}, "num-partitions = 0: .*at least 1"),
-        ({"partition-id": 0, "num-partitions": "3"}, "num-partitions = '3': must be an integer"),
-        ({"partition-id": -1, "data-path": "/a.jsonl"}, "partition-id = -1: .*at least 0$"),
-        ({"partition-id": 10**9, "data-path": "/a.jsonl"}, "partition-id = 10.*: must be below 10"),
+        (
+            {"partition-id": -1, "num-partitions": 3},
+            "partition-id = -1: .*greater than or equal to 0",
+        ),
+        ({"partition-id": 1.0, "num-partitions": 3}, r"partition-id = 1\.0: .*valid integer"),
+        ({"partition-id": "1", "num-partitions": 3}, 'partition-id = "1": .*valid integer'),
+        ({"partition-id": True, "num-partitions": 3}, "partition-id = true: .*valid integer"),
+        ({"partition-id": 0, "num-partitions": 0}, "num-partitions = 0: .*equal to 1"),
+        ({"partition-id": 0, "num-partitions": "3"}, 'num-partitions = "3": .*valid integer'),
+        ({"partition-id": -1, "data-path": "/a.jsonl"}, "partition-id = -1: .*equal to 0$"),
+        ({"partition-id": 10**9, "data-path": "/a.jsonl"}, "partition-id = 10.*: .*less than 10"),
     ],
 )
 def test_a_number_out_of_its_range_is_named(node_config: dict[str, Any], message: str) -> None:
@@ -60,7 +64,7 @@ def test_an_expert_budget_is_a_number_or_a_share(budget: float | None) -> None:
 def test_any_other_expert_budget_is_named(budget: Any) -> None:
     with pytest.raises(ConfigError) as error:
         Node.from_config(PARTITION | {"expert-budget": budget}, node_id=1)
-    start = f"node config expert-budget = {budget!r}: {budget!r} is no expert budget: "
+    start = f"node config expert-budget = {json.dumps(budget)}: {budget!r} is no expert budget: "
     assert str(error.value).startswith(start)
 
 
@@ -73,3 +77,9 @@ def test_a_memory_budget_that_is_none(value: object) -> None:
 def test_a_memory_budget_may_be_whole() -> None:
     node = Node.from_config({"partition-id": 0, "num-partitions": 2, "memory-budget": 12}, 7)
     assert node.memory_budget == 12.0
+
+
+def test_a_codec_is_checked_and_all_faults_are_named_at_once() -> None:
+    assert Node.from_config(PARTITION | {"codec": "int8"}, 7).codec == "int8"
+    with pytest.raises(ConfigError, match=r'partition-id = -1: .*; codec = "zip": .*choose one of'):
+        Node.from_config(PARTITION | {"partition-id": -1, "codec": "zip"}, 7)

@@ -2,7 +2,14 @@
 
 import pytest
 
-from fedmoe_app import ConfigError, flatten_run_config, parse_run_config
+from fedmoe_app import (
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    flatten_run_config,
+    parse_run_config,
+)
 from fedmoe_app.config.schema import check_quantization
 from tests.conftest import flat_config, make_config
 
@@ -65,11 +72,22 @@ def test_a_table_in_the_place_of_a_value_is_refused_in_any_order() -> None:
         parse_run_config({"scheme.foo": 1} | flat_config())
 
 
-def test_a_missing_key_is_named() -> None:
-    flat = flat_config()
-    del flat["train.learning-rate"]
-    with pytest.raises(ConfigError, match=r"train\.learning-rate: missing"):
-        parse_run_config(flat)
+def test_a_missing_key_has_its_default() -> None:
+    config = parse_run_config({"data.alpha": 0.1})
+    assert config == RunConfig(data=DataConfig(alpha=0.1))
+    assert flatten_run_config(config) == flat_config(**{"data.alpha": 0.1})
+
+
+def test_a_config_is_made_without_a_file() -> None:
+    assert parse_run_config({}) == RunConfig() == RunConfig(train=TrainConfig())
+    with pytest.raises(ValueError, match="alpha\n.*greater than 0"):
+        DataConfig(alpha=0.0)
+
+
+@pytest.mark.parametrize("key", ["data.max_length", "min_clients"])
+def test_the_names_of_python_are_no_keys(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: unknown key.*mean {key.replace('_', '-')}"):
+        parse_run_config({key: 8})
 
 
 def test_all_faults_are_reported_at_once() -> None:

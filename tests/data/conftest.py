@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app import default_run_config, parse_run_config
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.corpus import Corpus, load_corpus
 
@@ -44,7 +43,7 @@ def corpus(with_corpus: Path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def default_data_config() -> DataConfig:
-    return parse_run_config(default_run_config(REPOSITORY / "pyproject.toml")).data
+    return DataConfig()
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_the_page_runs_with_the_variables_of_the_unit() -> None:
 
 
 def test_the_demos_run_config_is_valid() -> None:
-    flat = default_run_config(REPOSITORY / "pyproject.toml")
+    flat = default_run_config()
     flat |= read_overrides([str(DOCKER / "demo.toml")])
     assert flatten_run_config(parse_run_config(flat))["data.source"] == "nodes"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmoe_app import MoELayer, UnsupportedModelError, find_moe_layers, load_model
+from fedmoe_app import LoadSpec, MoELayer, UnsupportedModelError, find_moe_layers, load_model
 from fedmoe_app.moe import export
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.training.adapt import Adaptation, adapt
@@ -124,14 +124,9 @@ def test_a_new_head_goes_along_whether_trained_or_not(head: bool, tmp_path: Path
     build("Qwen3Moe").save_pretrained(tmp_path / "base")
 
     def classifier(seed: int) -> PreTrainedModel:
+        base = str(tmp_path / "base")
         return load_model(
-            str(tmp_path / "base"),
-            task="classification",
-            num_labels=3,
-            vocab_size=61,
-            pad_token_id=0,
-            max_length=16,
-            seed=seed,
+            LoadSpec(base, "classification", 61, num_labels=3, max_length=16, seed=seed)
         )
 
     adaptation = Adaptation("expert-lora", gates=False, head=head, rank=2, alpha=4)

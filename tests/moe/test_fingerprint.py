@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedmoe_app import ConfigError, load_model
+from fedmoe_app import ConfigError, LoadSpec, load_model
 from fedmoe_app.moe import tensor_hashes
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint, preset_fingerprint
 from fedmoe_app.moe.loading import PRESETS
@@ -220,14 +220,16 @@ OPTIONS: dict[str, Any] = {"vocab_size": 97, "pad_token_id": 0, "max_length": 16
 def test_a_presets_is_that_of_its_seed(preset: str) -> None:
     def fingerprint(seed: int) -> str:
         torch.rand(seed + 1)  # whatever the global random state is
-        return preset_fingerprint(load_model(preset, task="causal-lm", seed=seed, **OPTIONS))
+        return preset_fingerprint(
+            load_model(LoadSpec(preset, task="causal-lm", seed=seed, **OPTIONS))
+        )
 
     assert fingerprint(1) == fingerprint(1) != fingerprint(2)
 
 
 @pytest.mark.parametrize("preset", ["qwen3moe-tiny", "switch-tiny"])
 def test_every_tensor_of_a_preset_matters(preset: str) -> None:
-    model = load_model(preset, task="causal-lm", **OPTIONS)
+    model = load_model(LoadSpec(preset, task="causal-lm", **OPTIONS))
     found = {preset_fingerprint(model)}
     for parameter in model.parameters():
         before = parameter.detach().clone()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import SGD
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from fedmoe_app import ConfigError, MoELayer, find_moe_layers, load_model
+from fedmoe_app import ConfigError, LoadSpec, MoELayer, find_moe_layers, load_model
 from fedmoe_app.moe.layers import read_state, write_state
 from fedmoe_app.moe.partial.load import expert_files, load_with_experts
 from fedmoe_app.moe.partial.restrict import PlacementError, restrict_router
@@ -196,8 +196,9 @@ def test_a_new_head_is_that_of_the_whole_model(tmp_path: Path) -> None:
     options: dict[str, Any] = dict(
         task="classification", num_labels=3, vocab_size=full.config.vocab_size, pad_token_id=0
     )
-    whole = load_model(str(tmp_path), **options, max_length=16)
-    some = load_model(str(tmp_path), **options, max_length=16, loaded=[[0, 1], [2, 3]])
+    spec = LoadSpec(str(tmp_path), **options, max_length=16)
+    whole = load_model(spec)
+    some = load_model(spec, loaded=[[0, 1], [2, 3]])
     assert torch.equal(some.get_parameter("score.weight"), whole.get_parameter("score.weight"))
 
 

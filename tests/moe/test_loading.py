@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers import SwitchTransformersForConditionalGeneration as SwitchModel
 
-from fedmoe_app import find_moe_layers, load_model
+from fedmoe_app import LoadSpec, find_moe_layers, load_model
 from fedmoe_app.moe.loading import PRESETS, ModelNotFoundError, resolve_head
 
 from .families import build
@@ -39,7 +39,7 @@ TOKENS: dict[str, Any] = dict(
     ],
 )
 def test_presets(name: str, task: str, kind: type, experts: int, top_k: int) -> None:
-    model = load_model(name, task=task, num_labels=5, **TOKENS)
+    model = load_model(LoadSpec(name, task=task, num_labels=5, **TOKENS))
     layers = find_moe_layers(model)
     assert type(model) is kind
     assert len(layers) == (2 if name in ("qwen3moe-tiny", "olmoe-tiny") else 4)
@@ -58,11 +58,11 @@ def test_presets(name: str, task: str, kind: type, experts: int, top_k: int) -> 
 def test_a_seed_fixes_the_weights_and_leaves_the_random_state(name: str) -> None:
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    a = load_model(name, task="causal-lm", seed=1, **TOKENS).state_dict()
+    a = load_model(LoadSpec(name, task="causal-lm", seed=1, **TOKENS)).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    b = load_model(name, task="causal-lm", seed=1, **TOKENS).state_dict()
-    c = load_model(name, task="causal-lm", seed=2, **TOKENS).state_dict()
+    b = load_model(LoadSpec(name, task="causal-lm", seed=1, **TOKENS)).state_dict()
+    c = load_model(LoadSpec(name, task="causal-lm", seed=2, **TOKENS)).state_dict()
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert any(not torch.equal(a[key], c[key]) for key in a)
 
@@ -71,11 +71,13 @@ def test_a_local_folder_loads_as_saved_and_gets_a_seeded_head(tmp_path: Path) ->
     saved = build("Qwen3Moe")
     saved.save_pretrained(tmp_path)
     options: dict[str, Any] = dict(vocab_size=61, pad_token_id=0, max_length=16)
-    model = load_model(str(tmp_path), task="causal-lm", **options)
+    model = load_model(LoadSpec(str(tmp_path), task="causal-lm", **options))
     for (name, p), (_, q) in zip(saved.named_parameters(), model.named_parameters(), strict=True):
         assert torch.equal(p, q), name
     heads = [
-        load_model(str(tmp_path), task="classification", num_labels=3, seed=seed, **options)
+        load_model(
+            LoadSpec(str(tmp_path), task="classification", num_labels=3, seed=seed, **options)
+        )
         for seed in (1, 1, 2)
     ]
     scores = [head.score.weight for head in heads]
@@ -85,7 +87,7 @@ def test_a_local_folder_loads_as_saved_and_gets_a_seeded_head(tmp_path: Path) ->
 
 def load_saved(folder: Path, *label_names: str, head: str = "auto") -> PreTrainedModel:
     return load_model(
-        str(folder), task="classification", head=head, label_names=label_names, **TOKENS
+        LoadSpec(str(folder), task="classification", head=head, label_names=label_names, **TOKENS)
     )
 
 
@@ -93,7 +95,9 @@ def load_saved(folder: Path, *label_names: str, head: str = "auto") -> PreTraine
 def classifier(tmp_path: Path) -> Path:
     """A saved classifier of the classes x, y and z."""
     names = ("x", "y", "z")
-    model = load_model("qwen3moe-tiny", task="classification", label_names=names, **TOKENS)
+    model = load_model(
+        LoadSpec("qwen3moe-tiny", task="classification", label_names=names, **TOKENS)
+    )
     model.save_pretrained(tmp_path / "classifier")
     return tmp_path / "classifier"
 
@@ -123,27 +127,29 @@ def test_a_saved_head_of_other_classes_is_refused_with_both_lists(
 
 
 def test_a_saved_head_without_names_serves_any_of_its_number(tmp_path: Path) -> None:
-    load_model("qwen3moe-tiny", task="classification", num_labels=3, **TOKENS).save_pretrained(
-        tmp_path
-    )
+    load_model(
+        LoadSpec("qwen3moe-tiny", task="classification", num_labels=3, **TOKENS)
+    ).save_pretrained(tmp_path)
     assert load_saved(tmp_path, "a", "b", "c").config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
 def test_a_saved_language_model_gets_a_new_head_of_any_size(tmp_path: Path) -> None:
     options = {"task": "classification", "head": "label-words", **TOKENS}
-    load_model("qwen3moe-tiny", label_names=("x", "y", "z"), **options).save_pretrained(tmp_path)
+    load_model(LoadSpec("qwen3moe-tiny", label_names=("x", "y", "z"), **options)).save_pretrained(
+        tmp_path
+    )
     assert load_saved(tmp_path, "a", "b").score.weight.shape == (2, 64)
 
 
 def test_bfloat16() -> None:
-    model = load_model("qwen3moe-tiny", task="causal-lm", dtype="bfloat16", **TOKENS)
+    model = load_model(LoadSpec("qwen3moe-tiny", task="causal-lm", dtype="bfloat16", **TOKENS))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", ["qwen3moe-tin", "/no/such/folder", "nobody/nothing"])
 def test_an_unknown_name_lists_the_presets_and_what_was_tried(name: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        load_model(name, task="causal-lm", **TOKENS)
+        load_model(LoadSpec(name, task="causal-lm", **TOKENS))
     message = str(caught.value)
     assert f'model.name = "{name}": not a preset (qwen3moe-tiny, ' in message
     assert "no such folder" in message
@@ -151,7 +157,7 @@ def test_an_unknown_name_lists_the_presets_and_what_was_tried(name: str) -> None
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="the folder holds no usable model"):
-        load_model(str(tmp_path), task="causal-lm", **TOKENS)
+        load_model(LoadSpec(str(tmp_path), task="causal-lm", **TOKENS))
 
 
 def test_heads() -> None:
@@ -177,15 +183,17 @@ def test_heads() -> None:
 def test_wrong_values_are_refused(changes: dict[str, Any], message: str) -> None:
     options = {"task": "classification", "num_labels": 3, **TOKENS, **changes}
     with pytest.raises(ValueError, match=message):
-        load_model("qwen3moe-tiny", **options)
+        load_model(LoadSpec("qwen3moe-tiny", **options))
 
 
 def test_a_loaded_model_must_fit_tokenizer_and_texts(tmp_path: Path) -> None:
     build("Qwen3Moe").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 61 token embeddings but the tokenizer 97 tokens"):
-        load_model(str(tmp_path), task="causal-lm", **TOKENS)
+        load_model(LoadSpec(str(tmp_path), task="causal-lm", **TOKENS))
     with pytest.raises(ValueError, match=r"data.max-length = 65: .* takes at most 64 tokens"):
-        load_model(str(tmp_path), task="causal-lm", vocab_size=61, pad_token_id=0, max_length=65)
+        load_model(
+            LoadSpec(str(tmp_path), task="causal-lm", vocab_size=61, pad_token_id=0, max_length=65)
+        )
 
 
 @pytest.mark.parametrize(
@@ -203,4 +211,4 @@ def test_a_family_without_a_head_for_the_task(
     getattr(transformers, kind)().save_pretrained(tmp_path)
     options: dict[str, Any] = dict(vocab_size=61, pad_token_id=0, max_length=16)
     with pytest.raises(ValueError, match=message):
-        load_model(str(tmp_path), task=task, num_labels=2, **options)
+        load_model(LoadSpec(str(tmp_path), task=task, num_labels=2, **options))

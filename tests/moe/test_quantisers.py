@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Mxfp4Config, PreTrainedModel
 
-from fedmoe_app import find_moe_layers, load_model
+from fedmoe_app import LoadSpec, find_moe_layers, load_model
 from fedmoe_app.moe.quantised import quantisers
 from fedmoe_app.moe.quantised.packed import KINDS
 from fedmoe_app.moe.quantised.quantise import is_quantised, quantise
@@ -117,8 +117,8 @@ def test_incomplete_checkpoints_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["qwen3moe-tiny", "olmoe-tiny", "switch-tiny"])
 def test_presets_are_quantised_when_they_are_built(name: str) -> None:
     options: dict[str, Any] = dict(task="causal-lm", seed=3, **TOKENS)
-    plain = load_model(name, **options)
-    model = load_model(name, quantization="nf4", **options)
+    plain = load_model(LoadSpec(name, **options))
+    model = load_model(LoadSpec(name, quantization="nf4", **options))
     quantise(plain, "nf4")
     ids = torch.tensor([[5, 6, 7]])
     inputs = {"input_ids": ids, "labels": ids}
@@ -127,7 +127,7 @@ def test_presets_are_quantised_when_they_are_built(name: str) -> None:
 
 def test_a_classification_head_stays_and_is_trained() -> None:
     model = load_model(
-        "qwen3moe-tiny", task="classification", num_labels=3, quantization="nf4", **TOKENS
+        LoadSpec("qwen3moe-tiny", task="classification", num_labels=3, quantization="nf4", **TOKENS)
     )
     adapt(model, find_moe_layers(model), Adaptation("expert-lora"), seed=0)
     head = model.get_submodule("score")
@@ -139,7 +139,9 @@ def test_a_classification_head_stays_and_is_trained() -> None:
 def test_gpt_oss_is_read_from_mxfp4_and_saved_in_full(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "published"
     save_in_mxfp4(build("GptOss"), folder)
-    model = load_model(str(folder), task="causal-lm", max_length=32, quantization=kind, **TOKENS)
+    model = load_model(
+        LoadSpec(str(folder), task="causal-lm", max_length=32, quantization=kind, **TOKENS)
+    )
     full = type(model).from_pretrained(
         folder, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
     )
@@ -174,9 +176,11 @@ def save_in_mxfp4(model: PreTrainedModel, folder: Path) -> None:
 
 def test_bad_choices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'model.quantization = "fp4": unknown; choose one of'):
-        load_model("olmoe-tiny", task="causal-lm", quantization="fp4", **TOKENS)
+        load_model(LoadSpec("olmoe-tiny", task="causal-lm", quantization="fp4", **TOKENS))
     model = build("GptOss")
     model.config.quantization_config = {"quant_method": "gptq"}
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"quantised already \(gptq\)"):
-        load_model(str(tmp_path), task="causal-lm", max_length=32, quantization="nf4", **TOKENS)
+        load_model(
+            LoadSpec(str(tmp_path), task="causal-lm", max_length=32, quantization="nf4", **TOKENS)
+        )

@@ -95,7 +95,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_config_comes_back_as_flower_reads_it(tmp_path: Path) -> None:
     parse_config_args = pytest.importorskip("flwr.common.config").parse_config_args
-    flat = default_run_config(REPOSITORY / "pyproject.toml") | {"scheme-args": '{"lam": 0.5}'}
+    flat = default_run_config() | {"scheme-args": '{"lam": 0.5}'}
     path = RunFolder(tmp_path / "a").write_config(flat)
     assert parse_config_args([str(path)]) == flat
     assert tomllib.loads(path.read_text())["data"]["alpha"] == flat["data.alpha"]

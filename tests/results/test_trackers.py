@@ -78,10 +78,10 @@ def test_a_wrong_name_is_refused_with_the_choices() -> None:
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    trackers.require_trackers(make_config())
+    trackers.require_trackers("")
     monkeypatch.setattr(trackers, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=r"mlflow is not installed.*pip install mlflow-skinny"):
-        trackers.require_trackers(make_config(track="mlflow"))
+        trackers.require_trackers("mlflow")
 
 
 def test_wandb_is_offline_in_the_result_folder(calls: Calls, tmp_path: Path) -> None:

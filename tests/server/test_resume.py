@@ -162,7 +162,7 @@ def test_another_config_model_or_data_is_refused_and_nothing_touched(tmp_path: P
         file.write('{"text": "x y", "label": "sea"}\n')
     with pytest.raises(ConfigError, match="data fingerprint: "):
         resume(flat, folder)
-    with pytest.raises(ConfigError, match='resume = "here": must be the absolute path'):
+    with pytest.raises(ConfigError, match='resume = "here": must be an absolute path'):
         resume(flat, Path("here"))
     assert (folder / METRICS_FILE).read_bytes() == before
 

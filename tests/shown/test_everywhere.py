@@ -125,6 +125,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         f"{SHOWN}/model: mixtral",
     ),
     "preview": (["-c", "{home}/data.toml"], "classification"),
+    "config": (["{name}"], f"{SHOWN}: unknown key"),
     "doctor": ([], f"{SHOWN}"),
     "resume": (["{run}", "--app", "{home}"], "pyproject.toml"),
     "run": (["--name", "{name}/", "-c", "num-server-rounds=1"], SHOWN[:5]),

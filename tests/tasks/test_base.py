@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from fedmoe_app import ConfigError, load_model
+from fedmoe_app import ConfigError, LoadSpec, load_model
 from fedmoe_app.data.encoding import IGNORED_LABEL
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.tasks.base import Batch, Score, Task, evaluate
@@ -26,15 +26,7 @@ CPU = torch.device("cpu")
 
 
 def model(preset: str, task: str) -> PreTrainedModel:
-    return load_model(
-        preset,
-        task=task,
-        num_labels=2,
-        vocab_size=len(TOKENIZER),
-        pad_token_id=TOKENIZER.pad_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-        bos_token_id=TOKENIZER.bos_token_id,
-    )
+    return load_model(LoadSpec.of(preset, TOKENIZER, task=task, num_labels=2))
 
 
 CASES: list[tuple[str, Task]] = [

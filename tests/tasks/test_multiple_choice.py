@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fedmoe_app import load_model
+from fedmoe_app import LoadSpec, load_model
 from fedmoe_app.data.encoding import IGNORED_LABEL, Row
 from fedmoe_app.data.sources import load_text_data
 from fedmoe_app.data.tokenizer import embedded_tokenizer
@@ -105,14 +105,7 @@ def test_training_takes_the_right_option_and_the_end() -> None:
 
 
 def model(preset: str) -> PreTrainedModel:
-    return load_model(
-        preset,
-        task="multiple-choice",
-        vocab_size=len(TOKENIZER),
-        pad_token_id=TOKENIZER.pad_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-        bos_token_id=TOKENIZER.bos_token_id,
-    )
+    return load_model(LoadSpec.of(preset, TOKENIZER, task="multiple-choice"))
 
 
 @pytest.mark.parametrize(("preset", "encoder_decoder"), PRESETS)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fedmoe_app
 from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.parse import default_run_config, flatten_table
 from fedmoe_app.results.folder import CONFIG_FILE, ResultsError
@@ -45,12 +44,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, Any]:
-    """Return the app's default run config; empty where its ``pyproject.toml`` is not at hand."""
-    pyproject = Path(fedmoe_app.__file__).parents[1] / "pyproject.toml"
-    try:
-        return dict(default_run_config(pyproject))
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        return {}
+    """Return the default run config."""
+    return dict(default_run_config())
 
 
 def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting]:
