@@ -30,6 +30,7 @@ from benchmarks.peaks import MIB, in_own_process, watch_memory
 from fedmoe_app import SCHEMES, ClientUpdate, ModelShape, ModelState, parse_run_config
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.compare.in_process import task_identity
+from fedmoe_app.config.names import WITH_TABLE
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.server.rounds import Limits
 from fedmoe_app.server.run import keep_memory_steady
@@ -44,7 +45,7 @@ HIDDEN = 64  # of qwen3moe-tiny
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", default="10,100,1000")
-    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--schemes", default=",".join(WITH_TABLE))
     parser.add_argument("--cell", nargs=3, metavar=("SCHEME", "CLIENTS", "FILE"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
