@@ -31,6 +31,7 @@ from fedmoe_app import SCHEMES, ClientUpdate, ModelShape, ModelState, parse_run_
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.client_app import app
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.config.names import WITH_TABLE
 from fedmoe_app.server.collect import WaitForAll
 from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.run import keep_memory_steady
@@ -45,7 +46,7 @@ HIDDEN = 64  # of qwen3moe-tiny
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", default="10,100,1000")
-    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--schemes", default=",".join(WITH_TABLE))
     parser.add_argument("--cell", nargs=3, metavar=("SCHEME", "CLIENTS", "FILE"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 COMBINE = "combine"
 # Schemes with a table of their own in the run config: module of fedmoe_app.schemes, and class.
-_WITH_TABLE = {
+WITH_TABLE = {
     "fedavg": "fedavg:FedAvg",
     "fedprox": "fedprox:FedProx",
     "fedmoe": "fedmoe:FedMoE",
@@ -43,7 +43,7 @@ WITH_ARGS = {
     "multikrum": "robust:MultiKrum",
     "centredclip": "robust:CentredClipping",
 }
-SCHEME_CLASSES = _WITH_TABLE | WITH_ARGS
+SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)
 PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
 PRESET_EXPERTS = 8  # experts a layer that every preset has at least

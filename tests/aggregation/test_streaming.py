@@ -17,13 +17,12 @@ from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import Collected, UpdateCollector
 from fedmoe_app.wire.records import UpdateSpec, encode_update
-from fedmoe_app.wire.spec import NumberSpec
-from tests.aggregation.test_store import updates
+from tests.aggregation.test_store import WANTED, measured, updates
 from tests.toy import assert_same, fold, plan_of, toy_state
 
-GIVEN = updates(seed=9)
+GIVEN = measured(updates(seed=9))
 HOLDERS = {client: 10 + client for client in range(5)}  # client -> node
-NUMBERS = {name: NumberSpec((), 0, 1e9) for name in GIVEN[0].statistics}
+
 IN_ORDER = tuple(range(5))
 ORDERS = list(itertools.islice(itertools.permutations(range(5)), 0, 120, 17))
 AVERAGING = ("fedavg", "fedprox", "fedmoe", "pflmoe", "hfedmoe")  # experts need not wait
@@ -36,7 +35,7 @@ class Server:
         self.scheme, self.spool = scheme, spool
         self.sums = RunningSums(plan_of(scheme).server, experts, toy_state())
         at_once = AtOnce(self.sums, HOLDERS, split, spool)
-        spec = replace(UpdateSpec.of(toy_state(), region_size=4), statistics=NUMBERS)
+        spec = replace(UpdateSpec.of(toy_state(), region_size=4), statistics=WANTED)
         self.registry = ClientRegistry(seed=0)
         self.registry.clients = {node: client for client, node in HOLDERS.items()}
         self.collector = UpdateCollector(spec, self.registry, spool, HOLDERS, split, at_once)
@@ -110,7 +109,7 @@ def test_a_node_with_the_number_of_a_known_one_is_rejected(late: int, tmp_path: 
     """Whether it comes before the known node or after it: its changes are in nothing."""
     scheme = SCHEMES["fedavg"]()
     server = Server(scheme, Spool(tmp_path, limit=0))
-    foreign = updates(seed=4)[2]
+    foreign = measured(updates(seed=4))[2]
     for position, client in enumerate((0, 1, 2, 3, 4)):
         if position == late:
             server.reply(foreign, node=77)
@@ -177,7 +176,7 @@ def test_an_update_whose_rest_cannot_be_stored_is_in_nothing(
 def test_a_damaged_reply_leaves_the_sums_alone(tmp_path: Path) -> None:
     scheme = SCHEMES["fedavg"]()
     server = Server(scheme, Spool(tmp_path, limit=0))
-    bad = updates(seed=9)[1]
+    bad = measured(updates(seed=9))[1]
     bad.changes.dense["head.weight"][0] = torch.nan
     for update in (GIVEN[0], bad, *GIVEN[2:]):
         server.reply(update)

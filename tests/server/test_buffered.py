@@ -10,6 +10,7 @@ from flwr.app import Message, RecordDict
 from fedmoe_app import Combination, ConfigError, FCMoE, FedAlignMoE, FedAvg, HFedMoE, PFLMoE, Scheme
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.schemes.feddyn import FedDyn
 from fedmoe_app.server.buffered import Buffered, discount
 from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.strategy import Limits, MoEStrategy
@@ -135,8 +136,9 @@ def test_a_node_that_can_never_put_its_state_together_fails() -> None:
         FCMoE(),
         HFedMoE(normalise=False),
         Combination(gates=FedAlignMoE()),
+        FedDyn(),
     ],
-    ids=["fedalign", "fcmoe", "hfedmoe", "combine"],
+    ids=["fedalign", "fcmoe", "hfedmoe", "combine", "feddyn"],
 )
 def test_schemes_that_cannot_be_late_are_refused(scheme: Scheme) -> None:
     with pytest.raises(ConfigError, match='rounds = "buffered".*rounds = "sync"'):

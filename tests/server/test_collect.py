@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from fedmoe_app.compare.in_process import task_identity
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import Collected, UpdateCollector
 from fedmoe_app.wire.records import UpdateSpec, encode_update
-from tests.aggregation.test_store import updates
+from tests.aggregation.test_store import WANTED, measured, updates
 from tests.toy import assert_same, fold_toy, toy_state
 
-GIVEN = updates(seed=9)
+GIVEN = measured(updates(seed=9))
+SPEC = replace(UpdateSpec.of(toy_state(), region_size=4), statistics=WANTED)
 
 
 def message(client: int, node: int | None = None) -> Message:
@@ -27,9 +29,7 @@ def message(client: int, node: int | None = None) -> Message:
 
 
 def taken(order: tuple[int, ...], spool: Spool | None = None) -> Collected:
-    collector = UpdateCollector(
-        UpdateSpec.of(toy_state(), region_size=4), ClientRegistry(seed=0), spool
-    )
+    collector = UpdateCollector(SPEC, ClientRegistry(seed=0), spool)
     with task_identity():
         for position, client in enumerate(order):
             is_copy = client in order[:position]
@@ -50,9 +50,7 @@ def test_the_order_of_arrival_changes_no_bit(name: str, tmp_path: Path) -> None:
 
 def test_a_reply_that_was_taken_over_is_not_held_by_anybody(tmp_path: Path) -> None:
     spool = Spool(tmp_path, limit=0)
-    collector = UpdateCollector(
-        UpdateSpec.of(toy_state(), region_size=4), ClientRegistry(seed=0), spool
-    )
+    collector = UpdateCollector(SPEC, ClientRegistry(seed=0), spool)
     with task_identity():
         reply = message(0)
         arrays = [weakref.ref(array) for array in reply.content["arrays"].values()]
