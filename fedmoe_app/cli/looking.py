@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedmoe_app.cli.carve import carve
 from fedmoe_app.config.overrides import app_defaults, check, read_overrides, with_absolute_paths
 from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.preflight import check_files
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=f"{example}fedmoe partition --clients 10 -c 'data.alpha=0.1'")(partition)
     app.command(epilog=f"{example}fedmoe preview -c experiments/instructions.toml")(preview)
     app.command(epilog=f"{example}fedmoe export RUN --format peft --output my-adapter")(export)
+    app.command(epilog=f"{example}fedmoe carve ./my-llama --output ./my-moe")(carve)
     app.command(epilog=f"{example}fedmoe doctor")(doctor)
 
 
