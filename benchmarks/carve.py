@@ -1,8 +1,8 @@
 """What carving SmolLM2-135M-Instruct costs: perplexity, error and load of each layer, CPU time.
 
-    python -m benchmarks.carve                     # the preset's layout, with and without refit
+    python -m benchmarks.carve                     # the preset, and the same sizes with a refit
     python -m benchmarks.carve --texts ag.jsonl    # calibrated and measured on your own texts
-    python -m benchmarks.carve --layouts FILE      # also write the layout without refit to FILE
+    python -m benchmarks.carve --variants "no refit" --layouts FILE   # writes the preset's layout
 
 Perplexity is that of held-out texts; the relative errors are of calibration tokens, so those after
 a refit are optimistic.
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedmoe_app.moe.carve.convert import carve
-from fedmoe_app.moe.carve.preset import PLAN, read_layouts, wheel_base, write_layouts
+from fedmoe_app.moe.carve.preset import LAYOUTS, PLAN, read_layouts, wheel_base, write_layouts
 from fedmoe_app.moe.carve.texts import EMBEDDED, batches_of, perplexity, read_texts, tokens_of
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--layouts", type=Path)
-    parser.add_argument("--variants", default="no refit,refit")
+    parser.add_argument("--variants", default="preset,refit")
     options = parser.parse_args()
     base = wheel_base()
     tokenizer, dense = base.tokenizer(), base.model()
@@ -40,17 +40,13 @@ def main() -> None:
     before = perplexity(dense, held)
     print(f"| dense | {before:.1f} | | | |", flush=True)
     for variant in options.variants.split(","):
-        plan = replace(
-            PLAN, refit=variant == "refit", method="copy" if variant == "copy" else "split"
-        )
+        known = read_layouts(LAYOUTS) if variant == "preset" else ()
+        plan = replace(PLAN, refit=variant == "refit")
         start = time.process_time()
-        made = carve(dense, plan, fit)
+        made = carve(dense, plan, () if known else fit, known)
         seconds = time.process_time() - start
         if options.layouts and variant == "no refit":
             write_layouts(options.layouts, made.layouts)
-            made = replace(
-                made, model=carve(dense, plan, layouts=read_layouts(options.layouts)).model
-            )
         after = perplexity(made.model, held)
         error = " ".join(f"{report.error:.2f}" for report in made.reports)
         load = [share for report in made.reports for share in report.load] or [1.0]

@@ -73,19 +73,20 @@ def carve(
     from fedmoe_app.moe.carve.folder import Calibration, carve_folder
     from fedmoe_app.moe.carve.plan import Plan
 
+    plan = Plan(
+        method=method,
+        layers=_layers(layers),
+        experts=experts,
+        top_k=top_k,
+        shared=shared,
+        refit=refit,
+        balance=balance,
+        ridge=ridge,
+        seed=seed,
+    )
     made = carve_folder(
         find_base(base, gguf_file),
-        Plan(
-            method=method,
-            layers=_layers(layers),
-            experts=experts,
-            top_k=top_k,
-            shared=shared,
-            refit=refit,
-            balance=balance,
-            ridge=ridge,
-            seed=seed,
-        ),
+        plan,
         Calibration(texts, text_field, tokens, max_length),
         output.expanduser().absolute(),
         dtype,

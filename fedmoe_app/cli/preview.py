@@ -18,6 +18,7 @@ from fedmoe_app.data.language.row_formats import recognise
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.sources import load_node_file, load_text_data, read_tables
 from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder, resolve_head
 from fedmoe_app.shown.terminal import Console, literal
 from fedmoe_app.shown.text import visible
@@ -81,7 +82,7 @@ def preview_of(config: RunConfig, num_examples: int, path: Path | None = None) -
         DataError, ModelNotFoundError, TokenizerError: data or tokenizer cannot be used.
     """
     train, label_names = _load(config, path)
-    tokenizer = load_tokenizer(config.model.name, PRESETS)
+    tokenizer = load_tokenizer(located(config.model.name), PRESETS)
     adopt_template(tokenizer, config.data)
     task = _task(config, tokenizer, label_names)
     data = config.data.model_copy(update={"max_length": _NO_LIMIT})

@@ -24,6 +24,7 @@ from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_checkpoint
 from fedmoe_app.moe.fingerprint import (
     checkpoint_fingerprint,
@@ -83,7 +84,7 @@ def load_setup(
         holding: the experts to hold in memory; None means all.
         on: see :func:`device`.
     """
-    name = config.model.name
+    name = located(config.model.name)
     classifies = config.data.task == "classification"
     # First of all, for every task: it says best if there is no such model.
     head = resolve_head(name, config.model.head if classifies else "label-words")
@@ -135,7 +136,7 @@ def assemble(
 
 def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     """Raise what :func:`load_setup` would, without reading weights; return the model's shape."""
-    name, data = config.model.name, config.data
+    name, data = located(config.model.name), config.data
     head = resolve_head(name, config.model.head if data.task == "classification" else "label-words")
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
@@ -180,7 +181,7 @@ def _base_fingerprint(
         model: as it was loaded.
         plain: makes the same model without quantisation.
     """
-    name = config.model.name
+    name = located(config.model.name)
     if config.model.train == "all":
         frozen = frozen_by_family(model)
         parameters = {name: p for name, p in model.named_parameters() if name in frozen}

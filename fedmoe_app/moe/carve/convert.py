@@ -83,6 +83,7 @@ def carve(
     state = {key: tensor for key, tensor in dense.state_dict().items() if key in names}
     made.load_state_dict(state, strict=False, assign=True)
     made.tie_weights()
+    made.model.rotary_emb = type(made.model.rotary_emb)(config)  # its buffers are in no state dict
     made.generation_config = dense.generation_config
     calibrated = plan.method == "split" and not layouts
     streams = [_Stream(dense, batch, sizes.first) for batch in batches] if calibrated else []
