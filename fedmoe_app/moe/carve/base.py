@@ -19,11 +19,10 @@ from transformers import (
 )
 
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.checkpoint import check_checkpoint
+from fedmoe_app.moe.checkpoint import check_checkpoint, licence_of
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_LICENCE = re.compile(r"^licen[cs]e:\s*[\"']?([^\"'\n]+)", re.MULTILINE)
 _GGUF = ".gguf"
 INSTALL_GGUF = "pip install gguf"
 
@@ -111,12 +110,7 @@ class Base:
 
     def licence(self) -> str:
         """Return what the model card says, "" where there is none or it says nothing."""
-        try:
-            card = (Path(self.name) / "README.md").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-        found = _LICENCE.search(card)
-        return found.group(1).strip() if found else ""
+        return licence_of(self.name) or ""
 
 
 def file_hash(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -25,6 +26,7 @@ from fedmoe_app.moe.carve.base import Base
 from fedmoe_app.moe.carve.convert import LayerReport, carve, enough_to_refit
 from fedmoe_app.moe.carve.plan import Plan, Sizes, check_family, sizes_of
 from fedmoe_app.moe.carve.texts import EMBEDDED, batches_of, perplexity, read_texts, tokens_of
+from fedmoe_app.moe.checkpoint import CARD_FILE
 from fedmoe_app.moe.fingerprint import checkpoint_fingerprint
 
 NOTE = "carve.json"
@@ -160,10 +162,18 @@ def save(
 
 
 def write_note(folder: Path, note: Mapping[str, Any]) -> str:
-    """Write :data:`NOTE` with the fingerprint of the folder, and return that."""
+    """Write :data:`NOTE` with the fingerprint of the folder, and return that; and a model card.
+
+    From the card the models that runs make of the folder take its licence.
+    """
     fingerprint = checkpoint_fingerprint(str(folder))
     text = json.dumps({"made by": "fedmoe carve", "fingerprint": fingerprint, **note}, indent=1)
     (folder / NOTE).write_text(f"{text}\n", encoding="utf-8")
+    base = note["base"]
+    licence = {"license": base["licence"].lower()} if base["licence"] else {}
+    data = ModelCardData(library_name="transformers", tags=["mixture-of-experts"], **licence)
+    body = f"# {base['name']}, carved into experts\n\nMade by fedmoe carve; how: {NOTE}."
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(folder / CARD_FILE)
     return fingerprint
 
 

@@ -19,6 +19,7 @@ from fedmoe_app.moe.carve.base import Base, find_base
 from fedmoe_app.moe.carve.folder import NOTE, Calibration, Made, carve_folder
 from fedmoe_app.moe.carve.plan import Plan
 from fedmoe_app.moe.carve.texts import batches_of, perplexity, read_texts, tokens_of
+from fedmoe_app.moe.checkpoint import licence_of
 from tests.bases import WORDS, word_tokenizer
 from tests.conftest import flat_config
 from tests.moe.carve.dense import save_dense
@@ -79,6 +80,7 @@ def test_the_note_says_how_it_was_made(tmp_path: Path, texts: Path) -> None:
     }
     assert note["perplexity"] == {"before": made.before, "after": made.after}
     assert [layer["index"] for layer in note["layers"]] == [1, 2]
+    assert licence_of(str(made.folder)) == "apache-2.0"  # for the models that runs make of it
 
 
 def test_the_same_seed_gives_the_same_folder(tmp_path: Path, texts: Path) -> None:
