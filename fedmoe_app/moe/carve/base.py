@@ -75,7 +75,8 @@ class Base:
         if self.gguf and isinstance(error, ImportError):
             return f"a GGUF file needs the package gguf: {INSTALL_GGUF}"
         first = str(error).strip().partition("\n")[0]
-        return f"holds no model that transformers reads ({first})"
+        hub = "" if Path(self.name).is_dir() else "; --online allows downloads from the hub"
+        return f"holds no model that transformers reads ({first}){hub}"
 
     def model(self) -> PreTrainedModel:
         """Read the weights as float32."""

@@ -167,6 +167,8 @@ def test_a_base_is_found_or_refused_by_name(tmp_path: Path) -> None:
     assert find_base(str(tmp_path), "b.gguf") == Base(str(tmp_path), "b.gguf")
     assert find_base(str(tmp_path / "a.gguf")).title == "a.gguf"
     assert find_base("owner/model") == Base("owner/model")
+    with pytest.raises(ConfigError, match=r"owner/model: holds no model .*; --online allows"):
+        find_base("owner/model").config()
     with pytest.raises(ConfigError, match="is a file; name a model's folder"):
         find_base(__file__)
 
