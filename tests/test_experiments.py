@@ -68,6 +68,7 @@ OTHERS = (
     "nodes-own-data",
     "own-text",
     "qlora",
+    "smollm2",
     "strongly-unequal",
     "switch-top1",
 )

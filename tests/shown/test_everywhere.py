@@ -115,6 +115,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "plot": (["{run}"], f"{SHOWN}run/routing.png"),
     "report": (["{run}"], f"{SHOWN}run/report.html"),
     "export": (["{run}", "--output", "{new}"], SHOWN),
+    "carve": (["{home}/{name}", "--output", "{new}"], SHOWN),
     "partition": (
         ["--clients", "2", "-c", "{home}/data.toml"],
         "[/closed]",
