@@ -8,7 +8,6 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,9 +16,8 @@ import yaml
 
 from fedmoe_app import SCHEMES, make_scheme, read_metrics, run_in_process
 from fedmoe_app.compare.plan import read_schemes
-from fedmoe_app.config.names import WITH_ARGS
 from fedmoe_app.config.overrides import read_overrides
-from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
+from fedmoe_app.report.plots import FILES
 from fedmoe_app.schemes import COMBINE
 from tests.compare.test_in_process import SMALL
 from tests.conftest import REPOSITORY, flat_config, make_config
@@ -37,10 +35,7 @@ TABLES = {
     "fedalign-moe": "fedalign",
     "combine": "combine",
 }
-# Pages of schemes that take their parameters from scheme-args.
-ARGUMENTS = ("server-optimisers", "client-drift", "fairness", "robust")
-SCHEME_PAGES = (*TABLES, *ARGUMENTS)
-PLOTS = {"accuracy.png", "bytes.png", "routing.png", *DIAGNOSTIC_DRAWINGS}
+PLOTS = {f"{name}.png" for name in FILES}
 FILE_ENDINGS = {"py", "toml", "png", "csv", "json", "jsonl", "md"}
 SECTIONS = sorted({key.split(".")[0] for key in flat_config() if "." in key})
 KEY = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.([a-z][a-z-]*)(?![\w./(-])")
@@ -176,7 +171,7 @@ def test_a_wrong_name_would_be_found(tmp_path: Path) -> None:
     assert found == [("fcmoe", "lambda"), ("fedmoe", "py"), ("data", "alpha")]
 
 
-@pytest.mark.parametrize("name", SCHEME_PAGES)
+@pytest.mark.parametrize("name", TABLES)
 def test_plots_and_diagnostics_that_are_named_exist(name: str) -> None:
     page = scheme_page(name)
     assert set(re.findall(r"[\w-]+\.png", page)) <= PLOTS
@@ -215,17 +210,7 @@ def test_a_page_lists_all_parameters_with_their_defaults(name: str) -> None:
     assert [key for key, printed in found.items() if not same(printed, defaults[key])] == []
 
 
-def test_the_pages_list_all_arguments_with_their_defaults() -> None:
-    pages = "".join(scheme_page(name) for name in ARGUMENTS)
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\S+) \| .+ \|$", pages, re.MULTILINE)
-    defaults = {
-        (name, entry.name): entry.default for name in WITH_ARGS for entry in fields(SCHEMES[name])
-    }
-    assert {row[:2] for row in rows} == defaults.keys()
-    assert [row for row in rows if float(row[2]) != defaults[row[:2]]] == []
-
-
-@pytest.mark.parametrize("name", SCHEME_PAGES)
+@pytest.mark.parametrize("name", TABLES)
 def test_a_page_has_its_parts(name: str) -> None:
     page = scheme_page(name)
     assert "## Paper against ours\n" in page
@@ -245,7 +230,7 @@ def commands(name: str, program: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith(program)]
 
 
-@pytest.mark.parametrize("name", ["README", *SCHEME_PAGES])
+@pytest.mark.parametrize("name", ["README", *TABLES])
 def test_the_commands_of_a_page_build_their_schemes(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +249,7 @@ def test_every_scheme_and_every_page_stands_in_the_overview() -> None:
     overview = scheme_page("README")
     rows = re.findall(r"^\| \[`(\w+)`\]\(([\w-]+)\.md\) \|", overview, re.MULTILINE)
     assert [scheme for scheme, _ in rows] == [*SCHEMES, COMBINE]
-    assert {page for _, page in rows} == set(SCHEME_PAGES)
+    assert {page for _, page in rows} == TABLES.keys()
 
 
 def test_every_experiment_with_a_scheme_stands_on_a_page() -> None:

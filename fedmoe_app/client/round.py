@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from fedmoe_app.client.memory import (
     LOADING,
@@ -19,7 +18,6 @@ from fedmoe_app.client.memory import (
     largest_budget,
     round_note,
 )
-from fedmoe_app.client.outputs import received_logits, step_outputs, sums_of_outputs
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
 from fedmoe_app.client.placement import choose, experts_to_load
@@ -47,8 +45,8 @@ from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import Plan, Run, signals_of
-from fedmoe_app.schemes.parts import InBatch, Measured, OfOutput, Once, Select
-from fedmoe_app.schemes.views import EMPTY, NO_NUMBER, LocalClient, Trained
+from fedmoe_app.schemes.parts import InBatch, Once, Select
+from fedmoe_app.schemes.views import NO_NUMBER, LocalClient, Trained
 from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
 from fedmoe_app.tasks.setup import Setup, check_base, load_setup
@@ -86,7 +84,7 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
         setup = load_setup(config, task.label_names, experts_to_load(config, task))
     check_base(setup, task.base_fingerprint)
     plan = Plan.of(scheme, setup.shape)
-    plan.check(Run(setup.shape, task=config.data.task))
+    plan.check(Run(setup.shape))
     with watch.phase("data"):
         rows = client_rows(config, node, task, setup)
     if not rows.train:
@@ -118,8 +116,6 @@ class ClientRound:
         received_score = None
         if parts.needs_received_score:
             received_score = self._score(self.setup.task, self.rows.train)
-        sums = self.sums_of(self.plan.measured)
-        teacher = self._received_logits() if self.plan.needs_teacher else EMPTY
         with self.watch.phase("apply"):
             started, own = keeping.start(self.setup)
         with self.watch.phase("train"):
@@ -132,9 +128,7 @@ class ClientRound:
             chosen = once.choose(client) if once and loaded is None else loaded or None
             trainables = Trainables(self.setup.model, self.setup.layers, chosen)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
-            result, routing = self._train(
-                trainables, client, started, own, parts, gradient, teacher
-            )
+            result, routing = self._train(trainables, client, started, own, parts, gradient)
             changes = _from_received(trainables.changes(), started, self.task.state)
             if own is not None and not own.joint:
                 trainables.detach()
@@ -163,25 +157,8 @@ class ClientRound:
             routing=routing,
             metrics=metrics,
             placement=placement,
-            statistics=parts.measure(received_score) | sums,
+            statistics=parts.measure(received_score),
         )
-
-    def sums_of(self, statistics: Sequence[Measured]) -> Tensors:
-        """Return those of the statistics that are sums over the received model's outputs."""
-        wanted = [statistic for statistic in statistics if isinstance(statistic, OfOutput)]
-        if not wanted:
-            return {}
-        with self.watch.phase("evaluate"), doing(SCORING):
-            return sums_of_outputs(*self._forward, wanted)
-
-    def _received_logits(self) -> Tensor:
-        with self.watch.phase("evaluate"), doing(SCORING):
-            return received_logits(*self._forward)
-
-    @property
-    def _forward(self) -> tuple[PreTrainedModel, Task, Sequence[Row], int]:
-        size = self.config.train.per_device_eval_batch_size
-        return self.setup.model, self.setup.task, self.rows.train, size
 
     def choose(self) -> Placement:
         """Choose the experts to load, by the model as it is."""
@@ -220,7 +197,6 @@ class ClientRound:
         own: OwnModel | None,
         parts: ClientParts,
         gradient: MeanOfGradients | None,
-        teacher: Tensor,
     ) -> tuple[TrainResult, RoutingStats]:
         setup, plan = self.setup, self.plan
         device = setup.model.device
@@ -233,10 +209,7 @@ class ClientRound:
         joint = own if own is not None and own.joint else None
         factor = self._learning_rate()
         beside = joint.training(self.config.train, factor) if joint else nullcontext()
-        reading = step_outputs(plan, setup.model, self.rows.train, teacher)
-        freeze = plan.client.freeze
-        frozen = [k for k in trainables.named_parameters() if freeze and freeze.frozen(k)]
-        with doing(TRAINING), recorder, reading as outputs, beside as own_step:
+        with doing(TRAINING), recorder, beside as own_step:
             run = LocalRun(
                 setup.model,
                 trainables,
@@ -248,9 +221,6 @@ class ClientRound:
                 signals_of(_on(device, self.task.broadcast)),
                 own_step,
                 gradient,
-                plan.client.loss,
-                outputs,
-                frozen,
             )
             result = train(run, self.rows.train, self.config.train, self._seed, factor)
         return result, recorder.stats(trainables.trained)

@@ -10,29 +10,25 @@ steps a round. The shapes are those of transformers (``lr_scheduler_type``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from fedmoe_app.client.outputs import StepOutputs
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes.parts import RouterTerm, Signal, TaskLoss, Term
+from fedmoe_app.schemes.parts import RouterTerm, Signal, Term
 from fedmoe_app.schemes.views import LocalStep
 from fedmoe_app.tasks.base import Task
 
 Factor = Callable[[int], float]
-_T = TypeVar("_T")
 
 
 def constant(step: int) -> float:
@@ -83,8 +79,8 @@ def num_steps(num_examples: int, config: TrainConfig) -> int:
     return config.num_steps(num_examples)
 
 
-def train_batches(rows: Sequence[_T], config: TrainConfig, seed: int) -> Iterator[list[_T]]:
-    """Yield the examples, or whatever stands for them, of each optimiser step of a round.
+def train_batches(rows: Sequence[Row], config: TrainConfig, seed: int) -> Iterator[list[Row]]:
+    """Yield the examples of each optimiser step of a round.
 
     A new shuffle each epoch; the last step of one may have fewer.
     """
@@ -97,7 +93,7 @@ def train_batches(rows: Sequence[_T], config: TrainConfig, seed: int) -> Iterato
             remaining -= 1
 
 
-def micro_batches(rows: Sequence[_T], config: TrainConfig) -> Iterator[Sequence[_T]]:
+def micro_batches(rows: Sequence[Row], config: TrainConfig) -> Iterator[Sequence[Row]]:
     """Split a step's examples into what runs at once, ``per-device-train-batch-size``."""
     size = config.per_device_train_batch_size
     for start in range(0, len(rows), size):
@@ -158,9 +154,6 @@ class LocalRun:
     told: Mapping[Signal, Any] = field(default_factory=dict)  # by the server
     own_step: Callable[[], None] | None = None  # steps what trains on the same loss beside it
     gradient: MeanOfGradients | None = None  # of the task's loss, where a part reads it
-    task_loss: TaskLoss | None = None  # in the place of the task's own
-    outputs: StepOutputs | None = None  # where a part of the loss reads them
-    frozen: Collection[str] = ()  # full names of what is not trained
 
 
 def train(
@@ -186,49 +179,34 @@ def train(
     schedule = LambdaLR(optimiser, factor)
     run.model.train()
     losses: list[float] = []
-    with _frozen([parameters[name] for name in run.frozen]):
-        for examples in train_batches(range(len(rows)), config, seed):
-            optimiser.zero_grad(set_to_none=True)
-            losses.append(_backward(run, rows, examples, config, parameters, reference))
-            run.trainables.count_step(run.recorder.take_routed())
-            if run.gradient is not None:
-                run.gradient.count_step(parameters)
-            if config.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
-            optimiser.step()
-            schedule.step()
-            if run.own_step is not None:
-                run.own_step()
+    for batch in train_batches(rows, config, seed):
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(_backward(run, batch, config, parameters, reference))
+        run.trainables.count_step(run.recorder.take_routed())
+        if run.gradient is not None:
+            run.gradient.count_step(parameters)
+        if config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+        optimiser.step()
+        schedule.step()
+        if run.own_step is not None:
+            run.own_step()
     return TrainResult(sum(losses) / len(losses), len(losses))
-
-
-@contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Take no gradient of some parameters; the optimiser leaves what has none alone."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 def _backward(
     run: LocalRun,
     rows: Sequence[Row],
-    examples: Sequence[int],
     config: TrainConfig,
     parameters: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
 ) -> float:
     """Add up the gradients of a step's micro-batches; return the step's mean task loss."""
     total = 0.0
-    for part in micro_batches(examples, config):
-        step = LocalStep(parameters, reference, told=run.told, top_k=run.top_k)
-        task_loss, step = _task_loss(run, [rows[i] for i in part], part, step)
-        share = len(part) / len(examples)
-        extra = _terms(run, step)
+    for part in micro_batches(rows, config):
+        task_loss = _task_loss(run, part)
+        share = len(part) / len(rows)
+        extra = _terms(run, parameters, reference)
         if run.gradient is not None and extra is not None:
             run.gradient.leave_out(share * extra, parameters)
         loss = share * (task_loss if extra is None else task_loss + extra)
@@ -238,27 +216,21 @@ def _backward(
     return total
 
 
-def _task_loss(
-    run: LocalRun, rows: Sequence[Row], examples: Sequence[int], step: LocalStep
-) -> tuple[Tensor, LocalStep]:
-    """Return the task's loss, or what takes its place, and what the other parts see."""
+def _task_loss(run: LocalRun, rows: Sequence[Row]) -> Tensor:
     batch = run.task.collate(rows, run.model.device)
     run.recorder.mask(batch.attention_mask, batch.decoder_mask)
-    if run.outputs is None:
-        return run.task.loss(run.model, batch), step
-    logits, labels = run.task.predict(run.model, batch)
-    step = replace(step, **run.outputs.of(logits, labels, batch, examples))
-    if run.task_loss is None:
-        return F.cross_entropy(step.logits, labels), step
-    return run.task_loss.loss(step), step
+    return run.task.loss(run.model, batch)
 
 
-def _terms(run: LocalRun, step: LocalStep) -> Tensor | None:
+def _terms(
+    run: LocalRun, parameters: Mapping[str, Tensor], received: Mapping[str, Tensor]
+) -> Tensor | None:
     """Return the sum of the loss's terms; None if there is none."""
     total = None
     for term, kept in run.terms:
         probs = run.recorder.probs if isinstance(term, RouterTerm) else ()
-        value = term.loss(replace(step, router_probs=probs, kept=kept))
+        step = LocalStep(parameters, received, probs, run.told, run.top_k, kept)
+        value = term.loss(step)  # type: ignore[attr-defined]  # of every kind of term
         if value is not None:
             total = value if total is None else total + value
     return total

@@ -1,50 +1,13 @@
 """Names that the command line knows without torch, whose import takes seconds.
 
 The registries, :data:`fedmoe_app.schemes.SCHEMES` and :data:`fedmoe_app.moe.loading.PRESETS`, say
-what they mean; a test holds presets and the sizes here together with what ships.
+what they mean; a test holds the two together, and the sizes here with what ships.
 """
 
 from __future__ import annotations
 
 COMBINE = "combine"
-# Schemes with a table of their own in the run config: module of fedmoe_app.schemes, and class.
-_WITH_TABLE = {
-    "fedavg": "fedavg:FedAvg",
-    "fedprox": "fedprox:FedProx",
-    "fedmoe": "fedmoe:FedMoE",
-    "pflmoe": "pflmoe:PFLMoE",
-    "hfedmoe": "hfedmoe:HFedMoE",
-    "fcmoe": "fcmoe:FCMoE",
-    "fedalign": "fedalign:FedAlignMoE",
-}
-# Losses against label skew, which can be the loss of a combination, too.
-LABEL_SKEW = {
-    "logitadjust": "logitadjust:LogitAdjust",
-    "fedlc": "logitadjust:FedLC",
-    "fedrs": "fedrs:FedRS",
-    "fedntd": "fedntd:FedNTD",
-    "fedlmd": "fedlmd:FedLMD",
-    "fedvls": "fedvls:FedVLS",
-    "feddecorr": "feddecorr:FedDecorr",
-}
-# Those that take their parameters from scheme-args, as a user's class does.
-WITH_ARGS = {
-    **LABEL_SKEW,
-    "fedavgm": "fedopt:FedAvgM",
-    "fedadam": "fedopt:FedAdam",
-    "fedyogi": "fedopt:FedYogi",
-    "fedexp": "fedexp:FedExP",
-    "fednova": "fednova:FedNova",
-    "scaffold": "scaffold:Scaffold",
-    "feddyn": "feddyn:FedDyn",
-    "qfedavg": "qfedavg:QFedAvg",
-    "median": "robust:Median",
-    "trimmedmean": "robust:TrimmedMean",
-    "multikrum": "robust:MultiKrum",
-    "centredclip": "robust:CentredClipping",
-}
-SCHEME_CLASSES = _WITH_TABLE | WITH_ARGS
-SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)
+SCHEME_NAMES = ("fedavg", "fedprox", "fedmoe", "pflmoe", "hfedmoe", "fcmoe", "fedalign", COMBINE)
 PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
 PRESET_EXPERTS = 8  # experts a layer that every preset has at least
 PRESET_CLASSES = 256  # classes that the presets' tokenizer has label tokens for

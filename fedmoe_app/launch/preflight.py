@@ -18,7 +18,6 @@ from fedmoe_app.config.names import (
     COMBINE,
     EMBEDDED_CLASSES,
     EMBEDDED_ROWS,
-    LABEL_SKEW,
     PRESET_CLASSES,
     PRESET_EXPERTS,
     PRESET_NAMES,
@@ -112,7 +111,6 @@ def _surely_fit(config: RunConfig, num_classes: int) -> bool:
         and (model.gates or model.train == "all")
         and config.fedmoe.experts_per_client <= PRESET_EXPERTS
         and config.rounds == "sync"
-        and (data.task == "classification" or config.scheme not in LABEL_SKEW)
         and data.metric != "exact-match"
         and num_classes <= PRESET_CLASSES
     )

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Iterator, Mapping
 
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.names import (
-    COMBINE,
-    LABEL_SKEW,
-    SCHEME_CLASSES,
-    WITH_ARGS,
-    is_own_scheme,
-    unknown_scheme,
-)
+from fedmoe_app.config.names import COMBINE, is_own_scheme, unknown_scheme
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
+from fedmoe_app.schemes.fcmoe import FCMoE
+from fedmoe_app.schemes.fedalign import FedAlignMoE
+from fedmoe_app.schemes.fedavg import FedAvg
+from fedmoe_app.schemes.fedmoe import FedMoE
+from fedmoe_app.schemes.fedprox import FedProx
+from fedmoe_app.schemes.hfedmoe import HFedMoE
+from fedmoe_app.schemes.pflmoe import PFLMoE
 
-
-class _Schemes(Mapping[str, type[Scheme]]):
-    """Classes by name, each imported when it is asked for."""
-
-    def __getitem__(self, name: str) -> type[Scheme]:
-        module, _, class_name = SCHEME_CLASSES[name].partition(":")
-        found: type[Scheme] = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(SCHEME_CLASSES)
-
-    def __len__(self) -> int:
-        return len(SCHEME_CLASSES)
-
-
-SCHEMES: Mapping[str, type[Scheme]] = _Schemes()
+SCHEMES: dict[str, type[Scheme]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedmoe": FedMoE,
+    "pflmoe": PFLMoE,
+    "hfedmoe": HFedMoE,
+    "fcmoe": FCMoE,
+    "fedalign": FedAlignMoE,
+}
 
 
 def make_scheme(config: RunConfig) -> Scheme:
@@ -51,16 +41,11 @@ def make_scheme(config: RunConfig) -> Scheme:
     scheme_class = _import_scheme(name) if is_own_scheme(name) else SCHEMES.get(name)
     if scheme_class is None:
         raise ConfigError(unknown_scheme(name))
-    if name in SCHEMES and name not in WITH_ARGS and config.scheme_args:
+    if name in SCHEMES and config.scheme_args:
         raise ConfigError(
             f'scheme-args = {config.scheme_args}: only for your own scheme; scheme = "{name}" '
             f"takes its parameters from the [{name}] table"
         )
-    return _built(name, scheme_class, config)
-
-
-def _built(name: str, scheme_class: type[Scheme], config: RunConfig) -> Scheme:
-    """Build a scheme; what it refuses is named by it."""
     try:
         return scheme_class.from_config(config)
     except ConfigError:  # names its key already
@@ -72,24 +57,14 @@ def _built(name: str, scheme_class: type[Scheme], config: RunConfig) -> Scheme:
 
 
 def _combination(config: RunConfig) -> Combination:
-    """Build each part of ``combine`` from its own table, or from its name in ``scheme-args``."""
-    arguments = config.scheme_kwargs
+    """Build each part of ``combine`` from its own table."""
     parts = config.combine.model_dump()
     # A personal copy of the whole model is no part of one.
-    tables = [name for name in SCHEMES if name not in WITH_ARGS and name != "pflmoe"]
-    if unused := sorted(set(arguments) - (set(parts.values()) & set(LABEL_SKEW))):
-        raise ConfigError(
-            f'scheme-args = {config.scheme_args}: "{unused[0]}" is no part of combine.* that takes '
-            'arguments; write them by scheme, such as {"fedntd": {"beta": 0.1}}'
-        )
-    built = {}
+    choices = [name for name in SCHEMES if name != "pflmoe"]
     for part, name in parts.items():
-        choices = [*tables, *LABEL_SKEW] if part == "loss" else tables
         if name not in choices:
             raise ConfigError(f'combine.{part} = "{name}": choose one of {", ".join(choices)}')
-        own = {"scheme_args": json.dumps(arguments.get(name, {}))}
-        built[part] = _built(name, SCHEMES[name], config.model_copy(update=own))
-    return Combination(**built)
+    return Combination(**{part: SCHEMES[name].from_config(config) for part, name in parts.items()})
 
 
 def _import_scheme(name: str) -> type[Scheme]:

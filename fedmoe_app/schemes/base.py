@@ -9,7 +9,7 @@ What a run needs because of a scheme follows from its parts alone: :class:`Plan`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +20,18 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.parts import (
     Client,
-    FeatureTerm,
     Frozen,
     Histogram,
     InBatch,
     Keeps,
     MeanGradient,
     Measured,
-    OfOutput,
     Once,
-    OutputTerm,
     Rescaling,
     RouterTerm,
     Server,
     Signal,
     Step,
-    TaskLoss,
-    TeacherTerm,
     Telling,
     parts_in,
     public_methods,
@@ -76,15 +71,6 @@ _GONE = {
 }
 
 
-_NO_CLASSES = {
-    "causal-lm": "a client lacks nearly all tokens of the vocabulary, and nearly all of its tokens "
-    "are rare, so that what it says of absent or rare classes would hold for all of the model's "
-    'output; only scheme = "logitadjust" carries over, with token frequencies as its prior',
-    "multiple-choice": "options are answers to one question, not classes that questions share, so "
-    "that there is no label skew to correct",
-}
-
-
 @dataclass(frozen=True)
 class Run:
     """What a scheme is checked against before a run.
@@ -93,22 +79,11 @@ class Run:
         model: its sizes.
         buffered: whether replies may start from older states (``rounds = "buffered"``).
         chosen: whether nodes load only the experts that they train.
-        task: "classification", "causal-lm" or "multiple-choice".
     """
 
     model: ModelShape
     buffered: bool = False
     chosen: bool = False
-    task: str = "classification"
-
-    def needs_classes(self, what: str) -> None:
-        """Refuse a task whose labels are no classes that examples share.
-
-        Raises:
-            ConfigError: with the reason; ``what`` begins the message.
-        """
-        if self.task != "classification":
-            raise ConfigError(f'{what}: data.task = "{self.task}": {_NO_CLASSES[self.task]}')
 
 
 @dataclass(frozen=True)
@@ -204,21 +179,6 @@ class Plan:
         return bool(self._all(MeanGradient))
 
     @property
-    def needs_outputs(self) -> bool:
-        """Whether the loss reads logits, labels or features of a step."""
-        return any(self._all(kind) for kind in (TaskLoss, OutputTerm, FeatureTerm))
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a term of the loss reads the received model's logits."""
-        return bool(self._all(TeacherTerm))
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether a term of the loss reads features."""
-        return bool(self._all(FeatureTerm))
-
-    @property
     def keeps_state(self) -> bool:
         """Whether clients keep anything on their nodes."""
         return bool(self._all(Keeps)) or self.client.personal is not None
@@ -235,12 +195,8 @@ class Plan:
 
     @cached_property
     def measured(self) -> list[Measured]:
-        """The statistics of its own that clients send with every round."""
-        return self._all(Measured, replace(self.server, before=(), after=()))
-
-    def measured_for(self, step: Step) -> list[OfOutput]:
-        """Return the statistics of a step before or after the run."""
-        return self._all(OfOutput, step)
+        """The statistics of its own that clients send."""
+        return self._all(Measured, self.server)
 
     @property
     def has_steps(self) -> bool:
@@ -300,13 +256,6 @@ class Plan:
             f"{type(part).__name__}: keeps state, but is no part of the client"
             for part in self._all(Keeps, self.server)
             if part not in of_client
-        ]
-        around = self._all(Measured, self.server.before, self.server.after)
-        faults += [
-            f"{type(part).__name__}: held by a step before or after the run, for which nobody "
-            "trains; only an OfOutput can be"
-            for part in around
-            if not isinstance(part, OfOutput)
         ]
         names = [type(statistic).__name__ for statistic in self.measured]
         faults += [f"two statistics {n} that differ" for n in set(names) if names.count(n) > 1]

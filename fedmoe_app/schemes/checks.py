@@ -18,7 +18,7 @@ def check_run(config: RunConfig, scheme: Scheme, model: ModelShape) -> Plan:
     """
     chosen = config.model.experts_in_memory == "chosen"
     plan = Plan.of(scheme, model)
-    plan.check(Run(model, config.rounds == "buffered", chosen, config.data.task))
+    plan.check(Run(model, config.rounds == "buffered", chosen))
     if chosen:
         _check_holds_chosen(config, plan)
     return plan

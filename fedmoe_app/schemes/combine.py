@@ -1,7 +1,7 @@
 """Combination: the parts of several schemes in one.
 
     selection   which experts a client trains             hfedmoe, fedmoe, ...
-    loss        what the local loss is, or adds           fedprox, fedalign, fedntd, ...
+    loss        what is added to the local loss           fedprox, fedalign, ...
     gates       how gates are averaged, or kept           fedalign, hfedmoe, ...
     experts     how an expert's changes are combined      fcmoe, fedalign, hfedmoe, ...
 
@@ -44,7 +44,6 @@ class Combination(Scheme):
         halves = {slot: scheme.client(model) for slot, scheme in self._schemes()}
         return Client(
             select=halves["selection"].select,
-            loss=halves["loss"].loss,
             terms=halves["loss"].terms,
             start_gates=halves["gates"].start_gates,
             start_experts=halves["experts"].start_experts,

@@ -30,7 +30,6 @@ from fedmoe_app.schemes.views import (
     LocalClient,
     LocalStep,
     Now,
-    Outputs,
     Reply,
     RoundInfo,
     Trained,
@@ -153,16 +152,11 @@ class Signal:
 
 @dataclass(frozen=True)
 class Field:
-    """Shape and bounds of a number that travels: the server refuses what does not fit.
-
-    Attributes:
-        optional: whether a client may leave it out, such as numbers of an expert it did not train.
-    """
+    """Shape and bounds of a number that travels: the server refuses what does not fit."""
 
     shape: tuple[int, ...]
     low: float
     high: float
-    optional: bool = False
 
 
 class Statistic(Part):
@@ -200,7 +194,7 @@ class OfUpdate(Measured):
 
     @abstractmethod
     def of_update(self, done: Trained) -> Tensors:
-        """Return the numbers by name; float32."""
+        """Return the numbers by name; float32. A name may be left out."""
 
 
 class OfReceived(Measured):
@@ -209,17 +203,6 @@ class OfReceived(Measured):
     @abstractmethod
     def of_received(self, score: Score) -> Tensors:
         """Return the numbers by name; float32. ``score`` holds loss, correct and items as sums."""
-
-
-class OfOutput(Measured):
-    """Worked out from the received model's outputs on the client's training examples.
-
-    The client's hold-out is left out. It costs a forward pass over the examples.
-    """
-
-    @abstractmethod
-    def of_output(self, out: Outputs) -> Tensors:
-        """Return the numbers of one batch by name; batches add up, in float64."""
 
 
 @dataclass(frozen=True)
@@ -283,48 +266,21 @@ class Start(Keeps):
 class Term(Part):
     """Added to the task's loss in every training step."""
 
+
+class WeightTerm(Term):
+    """A term of the weights."""
+
     @abstractmethod
     def loss(self, step: LocalStep) -> Tensor | None:
         """Return a scalar with graph, or None for nothing."""
 
 
-class WeightTerm(Term):
-    """A term of the weights."""
-
-
 class RouterTerm(Term):
     """A term that reads ``step.router_probs``, too."""
 
-
-class OutputTerm(Term):
-    """A term that reads ``step.logits``, ``step.labels`` and ``step.label_counts``, too."""
-
-
-class TeacherTerm(OutputTerm):
-    """An output term that reads ``step.teacher``, too: logits of the received model.
-
-    They are worked out once a round, before training, in a forward pass over the examples.
-    """
-
-
-class FeatureTerm(Term):
-    """A term that reads ``step.features``, too: what the head sees of each example."""
-
-
-class TaskLoss(Part):
-    """Takes the place of the task's own loss; reads what an :class:`OutputTerm` does."""
-
     @abstractmethod
-    def loss(self, step: LocalStep) -> Tensor:
-        """Return a scalar with graph, in place of the mean cross-entropy of ``step.logits``."""
-
-
-class Freeze(Part):
-    """Tensors that local training leaves as they were received; they still travel."""
-
-    @abstractmethod
-    def frozen(self, key: str) -> bool:
-        """Return whether the tensor of this full name is not trained."""
+    def loss(self, step: LocalStep) -> Tensor | None:
+        """Return a scalar with graph, or None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -509,16 +465,12 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "select": (Once, InBatch),
     "start_gates": (Start,),
     "start_experts": (Start,),
-    "loss": (TaskLoss,),
     "terms": (Term,),
-    "freeze": (Freeze,),
     "personal": (PersonalCopy,),
     "dense": (Rule,),
     "gates": (Rule,),
     "experts": (Rule,),
     "steps": (Step, Telling),
-    "before": (Step,),
-    "after": (Step,),
     "probes": (RoundProbe, ExpertProbe),
 }
 
@@ -548,18 +500,14 @@ class Client:
     Attributes:
         select: which experts it trains.
         start_gates, start_experts: which other values they start from.
-        loss: what stands in the place of the task's own loss.
         terms: what is added to its loss.
-        freeze: what it does not train.
         personal: a model of its own beside the global one.
     """
 
     select: Once | InBatch | None = None
     start_gates: Start | None = None
     start_experts: Start | None = None
-    loss: TaskLoss | None = None
     terms: tuple[Term, ...] = ()
-    freeze: Freeze | None = None
     personal: PersonalCopy | None = None
 
     def __post_init__(self) -> None:
@@ -575,8 +523,6 @@ class Server:
     Attributes:
         dense, gates, experts: how their changes are combined.
         steps: what happens once a round with the combined change, in this order.
-        before, after: steps around the run, before the first round and after the last one. Clients
-            do not train for them, they only send the :class:`OfOutput` numbers that these hold.
         probes: what is told of a round.
     """
 
@@ -584,8 +530,6 @@ class Server:
     gates: Rule = ByExamples()
     experts: Rule = Mean()
     steps: tuple[Step | Telling, ...] = ()
-    before: tuple[Step, ...] = ()
-    after: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # the histogram's module imports models
     from fedmoe_app.schemes.parts import Signal, Statistic
 
 DENSE, GATE, EXPERT = "dense", "gate", "expert"
-EMPTY = torch.empty(0)  # of what was not asked for
 
 
 @dataclass(frozen=True)
@@ -327,14 +326,6 @@ class LocalStep:
         told: what the server sent, by signal; nothing in the first round.
         top_k: experts a token uses.
         kept: what this term kept in the client's last round; empty if nothing or lost.
-        logits: of the batch's I items, examples or answer tokens, over C classes or the vocabulary,
-            ``[I, C]`` float32 with graph; as the next four, empty where no part reads it.
-        labels: the right classes, ``[I]``.
-        label_counts: how often each class is right in all of the client's training examples,
-            ``[C]`` float32.
-        teacher: logits of the received model, ``[I, C]`` float32.
-        features: what the classification head, or the output embeddings, see of each of the batch's
-            B examples, ``[B, D]`` with graph.
     """
 
     parameters: Mapping[str, Tensor]
@@ -343,26 +334,6 @@ class LocalStep:
     told: Mapping[Signal, Any] = field(default_factory=dict)
     top_k: int = 1
     kept: Mapping[str, Tensor] = field(default_factory=dict)
-    logits: Tensor = EMPTY
-    labels: Tensor = EMPTY
-    label_counts: Tensor = EMPTY
-    teacher: Tensor = EMPTY
-    features: Tensor = EMPTY
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a model made of some examples, without graph.
-
-    Attributes:
-        features: what the classification head sees, ``[I, D]`` float64.
-        logits: ``[I, C]`` float32.
-        labels: the right classes, ``[I]``.
-    """
-
-    features: Tensor
-    logits: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,6 @@ class Intake:
             self._roster.claim(node, update.client)
             if staleness is not None:
                 update = discounted(update, staleness)
-            if update.statistics and self._spool is not None:  # they may be as large as the model
-                stored = self._spool.store(ModelState(dense=update.statistics))
-                update = replace(update, statistics=stored.dense)
             self._put(update, node)
             self._bytes_up[node] = record_bytes(message.content)
             self.nodes.add(node)

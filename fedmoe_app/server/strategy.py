@@ -38,7 +38,6 @@ from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import UpdateSpec, encode_task, record_bytes
-from fedmoe_app.wire.spec import NumberSpec
 from fedmoe_app.wire.update import ClientUpdate
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
@@ -364,18 +363,7 @@ class MoEStrategy(RoundLoop):
     def update_spec(self) -> UpdateSpec:
         """Return what a reply to the present state may hold."""
         top_k = 0 if self.placements is None else self.shape.top_k
-        spec = UpdateSpec.of(self.state, self.region_size, self.offer.codecs, top_k)
-        if not self.plan.measured:
-            return spec
-        shapes = {key: tuple(tensor.shape) for key, tensor in self.state.named()}
-        numbers = {
-            f"{type(statistic).__name__}/{name}": NumberSpec(
-                own.shape, own.low, own.high, own.optional
-            )
-            for statistic in self.plan.measured
-            for name, own in statistic.spec(shapes).items()
-        }
-        return replace(spec, statistics=numbers)
+        return UpdateSpec.of(self.state, self.region_size, self.offer.codecs, top_k)
 
     def finish_train(
         self, server_round: int, decoded: Decoded
@@ -438,7 +426,7 @@ class MoEStrategy(RoundLoop):
             self.report.diagnostics = diagnostics.result(self.plan.server, info)
         self.broadcast, self.step_state = flat_signals(outcome.told), outcome.state
         # The report outlives the round; the changes do not.
-        self.report.updates = [replace(u, changes=ModelState(), statistics={}) for u in updates]
+        self.report.updates = [replace(update, changes=ModelState()) for update in updates]
         self.report.folded = True
         self.report.bytes_down_to = self.roster.by_client(self.report.bytes_down_by_node)
         return arrays

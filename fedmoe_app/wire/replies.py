@@ -4,7 +4,6 @@
     arrays   coded, small: the changes of trained experts, gates, dense tensors; routing
     metrics  client, num-examples, losses, ...
     update   codec, version of the received state, checksum; run, round and state that it answers
-    placement, statistics   the experts that the node loads next; the scheme's own numbers; or none
 
 A checksum over a whole reply, so that no damage on the way is taken for values.
 
@@ -39,8 +38,6 @@ from fedmoe_app.wire.packing import (
 from fedmoe_app.wire.question import ENTRIES, ROUND, Question
 from fedmoe_app.wire.routing import check_counts, max_routing, pack_routing, unpack_routing
 from fedmoe_app.wire.spec import UpdateSpec
-from fedmoe_app.wire.statistics import RECORD as STATISTICS
-from fedmoe_app.wire.statistics import decode_statistics, encode_statistics
 from fedmoe_app.wire.update import RECORD as PLACEMENT
 from fedmoe_app.wire.update import ClientUpdate, decode_placement, encode_placement
 
@@ -119,8 +116,6 @@ def encode_update(
     )
     if update.placement is not None:
         content[PLACEMENT] = encode_placement(update.placement)
-    if update.statistics:
-        content[STATISTICS] = encode_statistics(update.statistics)
     return seal(content)
 
 
@@ -172,9 +167,7 @@ def decode_update(
             f"another protocol version, {shown(protocol)}; this server speaks {PROTOCOL}",
             "protocol",
         )
-    own_records = ((PLACEMENT, bool(spec.top_k)), (STATISTICS, STATISTICS in content.array_records))
-    wanted = tuple(name for name, is_there in own_records if is_there)
-    check_records(content, (*RECORDS, *wanted))
+    check_records(content, (*RECORDS, PLACEMENT) if spec.top_k else RECORDS)
     if "arrays" not in content.array_records:
         raise InvalidUpdateError("record arrays holds no arrays", "missing")
     header = content.config_records["update"]
@@ -207,7 +200,6 @@ def decode_update(
         codec.name,
         placement,
         server_round,
-        decode_statistics(content, spec.statistics),
     )
 
 

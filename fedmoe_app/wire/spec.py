@@ -7,7 +7,7 @@ as part of the routing statistics.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
@@ -16,16 +16,6 @@ from fedmoe_app.moe.state import ExpertKey, ModelState, expert_name, gate_name
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class NumberSpec:
-    """Shape and bounds of a number of a scheme's own."""
-
-    shape: Shape
-    low: float
-    high: float
-    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,6 @@ class UpdateSpec:
     region_size: int = 0  # hidden size D if regions are wanted, else 0
     codecs: tuple[str, ...] = ("fp32",)  # those that the server offered
     top_k: int = 0  # K if nodes choose the experts that they hold, else 0
-    statistics: Mapping[str, NumberSpec] = field(default_factory=dict)  # of the scheme's own
 
     @classmethod
     def of(

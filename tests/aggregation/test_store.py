@@ -30,12 +30,7 @@ def updates(seed: int) -> list[ClientUpdate]:
         count = torch.randint(1, 50, (2, 3), generator=generator)
         gate = float(torch.randn(1, generator=generator))
         stats = {"region": region, "count": count, "tokens": count.sum(dim=1)}
-        update = own_update(client, 1 + client, experts, gate=gate, **stats)
-        own = {
-            "ReceivedLoss/mean": torch.tensor(1.0 + client),
-            "SquaredChange/all": torch.tensor(9.0),
-        }
-        found.append(replace(update, statistics=own))
+        found.append(own_update(client, 1 + client, experts, gate=gate, **stats))
     return found
 
 

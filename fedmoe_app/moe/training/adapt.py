@@ -89,23 +89,6 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if id(p) not in inside}
 
 
-def classification_head(model: PreTrainedModel) -> str:
-    """Return the path of the linear map to the classes' logits; "" where there is none.
-
-    It is the last one outside the base model with C outputs.
-    """
-    inside = {id(module) for module in model.base_model.modules()}
-    heads = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and id(module) not in inside
-        and module is not model.get_output_embeddings()
-        and module.out_features == model.config.num_labels
-    ]
-    return heads[-1] if heads else ""
-
-
 def _open_experts(
     model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
 ) -> None:
