@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import file_names
-from fedmoe_app.config.names import COMBINE, PRESET_NAMES, SCHEME_NAMES
+from fedmoe_app.config.names import COMBINE, PRESET_NAMES, SCHEME_NAMES, SMOLLM2_MOE
 from fedmoe_app.config.tasks import TASKS
 
 REFUSED = "this node's policy"  # how the reason of every refusal begins; the server knows it by it
@@ -116,7 +116,7 @@ class Policy(BaseModel):
                 yield _named(run, key)
         if run.get("data.task") not in self.tasks:
             yield _named(run, "data.task")
-        if run.get("model.name") not in (*PRESET_NAMES, *self.models):
+        if run.get("model.name") not in (*PRESET_NAMES, SMOLLM2_MOE, *self.models):
             yield _named(run, "model.name")
         yield from self._files(run)
         yield from self._columns(run)

@@ -19,6 +19,7 @@ from fedmoe_app.aggregation.aggregate import FoldError, aggregate
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
+from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.events import LateReply, logger, tell
@@ -350,6 +351,10 @@ class MoEStrategy:
         for who, why in collected.rejected.items():
             now.fail(who, why)
         now.name_failures()
+        # A node whose policy does not allow the run has not failed: it is asked like any other.
+        refused = {who for who, why in now.failures.items() if REFUSED in why}
+        if refused:
+            collected.kinds["refused"] += len(refused)
         now.collected(collected.kinds)
         updates, registry = collected.updates, self.registry
         registry.sizes |= {update.client: update.num_examples for update in updates}
@@ -357,7 +362,7 @@ class MoEStrategy:
         good = [f"client {update.client}" for update in updates]
         # Who works for another run is waited for, and has not failed.
         waited_for = now.working_elsewhere if len(updates) < self.limits.min_clients else ()
-        failed = [who for who in now.failures if who not in waited_for]
+        failed = [who for who in now.failures if who not in waited_for and who not in refused]
         registry.cooldown.note(now.server_round, failed, good)
         self._note_lost_state(now, updates)
 

@@ -118,3 +118,25 @@ def test_where_none_is_waited_for_the_round_fails_at_once(said: list[str]) -> No
     with pytest.raises(RunFailedError, match="2 round"):
         run(Nodes({2: 2}), limits(wait=0.0))
     assert not [line for line in said if "waits" in line]
+
+
+def test_a_node_whose_policy_refuses_the_run_has_not_failed() -> None:
+    """It is told of, counted as refused, and asked in every round: its owner may allow the run."""
+    asked: list[int] = []
+
+    def train(client: int, server_round: int) -> RecordDict:
+        if client == 1:
+            asked.append(server_round)
+            raise RuntimeError("this node's policy does not allow scheme = 'fedavg'")
+        return good(client, server_round)
+
+    records = Records()
+    strategy = MoEStrategy(
+        FedAvg(), Limits(2, wait_for_clients=0), registry=ClientRegistry(longest_cooldown=8)
+    )
+    grid = InProcessGrid(toy_app(train), {}, [{"partition-id": client} for client in range(3)])
+    with task_identity():
+        RoundLoop(strategy).run(grid, encode_state(toy_state()), 4, timeout=5, callbacks=[records])
+    assert asked == [1, 2, 3, 4]
+    assert [dict(record.rejected) for record in records[1:]] == [{"refused": 1}] * 4
+    assert all("policy" in str(record.failures) for record in records[1:])
