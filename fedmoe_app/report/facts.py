@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from fedmoe_app.results.folder import SAMPLES_FILE
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.results.values import Line
 from fedmoe_app.shown.duration import duration
+from fedmoe_app.wire.metrics import COLUMNS, Metric
 
 MAX_FAILURES = 200
 MAX_SAMPLES = 20
@@ -114,13 +115,11 @@ def clients_table(clients: Sequence[dict[str, Any]], metric: str) -> Table:
         "rounds": [_count(c["rounds"]) for c in clients],
         "last round": [_count(c["last_round"]) for c in clients],
         "examples": [_count(c.get("num_examples")) for c in clients],
-        "texts cut": [_count(c.get("num_truncated")) for c in clients],
-        "training loss": [_number(c.get("train_loss")) for c in clients],
-        f"own {metric} before": [_number(c.get("accuracy")) for c in clients],
-        f"own {metric} after": [_number(c.get("local_accuracy")) for c in clients],
-        "personal model": [_number(c.get("personal_accuracy")) for c in clients],
-        "mixing gate": [_number(c.get("mixing_gate")) for c in clients],
-        "expert budget": [_count(c.get("expert_budget")) for c in clients],
+        **{
+            each.title.format(metric=metric): [_told(each, c) for c in clients]
+            for each in COLUMNS
+            if each.title
+        },
         "experts sent": [_count(c.get("experts_sent")) for c in clients],
         "sent up": [_bytes(c["up"]) for c in clients],
         "sent down": [_bytes(c["down"]) for c in clients],
@@ -212,6 +211,12 @@ def _seconds(line: Line) -> float:
 
 def _number(value: float | None, form: str = "{:.3f}") -> Cell:
     return Cell(MISSING) if value is None else Cell(form.format(value), value)
+
+
+def _told(metric: Metric, client: Mapping[str, Any]) -> Cell:
+    """Return what a client told of itself."""
+    show = _count if metric.allowed.whole else _number
+    return show(client.get(metric.column))
 
 
 def _count(value: float | None) -> Cell:

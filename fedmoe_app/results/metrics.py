@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fedmoe_app.wire.metrics import CPU, seconds_by_phase
+from fedmoe_app.wire.metrics import COLUMNS, CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
 
 
@@ -123,30 +123,16 @@ def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:
 
 def _client(position: int, record: RoundRecord) -> dict[str, Any]:
     update = record.updates[position]
-    metrics = update.metrics
     return {
         "client": update.client,
         "num_examples": update.num_examples,
-        "train_loss": metrics.get("train-loss"),
-        "loss": metrics.get("loss"),
-        "accuracy": metrics.get("accuracy"),
-        "local_loss": metrics.get("local-loss"),
-        "local_accuracy": metrics.get("local-accuracy"),
-        "personal_accuracy": metrics.get("personal-accuracy"),
-        "mixing_gate": metrics.get("mixing-gate"),
-        "num_truncated": metrics.get("num-truncated"),
-        "num_steps": _whole(metrics.get("num-steps")),
-        "expert_budget": _whole(metrics.get("expert-budget")),
-        "experts_held": _whole(metrics.get("experts-held")),
+        **{metric.column: metric.value(update.metrics) for metric in COLUMNS},
         "selection_ratio": _selection_ratio(record, position),
-        "staleness": _whole(metrics.get("staleness")),
-        "kept_round": _whole(metrics.get("kept-round")),
+        "staleness": _whole(update.metrics.get("staleness")),
         "state_lost": update.client in record.lost_state,
-        "state_stored": _flag(metrics.get("state-stored")),
         "bytes_up": record.bytes_up[update.client],
         "bytes_down": record.bytes_down_to.get(update.client, 0),
         "codec": update.codec,
-        "residual_round": _whole(metrics.get("residual-round")),
         "experts_sent": int((update.routing.trained > 0).sum()),
     }
 
@@ -160,10 +146,6 @@ def _selection_ratio(record: RoundRecord, position: int) -> float | None:
 def _whole(value: float | None) -> int | None:
     """Return a count, which travels as a float among the metrics."""
     return None if value is None else int(value)
-
-
-def _flag(value: float | None) -> bool | None:
-    return None if value is None else bool(value)
 
 
 def _compact(value: Any) -> Any:

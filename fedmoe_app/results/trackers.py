@@ -30,6 +30,7 @@ from fedmoe_app.results.events import logger
 from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.values import to_array
 from fedmoe_app.shown.tags import setting, tag, title
+from fedmoe_app.wire.metrics import METRICS
 
 if TYPE_CHECKING:
     from fedmoe_app.results.metrics import RoundRecord
@@ -43,17 +44,8 @@ OF_THE_ROUND = {
     "bytes/down": "bytes_down",
     "clients/replied": "num_clients",
 }
-# Name below client/N/: key of the client's entry.
-OF_A_CLIENT = {
-    "accuracy": "accuracy",
-    "loss": "loss",
-    "local_accuracy": "local_accuracy",
-    "local_loss": "local_loss",
-    "personal_accuracy": "personal_accuracy",
-    "train_loss": "train_loss",
-    "bytes_up": "bytes_up",
-    "experts_sent": "experts_sent",
-}
+# Keys of a client's entry, which are the names below client/N/.
+OF_A_CLIENT = (*(metric.column for metric in METRICS if metric.tracked), "bytes_up", "experts_sent")
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
@@ -78,8 +70,8 @@ def _all(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, seconds in (line.get("seconds") or {}).items():
         yield f"seconds/{name}", seconds
     for client in line.get("clients") or ():
-        for name, key in OF_A_CLIENT.items():
-            yield f"client/{client['client']}/{name}", client.get(key)
+        for key in OF_A_CLIENT:
+            yield f"client/{client['client']}/{key}", client.get(key)
     for key in ("conflict", "kappa", "similarity_mean", "agreement_mean"):
         values = to_array((line.get("diagnostics") or {}).get(key))
         if values.ndim and np.isfinite(values).any():

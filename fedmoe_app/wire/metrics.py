@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from fedmoe_app.shown.values import shown
 from fedmoe_app.wire.bounds import TaskBounds
@@ -36,17 +36,67 @@ class Range:
 
 
 _LOSS, _SHARE = Range(-MAX_LOSS, MAX_LOSS), Range(0, 1)
-_RANGES: dict[str, Range] = {
-    **dict.fromkeys(("train-loss", "loss", "local-loss"), _LOSS),
-    **dict.fromkeys(("accuracy", "local-accuracy", "personal-accuracy", "mixing-gate"), _SHARE),
-    **dict.fromkeys(("expert-budget", "experts-held"), Range(0, _MAX_EXPERTS, whole=True)),
-    "state-stored": Range(0, 1, whole=True),
-    **{f"{PREFIX}{phase}": Range(0, _MAX_SECONDS) for phase in PHASES},
-}
-# Ranges of these depend on the round and on the client's examples.
+# The highest value depends on the round and on the client's examples: see `check_metrics`.
+_COUNT = Range(0, math.inf, whole=True)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a client tells of itself: all that is known of it, from wire to report.
+
+    Attributes:
+        name: in the reply.
+        allowed: its range.
+        kind: what it is in ``metrics.jsonl``, under its name with underscores: a number, a whole
+            number or a flag; "" leaves it out.
+        title: of its column in the report's table of clients; "" leaves it out. ``{metric}`` stands
+            for what accuracy means for the task.
+        tracked: whether experiment trackers get it.
+    """
+
+    name: str
+    allowed: Range
+    kind: Literal["", "number", "whole", "flag"] = "number"
+    title: str = ""
+    tracked: bool = False
+
+    @property
+    def column(self) -> str:
+        """Its key in ``metrics.jsonl``."""
+        return self.name.replace("-", "_")
+
+    def value(self, metrics: Mapping[str, float]) -> float | int | bool | None:
+        """Return its value among a client's metrics; None where the client does not tell it."""
+        value = metrics.get(self.name)
+        if value is None or self.kind == "number":
+            return value
+        return int(value) if self.kind == "whole" else bool(value)
+
+
 _NUM_STEPS, _NUM_TRUNCATED, NUM_TEST_ITEMS = "num-steps", "num-truncated", "num-test-items"
 _ROUNDS = ("kept-round", "residual-round")
-NAMES = frozenset({*_RANGES, _NUM_STEPS, _NUM_TRUNCATED, NUM_TEST_ITEMS, *_ROUNDS})
+_EXPERTS = Range(0, _MAX_EXPERTS, whole=True)
+# In the order of the report's columns. A new one needs a line here, and the client that tells it.
+METRICS = (
+    Metric(_NUM_TRUNCATED, _COUNT, title="texts cut"),
+    Metric("train-loss", _LOSS, title="training loss", tracked=True),
+    Metric("loss", _LOSS, tracked=True),
+    Metric("accuracy", _SHARE, title="own {metric} before", tracked=True),
+    Metric("local-loss", _LOSS, tracked=True),
+    Metric("local-accuracy", _SHARE, title="own {metric} after", tracked=True),
+    Metric("personal-accuracy", _SHARE, title="personal model", tracked=True),
+    Metric("mixing-gate", _SHARE, title="mixing gate"),
+    Metric("expert-budget", _EXPERTS, "whole", title="expert budget"),
+    Metric("experts-held", _EXPERTS, "whole"),
+    Metric(_NUM_STEPS, _COUNT, "whole"),
+    Metric(NUM_TEST_ITEMS, _COUNT, ""),
+    *(Metric(name, _COUNT, "whole") for name in _ROUNDS),
+    Metric("state-stored", Range(0, 1, whole=True), "flag"),
+    *(Metric(f"{PREFIX}{phase}", Range(0, _MAX_SECONDS), "") for phase in PHASES),
+)
+_BY_NAME = {metric.name: metric for metric in METRICS}
+NAMES = frozenset(_BY_NAME)
+COLUMNS = tuple(metric for metric in METRICS if metric.kind)
 
 
 def check_metrics(
@@ -75,8 +125,9 @@ def check_metrics(
         **dict.fromkeys(_ROUNDS, max(0, server_round - 1)),
     }
     for name, value in metrics.items():
-        allowed = _RANGES[name] if name in _RANGES else Range(0, whole[name], whole=True)
-        _check(name, value, allowed)
+        highest = whole.get(name)
+        known = _BY_NAME[name].allowed
+        _check(name, value, known if highest is None else replace(known, highest=highest))
     return {name: float(value) for name, value in metrics.items()}
 
 
