@@ -37,8 +37,7 @@ ROUTING: Mapping[str, Map] = MappingProxyType({
     ),
     "trained": Map(
         "Which clients fed which expert",
-        "Share of its optimiser steps in which a client changed an expert; the last place of the "
-        "slider is all rounds together.",
+        "Share of its optimiser steps in which a client changed an expert.",
         "trained", CLIENT, EXPERT, high=1.0, label="share of the client's optimiser steps",
     ),
 })  # fmt: skip

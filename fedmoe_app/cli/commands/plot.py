@@ -23,10 +23,11 @@ def plot(
     ] = "png",
 ) -> None:
     """Draw the pictures of a run again."""
-    from fedmoe_app.report.plots import plot_run
     from fedmoe_app.shown.pictures import KINDS, check_installed
 
     check_installed()
+    from fedmoe_app.report.plots import plot_run
+
     kinds = [kind.strip() for kind in formats.split(",")]
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--format {wrong[0]!r}: not one of {', '.join(KINDS)}")
