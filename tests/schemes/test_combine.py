@@ -22,6 +22,7 @@ from fedmoe_app import (
     Run,
     make_scheme,
 )
+from fedmoe_app.config.names import LABEL_SKEW
 from tests.conftest import make_config
 from tests.toy import (
     assert_same,
@@ -175,8 +176,10 @@ def test_an_unknown_part_prints_the_choices(part: str, name: str) -> None:
     overrides: dict[str, Any] = {"scheme": "combine", f"combine.{part}": name}
     with pytest.raises(ConfigError) as error:
         make_scheme(make_config(**overrides))
-    choices = "fedavg, fedprox, fedmoe, hfedmoe, fcmoe, fedalign"
-    assert str(error.value) == f'combine.{part} = "{name}": choose one of {choices}'
+    choices = ["fedavg", "fedprox", "fedmoe", "hfedmoe", "fcmoe", "fedalign"]
+    choices += LABEL_SKEW if part == "loss" else ()
+    known = f'combine.{part} = "{name}": choose one of {", ".join(choices)}'
+    assert str(error.value) == known
 
 
 def test_parts_have_the_parameters_of_their_own_tables() -> None:
