@@ -1,0 +1,102 @@
+"""An exchange without training, for the steps of a scheme before and after the run.
+
+The nodes get the whole global model and send back only what these steps hold: sums over the
+model's outputs on their training examples. A step then moves the global model, as one of a round
+does. Such an exchange is no round: nobody trains, and the clients of all nodes are asked, not a
+draw of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.schemes.parts import OfOutput, Step, parts_in
+from fedmoe_app.schemes.views import Now, RoundInfo
+from fedmoe_app.server.clients import Roster
+from fedmoe_app.wire.errors import InvalidUpdateError
+from fedmoe_app.wire.numbers import decode_number
+from fedmoe_app.wire.question import Question
+from fedmoe_app.wire.spec import NumberSpec, number_specs
+from fedmoe_app.wire.statistics import RECORD, decode_statistics
+
+QUERY = "query.measure"
+
+
+@dataclass
+class Measured:
+    """What the clients sent.
+
+    Attributes:
+        by_client: statistics by client number.
+        rejected: reason by client, else by node.
+    """
+
+    by_client: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+
+
+def specs_of(steps: Sequence[Step], state: ModelState) -> dict[str, NumberSpec]:
+    """Return what a reply of an exchange for these steps holds."""
+    wanted = [part for part in parts_in(*steps) if isinstance(part, OfOutput)]
+    return number_specs(wanted, state)
+
+
+def decode_measured(
+    replies: Iterable[Message],
+    roster: Roster,
+    question: Question,
+    specs: Mapping[str, NumberSpec],
+) -> Measured:
+    """Decode and validate the replies; each node speaks for its own client only."""
+    found: dict[int, tuple[int, Mapping[str, Tensor]]] = {}  # node -> client, statistics
+    rejected: dict[int, str] = {}
+    for message in replies:
+        node, content = message.metadata.src_node_id, message.content
+        try:
+            client = decode_number(content, question, (RECORD,))
+            statistics = decode_statistics(content, specs)
+            roster.claim(node, client, worked=False)
+            found[node] = (client, statistics)
+        except InvalidUpdateError as error:
+            rejected[node] = str(error)
+    rejected |= {node: why for node, why in roster.settle().items() if node in found}
+    good = {client: sent for node, (client, sent) in found.items() if roster.client(node) == client}
+    named = {roster.name(node): f"sums rejected: {why}" for node, why in rejected.items()}
+    return Measured(dict(sorted(good.items())), named)
+
+
+def moved(
+    state: ModelState,
+    steps: Sequence[Step],
+    statistics: Sequence[Mapping[str, Tensor]],
+    server_round: int,
+) -> ModelState:
+    """Return the global state after the steps; what none of them moved is the same object.
+
+    Args:
+        state: before them.
+        steps: in order.
+        statistics: of the clients, in client order.
+        server_round: of the last round so far; 0 before the first.
+
+    Raises:
+        ValueError: a step gave NaN or infinity.
+    """
+    ones = torch.ones(len(statistics))
+    info = RoundInfo(server_round, ones, ones, (), tuple(statistics))
+    values, change = dict(state.named()), dict[str, Tensor]()
+    for step in steps:
+        change, _ = step.step(Now(values, change, info), step.init(values))
+    result = ModelState()
+    for name, value in values.items():
+        new = value + change[name] if name in change else value
+        if not bool(torch.isfinite(new).all()):
+            raise ValueError(f"{name}: NaN or infinite values")
+        result.insert(name, new)
+    return result
