@@ -19,7 +19,7 @@ from fedmoe_app import SCHEMES, make_scheme, read_metrics, run_in_process
 from fedmoe_app.compare.plan import read_schemes
 from fedmoe_app.config.names import WITH_ARGS
 from fedmoe_app.config.overrides import read_overrides
-from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
+from fedmoe_app.report.plots import FILES
 from fedmoe_app.schemes import COMBINE
 from tests.compare.test_in_process import SMALL
 from tests.conftest import REPOSITORY, flat_config, make_config
@@ -40,7 +40,7 @@ TABLES = {
 # Pages of schemes that take their parameters from scheme-args.
 ARGUMENTS = ("server-optimisers", "client-drift", "fairness", "robust")
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)
-PLOTS = {"accuracy.png", "bytes.png", "routing.png", *DIAGNOSTIC_DRAWINGS}
+PLOTS = {f"{name}.png" for name in FILES}
 FILE_ENDINGS = {"py", "toml", "png", "csv", "json", "jsonl", "md"}
 SECTIONS = sorted({key.split(".")[0] for key in flat_config() if "." in key})
 KEY = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.([a-z][a-z-]*)(?![\w./(-])")

@@ -8,7 +8,6 @@ from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich import box
 from rich.cells import cell_len
 
@@ -17,6 +16,9 @@ from fedmoe_app.config.lists import base_names
 from fedmoe_app.config.schema import NODES, RunConfig
 from fedmoe_app.data.partitions import partition_labels, partition_sizes
 from fedmoe_app.data.sources import load_text_data
+from fedmoe_app.report.cubes import Axis
+from fedmoe_app.report.files import alone
+from fedmoe_app.report.heat import Map, file_map, scale_of
 from fedmoe_app.shown.pictures import picture, picture_names, save
 from fedmoe_app.shown.terminal import Console, Table
 from fedmoe_app.shown.text import readable, shorten, tell_apart
@@ -127,21 +129,16 @@ def plot_split(split: Split, title: str, path: Path) -> Path:
     """Draw the examples by client and value as a heat map; returns ``path``."""
     if not split.values:  # no labels: one column with all examples
         split = Split(("all",), np.array(split.sizes, dtype=np.int64)[:, None], split.sizes)
-    num_clients, num_values = split.counts.shape
     names = picture_names(split.values, MAX_TICK)
-    width = 2.5 + 0.35 * max(num_values, 6)
-    height = 1.2 + 0.08 * max(map(len, names), default=0) + 0.3 * max(num_clients, 4)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(split.counts, cmap="cividis", aspect="auto")
-    axes.set_yticks(range(num_clients), [f"{i}  ({n})" for i, n in enumerate(split.sizes)])
-    axes.set_xticks(range(num_values), names, rotation=60, ha="right")
-    axes.set_ylabel("client (examples)")
-    lines = wrap(title, int(14 * width))
-    axes.set_title("\n".join(map(picture, lines)), fontsize=10)
-    figure.colorbar(image, ax=axes, label="examples")
+    clients = Axis("client (examples)", tuple(f"{i}  ({n})" for i, n in enumerate(split.sizes)))
+    each = Map("", "", "", clients.name, "", "count", label="examples")
+    counts = split.counts.astype(float)
+    lines = [picture(line) for line in wrap(title, max(60, 2 * len(names)))]
+    spec = file_map(
+        each, lines, clients, Axis("", tuple(names)), counts, scale_of(each, counts, 0, 1)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    return save(figure, path)
+    return save({path: alone(spec)})[0]
 
 
 def describe_setting(config: RunConfig) -> str:

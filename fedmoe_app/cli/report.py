@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.paths import results_dir
-from fedmoe_app.report.html.run_page import write_run_page
+from fedmoe_app.report.run_page import write_run_page
 from fedmoe_app.results.finding import find_run
 from fedmoe_app.results.folder import REPORT_FILE, ResultsError
 

@@ -247,7 +247,8 @@ def _task_loss(
     if run.outputs is None:
         return run.task.loss(run.model, batch), step
     logits, labels = run.task.predict(run.model, batch)
-    step = replace(step, **run.outputs.of(logits, labels, batch, examples))
+    seen: dict[str, Any] = run.outputs.of(logits, labels, batch, examples)
+    step = replace(step, **seen)
     if run.task_loss is None:
         return F.cross_entropy(step.logits, labels), step
     return run.task_loss.loss(step), step

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedmoe_app.compare import plan
 from fedmoe_app.compare.figures import Figures
-from fedmoe_app.compare.plan import CENTRALISED
-from fedmoe_app.compare.reading import Comparison, Lines
-from fedmoe_app.compare.summary import Estimate, Result, Row, estimate, results_of, summarise
+from fedmoe_app.compare.plan import CENTRALISED, NO_PARTITION
+from fedmoe_app.compare.plots import charts_of
+from fedmoe_app.compare.reading import Comparison
+from fedmoe_app.compare.summary import Result, Row, results_of, summarise
 from fedmoe_app.compare.tables import first_scheme, headers, legend, shown
 from fedmoe_app.config.lists import base_names
-from fedmoe_app.report.html import charts, settings
-from fedmoe_app.report.html.cubes import short
-from fedmoe_app.report.html.facts import Cell, Fact, Table, failures
-from fedmoe_app.report.html.page import State, render, write_page
+from fedmoe_app.config.pairs import write_value
+from fedmoe_app.report import settings
+from fedmoe_app.report.facts import Cell, Fact, Table, failures
+from fedmoe_app.report.page import State, render, write_page
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.shown.duration import duration
 
-# The first scheme is black; grey is left to the centralised reference.
-COLOURS = (
-    charts.BLACK, charts.BLUE, charts.ORANGE, charts.GREEN, charts.PURPLE, charts.SKY,
-    charts.YELLOW,
-)  # fmt: skip
-DASHES = ("", "7 4", "2 3", "9 3 2 3")
+# What may differ between the runs of one row, or is another name of its column.
+_NOT_OF_A_ROW = ("seed", "output-dir", "run-name", "track", "data.partition", "data.alpha")
 
 
 def write_comparison_page(folder: Path, comparison: Comparison) -> Path:
@@ -35,17 +32,16 @@ def write_comparison_page(folder: Path, comparison: Comparison) -> Path:
 
 def comparison_page(title: str, comparison: Comparison) -> str:
     """Return the page of a comparison."""
-    results = results_of(comparison.plan, comparison.outcomes)
+    results = _in_order(comparison)
     rows = summarise(comparison.plan, results)
     metric = next((r.figures.metric for r in results if r.figures), "accuracy")
-    columns = [name for name in comparison.plan.partitions if name != plan.NO_PARTITION]
-    drawn: dict[str, charts.Chart] = {}
-    parts = []
-    for number, partition in enumerate(columns):
-        found = _charts(comparison, results, partition, metric)
-        names = {name: f"{name}-{number}" for name in found}
-        drawn |= {names[name]: chart for name, chart in found.items()}
-        parts.append({"title": partition, **names})
+    columns = [name for name in comparison.plan.partitions if name != NO_PARTITION]
+    parts: list[dict[str, Any]] = [
+        {"title": partition, "charts": {f"{name}-{number}": chart for name, chart in charts_of(
+            comparison.plan, results, partition, metric, comparison.lines).items()}}
+        for number, partition in enumerate(columns)
+    ]  # fmt: skip
+    drawn = {name: chart for part in parts for name, chart in part["charts"].items()}
     content = {
         "metric": metric,
         "summary": _summary(comparison, results),
@@ -55,109 +51,29 @@ def comparison_page(title: str, comparison: Comparison) -> str:
         "runs": _runs_table(results, metric),
         "legend": legend(metric),
         "failures": _failures_table(comparison, results),
+        "differing": _differing(comparison),
         **_settings(comparison),
     }
     failed = sum(bool(result.failure) for result in results)
     state = State("failed", f"{failed} of {len(results)} runs") if failed else State(
         "complete", f"{len(results)} runs"
     )  # fmt: skip
-    return render("comparison", title, state, content, {"charts": drawn, "cubes": {}, "maps": {}})
+    shown_charts = {name: chart.to_json() for name, chart in drawn.items() if chart.spec}
+    return render("comparison", title, state, content, {"charts": shown_charts, "cubes": {}})
 
 
-def _charts(
-    comparison: Comparison, results: Sequence[Result], partition: str, metric: str
-) -> dict[str, charts.Chart]:
-    """Return the charts of one partition; the centralised reference stands in each."""
-    names = [name for name in comparison.plan.schemes if name != CENTRALISED]
-    groups = {
-        name: [r for r in results if r.finished and r.cell.scheme == name
-               and (name == CENTRALISED or r.cell.partition == partition)]
-        for name in (*names, CENTRALISED)
-    }  # fmt: skip
-    lines = {
-        name: [comparison.lines[r.cell.key] for r in group if r.cell.key in comparison.lines]
-        for name, group in groups.items()
-    }
-    return {
-        "accuracy": _over_rounds(lines, "accuracy", y=metric, format="share", low=0, most=1),
-        "loss": _over_rounds(lines, "loss", y="loss (nats)", format="number", low=0),
-        "final": _final_chart(groups, metric),
-        "bytes": _bytes_chart(groups),
-    }
-
-
-def _over_rounds(lines: Mapping[str, Sequence[Lines]], key: str, **axes: Any) -> charts.Chart:
-    """Return the mean over the seeds with its interval, a line a scheme."""
-    series = [
-        charts.line_series(name, _mean_points(runs, key), **_style(number, name), mark=number)
-        for number, (name, runs) in enumerate(lines.items())
-    ]
-    return charts.chart("lines", series, [], **axes)
-
-
-def _mean_points(runs: Sequence[Lines], key: str) -> charts.Points:
-    by_round: dict[int, list[float]] = {}
-    for line in (line for lines in runs for line in lines):
-        if line.get(key) is not None:
-            by_round.setdefault(line["round"], []).append(line[key])
-    found = ((number, estimate(values)) for number, values in sorted(by_round.items()))
-    return [[number, *_with_ends(point)] for number, point in found if point]
-
-
-def _with_ends(point: Estimate) -> list[float | None]:
-    """Return the mean, and the ends of its interval where it has one."""
-    ends = point.interval or ()
-    return [short(value) for value in (point.mean, *ends)]
-
-
-def _final_chart(groups: Mapping[str, Sequence[Result]], metric: str) -> charts.Chart:
-    """Return global and local accuracy after the last round, with the seeds of the global one."""
-    values: dict[str, list[float]] = {}
-    local: dict[str, list[float]] = {}
-    for name, group in groups.items():
-        figures = [result.finished for result in group if result.finished]
-        values[name] = [f.accuracy for f in figures if f.accuracy is not None]
-        local[name] = [f.local_accuracy for f in figures if f.local_accuracy is not None]
-    names = [name for name, found in values.items() if found]
-    means = [estimate(values[name]) for name in names]
-    locals_ = [estimate(local[name]) for name in names]
-    series = [
-        {"name": "global model, mean over the seeds", "colour": charts.BLUE,
-         "values": [point and point.mean for point in means],
-         "ends": [point and point.interval for point in means]},
-        {"name": "one seed", "colour": charts.BLUE, "mark": 0, "small": True,
-         "values": [values[name] for name in names]},
-        {"name": "after local training, mean over clients and seeds", "colour": charts.ORANGE,
-         "mark": 1, "values": [point and point.mean for point in locals_]},
-    ]  # fmt: skip
-    return _dots(names, series, f"{metric} after the last round", "share", high=1)
-
-
-def _bytes_chart(groups: Mapping[str, Sequence[Result]]) -> charts.Chart:
-    found = {
-        name: estimate([result.finished.bytes_up for result in group if result.finished])
-        for name, group in groups.items()
-        if name != CENTRALISED  # it sends nothing over a network
-    }
-    names = [name for name, point in found.items() if point]
-    values = [point.mean for point in found.values() if point]
-    series = [{"name": "bytes up a round", "colour": charts.BLUE, "values": values}]
-    return _dots(names, series, "bytes up a round, all clients", "bytes")
-
-
-def _dots(
-    rows: list[str], series: list[charts.Series], x: str, form: str, high: float | None = None
-) -> charts.Chart:
-    shown_series = series if rows else []
-    return {"kind": "dots", "rows": rows, "series": shown_series, "x": x, "format": form, "low": 0,
-            "high": high, "joined": False}  # fmt: skip
-
-
-def _style(number: int, name: str) -> dict[str, Any]:
-    if name == CENTRALISED:
-        return {"colour": charts.GREY, "dash": "2 4", "faint": True}
-    dash = DASHES[number // 2 % len(DASHES)]
-    return {"colour": COLOURS[number % len(COLOURS)], "dash": dash, "faint": True}
+def _in_order(comparison: Comparison) -> list[Result]:
+    """Return the results by scheme, partition and seed; a folder lists its runs in any order."""
+    asked = comparison.plan
+    columns = (NO_PARTITION, *asked.partitions)
+    return sorted(
+        results_of(asked, comparison.outcomes),
+        key=lambda result: (
+            asked.schemes.index(result.cell.scheme),
+            columns.index(result.cell.partition),
+            result.cell.seed,
+        ),
+    )
 
 
 def _summary(comparison: Comparison, results: Sequence[Result]) -> list[Fact]:
@@ -252,3 +168,25 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
     }
     found = settings.compare(same, settings.defaults())
     return {"all_settings": found, "changed": [each for each in found if each.changed]}
+
+
+def _differing(comparison: Comparison) -> Table:
+    """Return for each scheme the settings that are not the same in all of them."""
+    values: dict[str, dict[str, list[str]]] = {name: {} for name in comparison.plan.schemes}
+    for cell in comparison.plan.cells:
+        for key, value in cell.flat.items():
+            known = values[cell.scheme].setdefault(key, [])
+            if (text := write_value(value)) not in known:
+                known.append(text)
+    keys = dict.fromkeys(key for found in values.values() for key in found)
+    different = [
+        key for key in keys
+        if key not in _NOT_OF_A_ROW
+        and len({tuple(found.get(key, ())) for found in values.values()}) > 1
+    ]  # fmt: skip
+    rows = [
+        (Cell(name, name), Cell("; ".join(
+            f"{key} = {' or '.join(found[key])}" for key in different if key in found)))
+        for name, found in values.items()
+    ]  # fmt: skip
+    return Table(("scheme", "settings"), rows if different else ())

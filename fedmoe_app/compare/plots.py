@@ -1,219 +1,182 @@
-"""Pictures of a comparison: accuracy over the rounds, and the final figures.
+"""The charts of a comparison, for its page and its picture files.
 
-Colours are the Okabe-Ito set; marker and line style tell the schemes apart, too. Bands and bars
-are 95 % Student-t intervals over the seeds.
+Lines and marks are means over the seeds with their 95 % Student-t intervals; colour, dash and mark
+tell the schemes apart.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from typing import Any
 
 from fedmoe_app.compare.plan import CENTRALISED, Plan
+from fedmoe_app.compare.reading import Lines
 from fedmoe_app.compare.summary import Estimate, Result, estimate
-from fedmoe_app.shown.pictures import legend_name, picture, picture_names, save
+from fedmoe_app.report.charts import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    DASHES,
+    GREY,
+    ORANGE,
+    SHAPES,
+    Axis,
+    Chart,
+    Dots,
+    Point,
+    Series,
+    dots,
+    lines,
+    three,
+)
+from fedmoe_app.report.files import beside, picture_of, write_pictures
+from fedmoe_app.results.table import human_bytes
+from fedmoe_app.shown.pictures import picture, picture_names
 
-# Okabe-Ito without yellow, which is hard to see on white; the first scheme is black.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
-GREY = "#6E6E6E"
-MAX_NAME = 30  # characters of a scheme or partition
+MAX_NAME = 40  # characters of a scheme or partition
 MAX_COLUMNS = 3
-
-
-@dataclass(frozen=True)
-class _Style:
-    name: str  # as the picture shows it
-    colour: str
-    marker: str
-    line: str | tuple[int, tuple[int, ...]]
+Groups = Mapping[str, Sequence[Result]]
 
 
 def plot_comparison(folder: Path, plan: Plan, results: Sequence[Result], metric: str) -> list[Path]:
     """Draw ``accuracy.png`` and ``final.png`` into the folder; return the paths."""
-    figures = {
-        "accuracy.png": draw_curves(plan, results, metric),
-        "final.png": draw_final(plan, results, metric),
-    }
-    return [save(figure, folder / name) for name, figure in figures.items()]
-
-
-def draw_curves(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
-    """Draw the accuracy of the global model over the rounds: a panel a partition, a line a
-    scheme, the mean over the seeds with its interval."""
-    columns = min(len(plan.partitions), MAX_COLUMNS)
-    rows = math.ceil(len(plan.partitions) / columns)
-    width = 8.0 if columns == 1 else 5.2 * columns
-    figure = Figure(figsize=(width, 4.4 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    central = _of(results, CENTRALISED, None)
-    # Many bands over one another would hide the lines.
-    opacity = 0.13 if len(_styles(plan)) <= 4 else 0.06
-    for index, axes in enumerate(panels.flat):
-        if index >= len(plan.partitions):
-            axes.remove()
+    charts = [charts_of(plan, results, name, metric) for name in plan.partitions]
+    found = {}
+    for name in ("accuracy", "final"):
+        drawn = [chart for each in charts if (chart := each[name]).spec]
+        if many := len(plan.partitions) > 1:
+            drawn = [_titled(each[name], partition) for each, partition in
+                     zip(charts, plan.partitions, strict=True) if each[name].spec]  # fmt: skip
+        if not drawn:
             continue
-        partition = plan.partitions[index]
-        _draw_central(axes, central)
-        for scheme, style in _styles(plan).items():
-            _draw_curve(axes, _of(results, scheme, partition), style, opacity)
-        axes.set_title(picture(partition, MAX_NAME), fontsize=11)
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if index % columns == 0:
-            axes.set_ylabel(f"global {picture(metric)}")
-        _plain(axes, "y")
-    _legend(figure, figure.axes, 2 * columns + 1)
-    return figure
-
-
-def draw_final(plan: Plan, results: Sequence[Result], metric: str) -> Figure:
-    """Draw the final accuracy of each scheme with interval and single seeds, and beside it the
-    local accuracy; a row of panels a partition."""
-    schemes = [style.name for style in _styles(plan).values()]
-    rows = len(plan.partitions)
-    height = (0.32 * len(schemes) + 0.9) * rows + 0.7
-    figure = Figure(figsize=(10.0, max(2.6, height)), layout="constrained")
-    panels = figure.subplots(rows, 2, squeeze=False, sharey=True, sharex="col")
-    central = _final(_of(results, CENTRALISED, None), local=False)
-    for (left, right), partition in zip(panels, plan.partitions, strict=True):
-        if (middle := estimate(list(central))) is not None:
-            left.axvline(middle.mean, color=GREY, ls=":", lw=1.6, label="centralised, mean")
-        for position, (scheme, style) in enumerate(_styles(plan).items()):
-            of_scheme = _of(results, scheme, partition)
-            _draw_dots(left, position, _final(of_scheme, local=False), style)
-            _draw_dots(right, position, _final(of_scheme, local=True), style)
-        left.set_yticks(range(len(schemes)), schemes)
-        left.set_ylim(len(schemes) - 0.4, -0.6)
-        left.set_title(picture(partition, MAX_NAME), fontsize=11, loc="left")
-        for axes in (left, right):
-            _plain(axes, "x")
-            _within_accuracy(axes)
-    panels[-1][0].set_xlabel(f"global {picture(metric)} after the last round")
-    panels[-1][1].set_xlabel("local accuracy after the last round, mean over clients")
-    _explain_final(panels[0][0])
-    _legend(figure, [panels[0][0]], 3)
-    return figure
-
-
-def _styles(plan: Plan) -> Mapping[str, _Style]:
-    names = [name for name in plan.schemes if name != CENTRALISED]
-    shown = picture_names(names, MAX_NAME)
-    return {
-        name: _Style(
-            shown[i], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]
+        rows = [drawn[i : i + MAX_COLUMNS] for i in range(0, len(drawn), MAX_COLUMNS)]
+        legend = [entry for chart in drawn for entry in chart.legend]
+        width = 620 if not many else 430
+        found[folder / f"{name}.png"] = picture_of(
+            [beside(row, width) for row in rows], legend, max(map(len, rows))
         )
-        for i, name in enumerate(names)
+    return write_pictures(found)
+
+
+def charts_of(
+    plan: Plan, results: Sequence[Result], partition: str, metric: str,
+    read: Mapping[str, Lines] | None = None,
+) -> dict[str, Chart]:  # fmt: skip
+    """Return the charts of one partition; the centralised reference stands in each.
+
+    Args:
+        plan: names and order of the schemes.
+        results: of all runs; those that failed are in no chart.
+        partition: whose runs.
+        metric: what accuracy means.
+        read: metrics lines by the key of the cell, for the loss.
+    """
+    names = [name for name in plan.schemes if name != CENTRALISED]
+    groups = {
+        name: [r for r in results if r.finished and r.cell.scheme == name
+               and (name == CENTRALISED or r.cell.partition == partition)]
+        for name in (*names, CENTRALISED)
+    }  # fmt: skip
+    losses = {
+        name: [_of_lines((read or {}).get(r.cell.key, ()), "loss") for r in group]
+        for name, group in groups.items()
+    }
+    curves = {name: [r.figures.curve for r in group if r.figures] for name, group in groups.items()}
+    what = f"{metric} of the global model"
+    return {
+        "accuracy": _over_rounds(curves, _first_up(what), Axis(picture(metric), three, most=1)),
+        "loss": _over_rounds(losses, "Loss of the global model", Axis("loss (nats)", three)),
+        "final": _final(groups, picture(metric)),
+        "bytes": _bytes(groups),
     }
 
 
-def _of(results: Sequence[Result], scheme: str, partition: str | None) -> list[Result]:
-    """Return the finished runs of a row, of one column or all."""
-    return [
-        result
-        for result in results
-        if result.finished
-        and result.cell.scheme == scheme
-        and partition in (None, result.cell.partition)
-    ]
+def shown_names(names: Sequence[str]) -> dict[str, str]:
+    """Return schemes as charts call them: of bounded length, and told apart."""
+    return dict(zip(names, picture_names(names, MAX_NAME), strict=True))
 
 
-def _draw_central(axes: Axes, results: Sequence[Result]) -> None:
-    points = _mean_curve(results)
-    if points:
-        axes.plot(
-            list(points), [point.mean for point in points.values()],
-            ls=":", lw=1.8, color=GREY, label="centralised, mean",
-        )  # fmt: skip
+def _over_rounds(
+    runs: Mapping[str, Sequence[Sequence[tuple[int, float]]]], title: str, axis: Axis
+) -> Chart:
+    """Return a line a scheme: the mean over the seeds with its interval."""
+    names = shown_names(list(runs))
+    series = []
+    for number, (name, curves) in enumerate(runs.items()):
+        by_round: dict[int, list[float]] = {}
+        for curve in curves:
+            for server_round, value in curve:
+                by_round.setdefault(server_round, []).append(value)
+        points = [
+            Point(server_round, found.mean, *_ends(found), found.n)
+            for server_round in sorted(by_round)
+            if (found := estimate(by_round[server_round]))
+        ]
+        if points:
+            series.append(Series(names[name], points, **_style(number, name)))
+    return lines(title, series, axis)
 
 
-def _draw_curve(axes: Axes, results: Sequence[Result], style: _Style, opacity: float) -> None:
-    points = _mean_curve(results)
-    if not points:
-        return
-    rounds = list(points)
-    axes.plot(
-        rounds, [point.mean for point in points.values()], ls=style.line, color=style.colour,
-        marker=style.marker, ms=4.5, lw=1.7, label=legend_name(style.name), zorder=3,
+def _ends(found: Estimate) -> tuple[float | None, float | None]:
+    return found.interval or (None, None)
+
+
+def _of_lines(read: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(line["round"], line[key]) for line in read if line.get(key) is not None]
+
+
+def _final(groups: Groups, metric: str) -> Chart:
+    """Return global and local accuracy after the last round, with the seeds of the global one."""
+    values, local = (
+        {name: [v for r in group if r.finished and (v := getattr(r.finished, key)) is not None]
+         for name, group in groups.items()}
+        for key in ("accuracy", "local_accuracy")
     )  # fmt: skip
-    ends = [point.interval for point in points.values()]
-    if all(end is not None for end in ends):
-        # Accuracy lies within 0 and 1, the interval of few seeds need not.
-        low, high = ([min(1.0, max(0.0, end[i])) for end in ends if end] for i in (0, 1))
-        axes.fill_between(rounds, low, high, color=style.colour, alpha=opacity, lw=0)
+    names = [name for name, found in values.items() if found]
+    means = [estimate(values[name]) for name in names]
+    series = [
+        Dots("global model, mean over the seeds, 95 % interval", _means(means), BLUE,
+             ends=[point.interval if point else None for point in means]),
+        Dots("global model, one seed", [values[name] for name in names], BLUE, small=True),
+        Dots("after local training, mean over clients and seeds",
+             _means([estimate(local[name]) for name in names]), ORANGE, SHAPES[1]),
+    ]  # fmt: skip
+    axis = Axis(f"{metric} after the last round", three, high=1)
+    return dots("After the last round", [shown_names(list(groups))[n] for n in names], series, axis)
 
 
-def _mean_curve(results: Sequence[Result]) -> dict[int, Estimate]:
-    """Return the estimate over the seeds by round."""
-    by_round: dict[int, list[float]] = {}
-    for result in results:
-        for number, accuracy in result.figures.curve if result.figures else ():
-            by_round.setdefault(number, []).append(accuracy)
-    found = ((number, estimate(values)) for number, values in sorted(by_round.items()))
-    return {number: point for number, point in found if point}
+def _bytes(groups: Groups) -> Chart:
+    found = {
+        name: estimate([result.finished.bytes_up for result in group if result.finished])
+        for name, group in groups.items()
+        if name != CENTRALISED  # it sends nothing over a network
+    }
+    names = [name for name, point in found.items() if point]
+    series = [Dots("mean over rounds and seeds", _means([found[name] for name in names]))]
+    axis = Axis("bytes up a round, all clients", human_bytes)
+    return dots("Bytes up a round", [shown_names(list(groups))[n] for n in names], series, axis)
 
 
-def _final(results: Sequence[Result], local: bool) -> list[float]:
-    values = [
-        result.figures.local_accuracy if local else result.figures.accuracy
-        for result in results
-        if result.figures
-    ]
-    return [value for value in values if value is not None]
+def _means(found: Sequence[Estimate | None]) -> list[list[float]]:
+    return [[point.mean] if point else [] for point in found]
 
 
-def _draw_dots(axes: Axes, position: int, values: Sequence[float], style: _Style) -> None:
-    middle = estimate(values)
-    if middle is None:
-        return
-    axes.errorbar(
-        middle.mean, position, xerr=middle.half_width, color=style.colour, marker=style.marker,
-        ms=7, lw=1.8, capsize=3, zorder=3,
-    )  # fmt: skip
-    axes.plot(
-        values, [position + 0.22] * len(values), ".", color=style.colour, ms=5, alpha=0.6, zorder=2
-    )
+def _style(number: int, name: str) -> dict[str, Any]:
+    """Return how a scheme is drawn; the first is black, grey is left to the reference."""
+    if name == CENTRALISED:
+        return {"colour": GREY, "dash": (2, 4), "shape": None}
+    colours = (BLACK, *COLOURS)
+    return {
+        "colour": colours[number % len(colours)],
+        "dash": DASHES[number % len(DASHES)],
+        "shape": SHAPES[number % len(SHAPES)],
+    }
 
 
-def _within_accuracy(axes: Axes) -> None:
-    """Cut the axis at 0 and 1, which the interval of few seeds may pass."""
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, -0.02), min(high, 1.02))
+def _titled(chart: Chart, partition: str) -> Chart:
+    return chart._replace(title=f"{picture(partition, MAX_NAME)}: {chart.title}")
 
 
-def _explain_final(axes: Axes) -> None:
-    """Put what the marks mean into the legend, in grey: the colours stand for schemes."""
-    axes.errorbar([], [], xerr=[], color=GREY, marker="o", ms=7, lw=1.8, capsize=3,
-                  label="mean over the seeds, 95% interval")  # fmt: skip
-    axes.plot([], [], ".", color=GREY, ms=5, alpha=0.7, label="one seed")
-
-
-def _plain(axes: Axes, grid: str) -> None:
-    axes.grid(axis="x" if grid == "x" else "y", color="#DDDDDD", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
-    """Explain each line of the panels once, under them, and the bands last."""
-    found = [
-        pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)
-    ]
-    by_label: dict[str, Artist] = {label: handle for handle, label in found}
-    if any(isinstance(band, PolyCollection) for axes in panels for band in axes.collections):
-        by_label["95% interval"] = Patch(color=GREY, alpha=0.2, lw=0)
-    if by_label:
-        figure.legend(
-            list(by_label.values()), list(by_label), loc="outside lower center", ncols=columns,
-            frameon=False, handlelength=3.2,
-        )  # fmt: skip
+def _first_up(text: str) -> str:
+    return picture(text[:1].upper() + text[1:])

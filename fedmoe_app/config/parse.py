@@ -80,8 +80,8 @@ def _check_is_table(name: str, key: str, flat: FlatConfig) -> None:
         return
     field = RunConfig.model_fields.get(name.replace("-", "_"))
     if field is not None and table_of(field):
-        shown = write_value(flat[name])
-        raise ConfigError(f"run config: {name} = {shown}: a table, not a value; set {key} instead")
+        value = write_value(flat[name])
+        raise ConfigError(f"run config: {name} = {value}: a table, not a value; set {key} instead")
     raise ConfigError(f"run config: {key}: unknown key; {name} is a value, not a table")
 
 

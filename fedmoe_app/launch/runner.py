@@ -223,9 +223,9 @@ def _going_on(folder: Path | None) -> str:
 def _close_page(folder: Path | None) -> None:
     """Let the page of a run that was stopped no longer say that it runs."""
     if folder and (folder / REPORT_FILE).is_file():
-        # Where the command line runs alone there is no matplotlib, and the page stays as it is.
+        # Where the command line runs alone there is no jinja2, and the page stays as it is.
         with suppress(ResultsError, OSError, ImportError):
-            from fedmoe_app.report.html.run_page import write_run_page
+            from fedmoe_app.report.run_page import write_run_page
 
             write_run_page(folder)
 

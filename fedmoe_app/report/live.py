@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.report.html.page import State, write_page
-from fedmoe_app.report.html.run_page import run_page
+from fedmoe_app.report.page import State, write_page
+from fedmoe_app.report.run_page import run_page
 from fedmoe_app.results.folder import read_metrics
 
 logger = logging.getLogger("fedmoe")

@@ -1,40 +1,67 @@
-"""Pictures of a run: accuracy and loss, bytes, and where the clients route their tokens.
-
-Figures are drawn without pyplot, whose state is global. Colours are the Okabe-Ito set and
-cividis, which readers with a colour-vision deficiency can tell apart.
-"""
+"""Picture files of a run: the charts of its page, and the maps of the last round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+import numpy as np
 
-from fedmoe_app.report.diagnostics import DIAGNOSTIC_DRAWINGS
-from fedmoe_app.report.heatmap import draw_routing
+from fedmoe_app.report.charts import Spec
+from fedmoe_app.report.cubes import EXPERT, LAYER, ROUND, Axis, Cube, evenly
+from fedmoe_app.report.files import (
+    MAX_COLUMNS,
+    WIDTH,
+    beside,
+    panels,
+    picture_of,
+    titled,
+    write_pictures,
+)
+from fedmoe_app.report.heat import Map, equal_use, file_map, matrix, scale_of
+from fedmoe_app.report.maps import DIAGNOSTICS, ROUTING, cubes_of
+from fedmoe_app.report.run_charts import charts_of, diagnostic_charts
 from fedmoe_app.results.folder import ResultsError, read_metrics
-from fedmoe_app.results.table import human_bytes
-from fedmoe_app.shown.pictures import picture, save
+from fedmoe_app.results.values import Line
 
-Line = dict[str, Any]
-
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-GREY, RED = "#7F7F7F", "#CC3311"
-# Up to so many clients get a line each, more of them a band.
-MAX_LINES = 12
-FAILED = "failed round"
+MAX_PANELS = 8
+PAIR_LAYERS, PAIR_EXPERTS = 2, 4
 
 
-def plot_run(folder: Path) -> list[Path]:
+class File(NamedTuple):
+    """What one picture file shows: charts in a row, and heat maps of the last round."""
+
+    charts: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
+
+
+FILES: Mapping[str, File] = MappingProxyType({
+    "accuracy": File(("accuracy", "loss")),
+    "bytes": File(("bytes",)),
+    "routing": File(maps=("routing-clients",)),
+    "conflict": File(("conflict-curves", "kappa-curves"), ("conflict", "kappa")),
+    "consistency": File(("entropy", "distance"), ("omega",)),
+    "similarity": File(("similarity-curves", "agreement-curves"), ("similarity", "agreement")),
+    "selection": File(("ratio", "gates"), ("trained",)),
+    "weights": File(maps=("expert-weights",)),
+})  # fmt: skip
+
+
+def plot_run(folder: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
     """Draw ``accuracy.png``, ``bytes.png``, ``routing.png`` and the scheme's diagnostics.
 
     They are written into the result folder. A picture for which the run has no numbers (bytes
-    and routing before round 1, diagnostics that the scheme does not have) is left out. Returns
-    the paths of those that were drawn.
+    and routing before round 1, diagnostics that the scheme does not have) is left out.
+
+    Args:
+        folder: of the run.
+        kinds: ``png``, ``svg``, ``pdf``: a file of each for each picture.
+
+    Returns:
+        the paths of the files; none, with a warning in the log, where nothing can be drawn here:
+        a run that is over must not fail for its pictures.
 
     Raises:
         ResultsError: when the folder has no metrics.
@@ -42,128 +69,117 @@ def plot_run(folder: Path) -> list[Path]:
     lines = read_metrics(folder)
     if not lines:
         raise ResultsError(f"{folder}: metrics.jsonl is empty; there is nothing to draw yet")
-    drawings: dict[str, Callable[[Sequence[Line]], Figure | None]] = {
-        "accuracy.png": draw_accuracy,
-        "bytes.png": draw_bytes,
-        "routing.png": draw_routing,
-        **DIAGNOSTIC_DRAWINGS,
-    }
-    figures = {name: draw(lines) for name, draw in drawings.items()}
-    return [save(figure, folder / name) for name, figure in figures.items() if figure]
+    specs = pictures_of(lines)
+    files = {folder / f"{name}.{kind}": spec for name, spec in specs.items() for kind in kinds}
+    return write_pictures(files)
 
 
-def draw_accuracy(lines: Sequence[Line]) -> Figure:
-    """Draw accuracy (left) and loss (right) per round, of the server and of the clients."""
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
-    _draw_clients(left, lines, "accuracy")
-    _draw_line(left, lines, "accuracy", "global model, server's test set", BLUE)
-    _draw_local(left, lines, "local_accuracy")
-    left.set_ylim(-0.02, 1.02)
-    _finish(left, lines, picture(metric))
-    _draw_clients(right, lines, "loss")
-    _draw_line(right, lines, "loss", "global model, server's test set", BLUE)
-    _draw_line(right, lines, "train_loss", "local training loss, mean over examples", GREEN, ":")
-    right.set_ylim(bottom=0)
-    _finish(right, lines, "loss (nats)")
-    _legend(figure, left, right)
-    return figure
+def pictures_of(lines: Sequence[Line]) -> dict[str, Spec]:
+    """Return the picture of each of ``FILES`` that the run has numbers for."""
+    metric = next((str(line["metric"]) for line in lines if line.get("metric")), "accuracy")
+    charts = charts_of(lines, metric) | diagnostic_charts(lines)
+    cubes = cubes_of(lines)
+    maps = {name: each for name, each in ({**ROUTING, **DIAGNOSTICS}).items() if each.cube in cubes}
+    if not any(_chooses(client) for line in lines for client in line["clients"]):
+        maps.pop("trained", None)  # every client trained every expert that its tokens came to
+    budgets = {
+        str(client["client"]): client["expert_budget"]
+        for line in lines for client in line["clients"] if client.get("expert_budget") is not None
+    }  # fmt: skip
+    found = {}
+    for name, file in FILES.items():
+        drawn = [charts[chart] for chart in file.charts if chart in charts and charts[chart].spec]
+        parts = [beside(drawn)] if drawn else []
+        shown = [maps[each] for each in file.maps if each in maps]
+        single = [each for each in shown if each.rows == LAYER]
+        if single:
+            parts.append(panels([_panels_of(each, cubes[each.cube], {}) for each in single]))
+        parts += [
+            _panels_of(each, cubes[each.cube], budgets if each.cube == "trained" else {})
+            for each in shown if each not in single and any(_places(each, cubes[each.cube]))
+        ]  # fmt: skip
+        if parts:
+            legend = [entry for chart in drawn for entry in chart.legend]
+            found[name] = picture_of(parts, legend, len(drawn))
+    return found
 
 
-def draw_bytes(lines: Sequence[Line]) -> Figure | None:
-    """Draw the bytes that all clients together sent and received, per round."""
-    rounds = [line for line in lines if line["round"] != 0]
-    if not rounds:
-        return None
-    figure = Figure(figsize=(7.5, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for key, shift, colour, name in (
-        ("bytes_up", -0.2, BLUE, "up: clients to server"),
-        ("bytes_down", 0.2, ORANGE, "down: server to clients"),
-    ):
-        counts = [line.get(key) or 0 for line in rounds]
-        label = f"{name}, {human_bytes(sum(counts))} in all"
-        axes.bar([line["round"] + shift for line in rounds], counts, 0.4, color=colour, label=label)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
-    axes.set_ylim(bottom=0)
-    _finish(axes, rounds, "bytes a round, all clients")
-    _legend(figure, axes)
-    return figure
+def _chooses(client: Mapping[str, object]) -> bool:
+    return any(client.get(key) is not None for key in ("selection_ratio", "expert_budget"))
 
 
-def _draw_line(
-    axes: Axes, lines: Iterable[Line], key: str, label: str, colour: str, style: str = "-"
-) -> None:
-    points = [(line["round"], line[key]) for line in lines if line.get(key) is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), style, color=colour, lw=2.2, marker="o", ms=4.5,
-                  label=label, zorder=3)  # fmt: skip
+def _panels_of(each: Map, cube: Cube, budgets: Mapping[str, float]) -> Spec:
+    """Return a map in the last round that is no sum: a panel a layer, or one of all layers.
 
-
-def _draw_local(axes: Axes, lines: Iterable[Line], key: str) -> None:
-    """Draw the clients' mean after local training."""
-    means = []
-    for line in lines:
-        values = [value for client in line["clients"] if (value := client.get(key)) is not None]
-        means.append({"round": line["round"], key: sum(values) / len(values) if values else None})
-    label = "after local training, own test data, mean over clients"
-    _draw_line(axes, means, key, label, ORANGE, "--")
-
-
-def _draw_clients(axes: Axes, lines: Iterable[Line], key: str) -> None:
-    """Draw the received global model on each client's own test data: lines, or a band.
-
-    What a client received in round r is the model after round r - 1, and stands there.
+    Args:
+        each: the map.
+        cube: its numbers.
+        budgets: experts that a client, by its name, may train; shown beside the name.
     """
-    by_client: dict[int, list[tuple[int, float]]] = {}
-    for line in lines:
-        for client in line["clients"]:
-            if client.get(key) is not None:
-                by_client.setdefault(client["client"], []).append((line["round"] - 1, client[key]))
-    label = "global model, each client's own test data"
-    if len(by_client) > MAX_LINES:
-        _draw_band(axes, by_client, label)
+    axes = {axis.name: axis for axis in cube.axes}
+    places = list(_places(each, cube))
+    shown = [matrix(cube, each.rows, each.columns, **place) for place in places]
+    scale = scale_of(each, np.array(shown), 1, 2)
+    first_of_last_row = (len(places) - 1) // MAX_COLUMNS * MAX_COLUMNS
+    drawn = []
+    for number, (place, values) in enumerate(zip(places, shown, strict=True)):
+        names = [axes[name].said(axes[name].labels[at]) for name, at in place.items()
+                 if name != ROUND]  # fmt: skip
+        rows, values = _without_empty(_with_budgets(axes[each.rows], budgets), values)
+        legend = number == first_of_last_row
+        title = ", ".join(names)
+        drawn.append(file_map(each, title, rows, axes[each.columns], values, scale, legend))
+    grid = panels(drawn)
+    about = f"{each.title}, round {axes[ROUND].labels[places[0][ROUND]]}"
+    if each.cube == "routing":
+        about += f"; equal use: {equal_use(len(axes[EXPERT].labels))}"
+    if EXPERT not in places[0] and LAYER in places[0] and len(places) < len(axes[LAYER].labels):
+        about += f"; {len(places)} of {len(axes[LAYER].labels)} layers"
+    return grid | {"title": titled(about, each.about, 2 * WIDTH) | {"fontSize": 14}}
+
+
+def _with_budgets(rows: Axis, budgets: Mapping[str, float]) -> Axis:
+    if not budgets:
+        return rows
+    named = (f"{name} ({budgets[name]:g})" if name in budgets else name for name in rows.labels)
+    return Axis(f"{rows.name} (expert budget)", tuple(named))
+
+
+def _without_empty(rows: Axis, values: np.ndarray) -> tuple[Axis, np.ndarray]:
+    """Leave out the rows of clients that were not in the round."""
+    kept = np.flatnonzero(np.isfinite(values).any(axis=1))
+    kept = kept if kept.size else np.arange(len(values))
+    return Axis(rows.name, tuple(rows.labels[i] for i in kept)), values[kept]
+
+
+def _places(each: Map, cube: Cube) -> Iterator[dict[str, int]]:
+    """Yield where on the other axes the panels stand: none where no expert has two clients."""
+    axes = {axis.name: axis for axis in cube.axes}
+    last = max(i for i, label in enumerate(axes[ROUND].labels) if label.isdigit())
+    start = {ROUND: last}
+    if LAYER in (each.rows, each.columns):
+        yield start
         return
-    for number, points in enumerate(by_client.values()):
-        axes.plot(*zip(*points, strict=True), "-", color=GREY, lw=0.9, marker=".", ms=4,
-                  alpha=0.65, label=label if number == 0 else None)  # fmt: skip
+    layers = len(axes[LAYER].labels)
+    if EXPERT in (each.rows, each.columns):
+        for layer in evenly(layers, MAX_PANELS):
+            yield start | {LAYER: layer}
+        return
+    chosen = {layer: most_trained(cube.values[last, :, :, layer], PAIR_EXPERTS)
+              for layer in range(layers)}  # fmt: skip
+    able = [layer for layer, experts in chosen.items() if experts]
+    for layer in (able[index] for index in evenly(len(able), PAIR_LAYERS)):
+        for expert in chosen[layer]:
+            yield start | {LAYER: layer, EXPERT: expert}
 
 
-def _draw_band(axes: Axes, by_client: dict[int, list[tuple[int, float]]], label: str) -> None:
-    by_round: dict[int, list[float]] = {}
-    for points in by_client.values():
-        for number, value in points:
-            by_round.setdefault(number, []).append(value)
-    rounds = sorted(by_round)
-    lows, highs = ([pick(by_round[number]) for number in rounds] for pick in (min, max))
-    middle = [sorted(by_round[number])[len(by_round[number]) // 2] for number in rounds]
-    axes.fill_between(rounds, lows, highs, color=GREY, alpha=0.22, lw=0)
-    axes.plot(rounds, middle, "-", color=GREY, lw=1.2, marker=".", ms=4,
-              label=f"{label}: median, lowest to highest")  # fmt: skip
+def most_trained(matrices: np.ndarray, most: int) -> list[int]:
+    """Return the experts with most clients, in order; those with fewer than two are left out.
 
-
-def _finish(axes: Axes, lines: Sequence[Line], label: str) -> None:
-    failed = [line["round"] for line in lines if line.get("status", "ok") != "ok"]
-    for position, number in enumerate(failed):
-        name = FAILED if position == 0 else None
-        axes.axvspan(number - 0.5, number + 0.5, color=RED, alpha=0.13, lw=0, label=name)
-    first, last = lines[0]["round"], lines[-1]["round"]
-    axes.set_xlim(first - 0.6, last + 0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
-    axes.set_xlabel("round")
-    axes.set_ylabel(label)
-    axes.grid(axis="y", color="#DDDDDD", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure, *panels: Axes) -> None:
-    """Explain each line of the panels once, under them; failed rounds last."""
-    found = [
-        pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)
-    ]
-    by_label = {label: handle for handle, label in found}
-    labels = sorted(by_label, key=lambda label: label == FAILED)
-    handles = [by_label[label] for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    Args:
+        matrices: of one layer, ``[N, N, E]``; a client that did not train the expert has nan.
+        most: how many experts at most; of equals, those with the lower index.
+    """
+    count = np.isfinite(np.diagonal(matrices)).sum(axis=1)  # [E]
+    order = np.argsort(-count, kind="stable")[:most]
+    return sorted(int(expert) for expert in order if count[expert] > 1)

@@ -6,20 +6,13 @@ layer. N and the clients behind it may differ from round to round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 Line = dict[str, Any]
 Points = list[tuple[int, float]]  # (round, value)
-
-
-class Found(NamedTuple):
-    """The numbers of one round, and its line."""
-
-    line: Line
-    values: np.ndarray
 
 
 def to_array(nested: Any) -> np.ndarray:
@@ -52,15 +45,6 @@ def diagnostic(line: Line, key: str) -> np.ndarray | None:
     """Return the diagnostic ``key`` of a round; None when it has no number."""
     values = to_array((line.get("diagnostics") or {}).get(key))
     return values if np.isfinite(values).any() else None
-
-
-def last_diagnostic(lines: Sequence[Line], key: str) -> Found | None:
-    """Return the diagnostic ``key`` of the last round that has it."""
-    for line in reversed(lines):
-        values = diagnostic(line, key)
-        if values is not None:
-            return Found(line, values)
-    return None
 
 
 def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:

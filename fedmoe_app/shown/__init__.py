@@ -8,7 +8,7 @@ strangers. Each place reads some of their characters as orders: a terminal escap
 | --- | --- |
 | terminal | :class:`terminal.Console`, :class:`terminal.Table`, :func:`terminal.say` |
 | a command to copy | :func:`terminal.shell_word` |
-| picture | :func:`pictures.picture`, :func:`pictures.legend_name`, :func:`pictures.save` |
+| picture | :func:`pictures.picture`, :func:`pictures.picture_names`, :func:`pictures.save` |
 | CSV, Markdown | :func:`tables.csv_text`, :func:`tables.markdown`, :func:`tables.markdown_cell` |
 | log | :class:`logs.LineFormatter`, :func:`logs.log_line`, :func:`logs.output_line` |
 | JSON Lines, TOML | :func:`logs.json_line`, :func:`logs.toml_text` |

@@ -1,21 +1,33 @@
-"""Pictures: no text is mathematics, and what no font can draw is written as its code point."""
+"""Pictures: Vega-Lite specs become files, and all text in them can be seen.
+
+The specs are drawn in a process of its own, see :mod:`vega`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-import warnings
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from fedmoe_app.shown.text import shorten, tell_apart, visible
 
-from fedmoe_app.shown.fonts import can_draw, families_for
-from fedmoe_app.shown.text import escape, shorten, tell_apart, visible
+KINDS = ("png", "svg", "pdf")
+_PROGRAM = Path(__file__).with_name("vega.py")
+PATIENCE = 600  # seconds
 
-DOTS_PER_INCH = 130
-# matplotlib cannot know that the font of another text of the same picture has it.
-_NO_GLYPH = r"Glyph \d+ .*missing from font"
+
+class DrawingError(RuntimeError):
+    """A picture could not be drawn."""
+
+
+def check_installed() -> None:
+    """Raise ModuleNotFoundError without vl-convert; nothing is drawn in this process."""
+    import vl_convert  # noqa: F401
 
 
 def picture(text: object, limit: int | None = None) -> str:
@@ -25,49 +37,69 @@ def picture(text: object, limit: int | None = None) -> str:
         text: its ``str()`` is taken.
         limit: characters at most.
     """
-    shown = _drawable(str(text))
-    return _literal(shown if limit is None else shorten(shown, limit))
+    shown = visible(str(text))
+    return shown if limit is None else shorten(shown, limit)
 
 
 def picture_names(values: Sequence[object], limit: int) -> list[str]:
     """Return names for the ticks of an axis, which can be told apart (:func:`text.tell_apart`)."""
-    return [_literal(text) for text in tell_apart(values, limit, _drawable)]
+    return tell_apart(values, limit)
 
 
-def legend_name(shown: str) -> str:
-    """Return a text of a picture as ``label``; matplotlib leaves out what begins with ``_``."""
-    return f" {shown}" if shown.startswith("_") else shown
+def save(specs: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
+    """Write pictures, each whole or not at all, and return their paths.
 
+    Args:
+        specs: a Vega-Lite spec for each file, whose kind is the ending: one of ``KINDS``. Text that
+            did not go through :func:`picture` acts on nothing, either.
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a picture, whose kind is the ending of ``path``, whole or not at all; return ``path``.
-
-    Text that did not go through :func:`picture` is no mathematics, either.
+    Raises:
+        DrawingError: when a spec cannot be drawn; ModuleNotFoundError without vl-convert.
     """
-    for text in figure.findobj(Text):
-        assert isinstance(text, Text)
-        _prepare(text)
-    temporary = path.with_name(f".{path.name}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", _NO_GLYPH, UserWarning)
-        kind = path.suffix.lstrip(".") or "png"
-        figure.savefig(temporary, format=kind, dpi=DOTS_PER_INCH)
-    os.replace(temporary, path)
-    return path
+    with TemporaryDirectory(prefix="fedmoe-pictures-") as folder:
+        files = [
+            {"spec": _visible(spec), "path": f"{folder}/{number}", "kind": path.suffix[1:]}
+            for number, (path, spec) in enumerate(specs.items())
+        ]
+        _run({"files": files})
+        for number, path in enumerate(specs):
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_bytes(Path(folder, str(number)).read_bytes())
+            os.replace(temporary, path)
+    return list(specs)
 
 
-def _drawable(text: str) -> str:
-    """Return visible text with the code points of what no font can draw."""
-    return "".join(c if can_draw(c) else escape(c) for c in visible(text))
+def write_bundle(path: Path) -> None:
+    """Write the JavaScript of Vega, Vega-Lite and Vega-Embed for a page.
+
+    Raises:
+        DrawingError: when it cannot be made; ModuleNotFoundError without vl-convert.
+    """
+    _run({"bundle": str(path)})
 
 
-def _literal(text: str) -> str:
-    return text.replace("$", r"\$")
+def _run(job: Mapping[str, Any]) -> None:
+    check_installed()
+    try:
+        # -P: the folder of the program is not searched for modules.
+        done = subprocess.run(
+            [sys.executable, "-P", str(_PROGRAM)],
+            input=json.dumps(job),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DrawingError(f"pictures cannot be drawn: {visible(error, 400)}") from None
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise DrawingError(f"pictures cannot be drawn: {visible(last, 400)}")
 
 
-def _prepare(text: Text) -> None:
-    shown = text.get_text()
-    if r"\$" not in shown:
-        text.set_parse_math(False)
-    if others := families_for(shown):
-        text.set_fontfamily([*text.get_fontfamily(), *others])
+def _visible(value: Any) -> Any:
+    """Return a spec in which every text can be seen; the line ends of tooltips stay."""
+    if isinstance(value, str):
+        return "\n".join(map(visible, value.split("\n")))
+    if isinstance(value, Mapping):
+        return {key: _visible(item) for key, item in value.items()}
+    return list(map(_visible, value)) if isinstance(value, list | tuple) else value

@@ -210,13 +210,8 @@ def _base_fingerprint(config: RunConfig, model: PreTrainedModel, head: str, spec
 
 
 def adaptation(model: ModelConfig, head: str) -> Adaptation:
-    """Return what a run trains of its model.
-
-    Args:
-        model: the config's section.
-        head: :func:`head_of`; label words are scored by the output embeddings, which are no new
-            head.
-    """
+    """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
+    # Label words are scored by the output embeddings, which are no new head.
     train_head = model.train_head and head == "sequence"
     return Adaptation(
         model.train,

@@ -47,13 +47,30 @@ def test_runs_become_rows_and_seeds(runs: list[Path]) -> None:
 
 def test_the_page_has_means_and_intervals(runs: list[Path]) -> None:
     data = data_of(Reader(comparison_page("both", reading.collect_runs(runs))))
-    fedavg, _ = data["charts"]["accuracy-0"]["series"]
-    number, mean, low, high = fedavg["points"][1]
-    assert (number, mean) == (1, 0.45)
+    points = data["charts"]["accuracy-0"]["spec"]["data"]["values"]
+    point = next(p for p in points if (p["s"], p["x"]) == (0, 1))
+    assert point["y"] == pytest.approx(0.45)
     # t(0.975, 1) = 12.706 times s/√n = 0.05
-    assert (low, high) == (pytest.approx(-0.1853, abs=1e-4), pytest.approx(1.085, abs=1e-3))
-    assert data["charts"]["final-0"]["rows"] == ["fedavg", "fcmoe"]
-    assert data["charts"]["final-0"]["series"][1]["values"] == [[0.4, 0.5], [0.6, 0.6]]
+    assert (point["low"], point["high"]) == pytest.approx((-0.1853, 1.0853), abs=1e-4)
+    final = data["charts"]["final-0"]
+    assert [entry["name"] for entry in final["legend"]][1] == "global model, one seed"
+    rows = [row for row in final["spec"]["data"]["values"] if row["s"] == 1]
+    assert [row["v"] for row in rows] == [0.4, 0.5, 0.6, 0.6]
+
+
+def test_runs_stand_in_order_and_what_differs_is_listed(tmp_path: Path) -> None:
+    rates = {("fedavg", 1): 0.1, ("fedavg", 2): 0.1, ("fcmoe", 1): 0.2, ("fcmoe", 2): 0.2}
+    runs = [
+        run(tmp_path / f"{scheme}-{seed}", 0.4, scheme=scheme, seed=seed,
+            **{"train.learning-rate": rate})
+        for (scheme, seed), rate in rates.items()
+    ]  # fmt: skip
+    shown = Reader(comparison_page("both", reading.collect_runs(runs[::-1]))).shown
+    table = shown[shown.index("Runs") :]
+    # The scheme of the first run comes first, and its seeds in order.
+    assert table.index("fcmoe") < table.index("fedavg")
+    assert 'scheme = "fcmoe"; train.learning-rate = 0.2' in shown
+    assert 'scheme = "fedavg"; train.learning-rate = 0.1' in shown
 
 
 def test_rows_of_one_scheme_are_told_apart_by_their_folders(tmp_path: Path) -> None:
@@ -100,7 +117,7 @@ def test_the_page_of_a_comparison_names_what_failed(tmp_path: Path) -> None:
     assert "no <b>memory</b>" in reader.shown
     assert "1 of 2 runs" in reader.shown
     assert "0.900" not in reader.shown
-    assert len(reader.named("script")) == 2
+    assert len(reader.named("script")) == 3
     assert reader.named("b") == reader.named("img") == []
 
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import matplotlib.figure
 import torch
 
 from fedmoe_app import run_in_process
@@ -219,15 +218,14 @@ def run_golden(run: GoldenRun, material: Path, folder: Path) -> Path:
 def _surroundings(folder: Path) -> Iterator[None]:
     """Give a run its own ``$FEDMOE_HOME`` and one CPU thread, and draw nothing.
 
-    Plots take longer than the rounds, and pictures are not compared. What is replaced is of
-    libraries, so that it does not depend on where fedmoe has its own functions.
+    Plots take longer than the rounds, and pictures are not compared.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with (
         patch.dict(os.environ, FEDMOE_HOME=str(folder / "home")),
         patch.object(torch.cuda, "is_available", lambda: False),
-        patch.object(matplotlib.figure.Figure, "savefig", _draw_nothing),
+        patch("fedmoe_app.report.files.save", _draw_nothing),
     ):
         try:
             yield
@@ -235,8 +233,10 @@ def _surroundings(folder: Path) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _draw_nothing(figure: object, path: Path, **options: object) -> None:
-    Path(path).touch()
+def _draw_nothing(specs: Mapping[Path, object]) -> list[Path]:
+    for path in specs:
+        path.touch()
+    return list(specs)
 
 
 # -- data, of words that the tokenizer knows ---------------------------------------------------

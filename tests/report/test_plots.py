@@ -1,117 +1,156 @@
+"""The picture files of a run: which there are, and that they show the run's numbers."""
+
+from __future__ import annotations
+
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from fedmoe_app import ResultsError
-from fedmoe_app.report.heatmap import draw_routing, routing_shares
-from fedmoe_app.report.plots import draw_accuracy, draw_bytes, plot_run
+from fedmoe_app.report.plots import most_trained, pictures_of, plot_run
 from fedmoe_app.results.folder import RunFolder
+from tests.report.html.runs import line
+from tests.report.lines import Line, failed, full, plain, run, start
+from tests.report.schema import check
+
+NAN = np.nan
+ALWAYS = ["accuracy"]
+TRAINED = ["accuracy", "bytes", "routing"]
+INSIDE = ["conflict", "consistency", "similarity", "selection", "weights"]
+HEADS = {".png": b"\x89PNG", ".svg": b"<svg", ".pdf": b"%PDF"}
 
 
-def line(round_number: int, clients: int = 2, shape: tuple[int, int] = (2, 4)) -> dict[str, Any]:
-    count = np.arange(clients * shape[0] * shape[1]).reshape(clients, *shape)
-    return {
-        "round": round_number,
-        "status": "ok",
-        "loss": 2.0 - 0.1 * round_number,
-        "accuracy": 0.1 * round_number,
-        "metric": "accuracy",
-        "train_loss": 1.0 if round_number else None,
-        "num_clients": clients,
-        "bytes_up": 1000 * clients,
-        "bytes_down": 2000 * clients,
-        "clients": [
-            {"client": i, "loss": 1.5, "accuracy": 0.25, "local_accuracy": 0.5 + 0.25 * i}
-            for i in range(clients)
-        ],
-        "failures": [],
-        "routing": {"count": count.tolist()},
-        "seconds": {"round": 1.0},
-    }
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG file."""
+    head = path.read_bytes()[16:24]
+    return int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
 
 
-def start() -> dict[str, Any]:
-    return line(0, clients=0)
-
-
-def failed(round_number: int) -> dict[str, Any]:
-    return line(round_number, clients=0) | {"status": "failed", "loss": None, "accuracy": None}
+def finished(lines: list[Line]) -> list[Line]:
+    """Lines with the figures that every run has."""
+    figures = {"accuracy": 0.5, "loss": 1.0, "bytes_up": 1, "bytes_down": 2}
+    return [figures | each for each in lines]
 
 
 @pytest.mark.parametrize(
     ("lines", "names"),
     [
-        ([start()], ["accuracy"]),
-        ([start(), line(1, clients=1)], ["accuracy", "bytes", "routing"]),
-        ([start(), line(1), failed(2), line(3)], ["accuracy", "bytes", "routing"]),
-        ([start(), failed(1)], ["accuracy", "bytes"]),
-        ([start(), line(1, 50, (3, 64)), line(2, 50, (3, 64))], ["accuracy", "bytes", "routing"]),
+        ([line(0)], ALWAYS),
+        ([line(0), line(1, (0,))], TRAINED),
+        ([line(0), line(1), line(2, ()) | {"status": "failed"}, line(3)], TRAINED),
+        ([line(0), line(1, ()) | {"status": "failed"}], ["accuracy", "bytes"]),
+        ([line(0), line(1, tuple(range(50)), 3, 64)], TRAINED),
+        (finished(run(2, 4, 2, 8)), TRAINED + INSIDE),
+        (finished(run(1, 1, 1, 4)), TRAINED + [n for n in INSIDE if n != "similarity"]),
+        (finished([start(), failed(1), full(2, 3, 2, 4, untrained=0.6), plain(4)]),
+         TRAINED + INSIDE),
+        (finished(run(1, 40, 16, 64, untrained=0.2, matrices=False)), TRAINED + INSIDE),
     ],
-)
-def test_every_kind_of_run_is_drawn(
-    tmp_path: Path, lines: list[dict[str, Any]], names: list[str]
+)  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_a_run_has_the_pictures_that_it_has_numbers_for(
+    lines: list[Line], names: list[str]
+) -> None:
+    specs = pictures_of(lines)
+    assert list(specs) == names
+    for spec in specs.values():
+        check(spec)
+
+
+def test_files_of_each_kind_are_written_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    for each in (line(0), line(1)):
+        folder.append(each)
+    paths = plot_run(folder.path, ("png", "svg", "pdf"))
+    assert [path.name for path in paths][:3] == ["accuracy.png", "accuracy.svg", "accuracy.pdf"]
+    assert [path.stem for path in paths[::3]] == TRAINED
+    for path in paths:
+        assert path.read_bytes().startswith(HEADS[path.suffix])
+    assert min(size(folder.path / "accuracy.png")) > 300
+    assert not list(folder.path.glob(".*.png"))
+
+
+def test_an_empty_run_has_nothing_to_draw(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    (folder.path / "metrics.jsonl").touch()
+    with pytest.raises(ResultsError, match="nothing to draw yet"):
+        plot_run(folder.path)
+
+
+def test_a_run_is_not_lost_for_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path / "a")
-    for each in lines:
-        folder.append(each)
-    paths = plot_run(folder.path)
-    assert [path.stem for path in paths] == names
-    for path in paths:
-        assert min(imread(path).shape[:2]) > 200
-    assert not list(folder.path.glob(".*"))
+    folder.append(line(0))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with caplog.at_level(logging.WARNING, logger="fedmoe"):
+        assert plot_run(folder.path) == []
+    assert "pictures cannot be drawn" in caplog.text
 
 
-def test_a_run_without_lines_cannot_be_drawn(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ResultsError, match="nothing to draw"):
-        plot_run(tmp_path)
+def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """All heat maps of a picture, in order."""
+    if "concat" in spec:
+        return [panel for each in spec["concat"] for panel in panels(each)]
+    if "vconcat" in spec:
+        return [panel for each in spec["vconcat"] for panel in panels(each)]
+    return [spec] if "row" in str(spec.get("encoding", {}).get("y")) else []
 
 
-def test_points_stand_at_the_round_whose_model_they_measure() -> None:
-    left, right = draw_accuracy([start(), line(1), line(2)]).axes
-    by_label = {str(drawn.get_label()): drawn.get_xydata().tolist() for drawn in left.lines}
-    assert by_label["global model, server's test set"] == [[0, 0.0], [1, 0.1], [2, 0.2]]
-    # What a client received in round 1 is the model after round 0.
-    assert by_label["global model, each client's own test data"] == [[0, 0.25], [1, 0.25]]
-    # The mean of 0.5 and 0.75.
-    local = by_label["after local training, own test data, mean over clients"]
-    assert local == [[1, 0.625], [2, 0.625]]
-    assert right.get_ylabel() == "loss (nats)"
+def grid(panel: dict[str, Any]) -> list[list[float | None]]:
+    """The numbers of a map, a list a row."""
+    rows: dict[str, list[float | None]] = {}
+    for cell in panel["data"]["values"]:
+        rows.setdefault(cell["row"], []).append(cell["v"])
+    return list(rows.values())
 
 
-def test_rounds_without_evaluation_are_bridged() -> None:
-    quiet = line(1) | {"loss": None, "accuracy": None}
-    left, _ = draw_accuracy([start(), quiet, line(2)]).axes
-    server = [drawn for drawn in left.lines if "server" in str(drawn.get_label())]
-    assert server[0].get_xydata().tolist() == [[0, 0.0], [2, 0.2]]
+def test_routing_has_a_panel_a_layer_of_the_last_round() -> None:
+    lines = [line(0), line(1, (0, 2), 2, 2), line(2, (2,), 2, 2)]
+    spec = pictures_of(lines)["routing"]
+    first, second = panels(spec)
+    assert [each["title"] for each in (first, second)] == ["MoE layer 0", "MoE layer 1"]
+    # Client 2 sent 2 and 3 tokens; client 0 was not in round 2 and has no row.
+    assert grid(first) == [[0.4, 0.6], [0.4, 0.6]]
+    assert first["encoding"]["y"]["scale"]["domain"] == ["all clients", "2"]
+    assert "round 2; equal use: 1/2 = 50.0 %" in str(spec)
 
 
-def test_bytes_are_added_up() -> None:
-    figure = draw_bytes([start(), line(1), line(2)])
-    assert figure is not None
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == [
-        "up: clients to server, 4.00 kB in all",
-        "down: server to clients, 8.00 kB in all",
-    ]
+def test_many_layers_are_cut_down_with_a_word() -> None:
+    specs = pictures_of(finished(run(1, 40, 16, 64, untrained=0.1, matrices=False)))
+    for name in ("consistency", "weights"):
+        assert len(panels(specs[name])) == 8
+        assert "8 of 16 layers" in str(specs[name])
 
 
-def test_shares_sum_to_one_a_client_and_layer() -> None:
-    count = np.array([[[1, 3], [0, 0]], [[2, 2], [5, 0]]])  # [N, L, E]
-    expected = np.array([[[0.25, 0.75], [np.nan, np.nan]], [[0.5, 0.5], [1.0, 0.0]]])
-    np.testing.assert_array_equal(routing_shares(count), expected)
+def test_the_selection_names_the_budgets() -> None:
+    clients = [{"client": 2, "num_steps": 4, "expert_budget": 1, "selection_ratio": 0.75},
+               {"client": 7, "num_steps": 4}]  # fmt: skip
+    entry = plain(1) | {"clients": clients, "routing": {"trained": [[[4, 0]], [[2, 2]]]}}
+    (panel,) = panels(pictures_of(finished([start(), entry]))["selection"])
+    assert grid(panel) == [[1, 0], [0.5, 0.5]]
+    assert panel["encoding"]["y"]["scale"]["domain"] == ["2 (1)", "7"]
+    assert panel["encoding"]["y"]["title"] == "client (expert budget)"
 
 
-def test_the_last_routing_is_drawn_a_panel_a_layer() -> None:
-    figure = draw_routing([start(), line(1, shape=(3, 8)), failed(2)])
-    assert figure is not None
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["MoE layer 0", "MoE layer 1", "MoE layer 2"]
-    assert figure.get_suptitle() == "routing in round 1"
+def test_where_nobody_chose_there_is_no_selection() -> None:
+    clients = [{"client": 0, "num_steps": 4, "expert_budget": None, "selection_ratio": None}]
+    entry = plain(1) | {"clients": clients, "routing": {"trained": [[[4, 0]]]}}
+    assert "selection" not in pictures_of(finished([start(), entry]))
 
 
-def test_no_routing_no_picture() -> None:
-    assert draw_routing([start(), failed(1)]) is None
+def test_pairs_are_of_the_first_and_the_last_layer_and_four_experts() -> None:
+    shown = panels(pictures_of(finished(run(2, 5, 3, 8)))["similarity"])
+    expected = [f"MoE layer {layer}, expert {expert}" for layer in (0, 2) for expert in range(4)]
+    assert [panel["title"] for panel in shown] == expected * 2
+
+
+def test_experts_with_most_clients_come_first() -> None:
+    both, one, none = np.eye(2), np.array([[1.0, NAN], [NAN, NAN]]), np.full((2, 2), NAN)
+    matrices = np.stack([one, both, none, both, both], axis=-1)
+    assert most_trained(matrices, 4) == [1, 3, 4]
+    assert most_trained(matrices, 2) == [1, 3]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmoe_app import ResultsError, default_run_config, read_metrics
-from fedmoe_app.report.html.page import write_page
+from fedmoe_app.report.page import write_page
 from fedmoe_app.results.folder import (
     LINE_KEYS,
     SAMPLES_FILE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmoe_app.report.html.page import State, render
+from fedmoe_app.report.page import State, render
 from fedmoe_app.shown.pages import html_data, html_text
 from tests.shown.hostile import ACTING, HOSTILE, ORDINARY
 
@@ -32,10 +32,10 @@ def test_a_whole_page_shows_the_text(text: str) -> None:
         "rows": {"headers": [text], "rows": [[{"text": text, "sort": text}]], "bad": []},
         "runs": {"headers": [], "rows": [], "bad": []},
         "failures": {"headers": [], "rows": [], "bad": []},
-        "all_settings": [], "changed": [],
+        "differing": {"headers": [], "rows": [], "bad": []}, "all_settings": [], "changed": [],
     }  # fmt: skip
     page = render("comparison", text, State("failed", text), content, {"charts": {text: [text]}})
     assert not ACTING.search(page)
-    assert page.count("</script>") == 2
+    assert page.count("</script>") == 3
     assert page.count("<b>") == 0
     assert "49" not in page.partition("<body>")[2].partition("<footer>")[0]  # {{ 7 * 7 }}

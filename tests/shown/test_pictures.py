@@ -1,139 +1,87 @@
-"""Pictures show a text's own characters: no mathematics, no boxes, nothing left out."""
+"""Pictures show a text's own characters: nothing acts, nothing is left out, no boxes."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
-from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from fedmoe_app.shown import fonts
-from fedmoe_app.shown.pictures import legend_name, picture, picture_names, save
+from fedmoe_app.shown.pictures import DrawingError, picture, picture_names, save
 from tests.shown.hostile import ACTING, HOSTILE, ORDINARY
 
-HIEROGLYPH = "\U00013080"  # 𓂀, in no font that matplotlib brings
+UNASSIGNED = "\u0378"
 
 
-def drawn(text: str, **options: bool) -> np.ndarray:
-    """Return the pixels of a text, ``[H, W, 4]``."""
-    figure = Figure(figsize=(7, 0.5))
-    figure.text(0.01, 0.3, text, **options)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
+def texts_of(texts: list[str]) -> dict[str, Any]:
+    """A picture with each text as a tick, a title and a label."""
+    return {
+        "title": texts,
+        "data": {"values": [{"name": text, "y": i} for i, text in enumerate(texts)]},
+        "mark": "text",
+        "encoding": {
+            "x": {"field": "name", "type": "nominal", "axis": {"labelLimit": 0}},
+            "text": {"field": "name", "type": "nominal"},
+        },
+    }
 
 
-@pytest.mark.parametrize(
-    "text", ["$0-$50", "$a_{$", "100% & \\frac", "$x$", "\\$5", "\\$5 $6$", "^_{}#~", "a$"]
-)
-def test_dollars_are_dollars(text: str) -> None:
-    assert np.array_equal(drawn(picture(text)), drawn(text, parse_math=False))
+def shown(svg: Path) -> set[str]:
+    """The texts of an SVG file."""
+    from html import unescape
+
+    return {unescape(text) for text in re.findall(r">([^<>]+)</(?:text|tspan)>", svg.read_text())}
 
 
 def test_every_place_of_a_picture_takes_any_text(tmp_path: Path) -> None:
-    texts = (*HOSTILE, *ORDINARY)
-    figure = Figure(figsize=(20, 20), layout="constrained")
-    axes = figure.subplots()
-    for text in map(picture, texts):
-        assert not ACTING.search(text)
-        assert "\n" not in text
-        axes.plot([0, 1], [0, 1], label=legend_name(text))
-        axes.text(0, 0, text)
-    names = picture_names(texts, 30)
-    axes.set_xticks(range(len(names)), names, rotation=60)
-    axes.set(title=" ".join(map(picture, texts)), ylabel=picture(texts[3]))
-    assert len(figure.legend().get_texts()) == len(texts)
-    figure.colorbar(axes.imshow([[0, 1]]), label=picture(texts[4]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for kind in ("png", "svg", "pdf"):
-            assert save(figure, tmp_path / f"a.{kind}").stat().st_size > 1000
-    assert len(list(tmp_path.iterdir())) == 3
+    texts = [*HOSTILE, *ORDINARY]
+    spec = texts_of([picture(text) for text in texts])
+    paths = save({tmp_path / f"a.{kind}": spec for kind in ("svg", "png", "pdf")})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+    found = shown(tmp_path / "a.svg")
+    assert not any(ACTING.search(text) for text in found)
+    assert {"$0-$50", "[/closed]", "_hidden", "العربية", r"red\x1b[31m\x1b]0;title\x07"} <= found
 
 
-def test_a_text_that_was_forgotten_is_no_mathematics_and_costs_no_run(tmp_path: Path) -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.set_title("$a_{$ 中 " + HIEROGLYPH)
-    axes.set_xticks([0, 1], ["$a_{$", "$50_$"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        save(figure, tmp_path / "a.png")
+def test_a_text_that_was_forgotten_acts_on_nothing(tmp_path: Path) -> None:
+    (path,) = save({tmp_path / "a.svg": texts_of(list(HOSTILE))})
+    text = path.read_text()
+    assert not ACTING.search(text)
+    assert "<b>" not in text
 
 
-def test_names_that_begin_with_an_underscore_stand_in_the_legend() -> None:
-    axes = Figure().subplots()
-    axes.plot([0], [0], label=legend_name(picture("_mine")))
-    assert [text.strip() for text in axes.get_legend_handles_labels()[1]] == ["_mine"]
+def test_what_no_font_has_is_its_code_point(tmp_path: Path) -> None:
+    (path,) = save({tmp_path / "a.svg": texts_of([f"a{UNASSIGNED}b", "é Ж ع ש ½"])})
+    assert {r"a\u0378b", "é Ж ع ש ½"} <= shown(path)
 
 
-@pytest.fixture
-def fresh_fonts() -> Iterator[None]:
-    """Fonts are looked for anew, before and after the test."""
-    before = list(font_manager.fontManager.ttflist)
-    fonts.look_again()
-    yield
-    font_manager.fontManager.ttflist[:] = before
-    fonts.look_again()
+def test_names_are_told_apart() -> None:
+    assert picture_names(["x" * 200 + "A", "x" * 200 + "B"], 24)[0].endswith("A")
+    assert len(set(picture_names(["e\u0301", "\u00e9"], 24))) == 2
+    assert picture("a\nb") == r"a\nb"
 
 
-def without_other_fonts() -> None:
-    font_manager.fontManager.ttflist[:] = [
-        entry for entry in font_manager.fontManager.ttflist if "DejaVu" in entry.name
-    ]
+def test_a_spec_that_cannot_be_drawn_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DrawingError, match="pictures cannot be drawn"):
+        save({tmp_path / "a.png": {"mark": {"type": 1}}})
+    assert list(tmp_path.iterdir()) == []
 
 
-def write_font(path: Path, character: str) -> None:
-    """Write a font with one character, a filled square."""
-    pen = TTGlyphPen(None)
-    for move, point in zip(
-        (pen.moveTo, pen.lineTo, pen.lineTo, pen.lineTo),
-        ((0, 0), (0, 700), (700, 700), (700, 0)),
-        strict=True,
-    ):
-        move(point)
-    pen.closePath()
-    square = pen.glyph()
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder([".notdef", "square"])
-    builder.setupCharacterMap({ord(character): "square"})
-    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": square})
-    builder.setupHorizontalMetrics({".notdef": (500, 0), "square": (800, 0)})
-    builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": "Square Sans", "styleName": "Regular"})
-    builder.setupOS2(usWeightClass=400)
-    builder.setupPost()
-    builder.save(path)
-
-
-def test_what_no_font_has_is_its_code_point(fresh_fonts: None) -> None:
-    without_other_fonts()
-    assert picture(f"a{HIEROGLYPH}中") == r"a\U00013080\u4e2d"
-    assert picture("é Ж ع ש ½") == "é Ж ع ש ½"
-    assert picture_names(["中文", "日本"], 24) == [r"\u4e2d\u6587", r"\u65e5\u672c"]
-
-
-def test_an_installed_font_draws_what_matplotlibs_own_lacks(
-    fresh_fonts: None, tmp_path: Path
-) -> None:
-    without_other_fonts()
-    write_font(tmp_path / "square.ttf", HIEROGLYPH)
-    font_manager.fontManager.addfont(tmp_path / "square.ttf")
-    assert picture(f"a{HIEROGLYPH}") == f"a{HIEROGLYPH}"
-    figure = Figure(figsize=(2, 1))
-    text = figure.text(0.1, 0.1, picture(HIEROGLYPH), fontsize=50)
-    save(figure, tmp_path / "a.png")
-    assert text.get_fontfamily()[-1] == "Square Sans"
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    black = np.asarray(canvas.buffer_rgba())[:, :, 0] < 128
-    rows, columns = black.nonzero()
-    # The square is filled; a box for a missing character is empty inside.
-    assert black.sum() > 0.95 * (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+def test_a_process_that_has_drawn_can_still_fork(tmp_path: Path) -> None:
+    """The JavaScript engine works in a process of its own: after it, forked children would hang."""
+    code = (
+        "import os, sys; from pathlib import Path; from fedmoe_app.shown.pictures import save\n"
+        "spec = {'data': {'values': [{'a': 1}]}, 'mark': 'point'}\n"
+        "save({Path(sys.argv[1], 'one.png'): spec})\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    save({Path(sys.argv[1], 'two.png'): spec}); os._exit(0)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "two.png").stat().st_size > 100

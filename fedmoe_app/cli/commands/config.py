@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fedmoe_app.cli.app import command
-from fedmoe_app.cli.options import AppOption
 from fedmoe_app.config.reference import explain, stale, toml_block
 from fedmoe_app.shown.terminal import say, say_lines
 
@@ -26,7 +25,7 @@ def config(
             help="Write all defaults anew into the app's pyproject.toml, and the reference page.",
         ),
     ] = False,
-    app_dir: AppOption = Path("."),
+    app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path("."),
 ) -> None:
     """Show the keys of the run config: defaults, values, what they do."""
     if write:

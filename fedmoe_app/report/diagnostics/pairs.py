@@ -6,11 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.figure import SubFigure
-from matplotlib.image import AxesImage
-
 from fedmoe_app.report.diagnostics.maps import (
     DIVERGING,
     Scale,
@@ -19,6 +14,11 @@ from fedmoe_app.report.diagnostics.maps import (
     evenly,
     thinning,
 )
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import SubFigure
+from matplotlib.image import AxesImage
+
 from fedmoe_app.results.values import Line, client_names, diagnostic
 from fedmoe_app.shown.pictures import picture
 

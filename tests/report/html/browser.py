@@ -64,6 +64,15 @@ def open_page(driver: Any, page: Path, size: tuple[int, int], dark: bool = False
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.get(page.as_uri())
+    wait_until_drawn(driver)
+
+
+def wait_until_drawn(driver: Any) -> None:
+    """Wait for the end of the page's script, which draws chart by chart."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    script = "return document.documentElement.dataset.ready === 'yes'"
+    WebDriverWait(driver, 60, 0.1).until(lambda _: driver.execute_script(script))
 
 
 def screenshot(driver: Any, path: Path, whole: bool = True) -> Path:

@@ -17,6 +17,7 @@ def client(number: int, **more: Any) -> Line:
     """One client's entry of a line."""
     figures = {
         "num_examples": 10 * (number + 1),
+        "num_steps": 4,
         "train_loss": 1.5 - 0.1 * number,
         "loss": 1.6,
         "accuracy": 0.25,

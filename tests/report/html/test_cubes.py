@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fedmoe_app.report.html.cubes import (
+from fedmoe_app.report.cubes import (
     ALL_ROUNDS,
     client_cube,
     evenly,
@@ -16,6 +16,7 @@ from fedmoe_app.report.html.cubes import (
     routing_cube,
     short,
     trained_cube,
+    weight_cube,
 )
 from tests.report.html.runs import line, with_pairs
 
@@ -40,7 +41,35 @@ def test_a_client_that_was_not_there_has_no_numbers() -> None:
     assert labels(cube, "client") == ("0", "2", "10")
     assert labels(cube, "round") == ("1", "2", ALL_ROUNDS)
     steps = cube.values[:, :, 0, 0]
-    np.testing.assert_array_equal(steps, [[1, np.nan, 1], [np.nan, 2, np.nan], [1, 2, 1]])
+    # In round r each client trained it in r of its 4 steps.
+    none = np.nan
+    np.testing.assert_array_equal(steps, [[0.25, none, 0.25], [none, 0.5, none], [0.25, 0.5, 0.25]])
+
+
+def test_steps_are_shares_of_the_client_s_own_steps() -> None:
+    entry = line(1, (0, 1, 2), layers=1, experts=2)
+    entry["routing"]["trained"] = [[[4, 1]], [[0, 5]], [[0, 0]]]
+    for each, steps in zip(entry["clients"], (4, 10, None), strict=True):
+        each["num_steps"] = steps
+    cube = trained_cube([entry])
+    assert cube is not None
+    expected = [[1.0, 0.25], [0.0, 0.5], [np.nan, np.nan]]
+    np.testing.assert_array_equal(cube.values[0, :, 0], expected)
+    np.testing.assert_array_equal(cube.values[1, :, 0], expected)
+    for each in entry["clients"]:
+        each["num_steps"] = None
+    assert trained_cube([entry]) is None
+
+
+def test_weights_stand_in_relation_to_equal_ones() -> None:
+    # Expert 0 by three clients, expert 1 by two, expert 2 by one, expert 3 by nobody.
+    none = None
+    weights = [[[0.5, 0.25, 0.25], [none, 0.9, 0.1], [1, none, none], [none, none, none]]]
+    cube = weight_cube([line(1, (0, 1, 2)) | {"diagnostics": {"expert_weights": weights}}])
+    assert cube is not None
+    nan = np.nan
+    expected = [[1.5, nan, 1, nan], [0.75, 1.8, nan, nan], [0.75, 0.2, nan, nan]]
+    np.testing.assert_allclose(cube.values[0, :, 0], expected)
 
 
 def test_diagnostics_find_their_axes() -> None:
@@ -82,7 +111,7 @@ def test_what_does_not_fit_is_left_out_and_said(most: int, rounds: int, clients:
     assert cube.values.shape == (rounds, clients, 2, 4)
     assert labels(cube, "round")[0] == "1"
     assert labels(cube, "round")[-1] == ALL_ROUNDS
-    assert np.all(cube.values[-1] == sum(range(1, 20)))
+    assert np.all(cube.values[-1] == sum(range(1, 20)) / (4 * 19))
     said = f"{rounds - 1} of 19 rounds" in cube.remark, f"first {clients} of 5" in cube.remark
     assert said == (rounds < 20, clients < 5)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedmoe_app import ResultsError
-from fedmoe_app.report.html import charts, facts, settings
+from fedmoe_app.report import facts, settings
 from fedmoe_app.results.folder import SAMPLES_FILE
 from tests.conftest import flat_config
 from tests.report.html.runs import client, line, write_run
@@ -73,15 +73,6 @@ def test_the_last_samples_are_shown_and_cut(tmp_path: Path) -> None:
     number, found = facts.last_samples(tmp_path)
     assert (number, [sample["prompt"] for sample in found]) == (3, ["p3"])
     assert len(found[0]["generated"]) < 2100
-
-
-def test_the_spread_of_clients_stands_where_it_belongs() -> None:
-    chart = charts.accuracy_chart(LINES, "accuracy")
-    own, local, model = chart["series"]
-    assert own["points"] == [[0, 0.25, 0.25, 0.25], [1, 0.25, 0.25, 0.25]]
-    assert local["points"] == [[1, 0.525, 0.5, 0.55], [2, 0.55, 0.55, 0.55]]
-    assert model["points"] == [[0, 0.125], [1, 0.25], [2, 0.375]]
-    assert charts.bytes_chart([line(0)])["series"] == []
 
 
 def test_settings_that_differ_come_first() -> None:

@@ -1,4 +1,4 @@
-"""Render a page and write it: template, style sheet, script and data in one file."""
+"""Render a page and write it: template, style sheet, Vega, script and data in one file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -16,16 +17,17 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from fedmoe_app.config.files import write_atomic
-from fedmoe_app.report.html import template
-from fedmoe_app.report.html.script_charts import CHARTS_JS
-from fedmoe_app.report.html.script_maps import MAPS_JS
-from fedmoe_app.report.html.script_page import PAGE_JS
-from fedmoe_app.report.html.style import CSS
+from fedmoe_app.config.files import build_once, write_atomic
+from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.report import template
+from fedmoe_app.report.charts import CONFIG
+from fedmoe_app.report.embed import SCRIPT
+from fedmoe_app.report.style import CSS
 from fedmoe_app.results.folder import REPORT_FILE, SAMPLES_FILE
 from fedmoe_app.shown.pages import html_data, html_text
+from fedmoe_app.shown.pictures import write_bundle
 
-SCRIPT = f'"use strict";\n{PAGE_JS}{CHARTS_JS}{MAPS_JS}start();\n'
+VEGA = "vl-convert-python"
 
 
 class State(NamedTuple):
@@ -50,7 +52,7 @@ def render(
         title: of the page.
         state: shown below the title.
         content: what the template lays out; strings are escaped and what acts is made visible.
-        data: what the script draws (``charts``, ``cubes``, ``maps``); plain JSON values.
+        data: what the script draws (``charts``, ``cubes``); plain JSON values.
         refresh: seconds after which the browser loads the page again; 0 for never.
     """
     now = time.time()
@@ -64,10 +66,14 @@ def render(
             refresh=refresh,
             css=Markup(CSS),
             style_hash=_source_hash(CSS),
+            bundle=Markup(vega_bundle()),
+            bundle_hash=_source_hash(vega_bundle()),
             script=Markup(SCRIPT),
             script_hash=_source_hash(SCRIPT),
             # "<", ">", "&" and "'" become \\u escapes: no string can end the element.
-            data=htmlsafe_json_dumps(html_data(data), separators=(",", ":"), allow_nan=False),
+            data=htmlsafe_json_dumps(
+                html_data({**data, "config": CONFIG}), separators=(",", ":"), allow_nan=False
+            ),
             version=_version(),
             epoch=int(now),
             written=f"{datetime.fromtimestamp(now):%Y-%m-%d %H:%M:%S}",
@@ -79,6 +85,18 @@ def write_page(folder: Path, text: str) -> Path:
     """Write ``report.html`` into ``folder``; a reader sees the old page or the new one."""
     # With samples it shows text of the test data.
     return write_atomic(folder / REPORT_FILE, text, private=(folder / SAMPLES_FILE).is_file())
+
+
+@cache
+def vega_bundle() -> str:
+    """Return the JavaScript of Vega, kept in the cache: making it costs seconds.
+
+    Raises:
+        DrawingError: when it cannot be made; PackageNotFoundError without vl-convert.
+    """
+    folder = cache_dir() / f"vega-{installed_version(VEGA)}"
+    built = build_once(folder, lambda draft: write_bundle(draft / "vega.js"))
+    return (built / "vega.js").read_text(encoding="utf-8")
 
 
 def _environment() -> Environment:

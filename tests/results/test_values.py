@@ -7,11 +7,10 @@ from fedmoe_app.results.values import (
     client_names,
     diagnostic,
     diagnostic_curves,
-    last_diagnostic,
     mean,
     to_array,
 )
-from tests.report.diagnostics.lines import Line
+from tests.report.lines import Line
 
 NAN = np.nan
 
@@ -32,12 +31,6 @@ def test_a_round_without_a_number_has_no_diagnostic() -> None:
     assert diagnostic({"round": 1, "diagnostics": None}, "kappa") is None
     assert diagnostic(line(1, kappa=[[None, None]]), "kappa") is None
     assert diagnostic(line(1, kappa=[]), "kappa") is None
-
-
-def test_the_last_round_with_numbers_is_found() -> None:
-    found = last_diagnostic([line(1, kappa=[[1]]), line(2, kappa=[[2]]), line(3)], "kappa")
-    assert found is not None
-    assert (found.line["round"], found.values.tolist()) == (2, [[2.0]])
 
 
 def test_the_mean_is_over_finite_values() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.report.html import charts, facts, maps, settings
-from fedmoe_app.report.html.page import State, render, write_page
+from fedmoe_app.report import facts, maps, settings
+from fedmoe_app.report.heat import page_map
+from fedmoe_app.report.page import State, render, write_page
+from fedmoe_app.report.run_charts import charts_of, clients_chart, diagnostic_charts
 from fedmoe_app.results.folder import ResultsError, read_rounds
 from fedmoe_app.results.values import Line
 
@@ -56,17 +58,12 @@ def _page(folder: Path, flat: dict[str, Any], lines: Sequence[Line], state: Stat
     metric = next((str(line["metric"]) for line in lines if line.get("metric")), "accuracy")
     clients = facts.last_of_clients(lines)
     cubes = maps.cubes_of(lines)
-    drawn = {
-        "accuracy": charts.accuracy_chart(lines, metric),
-        "loss": charts.loss_chart(lines),
-        "bytes": charts.bytes_chart(lines),
-        "seconds": charts.seconds_chart(lines),
-        "by-client": charts.clients_chart(clients[:MAX_DOTS], metric),
-    }
-    shown = {
-        "routing": maps.maps_for(maps.ROUTING | maps.TRAINED, cubes),
-        "diagnostics": maps.maps_for(maps.DIAGNOSTICS, cubes),
-    }
+    charts, curves = charts_of(lines, metric), diagnostic_charts(lines)
+    by_client = clients_chart(clients[:MAX_DOTS], metric)
+    routing, inside = (
+        {name: page_map(each, cubes[each.cube]) for name, each in maps.maps_for(of, cubes).items()}
+        for of in (maps.ROUTING, maps.DIAGNOSTICS)
+    )
     all_settings = settings.compare(flat, settings.defaults())
     failures, failures_left = facts.failures_table(lines)
     samples_round, samples = facts.last_samples(folder)
@@ -77,9 +74,12 @@ def _page(folder: Path, flat: dict[str, Any], lines: Sequence[Line], state: Stat
         "scored": facts.where_scored(lines),
         "rounds": facts.rounds_table(lines, metric),
         "clients": facts.clients_table(clients, metric),
-        "has_dots": bool(drawn["by-client"]["rows"]),
+        "charts": charts,
+        "by_client": by_client,
         "dots_remark": left_out if len(clients) > MAX_DOTS else "",
-        "maps": shown,
+        "routing": routing,
+        "curves": curves,
+        "inside": inside,
         "remarks": {name: cube.remark for name, cube in cubes.items()},
         "failures": failures,
         "failures_left": failures_left,
@@ -89,10 +89,10 @@ def _page(folder: Path, flat: dict[str, Any], lines: Sequence[Line], state: Stat
         "changed": [each for each in all_settings if each.changed],
         "notable": [each for each in all_settings if settings.is_notable(each)],
     }
+    drawn = charts | {"by-client": by_client} | routing | curves | inside
     data = {
-        "charts": drawn,
+        "charts": {name: chart.to_json() for name, chart in drawn.items() if chart.spec},
         "cubes": {name: cube.to_json() for name, cube in cubes.items()},
-        "maps": {n: m.to_json() for group in shown.values() for n, m in group.items()},
     }
     refresh = REFRESH if state.kind == "running" else 0
     return render("run", folder.name, state, content, data, refresh)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmoe_app.report.heatmap import routing_shares
 from fedmoe_app.results.values import Line, client_names, to_array
 
 # Numbers of one cube: well below a megabyte of the page.
@@ -31,6 +30,10 @@ class Axis(NamedTuple):
 
     name: str
     labels: tuple[str, ...]
+
+    def said(self, label: str) -> str:
+        """Return a label as it is called alone: ``client 3``, but ``all clients``."""
+        return f"{self.name} {label}" if label.isdigit() else label
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,39 @@ def routing_cube(lines: Sequence[Line], most: int = MAX_NUMBERS) -> Cube | None:
     return lay_out(frames, 1, most)
 
 
+def routing_shares(count: np.ndarray) -> np.ndarray:
+    """Return counts ``[N, L, E]`` as shares of their sum over E; no tokens give nan."""
+    total = count.sum(axis=-1, keepdims=True)  # [N, L, 1]
+    return np.divide(count, total, out=np.full(count.shape, np.nan), where=total > 0)
+
+
 def trained_cube(lines: Sequence[Line], most: int = MAX_NUMBERS) -> Cube | None:
-    """Return the steps in which a client trained an expert ``[R + 1, N, L, E]``; the sum last."""
-    found = _by_client(lines, "trained")
-    if not found:
+    """Return the share of its optimiser steps in which a client changed an expert.
+
+    ``[R + 1, N, L, E]``, that of all rounds together last; nan for a client without steps.
+    """
+    trained: dict[str, np.ndarray] = {}
+    taken: dict[str, float] = {}
+    frames = []
+    for line, clients, counts in _by_client(lines, "trained"):
+        steps = [float(client.get("num_steps") or 0) for client in line["clients"]]
+        if len(steps) != len(clients) or not any(steps):
+            continue
+        frames.append(Frame(str(line["round"]), clients, _of_steps(counts, steps)))
+        for name, own, number in zip(clients, counts, steps, strict=True):
+            trained[name] = trained.get(name, 0) + own
+            taken[name] = taken.get(name, 0.0) + number
+    if not frames:
         return None
-    total: dict[str, np.ndarray] = {}
-    for _, clients, steps in found:
-        for name, own in zip(clients, steps, strict=True):
-            total[name] = total.get(name, 0) + own
-    frames = [Frame(str(line["round"]), clients, steps) for line, clients, steps in found]
-    frames.append(Frame(ALL_ROUNDS, list(total), np.stack(list(total.values()))))
+    together = _of_steps(np.stack(list(trained.values())), list(taken.values()))
+    frames.append(Frame(ALL_ROUNDS, list(trained), together))
     return lay_out(frames, 1, most)
+
+
+def _of_steps(trained: np.ndarray, steps: Sequence[float]) -> np.ndarray:
+    """Return steps ``[N, L, E]`` over all steps ``[N]`` of their client."""
+    taken = np.where(np.array(steps) > 0, steps, np.nan)
+    return trained / taken[:, None, None]
 
 
 def expert_cube(lines: Sequence[Line], key: str, most: int = MAX_NUMBERS) -> Cube | None:
@@ -90,6 +114,20 @@ def expert_cube(lines: Sequence[Line], key: str, most: int = MAX_NUMBERS) -> Cub
     rounds, found = _found(lines, key, 2, most)
     frames = [Frame(str(line["round"]), (), values) for line, values in found]
     return lay_out(frames, 0, most, rounds)
+
+
+def weight_cube(lines: Sequence[Line], most: int = MAX_NUMBERS) -> Cube | None:
+    """Return ``expert_weights`` times the clients of their expert, ``[R, N, L, E]``.
+
+    1 is an equal weight; a client that did not train the expert has nan, and does not count.
+    """
+    rounds, found = _found(lines, "expert_weights", 3, most)  # [L, E, N]
+    ratios = [
+        (line, weights * np.isfinite(weights).sum(axis=-1, keepdims=True))
+        for line, weights in found
+    ]
+    frames = [_frame(line, np.moveaxis(values, 2, 0)) for line, values in ratios]
+    return lay_out(frames, 1, most, rounds)
 
 
 def client_cube(

@@ -8,7 +8,8 @@ BASE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-script-src {{ script_hash }}; style-src {{ style_hash }}; base-uri 'none'; form-action 'none'">
+script-src {{ bundle_hash }} {{ script_hash }}; style-src {{ style_hash }}; base-uri 'none'; \
+form-action 'none'">
 {% if refresh %}<meta http-equiv="refresh" content="{{ refresh }}">
 {% endif %}<link rel="icon" href="data:,">
 <title>{{ title }} · fedmoe</title>
@@ -29,6 +30,33 @@ script-src {{ script_hash }}; style-src {{ style_hash }}; base-uri 'none'; form-
 <footer>Written by fedmoe {{ version }}, <time id="written" data-epoch="{{ epoch }}">{{ written }}\
 </time><span id="age"></span>. One file, no network.</footer>
 <script type="application/json" id="data">{{ data }}</script>
+<!--
+Vega, Vega-Lite and Vega-Embed. Copyright (c) 2015-2026, University of Washington Interactive Data
+Lab and contributors. All rights reserved.
+
+Redistribution and use in source and binary forms, with or without modification, are permitted
+provided that the following conditions are met:
+
+1. Redistributions of source code must retain the above copyright notice, this list of conditions
+   and the following disclaimer.
+
+2. Redistributions in binary form must reproduce the above copyright notice, this list of conditions
+   and the following disclaimer in the documentation and/or other materials provided with the
+   distribution.
+
+3. Neither the name of the copyright holder nor the names of its contributors may be used to endorse
+   or promote products derived from this software without specific prior written permission.
+
+THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS" AND ANY EXPRESS OR
+IMPLIED WARRANTIES, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED WARRANTIES OF MERCHANTABILITY AND
+FITNESS FOR A PARTICULAR PURPOSE ARE DISCLAIMED. IN NO EVENT SHALL THE COPYRIGHT HOLDER OR
+CONTRIBUTORS BE LIABLE FOR ANY DIRECT, INDIRECT, INCIDENTAL, SPECIAL, EXEMPLARY, OR CONSEQUENTIAL
+DAMAGES (INCLUDING, BUT NOT LIMITED TO, PROCUREMENT OF SUBSTITUTE GOODS OR SERVICES; LOSS OF USE,
+DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED AND ON ANY THEORY OF LIABILITY, WHETHER
+IN CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY WAY OUT OF
+THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.
+-->
+<script>{{ bundle }}</script>
 <script>{{ script }}</script>
 </body>
 </html>
@@ -46,14 +74,11 @@ MACROS = """
 {% endfor %}</tbody></table></div>
 {% endmacro %}
 
-{% macro chart(name, title, about="") %}
-<figure id="{{ name }}" data-chart="{{ name }}"><h3>{{ title }}</h3>
-{% if about %}<figcaption>{{ about }}</figcaption>{% endif %}</figure>
-{% endmacro %}
-
-{% macro map(name, map, remark="") %}
-<figure id="{{ name }}" data-map="{{ name }}"><h3>{{ map.title }}</h3>
-<figcaption>{{ map.about }}{% if remark %} {{ remark }}{% endif %}</figcaption></figure>
+{% macro chart(name, chart, remark="") %}
+<figure id="{{ name }}"{% if chart.spec %} data-chart="{{ name }}"{% endif %}>\
+<h3>{{ chart.title }}</h3>
+{% if chart.about or remark %}<figcaption>{{ chart.about }} {{ remark }}</figcaption>{% endif %}
+{% if not chart.spec %}<p class="quiet">No numbers yet.</p>{% endif %}</figure>
 {% endmacro %}
 
 {% macro facts(facts) %}
@@ -80,9 +105,9 @@ else "The app's defaults are not at hand here, so nothing is marked." }}</p>{% e
 {% endmacro %}
 """
 
-RUN = """{% extends "base" %}{% from "macros" import table, chart, map, facts, settings %}
+RUN = """{% extends "base" %}{% from "macros" import table, chart, facts, settings %}
 {% block nav %}<nav><a href="#curves">Curves</a>{% if clients.rows %}<a href="#clients">Clients</a>\
-{% endif %}{% if maps.routing %}<a href="#experts">Experts</a>{% endif %}{% if maps.diagnostics %}\
+{% endif %}{% if routing %}<a href="#experts">Experts</a>{% endif %}{% if inside or curves %}\
 <a href="#scheme">Inside the scheme</a>{% endif %}<a href="#failures">Failures</a>{% if samples %}\
 <a href="#samples">Samples</a>{% endif %}<a href="#rounds">Rounds</a>\
 <a href="#config">Configuration</a></nav>{% endblock %}
@@ -94,29 +119,32 @@ RUN = """{% extends "base" %}{% from "macros" import table, chart, map, facts, s
 
 <h2 id="curves">Accuracy, loss, bytes, time</h2>
 <p class="quiet">Global model: scored on {{ scored }}. Clients: on their own test data; what a
-client received in a round is the model after the round before, and stands there. Bands go
-from the lowest to the highest client.</p>
-<div class="row">{{ chart("accuracy", metric | capitalize) }}{{ chart("loss", "Loss") }}</div>
-{% if clients.rows %}<div class="row">{{ chart("bytes", "Bytes a round") }}\
-{{ chart("seconds", "Seconds a round") }}</div>{% endif %}
+client received in a round is the model after the round before, and stands there. Their line is the
+mean, their band goes from the lowest to the highest, and a dot is one client, where they are few.
+Click a name under a chart to hide or show it.</p>
+<div class="row">{{ chart("accuracy", charts.accuracy) }}{{ chart("loss", charts.loss) }}</div>
+{% if clients.rows %}<div class="row">{{ chart("bytes", charts.bytes) }}\
+{{ chart("seconds", charts.seconds) }}</div>{% endif %}
 
 {% if clients.rows %}<h2 id="clients">Clients</h2>
 <p class="quiet">Figures of the last round that a client was in; bytes and lost state over all
 rounds. Click a column to sort by it.</p>
 {{ table(clients) }}
-{% if has_dots %}<div class="row">{{ chart("by-client", "Before and after local training",
+{% if by_client.spec %}<div class="row">{{ chart("by-client", by_client,
 "Each client in the last round it was in." ~ dots_remark) }}</div>{% endif %}{% endif %}
 
-{% if maps.routing %}<h2 id="experts">Experts</h2>
-<div class="maps">{% for name, each in maps.routing.items() %}\
-{{ map(name, each, remarks[each.cube]) }}
+{% if routing %}<h2 id="experts">Experts</h2>
+<div class="maps">{% for name, each in routing.items() %}\
+{{ chart(name, each, remarks[each.cube]) }}
 {% endfor %}</div>{% endif %}
 
-{% if maps.diagnostics %}<h2 id="scheme">Inside the scheme</h2>
-<p class="quiet">Worked out by the server from the updates it received. A cell that is struck out
-has no number: nobody, or only one client, trained that expert.</p>
-<div class="maps">{% for name, each in maps.diagnostics.items() %}\
-{{ map(name, each, remarks[each.cube]) }}{% endfor %}</div>{% endif %}
+{% if inside or curves %}<h2 id="scheme">Inside the scheme</h2>
+<p class="quiet">Worked out by the server from the updates it received. A cell with a × has no
+number: nobody, or only one client, trained that expert.</p>
+<div class="row">{% for name, each in curves.items() %}{{ chart(name, each) }}
+{% endfor %}</div>
+<div class="maps">{% for name, each in inside.items() %}\
+{{ chart(name, each, remarks[each.cube]) }}{% endfor %}</div>{% endif %}
 
 <h2 id="failures">Failures</h2>
 {% if failures.rows %}{{ table(failures, "text", "reason") }}
@@ -139,7 +167,7 @@ has no number: nobody, or only one client, trained that expert.</p>
 """
 
 COMPARISON = """{% extends "base" %}
-{% from "macros" import table, chart, map, facts, settings %}
+{% from "macros" import table, chart, facts, settings %}
 {% block nav %}<nav><a href="#curves">Curves</a><a href="#table">Table</a><a href="#runs">Runs</a>\
 <a href="#failures">Failures</a><a href="#config">Configuration</a></nav>{% endblock %}
 {% block main %}
@@ -148,20 +176,16 @@ COMPARISON = """{% extends "base" %}
 {% if advice %}<p>{{ advice }}</p>{% endif %}
 
 <h2 id="curves">Over the rounds</h2>
-<p class="quiet">Mean over the seeds; bands are 95 % Student-t intervals of it, and bars likewise.
-Click a name in a legend to hide or show it.</p>
+<p class="quiet">Mean over the seeds that came to their end; bands are 95 % Student-t intervals of
+it, and bars likewise. Click a name under a chart to hide or show it.</p>
 {% for part in partitions %}
 {% if partitions | length > 1 %}<h3>{{ part.title }}</h3>{% endif %}
-<div class="row">{{ chart(part.accuracy, metric | capitalize ~ " of the global model") }}
-{{ chart(part.loss, "Loss of the global model") }}</div>
-<div class="row">{{ chart(part.final, "After the last round",
-"Mean with its interval, and the single seeds.") }}
-{{ chart(part.bytes, "Bytes up a round", "All clients together, mean over the rounds and seeds.") }}
-</div>
+<div class="row">{% for name, each in part.charts.items() %}{{ chart(name, each) }}
+{% endfor %}</div>
 {% endfor %}
 
 <h2 id="table">Table</h2>
-{{ table(rows) }}
+{{ table(rows, "fit") }}
 <p class="quiet">{{ legend }}</p>
 
 <h2 id="runs">Runs</h2>
@@ -172,8 +196,9 @@ Click a name in a legend to hide or show it.</p>
 {% else %}<p>None: every run came to its end, and every reply was usable.</p>{% endif %}
 
 <h2 id="config">Configuration</h2>
-<p class="quiet">Of all runs; what differs between them stands in their own
-<code>config.toml</code>.</p>
+{% if differing.rows %}<h3>What differs between the runs</h3>
+{{ table(differing, "text", "settings") }}{% endif %}
+<h3>What all runs share</h3>
 {{ settings(all_settings, changed) }}
 {% endblock %}
 """
