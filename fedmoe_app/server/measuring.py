@@ -16,20 +16,21 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.schemes.parts import OfOutput, Step, parts_in
+from fedmoe_app.schemes.parts import Measured as Statistic
+from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.views import Now, RoundInfo
 from fedmoe_app.server.clients import Roster
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.numbers import decode_number
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.spec import NumberSpec, number_specs
+from fedmoe_app.wire.spec import NumberSpec
 from fedmoe_app.wire.statistics import RECORD, decode_statistics
 
 QUERY = "query.measure"
 
 
 @dataclass
-class Measured:
+class Answers:
     """What the clients sent.
 
     Attributes:
@@ -41,10 +42,16 @@ class Measured:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-def specs_of(steps: Sequence[Step], state: ModelState) -> dict[str, NumberSpec]:
-    """Return what a reply of an exchange for these steps holds."""
-    wanted = [part for part in parts_in(*steps) if isinstance(part, OfOutput)]
-    return number_specs(wanted, state)
+def specs_of(statistics: Iterable[Statistic], state: ModelState) -> dict[str, NumberSpec]:
+    """Return what a reply holds of these statistics, by the name under which it travels."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.named()}
+    return {
+        f"{type(statistic).__name__}/{name}": NumberSpec(
+            own.shape, own.low, own.high, own.optional
+        )
+        for statistic in statistics
+        for name, own in statistic.spec(shapes).items()
+    }
 
 
 def decode_measured(
@@ -52,7 +59,7 @@ def decode_measured(
     roster: Roster,
     question: Question,
     specs: Mapping[str, NumberSpec],
-) -> Measured:
+) -> Answers:
     """Decode and validate the replies; each node speaks for its own client only."""
     found: dict[int, tuple[int, Mapping[str, Tensor]]] = {}  # node -> client, statistics
     rejected: dict[int, str] = {}
@@ -68,7 +75,7 @@ def decode_measured(
     rejected |= {node: why for node, why in roster.settle().items() if node in found}
     good = {client: sent for node, (client, sent) in found.items() if roster.client(node) == client}
     named = {roster.name(node): f"sums rejected: {why}" for node, why in rejected.items()}
-    return Measured(dict(sorted(good.items())), named)
+    return Answers(dict(sorted(good.items())), named)
 
 
 def moved(

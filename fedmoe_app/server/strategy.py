@@ -23,13 +23,15 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.metrics import RoundReport
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
+from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.checkpoint import Counters, Snapshot
 from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.clients import sample_size
 from fedmoe_app.server.collect import Decoded, Intake, decode_scores
+from fedmoe_app.server.measuring import QUERY, decode_measured, moved, specs_of
 from fedmoe_app.server.placement import Placements, placed_arrays
-from fedmoe_app.server.rounds import Limits, RoundLoop
+from fedmoe_app.server.rounds import Limits, RoundLoop, RunFailedError
 from fedmoe_app.server.sync import Downloads
 from fedmoe_app.server.transport import Reply, exchange, is_deployed, wait_for_nodes
 from fedmoe_app.wire.arrays import ArrayBuffers, encode_one_by_one, view_state
@@ -37,8 +39,7 @@ from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.records import UpdateSpec, encode_task, record_bytes
-from fedmoe_app.wire.spec import NumberSpec
+from fedmoe_app.wire.records import UpdateSpec, encode_state, encode_task, record_bytes
 from fedmoe_app.wire.update import ClientUpdate
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
@@ -285,6 +286,39 @@ class MoEStrategy(RoundLoop):
             messages, sizes = messages + message, sizes | size
         return messages, sizes
 
+    def measure(
+        self, grid: Grid, steps: Sequence[Step], arrays: ArrayRecord, timeout: float
+    ) -> ArrayRecord:
+        """Ask all connected nodes for what steps around the run hold; return the moved state.
+
+        Raises:
+            RunFailedError: fewer than ``min_clients`` replies can be used.
+        """
+        limits, server_round = self.limits, max(0, self.rounds_done)
+        self.roster.question = question = self.question(server_round)
+        nodes = wait_for_nodes(
+            grid, limits.min_clients, limits.wait_for_clients, self.busy, self.connected
+        )
+        content = self._content(server_round, arrays, ConfigRecord())
+        self.report.bytes_down += record_bytes(content) * len(nodes)
+        messages = [Message(content, node, QUERY) for node in nodes]
+        self.progress.say(f"{len(nodes)} clients measure the model without training")
+        replies = self._collect(grid, messages, timeout, " (measuring)")
+        wanted = [part for step in steps for part in self.plan.measured_for(step)]
+        answers = decode_measured(replies, self.roster, question, specs_of(wanted, self.state))
+        self._name_failures()
+        for who, why in answers.rejected.items():
+            self._fail(f"{who} (measuring)", why)
+        if len(answers.by_client) < limits.min_clients:
+            raise RunFailedError(
+                f"{len(answers.by_client)} usable replies of {len(nodes)} clients that were to "
+                f"measure the model, min-clients = {limits.min_clients}: {self._reasons()}"
+            )
+        state = moved(self.state, steps, list(answers.by_client.values()), server_round)
+        arrays = encode_state(state)
+        self.state = view_state(arrays)
+        return arrays
+
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
         """Send messages and yield a reply for each; a node that lost its state is asked again."""
         return self.downloads.exchange(grid, messages, timeout)
@@ -365,17 +399,7 @@ class MoEStrategy(RoundLoop):
         """Return what a reply to the present state may hold."""
         top_k = 0 if self.placements is None else self.shape.top_k
         spec = UpdateSpec.of(self.state, self.region_size, self.offer.codecs, top_k)
-        if not self.plan.measured:
-            return spec
-        shapes = {key: tuple(tensor.shape) for key, tensor in self.state.named()}
-        numbers = {
-            f"{type(statistic).__name__}/{name}": NumberSpec(
-                own.shape, own.low, own.high, own.optional
-            )
-            for statistic in self.plan.measured
-            for name, own in statistic.spec(shapes).items()
-        }
-        return replace(spec, statistics=numbers)
+        return replace(spec, statistics=specs_of(self.plan.measured, self.state))
 
     def finish_train(
         self, server_round: int, decoded: Decoded
