@@ -146,6 +146,4 @@ class HeadConfig(Section):
     logit_rms: Annotated[float, Field(ge=0)] = key(
         2.0, "root mean square of the head's logits, less their mean; 0: as they come out"
     )
-    fixed: bool = key(
-        True, "clients do not train the head; means nothing with closed-form = after"
-    )
+    fixed: bool = key(True, "clients do not train the head; means nothing with closed-form = after")

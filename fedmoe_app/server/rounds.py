@@ -116,11 +116,13 @@ class RoundLoop(Strategy):
         self.state = view_state(initial_arrays)
         self.progress.start(num_rounds)
         if self.rounds_done < 0:
-            self._report_initial_model(evaluate_fn)
+            self._report_initial_model(grid, timeout, evaluate_fn)
         self.failed_in_a_row = 0
         for server_round in range(self.rounds_done + 1, num_rounds + 1):
             started = time.monotonic()
             self._train_when_free(grid, server_round, timeout, train_config)
+            if server_round == num_rounds:
+                self.result.arrays = self.conclude(grid, self.result.arrays, timeout)
             is_due = server_round % self.limits.evaluate_every == 0 or server_round == num_rounds
             if self._unevaluated and is_due:
                 self._evaluate_round(grid, timeout, evaluate_config, evaluate_fn)
@@ -141,9 +143,12 @@ class RoundLoop(Strategy):
         if self.failed_in_a_row:
             raise RunFailedError(self._why_last_failed(self.rounds_done, self.failed_in_a_row))
 
-    def _report_initial_model(self, evaluate_fn: EvaluateFn | None) -> None:
+    def _report_initial_model(
+        self, grid: Grid, timeout: float, evaluate_fn: EvaluateFn | None
+    ) -> None:
         started = time.monotonic()
         self.report = RoundReport(0, folded=True)
+        self.result.arrays = self.prepare(grid, self.result.arrays, timeout)
         if evaluate_fn is not None:
             self._note_evaluation(evaluate_fn(0, self.result.arrays))
         self._finish_round(started)
@@ -184,6 +189,14 @@ class RoundLoop(Strategy):
             round=server_round,
             nodes=dict(self.others.nodes),
         )
+
+    def prepare(self, grid: Grid, arrays: ArrayRecord, timeout: float) -> ArrayRecord:
+        """Return the global state that the run begins with; call it before the first round."""
+        return arrays
+
+    def conclude(self, grid: Grid, arrays: ArrayRecord, timeout: float) -> ArrayRecord:
+        """Return the global state that the run ends with; call it after the last round."""
+        return arrays
 
     def free_nodes(self, grid: Grid, seconds: float) -> int:
         """Return how many nodes may be asked; all of them, unless they say something else."""

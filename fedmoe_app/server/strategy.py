@@ -286,6 +286,18 @@ class MoEStrategy(RoundLoop):
             messages, sizes = messages + message, sizes | size
         return messages, sizes
 
+    def prepare(self, grid: Grid, arrays: ArrayRecord, timeout: float) -> ArrayRecord:
+        """Let the steps before the run move the initial model."""
+        return self.measure(grid, self.plan.server.before, arrays, timeout)
+
+    def conclude(self, grid: Grid, arrays: ArrayRecord, timeout: float) -> ArrayRecord:
+        """Let the steps after the run move the model; where that fails it stays as it was."""
+        try:
+            return self.measure(grid, self.plan.server.after, arrays, timeout)
+        except RunFailedError as error:
+            self._fail("after the run", str(error))
+            return arrays
+
     def measure(
         self, grid: Grid, steps: Sequence[Step], arrays: ArrayRecord, timeout: float
     ) -> ArrayRecord:
@@ -294,6 +306,8 @@ class MoEStrategy(RoundLoop):
         Raises:
             RunFailedError: fewer than ``min_clients`` replies can be used.
         """
+        if not steps:
+            return arrays
         limits, server_round = self.limits, max(0, self.rounds_done)
         self.roster.question = question = self.question(server_round)
         nodes = wait_for_nodes(
@@ -317,6 +331,7 @@ class MoEStrategy(RoundLoop):
         state = moved(self.state, steps, list(answers.by_client.values()), server_round)
         arrays = encode_state(state)
         self.state = view_state(arrays)
+        self._unevaluated = True
         return arrays
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
