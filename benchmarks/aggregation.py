@@ -40,12 +40,13 @@ from benchmarks.cells import print_markdown
 from benchmarks.peaks import MIB, anonymous, in_own_process, watch_memory
 from fedmoe_app import ClientUpdate, FedAvg, ModelState, RoutingStats
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.compare.in_process import task_identity
+from fedmoe_app.client_app import app
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.moe.state import expert_name
-from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.server.rounds import Limits
+from fedmoe_app.server.collect import WaitForAll
+from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.run import keep_memory_steady
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
 from fedmoe_app.wire.arrays import encode_one_by_one, view_state
 from fedmoe_app.wire.packing import CODED, raw_array
 from fedmoe_app.wire.records import Question, encode_update
@@ -250,9 +251,8 @@ class _Own(_Timed):
         self._strategy = MoEStrategy(
             FedAvg(),
             Limits(min_clients=1),
-            run_key=QUESTION.run_key,
-            spool=Spool(self._folder),
-            diagnose=False,
+            ClientTask(run_key=QUESTION.run_key),
+            aggregation=Aggregation(Spool(self._folder), diagnose=False),
         )
         self._asked = {client: Message(RecordDict(), 1 + client, "train") for client in self._order}
         replies = _Replies("sparse" in kind, tensors, self._folder)
@@ -280,13 +280,14 @@ class _Own(_Timed):
 
     def aggregate(self) -> None:
         self.seconds = self.cpu = 0.0
-        self._strategy.report = RoundReport(1)
-        self._strategy.roster.clients = {1 + client: client for client in self._order}
-        self._strategy.expect(1 + client for client in self._order)
+        now = RoundLoop(self._strategy).begin_round(1, InProcessGrid(app, {}, []))
+        nodes = [1 + client for client in self._order]
+        self._strategy.registry.clients = dict(zip(nodes, self._order, strict=True))
         self.clock(-1)
-        arrays, _ = self._strategy.aggregate_train(1, self._replies())
+        collected = WaitForAll().take(self._strategy, now, nodes, self._replies())
+        arrays = self._strategy.aggregate_train(now, collected)
         self.clock(+1)
-        assert arrays is not None, self._strategy.report.failures
+        assert arrays is not None, now.failures
         self._arrays = arrays
 
 

@@ -21,23 +21,24 @@ import torch
 from benchmarks.cells import print_markdown, run_config
 from fedmoe_app import run_in_process
 from fedmoe_app.config.overrides import read_overrides
+from fedmoe_app.server.round import Round
 from fedmoe_app.server.rounds import RoundLoop
 
 # What is measured, and the functions that do it: end of the file's path, name.
 STEPS = {
-    "the whole round": [("rounds.py", "_train_round"), ("rounds.py", "_evaluate_round")],
+    "the whole round": [("server/rounds.py", "run_round")],
     "clients: training": [("local/train.py", "train")],
     "clients: scoring": [("local/round.py", "_score")],
     "clients: encoding, error feedback": [("local/sending.py", "encode_reply")],
     "clients: received state": [("local/received.py", "complete")],
     "server: messages out": [("strategy.py", "_address")],
     "server: decoding and checks": [("wire/replies.py", "decode_update")],
-    "server: sums at once": [("at_once.py", "take"), ("at_once.py", "take_waiting")],
-    "server: spool": [("spool.py", "store")],
-    "server: fold and encoding": [("strategy.py", "_fold")],
+    "server: sums at once": [("streaming.py", "take"), ("streaming.py", "take_waiting")],
+    "server: store": [("store.py", "store")],
+    "server: aggregation and encoding": [("strategy.py", "_aggregate")],
     "server: diagnostics": [("schemes/diagnostics.py", "add")],
     "server: test set": [("fedmoe_app/server/run.py", "evaluate_global")],
-    "server: log, checkpoint, report": [("journal.py", "on_round")],
+    "server: log, checkpoint, report": [("server/rounds.py", "_report")],
 }
 
 
@@ -61,14 +62,14 @@ def main() -> None:
 def _profile(overrides: dict[str, Any], clients: int, rounds: int) -> dict[str, float]:
     """Run 1 + ``rounds`` rounds and return the seconds of each step, without the first round's."""
     profiler = cProfile.Profile()
-    whole = RoundLoop._train_round
+    whole = RoundLoop.run_round
 
-    def watched(self: RoundLoop, grid: Any, server_round: int, *rest: Any) -> None:
-        if server_round == 2:
+    def watched(self: RoundLoop, now: Round, *rest: Any) -> None:
+        if now.server_round == 2:
             profiler.enable()
-        whole(self, grid, server_round, *rest)
+        whole(self, now, *rest)
 
-    RoundLoop._train_round = watched  # type: ignore[method-assign]
+    RoundLoop.run_round = watched  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as folder:
         own = {"num-server-rounds": 1 + rounds, "output-dir": folder}
         run_in_process(run_config(own | overrides), clients)

@@ -29,11 +29,13 @@ from benchmarks.cells import print_markdown, run_config
 from benchmarks.peaks import MIB, in_own_process, watch_memory
 from fedmoe_app import SCHEMES, ClientUpdate, ModelShape, ModelState, parse_run_config
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.compare.in_process import task_identity
-from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.server.rounds import Limits
+from fedmoe_app.client_app import app
+from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.config.names import WITH_TABLE
+from fedmoe_app.server.collect import WaitForAll
+from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.run import keep_memory_steady
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
 from fedmoe_app.wire.arrays import view_state
 from fedmoe_app.wire.records import encode_state, encode_update
 
@@ -44,7 +46,7 @@ HIDDEN = 64  # of qwen3moe-tiny
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", default="10,100,1000")
-    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--schemes", default=",".join(WITH_TABLE))
     parser.add_argument("--cell", nargs=3, metavar=("SCHEME", "CLIENTS", "FILE"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -120,12 +122,12 @@ class _Round:
         self.cpu = 0.0
 
     def run(self) -> None:
-        self._strategy.report = RoundReport(1)
+        now = RoundLoop(self._strategy).begin_round(1, InProcessGrid(app, {}, []))
         self.cpu -= time.thread_time()
-        arrays, _ = self._strategy.aggregate_train(1, self._replies())
+        collected = WaitForAll().take(self._strategy, now, (), self._replies())
+        arrays = self._strategy.aggregate_train(now, collected)
         self.cpu += time.thread_time()
-        report = self._strategy.report
-        assert arrays is not None and len(report.updates) == self._clients, report.failures
+        assert arrays is not None and len(collected.updates) == self._clients, now.failures
 
     def _replies(self) -> Iterator[Message]:
         # The last to be asked answers first: the order of arrival is not that of the fold.
@@ -150,8 +152,8 @@ def _measure(scheme: str, clients: int, file: Path) -> dict[str, float]:
     strategy = MoEStrategy(
         SCHEMES[scheme](),
         Limits(min_clients=1),
-        shape=ModelShape(layers, experts, 2, HIDDEN),
-        spool=Spool(folder),
+        ClientTask(ModelShape(layers, experts, 2, HIDDEN)),
+        aggregation=Aggregation(Spool(folder)),
     )
     strategy.state = view_state(encode_state(state))
     with task_identity():

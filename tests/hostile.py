@@ -13,11 +13,14 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from fedmoe_app import FedAvg, ModelShape
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.results.metrics import RoundReport, metrics_line
-from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.results.progress import Progress
+from fedmoe_app.server.buffered import Buffered
 from fedmoe_app.server.client_list import ClientList
-from fedmoe_app.server.rounds import Limits
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.rounds import RoundLoop
+from fedmoe_app.server.strategy import ClientTask, Limits, MoEStrategy
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.records import decode_state, encode_state
 from tests.conftest import make_config
@@ -68,7 +71,7 @@ class Nodes(InProcessGrid):
         return super().pull_messages(ready)
 
 
-class Trial:
+class Trial(Callback):
     """A run with hostile nodes.
 
     Args:
@@ -84,39 +87,38 @@ class Trial:
         nodes: Iterable[dict[str, Any]],
         before: Callable[[int, Nodes], None] = lambda server_round, nodes: None,
         client_list: ClientList | None = None,
+        buffer_size: int = 0,
+        longest_cooldown: int = 0,
         **limits: Any,
     ) -> None:
         configs = [node | ({"memory": str(folder)} if "script" in node else {}) for node in nodes]
         self.nodes = Nodes(configs)
         self.before = before
-        self.reports: list[RoundReport] = []
+        self.reports: list[RoundRecord] = []
         defaults = {"min_clients": 1, "wait_for_clients": 0, "max_failed_rounds": 99}
         config = make_config()
         bounds = TaskBounds(
             config.train, config.data.max_length, 1, config.data.local_test_fraction
         )
-        kind = BufferedStrategy if limits.get("buffer_size") else MoEStrategy
-        self.strategy = kind(
+        self.strategy = MoEStrategy(
             FedAvg(),
             Limits(**defaults | limits),
-            shape=ModelShape(1, 2, 1),
-            bounds=bounds,
-            client_list=client_list,
-            on_round=self._on_round,
+            ClientTask(ModelShape(1, 2, 1), bounds=bounds),
+            ClientRegistry(longest_cooldown=longest_cooldown, client_list=client_list),
         )
+        self.loop = RoundLoop(self.strategy, Buffered(buffer_size) if buffer_size else None)
+        self.progress = Progress()
 
     def run(self, rounds: int, timeout: float = 5) -> Trial:
-        self.before(self.strategy.rounds_done + 1 or 1, self.nodes)
-        arrays = encode_state(
-            self.strategy.state if self.strategy.rounds_done >= 0 else small_state()
-        )
+        self.before(self.loop.rounds_done + 1 or 1, self.nodes)
+        arrays = encode_state(self.strategy.state if self.loop.rounds_done >= 0 else small_state())
         with task_identity():
-            self.result = self.strategy.start(self.nodes, arrays, rounds, timeout)
+            self.loop.run(self.nodes, arrays, rounds, timeout, callbacks=[self.progress, self])
         return self
 
-    def _on_round(self, report: RoundReport) -> None:
-        self.reports.append(report)
-        self.before(report.server_round + 1, self.nodes)
+    def on_round(self, record: RoundRecord) -> None:
+        self.reports.append(record)
+        self.before(record.server_round + 1, self.nodes)
 
     def folded(self) -> list[list[int]]:
         """The clients whose replies were used, by round from 1."""
@@ -127,19 +129,19 @@ class Trial:
         return {who: why for who, why in found.items() if who != "round"}
 
     def head(self) -> float:
-        return float(decode_state(self.result.arrays).dense["head"])
+        return float(decode_state(self.loop.arrays).dense["head"])
 
     def lines(self) -> list[str]:
-        return [json.dumps(metrics_line(report, "accuracy")) for report in self.reports]
+        return [json.dumps(report.line) for report in self.reports]
 
 
 def assert_little_and_printable(trial: Trial, records: Iterable[logging.LogRecord]) -> None:
     """What is left in log and metrics is short, of one line each, and nothing paints a terminal."""
     texts = []
     for record in records:
-        fields = getattr(record, "fields", {})
-        texts += [record.getMessage(), str(fields.get("who", "")), str(fields.get("reason", ""))]
-        texts += fields.get("metrics", {})
+        event = getattr(record, "event", None)
+        texts += [record.getMessage(), getattr(event, "who", ""), getattr(event, "reason", "")]
+        texts += getattr(event, "metrics", {})
     assert sum(map(len, texts)) < MOST_LOG * len(trial.reports)
     assert all(text.isprintable() for text in texts), [t for t in texts if not t.isprintable()]
     lines = trial.lines()

@@ -73,6 +73,7 @@ OTHERS = (
     "nodes-own-data",
     "own-text",
     "qlora",
+    "smollm2",
     "strongly-unequal",
     "switch-top1",
 )

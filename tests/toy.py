@@ -27,8 +27,19 @@ from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import RunningSums, round_info
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.moe.state import ExpertKey, flatten
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.metrics import RoundRecord
 
 NUM_LAYERS, NUM_EXPERTS = 2, 3
+
+
+class Records(list[RoundRecord], Callback):
+    """The records of a run, round 0 first."""
+
+    def on_round(self, record: RoundRecord) -> None:
+        self.append(record)
+
+
 TOPICS = {
     "sea": "the boat sails over the waves to the harbour",
     "kitchen": "boil the rice and add salt and butter",

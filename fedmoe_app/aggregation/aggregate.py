@@ -9,7 +9,7 @@ came (:mod:`fedmoe_app.aggregation.streaming`) are there already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import RunningSums, replies_of
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
 from fedmoe_app.schemes.base import Plan, step_prefix
-from fedmoe_app.schemes.parts import Mean, Signal, Step, Summed, Telling, Together
+from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
-from fedmoe_app.schemes.views import EXPERT, Block, BlockUpdates, Now, RoundInfo, blocks_of
+from fedmoe_app.schemes.views import EXPERT, Block, BlockUpdates, Now, Reply, RoundInfo, blocks_of
 from fedmoe_app.wire.update import ClientUpdate
 
 
@@ -71,72 +71,104 @@ def aggregate(
     Raises:
         FoldError: a step gave a state that is not finite, or lost a part of it.
     """
-    server, sums = plan.server, sums or RunningSums(plan.server, experts=False)
-    replies = replies_of(updates)
-    late = [reply for reply in replies if not sums.has_taken(reply.client)]
+    one = _Round(
+        values,
+        replies_of(updates),
+        plan.server,
+        info,
+        sums or RunningSums(plan.server, experts=False),
+        pairs or PairRule(),
+        diagnostics,
+    )
+    before = dict(values.named())
+    if not plan.has_steps:  # one block at a time: nothing but the next state is whole in memory
+        tensors = _added(values, one.change_of, plan.server)
+        return Aggregated(tensors, {}, _told(plan, Now(before, {}, info), {}))
+    now = Now(before, one.all_changes(), info)
+    now, next_state = _stepped(plan, now, plan.initial_state(before) if state is None else state)
+    tensors = ((key, _finite(value + now.change[key], key)) for key, value in before.items())
+    return Aggregated(tensors, next_state, _told(plan, now, next_state))
 
-    def change_of(block: Block, tensors: Mapping[str, Tensor]) -> Tensors | None:
+
+@dataclass(frozen=True)
+class _Round:
+    """The changes of a round; see :func:`aggregate`."""
+
+    values: ModelState
+    replies: Sequence[Reply]
+    server: Server
+    info: RoundInfo
+    sums: RunningSums
+    pairs: PairRule
+    diagnostics: Diagnostics | None
+
+    def change_of(self, block: Block) -> Tensors | None:
         """Combine one block over the clients that trained it; None if nobody did."""
-        rule = server.rule(block)
-        waited = late if sums.streams(block.kind) else replies
+        rule, values = self.server.rule(block), _tensors(block, self.values)
+        waited = self._waited(block)
         members = tuple(i for i, reply in enumerate(waited) if reply.change(block) is not None)
-        # Only sums can have begun without the others; they are not looked at one by one.
-        of_block = BlockUpdates(block, members, waited, tensors, info, pairs or PairRule())
+        updates = BlockUpdates(block, members, waited, values, self.info, self.pairs)
         if isinstance(rule, Summed):
-            total = sums.pop(block)
+            total = self.sums.pop(block)  # of the clients that did not wait
             if not members and not total.num_members:
                 return None
             total.add([rule.add(reply, block) for reply in waited])
             change = rule.result(total.named(), block)
         elif isinstance(rule, Together) and members:
-            change = unflatten(rule.combine(of_block), tensors)
+            change = unflatten(rule.combine(updates), values)
         else:
             return None
-        if block.kind == EXPERT and diagnostics is not None:
-            diagnostics.add(server, of_block, flatten(change, tensors))
+        if block.kind == EXPERT and self.diagnostics is not None:
+            self.diagnostics.add(self.server, updates, flatten(change, values))
         return change
 
-    if not plan.has_steps:
-        tensors = _added(values, lambda block, old: change_of(block, old), server.rule)
-        now = Now(dict(values.named()), {}, info)
-        return Aggregated(tensors, {}, _told(plan, now, {}))
+    def all_changes(self) -> Tensors:
+        """Return the changes of all blocks, 0 where nobody trained: a step sees every tensor."""
+        changes: Tensors = {}
+        for block in blocks_of(self.values):
+            change = self.change_of(block)
+            for name, value in _tensors(block, self.values).items():
+                changes[block.name(name)] = (
+                    torch.zeros_like(value) if change is None else change[name]
+                )
+        return changes
 
-    change: Tensors = {}  # a step sees every tensor: 0 where nobody trained
-    for block in blocks_of(values):
-        old = _tensors(block, values)
-        found = change_of(block, old)
-        for name, value in old.items():
-            change[block.name(name)] = torch.zeros_like(value) if found is None else found[name]
-    now = Now(dict(values.named()), change, info)
+    def _waited(self, block: Block) -> Sequence[Reply]:
+        """Return the replies whose changes of a block are not in the sums already."""
+        if not self.sums.streams(block.kind):
+            return self.replies
+        return [reply for reply in self.replies if not self.sums.has_taken(reply.client)]
+
+
+def _stepped(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> tuple[Now, Tensors]:
+    """Let the server's steps rewrite the change, in their order; return it and their state."""
     next_state: Tensors = {}
-    begun = plan.initial_state(now.values) if state is None else state
-    for position, step in enumerate(server.steps):
+    for position, step in enumerate(plan.server.steps):
         if isinstance(step, Step):
-            prefix = step_prefix(position)
-            own = {k.removeprefix(prefix): t for k, t in begun.items() if k.startswith(prefix)}
+            own = _of_step(position, state)
             change, new = step.step(now, own)
-            _check_state(type(step).__name__, own, new)
-            now = Now(now.values, change, info)
-            next_state |= {f"{prefix}{name}": tensor for name, tensor in new.items()}
-    moved = now.change
-    tensors = _added(
-        values, lambda block, old: {name: moved[block.name(name)] for name in old}, lambda _: None
-    )
-    return Aggregated(tensors, next_state, _told(plan, now, next_state))
+            name = type(step).__name__
+            _check_same(name, "change", now.change, change)
+            _check_same(name, "state", own, new)
+            now = replace(now, change=change)
+            next_state |= {f"{step_prefix(position)}{key}": tensor for key, tensor in new.items()}
+    return now, next_state
+
+
+def _of_step(position: int, state: Mapping[str, Tensor]) -> Tensors:
+    prefix = step_prefix(position)
+    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
 
 
 def _added(
-    values: ModelState,
-    change_of: Callable[[Block, Mapping[str, Tensor]], Mapping[str, Tensor] | None],
-    rule: Callable[[Block], object],
+    values: ModelState, change_of: Callable[[Block], Tensors | None], server: Server
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield value + change of every tensor; a block without a change stays as it is."""
     for block in blocks_of(values):
-        old = _tensors(block, values)
-        change = change_of(block, old)
+        change = change_of(block)
         # The sums of a mean are nobody else's, and lie where the next state is sent from.
-        in_place = isinstance(rule(block), Mean)
-        for name, value in old.items():
+        in_place = isinstance(server.rule(block), Mean)
+        for name, value in _tensors(block, values).items():
             new = value
             if change is not None:
                 new = change[name].add_(value) if in_place else value + change[name]
@@ -157,23 +189,25 @@ def _finite(tensor: Tensor, key: str) -> Tensor:
     return tensor
 
 
-def _check_state(part: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """Refuse a state whose names or shapes changed: something would be lost in the next round."""
+def _check_same(
+    part: str, what: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> None:
+    """Refuse other names or shapes than before, and NaN: something would be lost."""
     had = {name: tuple(tensor.shape) for name, tensor in before.items()}
     has = {name: tuple(tensor.shape) for name, tensor in after.items()}
     if had != has:
         names = sorted(name for name in {*had, *has} if had.get(name) != has.get(name))
-        raise FoldError(f"{part}: its state has other tensors than before ({', '.join(names[:5])})")
+        raise FoldError(
+            f"{part}: its {what} has other tensors than before ({', '.join(names[:5])})"
+        )
     for name, tensor in after.items():
         if not all_finite(tensor):
-            raise FoldError(f"{part}: its state holds NaN or infinite values in {name}")
+            raise FoldError(f"{part}: its {what} holds NaN or infinite values in {name}")
 
 
 def _told(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
     told: dict[Signal, Tensor | Tensors] = {}
     for position, step in enumerate(plan.server.steps):
         if isinstance(step, Telling):
-            prefix = step_prefix(position)
-            own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-            told |= step.tell(now, own)
+            told |= step.tell(now, _of_step(position, state))
     return told

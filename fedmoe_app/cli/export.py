@@ -9,6 +9,7 @@ from typing import Literal
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import parse_run_config
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.loading import PRESETS
@@ -43,7 +44,7 @@ def write_model(run: Path, kind: Literal["hf", "peft"], folder: Path) -> None:
     _check_base(setup, checkpoint)
     write_state(setup.model, setup.layers, checkpoint.snapshot.state)
     if kind == "peft":
-        base = "" if config.model.name in PRESETS else config.model.name
+        base = "" if config.model.name in PRESETS else located(config.model.name)
         export_adapter(setup.model, setup.layers, folder, base)
     else:
         merge_adapters(setup.model, setup.layers)

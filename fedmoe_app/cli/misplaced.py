@@ -13,7 +13,7 @@ from fedmoe_app.config.config_file import Flat
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import is_path
 from fedmoe_app.config.meant import understand
-from fedmoe_app.config.names import PRESET_NAMES, SCHEME_NAMES
+from fedmoe_app.config.names import PRESET_NAMES, SCHEME_NAMES, SMOLLM2_MOE
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.config.pairs import to_type
 from fedmoe_app.config.parse import almost_key, known_keys
@@ -78,7 +78,7 @@ def _option_for(command: str, word: str) -> str | None:
         return to_type({"data.source": word})
     if word in SCHEME_NAMES:
         return f"{_SCHEME[command]} {word}"
-    if word in PRESET_NAMES:
+    if word in (*PRESET_NAMES, SMOLLM2_MOE):
         return to_type({"model.name": word})
     return _pairs(word)
 

@@ -18,6 +18,7 @@ from fedmoe_app.data.language.row_formats import recognise
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.sources import load_node_file, load_text_data, read_tables
 from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.loading import PRESETS, is_encoder_decoder
 from fedmoe_app.shown.terminal import Console, literal
 from fedmoe_app.shown.text import visible
@@ -81,7 +82,7 @@ def preview_of(config: RunConfig, num_examples: int, path: Path | None = None) -
         DataError, ModelNotFoundError, TokenizerError: data or tokenizer cannot be used.
     """
     train, label_names = _load(config.data, path)
-    tokenizer = load_tokenizer(config.model.name, PRESETS)
+    tokenizer = load_tokenizer(located(config.model.name), PRESETS)
     adopt_template(tokenizer, config.data)
     task = _task(config, tokenizer, label_names)
     data = config.data.model_copy(update={"max_length": _NO_LIMIT})
@@ -138,7 +139,7 @@ def _formats(config: DataConfig, path: Path | None) -> list[str]:
 
 
 def _task(config: RunConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Task:
-    encoder_decoder = is_encoder_decoder(config.model.name)
+    encoder_decoder = is_encoder_decoder(located(config.model.name))
     return make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head_of(config), labels))
 
 

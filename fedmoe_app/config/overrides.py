@@ -15,7 +15,7 @@ from fedmoe_app.config.config_file import Flat, read_config_file, without_lists
 from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.items import read_item
 from fedmoe_app.config.lists import as_list, file_names, is_path, join_files
-from fedmoe_app.config.names import PRESET_NAMES
+from fedmoe_app.config.names import PRESET_NAMES, SMOLLM2_MOE
 from fedmoe_app.config.parse import default_run_config, parse_run_config
 from fedmoe_app.config.paths import results_dir
 from fedmoe_app.config.schema import EMBEDDED, NODES, RunConfig, keys_that_hold
@@ -143,7 +143,7 @@ def _is_word(key: str, value: str) -> bool:
         return value in (EMBEDDED, NODES)
     if key != "model.name":
         return False
-    return value in PRESET_NAMES
+    return value in (*PRESET_NAMES, SMOLLM2_MOE)
 
 
 def with_run_name(flat: Mapping[str, Any], now: datetime) -> Flat:

@@ -19,6 +19,7 @@ from fedmoe_app.config.names import (
     CODEC_NAMES,
     PRESET_NAMES,
     SCHEME_NAMES,
+    SMOLLM2_MOE,
     check_codec,
     parse_codecs,
 )
@@ -78,7 +79,8 @@ class ModelConfig(Section):
 
     name: Text = key(
         "qwen3moe-tiny",
-        f"a preset ({', '.join(PRESET_NAMES)}), a local folder or a hub name",
+        f"a preset ({', '.join(PRESET_NAMES)}), the pre-trained {SMOLLM2_MOE}, a local folder or a "
+        "hub name",
         holds="path",
     )
     head: Literal["auto", "sequence", "label-words"] = key(

@@ -46,7 +46,8 @@ def _shipped_pyproject() -> Path | None:
 
 def _key(package: Path, pyproject: Path) -> str:
     digest = hashlib.sha256()
-    for path in [pyproject, *sorted(package.rglob("*.py"))]:
+    shipped = (path for path in package.rglob("*") if path.suffix in (".py", ".json"))
+    for path in [pyproject, *sorted(shipped)]:
         digest.update(str(path.relative_to(path.anchor)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -25,6 +25,7 @@ from fedmoe_app.launch.connections import Connection, LaunchError, write_connect
 from fedmoe_app.launch.environment import LOOPBACK, run_environment
 from fedmoe_app.launch.log_filter import COLOUR, LogFilter
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
+from fedmoe_app.results.events import PREFIX, Event, from_line
 from fedmoe_app.results.folder import nest
 from fedmoe_app.shown.logs import output_line
 
@@ -91,11 +92,15 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a run's output goes: all of it to ``log``, the readable lines to ``show``."""
+    """Where a run's output goes: its lines to ``log``, the readable ones to ``show``, too.
+
+    Its events are told to ``hear``.
+    """
 
     log: IO[str]
     show: Callable[[str], None]
     verbose: bool = False
+    hear: Callable[[Event], None] = lambda event: None
 
     def write(self, text: str) -> None:
         """Add to the log; where its disk is full the log ends, and not the run."""
@@ -262,6 +267,10 @@ class _Stream:
             self.run_id = started[1] if (started := _STARTED.search(raw)) else None
 
     def _pass_on(self, raw: str) -> None:
+        if raw.startswith(PREFIX):
+            if (event := from_line(raw)) is not None:
+                self._output.hear(event)
+            return
         self._output.write(output_line(raw) + "\n")
         line = self._readable(raw)
         if found := _ENGINE_ERROR.search(raw):

@@ -1,13 +1,13 @@
 """The screen of a run: a live table on a terminal, plain lines everywhere else.
 
-What happens is read off the progress lines of the ServerApp (:mod:`fedmoe_app.results.progress`),
-which may run on another machine; where its result folder is at hand, the figures of finished rounds
-come from there. A test holds these patterns and the lines together.
+What happens is told by the events that the ServerApp writes among its lines
+(:mod:`fedmoe_app.results.events`). They come the same way wherever it runs, which ``log.jsonl``
+would not: its folder may be on another machine, and begins later than the run. Where the result
+folder is at hand, the figures of finished rounds come from there.
 """
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,21 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
+from fedmoe_app.results.events import (
+    Event,
+    Failed,
+    Replied,
+    ResultsAt,
+    RoundDone,
+    RoundStarted,
+    TableFollows,
+)
 from fedmoe_app.results.folder import ResultsError, read_metrics
 from fedmoe_app.results.table import metrics_table
 from fedmoe_app.shown.terminal import Console, Table, literal, say_output
 from fedmoe_app.shown.text import visible, without_colours
 
-# Headers by which the ServerApp's table is recognised.
-TABLE_MARKS = ("bytes up", "bytes down")
 MAX_ROWS = 15  # rounds in the live table
-
-_TIME = r"^(?:\d\d:\d\d:\d\d )"
-_RESULTS = re.compile(r"^(?:[\d:]+ )?results: (.+?)\s*$")
-_STARTED = re.compile(_TIME + r"round (\d+)/(\d+): (\d+) clients train$")
-_REPLY = re.compile(_TIME + r"  \[(\d+)/(\d+)\] (.+?)(?: \(about (.+) left( in this round)?\))?$")
-_FAILED = re.compile(_TIME + r"  (?!round )(.+?) failed: ")
-_DONE = re.compile(
-    _TIME + r"(?:round (\d+)/\d+|initial model): (FAILED|loss (\S+), accuracy (\S+)) "
-    r"\(.+?(?:; about (.+) left)?\)$"
-)
 
 
 class Screen:
@@ -49,6 +46,7 @@ class Screen:
         """Print nothing yet."""
         self.results: str | None = None
         self.table_shown = False
+        self._shown: list[str] = []  # lines to come that need not be printed
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -62,19 +60,35 @@ class Screen:
     ) -> None:
         """End; nothing is left to do."""
 
+    def hear(self, event: Event) -> None:
+        """Learn from an event; its line follows."""
+        if isinstance(event, ResultsAt):
+            self.results = event.folder
+            if self.table_shown:
+                self._leave_out(event)
+        elif isinstance(event, TableFollows):
+            self.table_shown = True
+
     def __call__(self, line: str) -> None:
         """Print one line."""
-        if found := _RESULTS.match(line):
-            self.results = found[1]
-            if self.table_shown:
-                return
-        self.table_shown |= all(header in line for header in TABLE_MARKS)
-        say_output(line)
+        if not self._is_left_out(line):
+            say_output(line)
+
+    def _leave_out(self, event: Event) -> None:
+        """Do not print the line of an event."""
+        self._shown.append(visible(event.text))
+
+    def _is_left_out(self, line: str) -> bool:
+        # Before the text stands the time.
+        found = next((text for text in self._shown if line.endswith(text)), None)
+        if found is not None:
+            self._shown.remove(found)
+        return found is not None
 
 
 @dataclass
 class Heard:
-    """What a run's lines tell of it, wherever it runs.
+    """What a run's events tell of it, wherever it runs.
 
     Attributes:
         results: its result folder, a path of the machine that it runs on; None until it is told.
@@ -84,16 +98,16 @@ class Heard:
     results: str | None = None
     last_round: int = -1
 
-    def take(self, line: str) -> None:
-        """Learn from a line."""
-        if found := _RESULTS.match(line):
-            self.results = found[1]
-        elif found := _DONE.match(line):
-            self.last_round = max(self.last_round, int(found[1] or 0))
+    def take(self, event: Event) -> None:
+        """Learn from an event."""
+        if isinstance(event, ResultsAt):
+            self.results = event.folder
+        elif isinstance(event, RoundDone):
+            self.last_round = max(self.last_round, event.round)
 
 
 class RunView:
-    """What the live table shows, learnt from the lines of a run one by one.
+    """What the live table shows, learnt from the events of a run one by one.
 
     Args:
         folder: the run's result folder where it is at hand; None where it is not.
@@ -107,32 +121,35 @@ class RunView:
         self._left = ""
         self._last = "starting"
 
-    def take(self, line: str) -> bool:
-        """Learn from a line; tell whether the view shows what it says."""
-        if found := _STARTED.match(line):
-            self._round, self._num_rounds, self._asked = (int(found[i]) for i in (1, 2, 3))
-            self._done, self._last = 0, "waiting for the first client"
-        elif found := _REPLY.match(line):
-            self._done, self._last = int(found[1]), found[3]
-            if found[4]:
-                self._left = f"about {found[4]} left{found[5] or ''}"
-        elif found := _DONE.match(line):
-            self._take_round(int(found[1] or 0), found)
-        else:
-            self._done += bool(_FAILED.match(line))
-            return False
+    def take(self, event: Event) -> bool:
+        """Learn from an event; tell whether the view shows what it says."""
+        match event:
+            case RoundStarted():
+                self._round, self._num_rounds = event.round, event.num_rounds
+                self._asked, self._done = event.asked, 0
+                self._last = "waiting for the first client"
+            case Replied():
+                self._done, self._last = event.answered, event.summary
+                self._left = event.left or self._left
+            case RoundDone():
+                self._take_round(event)
+            case Failed():
+                self._done += event.who != "round"
+                return False
+            case _:
+                return False
         return True
 
-    def _take_round(self, number: int, found: re.Match[str]) -> None:
-        self._rounds[number] = {
-            "round": number,
-            "status": "failed" if found[2] == "FAILED" else "ok",
-            "loss": _number(found[3]),
-            "accuracy": _number(found[4]),
+    def _take_round(self, event: RoundDone) -> None:
+        self._rounds[event.round] = {
+            "round": event.round,
+            "status": "ok" if event.folded else "failed",
+            "loss": event.loss,
+            "accuracy": event.accuracy,
         }
-        self._last = "evaluated" if number else "initial model evaluated"
-        self._left = f"about {found[5]} left" if found[5] else ""
-        if number:
+        self._last = "evaluated" if event.round else "initial model evaluated"
+        self._left = event.left
+        if event.round:
             self._done = self._asked
 
     def __rich__(self) -> RenderableType:
@@ -185,16 +202,22 @@ class LiveScreen(Screen):
         """Take the table away: the whole one is printed at the end."""
         self._live.__exit__(kind, error, traceback)
 
-    def __call__(self, line: str) -> None:
-        """Take a line into the table, or print it above."""
-        if found := _RESULTS.match(line):
-            self.results, self._in_table = found[1], False
-        # The ServerApp's table comes again at the end, out of the folder, and with colours.
-        if self._has_folder and all(header in line for header in TABLE_MARKS):
-            self._in_table = True
-        if not self._in_table and not self._view.take(line):
-            self._console.print(literal(visible(without_colours(line))), soft_wrap=True)
+    def hear(self, event: Event) -> None:
+        """Take an event into the table."""
+        if isinstance(event, ResultsAt):
+            self.results, self._in_table = event.folder, False
+        elif isinstance(event, TableFollows):
+            # The ServerApp's table comes again at the end, out of the folder, and with colours.
+            self._in_table = self._has_folder
+        elif self._view.take(event):
+            self._leave_out(event)
         self._live.refresh()
+
+    def __call__(self, line: str) -> None:
+        """Print a line above the table, unless the table shows it."""
+        if not self._in_table and not self._is_left_out(line):
+            self._console.print(literal(visible(without_colours(line))), soft_wrap=True)
+            self._live.refresh()
 
 
 def open_screen(folder: Path | None, verbose: bool) -> Screen:
@@ -202,7 +225,3 @@ def open_screen(folder: Path | None, verbose: bool) -> Screen:
     console = Console()
     live = console.is_terminal and not console.is_dumb_terminal and not verbose
     return LiveScreen(folder, console) if live else Screen()
-
-
-def _number(text: str | None) -> float | None:
-    return float(text) if text and text != "-" else None

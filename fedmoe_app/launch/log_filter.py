@@ -7,7 +7,7 @@ import re
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACTOR = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
 _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*: {0,8}")
-# Our own lines begin with the time (report/progress.py).
+# Our own lines begin with the time (results/events.py).
 _OWN = re.compile(r"^\d\d:\d\d:\d\d ")
 # Beginnings of what Flower and Ray dump when a client raises: pages, several times over. The app's
 # own line "client 3 failed: ..." says the same.

@@ -180,9 +180,10 @@ def _check_conversations(config: RunConfig, found: TextData) -> None:
     from fedmoe_app.config.errors import DataError
     from fedmoe_app.data.language.encode import row_encoder
     from fedmoe_app.data.tokenizer import load_tokenizer
+    from fedmoe_app.moe.carve.preset import located
 
     data = config.data
-    tokenizer = load_tokenizer(config.model.name, PRESET_NAMES)
+    tokenizer = load_tokenizer(located(config.model.name), PRESET_NAMES)
     for key, part in parts.items():
         encoder = row_encoder(part.column_names, tokenizer, data.max_length, False, data)
         try:

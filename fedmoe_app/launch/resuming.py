@@ -17,6 +17,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.flower import Outcome, Output, SuperLinkLostError
 from fedmoe_app.launch.live import Heard
+from fedmoe_app.results.events import Event
 from fedmoe_app.results.folder import (
     BEING_WRITTEN,
     STILL_RUNNING,
@@ -78,11 +79,11 @@ def run_to_the_end(
     """
     heard = Heard()
 
-    def show(line: str) -> None:
-        heard.take(line)
-        output.show(line)
+    def hear(event: Event) -> None:
+        heard.take(event)
+        output.hear(event)
 
-    told = replace(output, show=show)
+    told = replace(output, hear=hear)
     patience = _Patience(limit, _last_round(folder, heard))
     resumes = 0
     while True:

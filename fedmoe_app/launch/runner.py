@@ -141,7 +141,7 @@ def _execute(
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with flower.open_log(log_path) as log, open_screen(folder, verbose) as screen:
-            output = flower.Output(log, _noting(folder, launch, screen), verbose)
+            output = flower.Output(log, _noting(folder, launch, screen), verbose, screen.hear)
             outcome = run_to_the_end(start, config, folder, output, max_resumes)
     except KeyboardInterrupt:
         say_lines(f"interrupted; log: {visible(_keep_log(log_path, folder))}{_going_on(folder)}")

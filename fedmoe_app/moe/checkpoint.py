@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
@@ -16,6 +17,7 @@ from fedmoe_app.config.errors import ConfigError
 # Attribute of a quantization config: called with the model before its values are read.
 BEFORE_LOADING = "before_loading"
 
+CARD_FILE = "README.md"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -62,6 +64,18 @@ def check_not_quantised(name: str) -> None:
             f'({saved.get("quant_method")}); with model.experts-in-memory = "chosen" choose one '
             "in 16 or 32 bits"
         )
+
+
+def licence_of(base: str) -> str | None:
+    """Return the licence that a base model's own card names; None where there is none."""
+    card = Path(base) / CARD_FILE
+    if not card.is_file():
+        return None
+    try:
+        found = ModelCard.load(card).data.to_dict().get("license")
+    except Exception:  # a card is prose that anybody wrote
+        return None
+    return found if isinstance(found, str) else None
 
 
 def weight_files(name: str, folder: Path) -> list[Path]:

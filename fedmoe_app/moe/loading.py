@@ -1,7 +1,8 @@
 """Build or load the model of a run: a preset, a local folder or a hub name.
 
 A preset is a small model of a real architecture with random weights: the same seed gives the same
-weights, whatever the global random state is. Everything works without a network.
+weights, whatever the global random state is. One more, ``smollm2-moe``, is pre-trained and stands
+for a folder (:mod:`fedmoe_app.moe.carve.preset`). Everything works without a network.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from fedmoe_app.config.names import SMOLLM2_MOE
 from fedmoe_app.config.tasks import TASKS
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_not_quantised
 from fedmoe_app.moe.partial.load import load_with_experts
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
@@ -140,6 +143,7 @@ class LoadSpec:
     quantization: str = "none"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", located(self.name))
         _choose("data.task", self.task, tuple(TASKS))
         _choose("model.dtype", self.dtype, tuple(DTYPES))
         _choose("model.quantization", self.quantization, ("none", *KINDS))
@@ -286,6 +290,7 @@ def _config(
     if name in PRESETS:
         tokens = {"vocab_size": vocab_size, **special}
         return PRESETS[name](max_length=max_length, use_cache=False, **tokens)
+    name = located(name)
     folder = Path(name).is_dir()
     if not folder and not _HUB_NAME.fullmatch(name):  # a misspelt preset or path: no network
         raise ModelNotFoundError(_not_found(name, "no such folder, and not a hub name owner/model"))
@@ -299,7 +304,7 @@ def _config(
 
 
 def _not_found(name: str, reason: str) -> str:
-    return f'model.name = "{name}": not a preset ({", ".join(PRESETS)}); {reason}'
+    return f'model.name = "{name}": not a preset ({", ".join((*PRESETS, SMOLLM2_MOE))}); {reason}'
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,10 @@ from typing import Any
 
 from fedmoe_app.report.page import State, write_page
 from fedmoe_app.report.run_page import run_page
-from fedmoe_app.results.folder import read_metrics
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.folder import METRICS_FILE, read_metrics
+from fedmoe_app.results.lease import TakenOverError
+from fedmoe_app.results.metrics import RoundRecord
 
 logger = logging.getLogger("fedmoe")
 
@@ -19,7 +22,7 @@ logger = logging.getLogger("fedmoe")
 MAX_SHARE = 0.1
 
 
-class LiveReport:
+class LiveReport(Callback):
     """Keeps a run's page up to date; no fault of the page costs the run.
 
     Args:
@@ -33,13 +36,15 @@ class LiveReport:
         self._not_before = 0.0
         self._broken = False
 
-    def refresh(self, server_round: int) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Write the page of the run so far, unless that was done just now."""
         if time.monotonic() >= self._not_before:
-            self._write(State("running", f"after round {server_round} of {self._asked}"))
+            self._write(State("running", f"after round {record.server_round} of {self._asked}"))
 
-    def close(self, error: BaseException | None = None) -> None:
+    def on_end(self, error: BaseException | None) -> None:
         """Write the page of the run as it ended: complete, or failed with the reason."""
+        if isinstance(error, TakenOverError) or not (self._folder / METRICS_FILE).is_file():
+            return
         if error is None:
             self._write(State("complete", f"{self._asked} rounds"))
         else:

@@ -17,11 +17,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmoe_app.config.files import write_atomic
+from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.lease import LEASE_FILE, PATIENCE, Lease
 from fedmoe_app.shown.logs import json_line, toml_text
+
+if TYPE_CHECKING:
+    from fedmoe_app.results.metrics import RoundRecord
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -125,6 +129,17 @@ class RunFolder:
             lines = [{"round": server_round, **sample} for sample in samples]
             with self.writing():
                 append_text(self.path / SAMPLES_FILE, _text(lines), private=True)
+
+
+class MetricsFile(Callback):
+    """Writes a line of ``metrics.jsonl`` a round."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write the line of a round; it is on the disk when this returns."""
+        self._folder.append(record.line)
 
 
 def holds_files(folder: Path) -> bool:

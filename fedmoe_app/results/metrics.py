@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fedmoe_app.wire.metrics import CPU, seconds_by_phase
@@ -40,69 +41,88 @@ def client_seconds(
     return {"clients": lines} if lines else {}
 
 
-@dataclass
-class RoundReport:
-    """What happened in a round."""
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in a round; made once, when the round is over.
+
+    Attributes:
+        server_round: its number; 0 is the initial model.
+        metric: what ``accuracy`` means (:attr:`fedmoe_app.tasks.base.Task.metric`).
+        aggregated: whether the global model changed; of round 0, whether it was evaluated.
+        num_asked: clients asked to train.
+        updates: in client order, without their changes.
+        failures: reason by client or node; those of the round itself by ``round``.
+        rejected: training replies by kind of fault.
+        bytes_up: of the training replies, by client.
+        bytes_up_total: of all replies, evaluation included.
+        bytes_down_to: of what asked a client to train, by client.
+        bytes_down: of all messages.
+        lost_state: clients that had lost what they kept.
+        diagnostics: of the scheme, by name.
+        evaluation: ``loss`` and ``accuracy``; None if there was none.
+        seconds: by phase of the round.
+        round_trips: seconds from asking to the reply, by client or node.
+    """
 
     server_round: int
-    updates: list[ClientUpdate] = field(default_factory=list)  # in client order, without changes
-    failures: dict[str, str] = field(default_factory=dict)  # client or node -> reason
-    rejected: dict[str, int] = field(default_factory=dict)  # kind of fault -> training replies
-    bytes_up: dict[int, int] = field(default_factory=dict)  # of the training replies, by client
-    bytes_up_total: int = 0  # of all replies, evaluation included
-    bytes_down_by_node: dict[int, int] = field(default_factory=dict)  # of what asks it to train
-    bytes_down_to: dict[int, int] = field(default_factory=dict)  # the same by client
-    bytes_down: int = 0  # of all messages
+    metric: str = "accuracy"
+    aggregated: bool = False
     num_asked: int = 0
-    folded: bool = False
-    lost_state: list[int] = field(default_factory=list)  # clients
-    diagnostics: dict[str, Any] = field(default_factory=dict)
+    updates: tuple[ClientUpdate, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    bytes_up: Mapping[int, int] = field(default_factory=dict)
+    bytes_up_total: int = 0
+    bytes_down_to: Mapping[int, int] = field(default_factory=dict)
+    bytes_down: int = 0
+    lost_state: tuple[int, ...] = ()
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    round_trips: dict[str, float] = field(default_factory=dict)  # seconds by client, from asking
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    round_trips: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def line(self) -> dict[str, Any]:
+        """The round's line in ``metrics.jsonl``, which several callbacks need."""
+        return metrics_line(self)
 
 
-def metrics_line(report: RoundReport, metric: str) -> dict[str, Any]:
-    """Describe a round.
-
-    Args:
-        report: what happened.
-        metric: what ``accuracy`` means for the task (:attr:`fedmoe_app.tasks.base.Task.metric`).
-    """
-    evaluation = dict(report.evaluation or {})
-    updates = report.updates
+def metrics_line(record: RoundRecord) -> dict[str, Any]:
+    """Describe a round as a line of ``metrics.jsonl``."""
+    evaluation = dict(record.evaluation or {})
+    updates = record.updates
     return {
-        "round": report.server_round,
-        "status": "ok" if report.folded else "failed",
+        "round": record.server_round,
+        "status": "ok" if record.aggregated else "failed",
         "loss": evaluation.get("loss"),
         "accuracy": evaluation.get("accuracy"),
-        "metric": metric,
+        "metric": record.metric,
         "train_loss": _mean_train_loss(updates),
         "num_clients": len(updates),
-        "bytes_up": report.bytes_up_total,
-        "bytes_down": report.bytes_down,
-        "clients": [_client(position, report) for position in range(len(updates))],
-        "failures": [{"who": who, "reason": why} for who, why in sorted(report.failures.items())],
-        "rejected": dict(sorted(report.rejected.items())),
+        "bytes_up": record.bytes_up_total,
+        "bytes_down": record.bytes_down,
+        "clients": [_client(position, record) for position in range(len(updates))],
+        "failures": [{"who": who, "reason": why} for who, why in sorted(record.failures.items())],
+        "rejected": dict(sorted(record.rejected.items())),
         "routing": {  # [N, L, E]
             "count": [update.routing.count.tolist() for update in updates],
             "trained": [update.routing.trained.tolist() for update in updates],
         },
-        "diagnostics": _compact(report.diagnostics),
-        "seconds": {name: round(value, 3) for name, value in report.seconds.items()}
-        | client_seconds(updates, report.round_trips),
+        "diagnostics": _compact(record.diagnostics),
+        "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
+        | client_seconds(updates, record.round_trips),
     }
 
 
-def _mean_train_loss(updates: list[ClientUpdate]) -> float | None:
+def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:
     total = sum(update.num_examples for update in updates)
     if not total:
         return None
     return sum(u.metrics["train-loss"] * u.num_examples for u in updates) / total
 
 
-def _client(position: int, report: RoundReport) -> dict[str, Any]:
-    update = report.updates[position]
+def _client(position: int, record: RoundRecord) -> dict[str, Any]:
+    update = record.updates[position]
     metrics = update.metrics
     return {
         "client": update.client,
@@ -118,22 +138,22 @@ def _client(position: int, report: RoundReport) -> dict[str, Any]:
         "num_steps": _whole(metrics.get("num-steps")),
         "expert_budget": _whole(metrics.get("expert-budget")),
         "experts_held": _whole(metrics.get("experts-held")),
-        "selection_ratio": _selection_ratio(report, position),
+        "selection_ratio": _selection_ratio(record, position),
         "staleness": _whole(metrics.get("staleness")),
         "kept_round": _whole(metrics.get("kept-round")),
-        "state_lost": update.client in report.lost_state,
+        "state_lost": update.client in record.lost_state,
         "state_stored": _flag(metrics.get("state-stored")),
-        "bytes_up": report.bytes_up[update.client],
-        "bytes_down": report.bytes_down_to.get(update.client, 0),
+        "bytes_up": record.bytes_up[update.client],
+        "bytes_down": record.bytes_down_to.get(update.client, 0),
         "codec": update.codec,
         "residual_round": _whole(metrics.get("residual-round")),
         "experts_sent": int((update.routing.trained > 0).sum()),
     }
 
 
-def _selection_ratio(report: RoundReport, position: int) -> float | None:
+def _selection_ratio(record: RoundRecord, position: int) -> float | None:
     """Return r(c) of a client, the mean over the layers, if the scheme tells it."""
-    ratios = report.diagnostics.get("selection_ratio")  # [L, N]
+    ratios = record.diagnostics.get("selection_ratio")  # [L, N]
     return None if ratios is None else float(ratios[:, position].mean())
 
 

@@ -18,10 +18,11 @@ from scipy.stats import binomtest
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import flatten_table
+from fedmoe_app.moe.carve.preset import located
+from fedmoe_app.moe.checkpoint import CARD_FILE, licence_of
 from fedmoe_app.results.folder import CONFIG_FILE, read_metrics
 from fedmoe_app.shown.tables import markdown, markdown_cell
 
-CARD_FILE = "README.md"
 CONFIDENCE = 0.95
 _PIPELINES = {"classification": "text-classification"}  # all else generates text
 _CLASSES = {
@@ -67,7 +68,7 @@ def model_card(
         architecture: the saved model's class.
         items: test examples that the accuracy is over; 0 if that is not known.
     """
-    base = str(flat["model.name"])
+    base = located(str(flat["model.name"]))
     data = ModelCardData(
         license=licence_of(base),
         base_model=base if base not in PRESET_NAMES and not Path(base).is_absolute() else None,
@@ -101,18 +102,6 @@ def model_card(
         ]
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
-
-
-def licence_of(base: str) -> str | None:
-    """Return the licence that a base model's own card names; None where there is none."""
-    card = Path(base) / CARD_FILE
-    if not card.is_file():
-        return None
-    try:
-        found = ModelCard.load(card).data.to_dict().get("license")
-    except Exception:  # a card is prose that anybody wrote
-        return None
-    return found if isinstance(found, str) else None
 
 
 def accuracy_interval(accuracy: float, items: int) -> tuple[float, float]:

@@ -15,11 +15,13 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from fedmoe_app.config.files import write_atomic
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.events import Ended, logger, tell
 from fedmoe_app.results.folder import (
     STILL_RUNNING,
     ResultsError,
@@ -27,8 +29,11 @@ from fedmoe_app.results.folder import (
     read_metrics,
     round_of,
 )
-from fedmoe_app.results.lease import Lease
+from fedmoe_app.results.lease import Lease, TakenOverError
 from fedmoe_app.shown.terminal import shell_word
+
+if TYPE_CHECKING:
+    from fedmoe_app.results.metrics import RoundRecord
 
 STATUS_FILE = "status.json"
 BEAT_SECONDS = 10.0
@@ -45,14 +50,14 @@ GONE, SILENT = "gone", "silent"  # what is known of the process of a stale run
 _POLL = 0.25
 
 
-class StatusFile:
+class StatusFile(Callback):
     """The status of one run, written on every change and every few seconds.
 
     Args:
         folder: the result folder.
         lease: the right to write to it; a process that lost it writes nothing.
-        fields: what does not change, such as the scheme and the number of rounds; of a resumed run
-            also what :func:`earlier_parts` returns.
+        fields: ``round``, the last one that is done, ``num_rounds``, and what does not change, such
+            as the scheme; of a resumed run also what :func:`earlier_parts` returns.
     """
 
     def __init__(self, folder: Path, lease: Lease | None = None, **fields: Any) -> None:
@@ -80,10 +85,30 @@ class StatusFile:
         self._thread.join()
         self.update(state=state, ended=time.time(), **fields)
 
-    def abandon(self) -> None:
-        """Write nothing any more: another process goes on with the run."""
-        self._ended.set()
-        self._thread.join()
+    def on_round(self, record: RoundRecord) -> None:
+        """Note a round, and into how many partitions the clients split the data."""
+        split = max((update.num_partitions for update in record.updates), default=0)
+        known = {"num_partitions": split} if split else {}
+        self.update(round=record.server_round, **known)
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Write how the run ended, and say how to go on with one that did not complete."""
+        if error is None:
+            self.end(COMPLETED)
+        elif isinstance(error, TakenOverError):  # nothing may be written any more
+            self._ended.set()
+            self._thread.join()
+        else:
+            self._say_how_to_go_on(error)
+
+    def _say_how_to_go_on(self, error: BaseException) -> None:
+        is_fault = isinstance(error, Exception)  # not Ctrl-C or the end of the process
+        state = FAILED if is_fault else INTERRUPTED
+        self.end(state, error=str(error) or type(error).__name__)
+        done, rounds = self._fields["round"], self._fields["num_rounds"]
+        tell(Ended(state, max(done, 0), rounds, str(error) if is_fault else ""))
+        if done >= 0:
+            logger.info("to go on: %s", how_to_resume(self._path.parent))
 
     def _beat(self) -> None:
         pause = BEAT_SECONDS

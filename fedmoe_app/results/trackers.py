@@ -18,15 +18,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import RunConfig, split_names
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.events import logger
+from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.values import to_array
 from fedmoe_app.shown.tags import setting, tag, title
+
+if TYPE_CHECKING:
+    from fedmoe_app.results.metrics import RoundRecord
 
 # Name: key of the metrics line (fedmoe_app/results/metrics.py).
 OF_THE_ROUND = {
@@ -218,3 +224,35 @@ def open_trackers(config: RunConfig, folder: Path, first_round: int = 0) -> dict
     """
     flat = flatten_run_config(config)
     return {name: KINDS[name].open(folder, flat, first_round) for name in split_names(config.track)}
+
+
+class Trackers(Callback):
+    """Tells the trackers of a run of each round, and how the run ended.
+
+    A tracker that fails is left out from then on, with a warning: it must not cost the run.
+
+    Args:
+        trackers: by name, as :func:`open_trackers` returns them.
+    """
+
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self._trackers = dict(trackers)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Pass the numbers of a round on."""
+        if self._trackers:
+            values = scalars(record.line)
+            self._tell(lambda tracker: tracker.log(record.server_round, values))
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Close the trackers, unless another process goes on with the run."""
+        if not isinstance(error, TakenOverError):
+            self._tell(lambda tracker: tracker.close(failed=error is not None))
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                what(tracker)
+            except Exception as fault:  # another's package, a network, a disk
+                del self._trackers[name]
+                logger.warning("%s: %s: %s", name, type(fault).__name__, fault)

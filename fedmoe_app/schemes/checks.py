@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_not_quantised, checkpoint_folder, safetensors_files
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.shape import ModelShape
@@ -32,7 +33,7 @@ def check_holds_chosen(config: RunConfig) -> None:
     """
     if config.model.experts_in_memory == "all":
         return
-    name = config.model.name
+    name = located(config.model.name)
     if name in PRESETS:
         raise ConfigError(
             f'{_KEY}: model.name = "{name}" is a preset, made in memory; save a model to a folder '

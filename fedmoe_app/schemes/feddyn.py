@@ -12,15 +12,16 @@ mean of S. Only what FedAvg sends travels. A client that lost its g_i starts fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
-from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.base import Run, Scheme
 from fedmoe_app.schemes.equal import Equal
 from fedmoe_app.schemes.parts import Client, Keeps, Server, Step, WeightTerm
 from fedmoe_app.schemes.ranges import in_range
@@ -87,6 +88,15 @@ class FedDyn(Scheme):
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         in_range("feddyn", alpha=(self.alpha, 0, None), population=(self.population, 1, None))
+
+    def check(self, run: Run) -> Sequence[str]:
+        """Refuse discounted changes: h and the clients' g_i would no longer agree."""
+        if run.buffered:
+            raise ConfigError(
+                'rounds = "buffered": feddyn\'s server and clients add up the same changes, which '
+                'older ones, being discounted, are not; choose rounds = "sync"'
+            )
+        return ()
 
     def client(self, model: ModelShape) -> Client:
         """Regularise."""

@@ -1,10 +1,10 @@
-"""Roster: which node serves which client, as far as it is known, and who trains in a round.
+"""Client registry: which node serves which client, as far as it is known, and who trains.
 
-Rests: a client that keeps failing is left out for some rounds, longer each time.
+Cooldown: a client that keeps failing is left out for some rounds, longer each time.
 
 A first failure costs nothing: it may be a lost message. After f > 1 failures in a row a client
-rests for 2^(f-2) rounds: 1, 2, 4, ..., at most ``max_rest``. One usable reply ends the row. The
-rule knows rounds and names only, so that a run is repeated by its seed.
+is left out for 2^(f-2) rounds: 1, 2, 4, ..., at most ``longest``. One usable reply ends the row.
+The rule knows rounds and names only, so that a run is repeated by its seed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmoe_app.results.events import logger
 from fedmoe_app.server.bindings import Bindings
 from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.transport import exchange
@@ -29,26 +30,26 @@ from fedmoe_app.wire.question import Question
 @dataclass
 class _Record:
     failures: int  # in a row
-    until: int  # the last round of the rest
+    until: int  # the last round of the cooldown
 
 
-class Rests:
-    """Who rests, by name (``client 3``, or ``node 812`` where the number is not known).
+class Cooldown:
+    """Who is left out, by name (``client 3``, or ``node 812`` where the number is not known).
 
     Args:
-        max_rest: rounds that a rest lasts at most; 0 lets nobody rest.
+        longest: rounds that a cooldown lasts at most; 0 leaves nobody out.
     """
 
-    def __init__(self, max_rest: int = 0) -> None:
-        self._max_rest = max_rest
+    def __init__(self, longest: int = 0) -> None:
+        self._longest = longest
         self._records: dict[str, _Record] = {}
 
     def note(self, server_round: int, failed: Iterable[str], good: Iterable[str]) -> None:
         """Take what a round brought: the names of those that failed, and of those that did not."""
         for name in failed:
             failures = self._records[name].failures + 1 if name in self._records else 1
-            rest = min(2 ** (failures - 2), self._max_rest) if failures > 1 else 0
-            self._records[name] = _Record(failures, server_round + rest)
+            rounds = min(2 ** (failures - 2), self._longest) if failures > 1 else 0
+            self._records[name] = _Record(failures, server_round + rounds)
         for name in good:
             self._records.pop(name, None)
 
@@ -58,7 +59,7 @@ class Rests:
             self._records[new] = self._records.pop(old)
 
     def order(self, server_round: int) -> list[str]:
-        """Return the names that rest in a round, those whose rest ends first, first."""
+        """Return the names that are left out in a round, those that come back first, first."""
         resting = [name for name, record in self._records.items() if record.until >= server_round]
         return sorted(resting, key=lambda name: (self._records[name].until, name))
 
@@ -75,13 +76,19 @@ _UNKNOWN_TESTS = 10  # times the most test items that are known
 DESCRIBE_TIMEOUT = 60.0  # seconds that a node has to tell its client's number, once a run
 
 
-class Roster:
+class ClientRegistry:
     """Client numbers by node; unlike Flower's node ids they are the same in every run.
+
+    Args:
+        seed: fixes which clients are drawn in a round.
+        sampling: ``uniform``, or ``examples``: a client's chance goes by its examples.
+        longest_cooldown: rounds that a client is left out after failures, at most.
+        client_list: who may speak for which client; None leaves it to who comes first.
 
     Attributes:
         sizes: client -> training examples in its last usable reply.
         tests: client -> items that its own test examples were scored by in that reply.
-        rests: which clients are left out because they failed lately.
+        cooldown: which clients are left out because they failed lately.
         question: what the messages of this round ask about.
         refused: node -> why it may not speak for the client that it named, not told yet.
         unlisted: nodes that the client list lacks.
@@ -89,9 +96,9 @@ class Roster:
 
     def __init__(
         self,
-        seed: int,
+        seed: int = 0,
         sampling: str = "uniform",
-        max_rest: int = 0,
+        longest_cooldown: int = 0,
         client_list: ClientList | None = None,
     ) -> None:
         self._seed = seed
@@ -100,10 +107,11 @@ class Roster:
         self._bindings = Bindings()
         self.sizes: dict[int, int] = {}
         self.tests: dict[int, int] = {}
-        self.rests = Rests(max_rest)
+        self.cooldown = Cooldown(longest_cooldown)
         self.question = Question()
         self.refused: dict[int, str] = {}
         self.unlisted: set[int] = set()
+        self._told: set[int] = set()  # nodes of which was said that they are not listed
         self._asked: set[int] = set()
         self._wanted: dict[int, int] = {}  # node -> number that it was refused
 
@@ -128,8 +136,14 @@ class Roster:
             self._bindings.load(listed, is_list=True)
             self.unlisted = {int(info.node_id) for info in infos} - listed.keys()
             nodes = sorted(listed)
+            self._tell_of_unlisted()
         self._bindings.see(nodes)
         return nodes
+
+    def _tell_of_unlisted(self) -> None:
+        for node in sorted(self.unlisted - self._told):
+            self._told.add(node)
+            logger.info("node %d is not in the client list; it is not asked", node)
 
     def claim(self, node_id: int, client: int, worked: bool = True) -> None:
         """Take a good reply's word for its client's number, until :meth:`settle`.
@@ -151,7 +165,7 @@ class Roster:
         bound, refused = self._bindings.settle()
         for node, client in bound.items():
             self._wanted.pop(node, None)
-            self.rests.rename(f"node {node}", f"client {client}")
+            self.cooldown.rename(f"node {node}", f"client {client}")
         return refused
 
     def client(self, node_id: int) -> int | None:
@@ -219,11 +233,11 @@ class Roster:
     # -- who trains ----------------------------------------------------------------------------
 
     def awake(self, grid: Grid, nodes: list[int], server_round: int, at_least: int) -> list[int]:
-        """Leave out the nodes that rest after failures, but never so that too few are left."""
-        resting = self.rests.order(server_round)  # those whose rest ends first, first
+        """Leave out the nodes that failed lately, but never so that too few are left."""
+        resting = self.cooldown.order(server_round)  # those that come back first, first
         if not resting:
             return nodes
-        # A client that rests may be back as another node, as after a resume.
+        # A client that cools down may be back as another node, as after a resume.
         self._describe(grid, nodes)
         by_name = {self.name(node): node for node in nodes}
         left_out = [by_name[name] for name in resting if name in by_name]

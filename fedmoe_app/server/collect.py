@@ -1,55 +1,104 @@
-"""Replies of a round: decoded, validated and put in client order, or rejected with the reason.
+"""How the replies of a round come together: asked for, checked, put in client order.
 
-Changes relative to an older global state, discounted by their age.
+A training reply goes one way down through the server, and nothing that it is given to calls back:
 
-Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (FedBuff), AISTATS 2022,
-arXiv:2106.06639: a change that started s versions ago counts Δ/√(1+s).
+1. ``transport.exchange`` pulls it from the SuperLink;
+2. ``DeltaSync.exchange`` notes which version of the state its node has now;
+3. ``MoEStrategy.exchange`` notes its size, or the failure that came in its place;
+4. :meth:`UpdateCollector.add` has it decoded and checked (room ``wire``), asks the client registry
+   whom it speaks for, and puts its changes into the sums or the store (room ``aggregation``);
+5. when all are in, :meth:`UpdateCollector.finish` returns the good ones in client order;
+6. ``MoEStrategy.aggregate_train`` makes the next global state of them (room ``aggregation``).
+
+When a round is complete is a policy: :class:`WaitForAll`, or
+:class:`~fedmoe_app.server.buffered.Buffered`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Message
 
 from fedmoe_app.aggregation.store import Spool, SpoolError
 from fedmoe_app.aggregation.streaming import AtOnce
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.server.clients import Roster
+from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import UpdateSpec, decode_score, decode_update, record_bytes
 from fedmoe_app.wire.update import ClientScore, ClientUpdate
 
+if TYPE_CHECKING:
+    from fedmoe_app.server.round import Round
+    from fedmoe_app.server.strategy import MoEStrategy
 
-def discount(staleness: int) -> float:
-    """Return 1/√(1+s) for s ≥ 0 versions."""
-    return float((1 + staleness) ** -0.5)
+
+class Collect(Protocol):
+    """When a round is complete, and whom it asks; a run has one for all its rounds."""
+
+    is_buffered: bool  # whether replies may start from older states
+
+    def ask(self, strategy: MoEStrategy, now: Round) -> None:
+        """Choose the nodes of a round and make their messages."""
+
+    def replies(self, strategy: MoEStrategy, now: Round) -> Collected:
+        """Return what came of the replies, once the round is complete."""
+
+    def evaluators(self, strategy: MoEStrategy, now: Round) -> list[int]:
+        """Return the nodes that can score the global model: those that do not train."""
 
 
-def discounted(update: ClientUpdate, staleness: int) -> ClientUpdate:
-    """Return the update with discounted changes, and ``staleness`` among its metrics.
+class WaitForAll:
+    """A synchronous round: it is complete when all have replied that were asked."""
 
-    One that is not stale keeps its changes bit for bit.
-    """
-    metrics = update.metrics | {"staleness": float(staleness)}
-    if not staleness:
-        return replace(update, metrics=metrics)
-    scaled = ModelState()
-    for key, tensor in update.changes.named():
-        scaled.insert(key, tensor * discount(staleness))
-    return replace(update, changes=scaled, metrics=metrics)
+    is_buffered = False
+
+    def __init__(self) -> None:
+        self._nodes: list[int] = []
+        self._messages: list[Message] = []
+
+    def ask(self, strategy: MoEStrategy, now: Round) -> None:
+        """Choose the nodes of a round and make their messages."""
+        self._nodes = strategy.choose(now)
+        self._messages = strategy.configure_train(now, self._nodes)
+        now.announce(len(self._nodes))
+
+    def replies(self, strategy: MoEStrategy, now: Round) -> Collected:
+        """Send the messages and take the replies as they arrive."""
+        messages, self._messages = self._messages, []
+        return self.take(strategy, now, self._nodes, strategy.exchange(now, messages))
+
+    def take(
+        self,
+        strategy: MoEStrategy,
+        now: Round,
+        nodes: Sequence[int],
+        replies: Iterable[Message],
+    ) -> Collected:
+        """Take the replies of these nodes."""
+        strategy.aggregation.store.clear()
+        collector = strategy.collector(nodes, strategy.question(now.server_round))
+        for message in replies:
+            collect(now, collector, message)
+            del message  # before the next one is pulled
+        return collector.finish()
+
+    def evaluators(self, strategy: MoEStrategy, now: Round) -> list[int]:
+        """Return the connected nodes that do not work on an earlier message."""
+        return strategy.busy.free(now.grid, strategy.connected(now.grid))
 
 
 @dataclass
-class Decoded:
+class Collected:
     """What came of the replies.
 
     Attributes:
-        updates: the usable ones, in client order; their changes may lie in the spool.
+        updates: the usable ones, in client order; their changes may lie in the store.
         bytes_up: size of each usable reply, by client.
         rejected: reason by the client that the node is bound to, else by node.
         kinds: how many were rejected, by :attr:`InvalidUpdateError.kind`.
@@ -61,19 +110,19 @@ class Decoded:
     kinds: Counter[str] = field(default_factory=Counter)
 
 
-class Intake:
+class UpdateCollector:
     """Takes the training replies of a round one by one, as they arrive.
 
-    Each is decoded, validated and stored at once, and its message emptied. The result does not
+    Each is collected, validated and stored at once, and its message emptied. The result does not
     depend on the order of arrival.
 
     Args:
         spec: names and shapes that an update may hold.
-        roster: knows which node serves which client.
-        spool: where the changes wait; None keeps all of them in memory.
+        registry: knows which node serves which client.
+        store: where the changes wait; None keeps all of them in memory.
         holders: client -> the node that served it in earlier rounds, of those that were asked.
         num_partitions: of the clients in earlier rounds; 0 if none is known.
-        at_once: takes what need not wait until the round is complete.
+        streaming: takes what need not wait until the round is complete.
         question: that was asked; None takes answers to any.
         bounds: of what clients may say of themselves.
     """
@@ -81,17 +130,17 @@ class Intake:
     def __init__(
         self,
         spec: UpdateSpec,
-        roster: Roster,
-        spool: Spool | None = None,
+        registry: ClientRegistry,
+        store: Spool | None = None,
         holders: Mapping[int, int] | None = None,
         num_partitions: int = 0,
-        at_once: AtOnce | None = None,
+        streaming: AtOnce | None = None,
         question: Question | None = None,
         bounds: TaskBounds | None = None,
     ) -> None:
-        self._spec, self._roster, self._spool = spec, roster, spool
+        self._spec, self._registry, self._store = spec, registry, store
         self._holders, self._num_partitions = holders or {}, num_partitions
-        self._at_once = at_once
+        self._streaming = streaming
         self._question, self._bounds = question, bounds
         self._rejected: dict[int, str] = {}  # by node
         self._kinds: Counter[str] = Counter()
@@ -108,29 +157,27 @@ class Intake:
         self,
         message: Message,
         node: int | None = None,
-        staleness: int | None = None,
         question: Question | None = None,
+        adjust: Callable[[ClientUpdate], ClientUpdate] = lambda update: update,
     ) -> ClientUpdate | None:
-        """Decode, check and store a reply; return None for one that cannot be used.
+        """Check and store a reply; return None for one that cannot be used.
 
         All of it is checked before its client's number is believed.
 
         Args:
             message: the reply; it is emptied.
             node: the node that was asked.
-            staleness: folds since the state that the reply started from; None is a synchronous
-                round, in which there is no such thing.
             question: that this node was asked, if others were asked another.
+            adjust: changes a good update before it is stored.
         """
         node = message.metadata.src_node_id if node is None else node
         try:
             asked = question or self._question
             update = decode_update(message.content, self._spec, asked, self._bounds)
-            self._roster.claim(node, update.client)
-            if staleness is not None:
-                update = discounted(update, staleness)
-            if update.statistics and self._spool is not None:  # they may be as large as the model
-                stored = self._spool.store(ModelState(dense=update.statistics))
+            self._registry.claim(node, update.client)
+            update = adjust(update)
+            if update.statistics and self._store is not None:  # they may be as large as the model
+                stored = self._store.store(ModelState(dense=update.statistics))
                 update = replace(update, statistics=stored.dense)
             self._put(update, node)
             self._bytes_up[node] = record_bytes(message.content)
@@ -144,26 +191,28 @@ class Intake:
             release(message)
         return None
 
-    def finish(self) -> Decoded:
+    def finish(self) -> Collected:
         """Decide on new nodes' claims and return what is left when all replies are in."""
-        refused = self._roster.settle()
-        decoded = Decoded(kinds=self._kinds)
+        refused = self._registry.settle()
+        collected = Collected(kinds=self._kinds)
         for client, copies in sorted(self._updates.items()):
             for node, update in copies.items():
-                if self._roster.client(node) == client:
-                    decoded.updates.append(update)
-                    decoded.bytes_up[client] = self._bytes_up[node]
+                if self._registry.client(node) == client:
+                    collected.updates.append(update)
+                    collected.bytes_up[client] = self._bytes_up[node]
                 else:
                     reason = refused.get(node) or self._why_not(node, client)
                     self._reject(node, f"reply rejected: {reason}", "client")
-        decoded.rejected = {self._roster.name(node): why for node, why in self._rejected.items()}
-        _drop_other_splits(decoded, self._num_partitions)
-        return decoded
+        collected.rejected = {
+            self._registry.name(node): why for node, why in self._rejected.items()
+        }
+        _drop_other_splits(collected, self._num_partitions)
+        return collected
 
     def _why_not(self, node: int, client: int) -> str:
         """Return why a node whose reply waited for this round speaks for its client no more."""
         try:
-            self._roster.claim(node, client)
+            self._registry.claim(node, client)
         except InvalidUpdateError as error:
             return str(error)
         return f"client {client} is not known to be this node's"
@@ -172,17 +221,17 @@ class Intake:
         copies = self._updates.setdefault(update.client, {})
         if node in copies:
             raise InvalidUpdateError("the node has answered before", "client")
-        if self._spool is None:
+        if self._store is None:
             copies[node] = update
             return
-        at_once = self._at_once
-        if at_once is None or not at_once.is_next(update, node):
-            copies[node] = replace(update, changes=self._spool.store(update.changes))
-            if at_once is not None:
-                at_once.put_off(update, node)
+        streaming = self._streaming
+        if streaming is None or not streaming.is_next(update, node):
+            copies[node] = replace(update, changes=self._store.store(update.changes))
+            if streaming is not None:
+                streaming.put_off(update, node)
             return
-        copies[node] = at_once.take(update)
-        for client, rest in at_once.take_waiting(self._of_holder).items():
+        copies[node] = streaming.take(update)
+        for client, rest in streaming.take_waiting(self._of_holder).items():
             self._updates[client][self._holders[client]] = rest
 
     def _of_holder(self, client: int) -> ClientUpdate:
@@ -191,6 +240,22 @@ class Intake:
     def _reject(self, node: int, reason: str, kind: str) -> None:
         self._kinds[kind] += 1
         self._rejected[node] = reason
+
+
+def collect(
+    now: Round,
+    collector: UpdateCollector,
+    message: Message,
+    question: Question | None = None,
+    adjust: Callable[[ClientUpdate], ClientUpdate] = lambda update: update,
+) -> None:
+    """Put a training reply into a collector and tell of it; see :meth:`UpdateCollector.add`."""
+    node = message.metadata.src_node_id
+    update = collector.add(message, node, question, adjust)
+    if update is not None:
+        now.good(update)
+    else:
+        now.unusable(node)
 
 
 def release(message: Message) -> None:
@@ -203,22 +268,22 @@ def release(message: Message) -> None:
         record.clear()
 
 
-def _drop_other_splits(decoded: Decoded, known: int) -> None:
+def _drop_other_splits(collected: Collected, known: int) -> None:
     """Reject clients that split the data into another number of partitions than the run does.
 
     That is ``known``, or what most have if it is 0.
     """
-    numbers = Counter(u.num_partitions for u in decoded.updates if u.num_partitions)
+    numbers = Counter(u.num_partitions for u in collected.updates if u.num_partitions)
     if not numbers or set(numbers) == {known}:
         return
     usual = known or max(numbers, key=lambda number: (numbers[number], -number))
     others = "earlier rounds had" if known else "most nodes have"
-    for update in list(decoded.updates):
+    for update in list(collected.updates):
         if update.num_partitions not in (0, usual):
-            decoded.updates.remove(update)
-            decoded.kinds["client"] += 1
-            del decoded.bytes_up[update.client]
-            decoded.rejected[f"client {update.client}"] = (
+            collected.updates.remove(update)
+            collected.kinds["client"] += 1
+            del collected.bytes_up[update.client]
+            collected.rejected[f"client {update.client}"] = (
                 f"reply rejected: num-partitions = {update.num_partitions}, but {others} "
                 f"{usual}; give all nodes the same"
             )
@@ -226,7 +291,7 @@ def _drop_other_splits(decoded: Decoded, known: int) -> None:
 
 def decode_scores(
     replies: Iterable[Message],
-    roster: Roster,
+    registry: ClientRegistry,
     question: Question | None = None,
     bounds: TaskBounds | None = None,
 ) -> tuple[list[ClientScore], dict[str, str]]:
@@ -234,7 +299,7 @@ def decode_scores(
 
     Args:
         replies: of the nodes.
-        roster: knows which node serves which client, and how many test items each client has.
+        registry: knows which node serves which client, and how many test items each client has.
         question: that was asked; None takes answers to any.
         bounds: of what clients may say of themselves.
 
@@ -247,14 +312,14 @@ def decode_scores(
         node = message.metadata.src_node_id
         try:
             score = decode_score(message.content, question)
-            roster.claim(node, score.client, worked=False)
-            most = roster.most_tests(score.client, bounds or TaskBounds())
+            registry.claim(node, score.client, worked=False)
+            most = registry.most_tests(score.client, bounds or TaskBounds())
             if score.items > most:
                 raise InvalidUpdateError(f"items = {score.items}: it can have {most} at most")
             scores[node] = score
         except InvalidUpdateError as error:
             rejected[node] = str(error)
-    rejected |= {node: why for node, why in roster.settle().items() if node in scores}
-    good = [s for node, s in scores.items() if roster.client(node) == s.client]
-    named = {roster.name(node): f"score rejected: {why}" for node, why in rejected.items()}
+    rejected |= {node: why for node, why in registry.settle().items() if node in scores}
+    good = [s for node, s in scores.items() if registry.client(node) == s.client]
+    named = {registry.name(node): f"score rejected: {why}" for node, why in rejected.items()}
     return sorted(good, key=lambda score: score.client), named

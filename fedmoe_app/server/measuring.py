@@ -19,7 +19,7 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.parts import Measured as Statistic
 from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.views import Now, RoundInfo
-from fedmoe_app.server.clients import Roster
+from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.numbers import decode_number
 from fedmoe_app.wire.question import Question
@@ -27,6 +27,7 @@ from fedmoe_app.wire.spec import NumberSpec
 from fedmoe_app.wire.statistics import RECORD, decode_statistics
 
 QUERY = "query.measure"
+PHASE = " (measuring)"  # after the name of who failed in it
 
 
 @dataclass
@@ -54,7 +55,7 @@ def specs_of(statistics: Iterable[Statistic], state: ModelState) -> dict[str, Nu
 
 def decode_measured(
     replies: Iterable[Message],
-    roster: Roster,
+    registry: ClientRegistry,
     question: Question,
     specs: Mapping[str, NumberSpec],
 ) -> Answers:
@@ -66,13 +67,15 @@ def decode_measured(
         try:
             client = decode_number(content, question, (RECORD,))
             statistics = decode_statistics(content, specs)
-            roster.claim(node, client, worked=False)
+            registry.claim(node, client, worked=False)
             found[node] = (client, statistics)
         except InvalidUpdateError as error:
             rejected[node] = str(error)
-    rejected |= {node: why for node, why in roster.settle().items() if node in found}
-    good = {client: sent for node, (client, sent) in found.items() if roster.client(node) == client}
-    named = {roster.name(node): f"sums rejected: {why}" for node, why in rejected.items()}
+    rejected |= {node: why for node, why in registry.settle().items() if node in found}
+    good = {
+        client: sent for node, (client, sent) in found.items() if registry.client(node) == client
+    }
+    named = {registry.name(node): f"sums rejected: {why}" for node, why in rejected.items()}
     return Answers(dict(sorted(good.items())), named)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import expert_of
 from fedmoe_app.server.checkpoint import StoredPlacement
-from fedmoe_app.server.clients import Roster
+from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.transport import Reply, exchange
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.numbers import decode_number
@@ -57,9 +57,9 @@ class Placements:
     timeout: float
     by_client: dict[int, Placement] = field(default_factory=dict)
 
-    def of(self, roster: Roster, node: int) -> Placement | None:
+    def of(self, registry: ClientRegistry, node: int) -> Placement | None:
         """Return a node's placement, None if it has to be asked."""
-        client = roster.client(node)
+        client = registry.client(node)
         return None if client is None else self.by_client.get(client)
 
     def book(self) -> dict[int, StoredPlacement]:
@@ -77,16 +77,16 @@ class Placements:
                 placed[layer, experts] = True
             self.by_client[client] = Placement(placed, entry.budget)
 
-    def content_for(self, roster: Roster, node: int, content: RecordDict) -> RecordDict:
+    def content_for(self, registry: ClientRegistry, node: int, content: RecordDict) -> RecordDict:
         """Return a message's content with only the experts that a node has."""
-        placement = self.of(roster, node)
+        placement = self.of(registry, node)
         experts = None if placement is None else placement.experts
         own = RecordDict(dict(content))
         own["arrays"] = placed_arrays(content.array_records["arrays"], experts)
         return own
 
     def ask(
-        self, grid: Grid, nodes: Sequence[int], content: RecordDict, roster: Roster
+        self, grid: Grid, nodes: Sequence[int], content: RecordDict, registry: ClientRegistry
     ) -> list[tuple[Reply, str | None]]:
         """Ask nodes to choose.
 
@@ -101,13 +101,13 @@ class Placements:
             why = reply.failure
             if why is None and reply.message is not None:
                 try:
-                    chosen[reply.node_id] = self._decode(reply, question, roster)
+                    chosen[reply.node_id] = self._decode(reply, question, registry)
                 except InvalidUpdateError as error:
                     why = f"choice rejected: {error}"
             replies.append((reply, why))
-        refused = {node: f"choice rejected: {why}" for node, why in roster.settle().items()}
+        refused = {node: f"choice rejected: {why}" for node, why in registry.settle().items()}
         for node, (client, placement) in chosen.items():
-            if roster.client(node) == client:
+            if registry.client(node) == client:
                 self.by_client[client] = placement
         return [(reply, why or refused.get(reply.node_id)) for reply, why in replies]
 
@@ -115,7 +115,7 @@ class Placements:
         """Enter what training replies brought for the next round.
 
         Returns:
-            the updates that may be folded, and the reasons why others may not, by client: those
+            the updates that may be aggregated, and the reasons why others may not, by client: those
             that trained experts which the client was not sent.
         """
         good, rejected = [], {}
@@ -139,12 +139,14 @@ class Placements:
         layer, expert = strange[0]
         return f"it trained expert {expert} of MoE layer {layer}, which it does not hold"
 
-    def _decode(self, reply: Reply, question: Question, roster: Roster) -> tuple[int, Placement]:
+    def _decode(
+        self, reply: Reply, question: Question, registry: ClientRegistry
+    ) -> tuple[int, Placement]:
         """Return the client's number and placement of a reply, when all of it is checked."""
         assert reply.message is not None
         content = reply.message.content
         client = decode_number(content, question, (RECORD,))
         size = (self.shape.num_layers, self.shape.num_experts)
         placement = decode_placement(content, size, self.shape.top_k)
-        roster.claim(reply.node_id, client, worked=False)
+        registry.claim(reply.node_id, client, worked=False)
         return client, placement

@@ -1,12 +1,8 @@
-"""What a run writes into its result folder while it runs, and how it ends there.
-
-After every round: a line in ``metrics.jsonl``, a checkpoint, the status; all the time: the log.
-"""
+"""The run recorder: a run's result folder, and the callbacks that write to it and tell others."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -22,75 +18,69 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.report.live import LiveReport
 from fedmoe_app.results import status
-from fedmoe_app.results.events import LOG_FILE, EventLog, described
-from fedmoe_app.results.folder import METRICS_FILE, RunFolder, results_of
-from fedmoe_app.results.metrics import RoundReport, metrics_line
-from fedmoe_app.results.status import how_to_resume
-from fedmoe_app.results.trackers import open_trackers, scalars
-from fedmoe_app.server.checkpoint import Checkpoint, Identity, prune_checkpoints, write_checkpoint
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.events import LOG_FILE, EventLog, Resumed, logger, tell
+from fedmoe_app.results.folder import MetricsFile, RunFolder, results_of
+from fedmoe_app.results.lease import TakenOverError
+from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.results.progress import Progress
+from fedmoe_app.results.trackers import Trackers, open_trackers
+from fedmoe_app.server.checkpoint import (
+    Checkpoint,
+    Identity,
+    Snapshot,
+    prune_checkpoints,
+    write_checkpoint,
+)
 from fedmoe_app.server.resume import check_same_run, find_checkpoint, set_back
-from fedmoe_app.server.rounds import RunFailedError
-from fedmoe_app.server.strategy import MoEStrategy
-
-
-class Watchers:
-    """Tells page and trackers of each round, and how the run ended.
-
-    A tracker that fails is left out from then on, with a warning: it must not cost the run.
-
-    Args:
-        config: of the run.
-        folder: where its results go.
-        first_round: of this part of the run.
-    """
-
-    def __init__(self, config: RunConfig, folder: Path, first_round: int = 0) -> None:
-        self._folder = folder
-        self._page = LiveReport(folder, flatten_run_config(config))
-        self._trackers = open_trackers(config, folder, first_round)
-
-    def round_done(self, line: Mapping[str, Any]) -> None:
-        """Tell of a round whose line is in ``metrics.jsonl``."""
-        self._page.refresh(line["round"])
-        values = scalars(line)
-        self._tell(lambda tracker: tracker.log(line["round"], values))
-
-    def close(self, error: BaseException | None) -> None:
-        """Tell how the run ended."""
-        if (self._folder / METRICS_FILE).is_file():
-            self._page.close(error)
-        self._tell(lambda tracker: tracker.close(failed=error is not None))
-
-    def _tell(self, what: Callable[[Any], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
-            try:
-                what(tracker)
-            except Exception as fault:  # another's package, a network, a disk
-                del self._trackers[name]
-                logger.warning("%s: %s: %s", name, type(fault).__name__, fault)
-
-
-logger = logging.getLogger("fedmoe")
+from fedmoe_app.server.rounds import RoundLoop, RunFailedError
 
 _PACKAGES = ("fedmoe", "flwr", "torch", "transformers", "peft", "safetensors")
 
 
-def open_journal(
+class Checkpoints(Callback):
+    """Writes a checkpoint a round, and removes old ones.
+
+    Args:
+        folder: the result folder.
+        snapshot: returns the server's state after the round.
+        identity: what a resumed run must have in common with this one.
+        keep: checkpoints that stay.
+    """
+
+    def __init__(
+        self, folder: RunFolder, snapshot: Callable[[], Snapshot], identity: Identity, keep: int
+    ) -> None:
+        self._folder, self._snapshot = folder, snapshot
+        self._identity, self._keep = identity, keep
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write the checkpoint of a round; it is on the disk when this returns.
+
+        Raises:
+            TakenOverError: if another process goes on with this run.
+        """
+        with self._folder.writing():
+            write_checkpoint(
+                self._folder.path, self._snapshot(), self._identity, library_versions()
+            )
+            prune_checkpoints(self._folder.path, self._keep)
+
+
+def open_recorder(
     config: RunConfig,
     identity: Identity,
-    strategy: MoEStrategy,
+    loop: RoundLoop,
     state: ModelState,
-    metric: str,
     about: Mapping[str, Any] | None = None,
-) -> Journal:
+) -> RunRecorder:
     """Begin a run, or go on with the one that ``config.resume`` names.
 
     Args:
         config: the run config.
         identity: what a resumed run must have in common with the run that it goes on with.
-        strategy: whose rounds are written down; it is restored from the checkpoint, if any.
+        loop: whose rounds are recorded; it is restored from the checkpoint, if any.
         state: initial values of the model.
-        metric: what ``accuracy`` means.
         about: what else the status tells: ``flower_run``, Flower's id of the run, by which whoever
             started it knows it; ``simulated``, whether its nodes were.
 
@@ -99,15 +89,14 @@ def open_journal(
         ResultsError: if the folder is in use, or holds another run.
     """
     if not config.resume:
-        folder = new_folder(config)
-        return Journal(folder, config, identity, strategy, state, metric, about=about)
+        return RunRecorder(new_folder(config), config, identity, loop, state, about=about)
     checkpoint = find_checkpoint(Path(config.resume))
     check_same_run(checkpoint, identity, state)
     folder = RunFolder.reopen(results_of(checkpoint.path))
     status.wait_until_free(folder.path)
-    strategy.restore(checkpoint.snapshot)
+    loop.restore(checkpoint.snapshot)
     state = checkpoint.snapshot.state
-    return Journal(folder, config, identity, strategy, state, metric, checkpoint, about)
+    return RunRecorder(folder, config, identity, loop, state, checkpoint, about)
 
 
 def new_folder(config: RunConfig) -> RunFolder:
@@ -132,12 +121,13 @@ def new_folder(config: RunConfig) -> RunFolder:
         ) from None
 
 
-class Journal:
-    """The records of one run; a context manager around its rounds.
+class RunRecorder:
+    """Records one run; a context manager around its rounds.
 
     Attributes:
         folder: the result folder.
         state: the global values that the rounds start from.
+        callbacks: for :meth:`RoundLoop.run`; there is none before the ``with`` block.
     """
 
     def __init__(
@@ -145,23 +135,19 @@ class Journal:
         folder: RunFolder,
         config: RunConfig,
         identity: Identity,
-        strategy: MoEStrategy,
+        loop: RoundLoop,
         state: ModelState,
-        metric: str,
         resumed: Checkpoint | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.state = state
-        self._config = config
-        self._identity = identity
-        self._strategy = strategy
-        self._metric = metric
-        self._resumed = resumed
-        self._about = dict(about or {})
+        self.callbacks: list[Callback] = []
+        self._config, self._identity, self._loop = config, identity, loop
+        self._resumed, self._about = resumed, dict(about or {})
 
     def __enter__(self) -> Self:
-        """Take the folder, set it back to the checkpoint; begin log and status."""
+        """Take the folder, set it back to the checkpoint; begin the log and the callbacks."""
         try:
             self._begin()
         except Exception as error:  # a full disk, a tracker that cannot be opened
@@ -182,40 +168,41 @@ class Journal:
         here = {"resume": "", "output-dir": str(path.parent), "run-name": path.name}
         kept = here if self._resumed is not None else {}
         self.folder.write_config(flatten_run_config(config) | kept)
-        # First of all: a tracker that cannot be opened stops the run, which has no status yet.
-        self._watchers = Watchers(config, path, first_round)
-        run = {"run": path.name, "scheme": config.scheme}
-        self._events = EventLog(path / LOG_FILE, run, lease.is_mine)
-        logger.addHandler(self._events)
-        self._status = status.StatusFile(
-            path,
-            lease,
-            **run,
-            **self._about,
-            **earlier,
-            run_key=self._strategy.run_key,
-            round=first_round - 1,
-            num_rounds=config.num_server_rounds,
+        self.callbacks = self._make_callbacks(first_round, earlier)
+        self._log = EventLog(
+            path / LOG_FILE, {"run": path.name, "scheme": config.scheme}, lease.is_mine
         )
+        logger.addHandler(self._log)
+        for callback in self.callbacks:
+            callback.on_start(config.num_server_rounds)
         if self._resumed is not None:
-            extra = described("resumed", round=first_round - 1, **earlier)
-            logger.info("going on from %s", self._resumed.path, extra=extra)
+            tell(Resumed(first_round - 1, str(self._resumed.path), earlier))
 
-    def on_round(self, report: RoundReport) -> None:
-        """Write a round down; it is on the disk when this returns.
+    def _make_callbacks(self, first_round: int, earlier: Mapping[str, Any]) -> list[Callback]:
+        """Return who is told of the rounds, in this order.
 
-        Raises:
-            TakenOverError: if another process goes on with this run.
+        The line in ``metrics.jsonl`` comes before the checkpoint. A process that dies between the
+        two leaves a line too many, which a resume cuts off, for it sets the folder back to the
+        checkpoint; the other way round the line would be missing for ever. The status follows, for
+        it names rounds that can be gone on after, and page and trackers come last, for they only
+        show what is on the disk.
         """
-        line = metrics_line(report, self._metric)
-        with self.folder.writing():
-            self.folder.append(line)
-            write_checkpoint(
-                self.folder.path, self._strategy.snapshot(), self._identity, library_versions()
-            )
-            prune_checkpoints(self.folder.path, self._config.keep_checkpoints)
-        self._status.update(round=report.server_round, **_num_partitions(report))
-        self._watchers.round_done(line)
+        config, folder = self._config, self.folder
+        trackers = open_trackers(config, folder.path, first_round)  # may fail: before the status
+        about = {
+            **{"run": folder.path.name, "scheme": config.scheme, **self._about, **earlier},
+            "run_key": self._loop.strategy.run_key,
+            "round": first_round - 1,
+            "num_rounds": config.num_server_rounds,
+        }
+        return [
+            Progress(),
+            MetricsFile(folder),
+            Checkpoints(folder, self._loop.snapshot, self._identity, config.keep_checkpoints),
+            status.StatusFile(folder.path, folder.lease, **about),
+            LiveReport(folder.path, flatten_run_config(config)),
+            Trackers(trackers),
+        ]
 
     def __exit__(
         self,
@@ -223,59 +210,27 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write how the run ended, and say how to go on with it if it did not complete.
+        """Tell the callbacks how the run ended.
 
         Raises:
             RunFailedError: if the last round failed, even though nothing raised so far.
         """
         try:
             if error is None:
-                self._strategy.check_end()
+                self._loop.check_end()
         except RunFailedError as fault:
             self._end(fault)
             raise
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        if self._is_taken_over():
-            self._status.abandon()
-            logger.error("%s: another process goes on with this run", self.folder.path)
-        else:
-            self._write_end(error)
-        logger.removeHandler(self._events)
-        self._events.close()
-
-    def _write_end(self, error: BaseException | None) -> None:
-        if error is None:
-            self._status.end(status.COMPLETED)
-        else:
-            self._say_how_to_go_on(error)
-        self._watchers.close(error)
-
-    def _is_taken_over(self) -> bool:
-        return self.folder.lease is not None and not self.folder.lease.is_mine()
-
-    def _say_how_to_go_on(self, error: BaseException) -> None:
-        is_fault = isinstance(error, Exception)  # not Ctrl-C or the end of the process
-        state = status.FAILED if is_fault else status.INTERRUPTED
-        self._status.end(state, error=str(error) or type(error).__name__)
-        done, rounds = self._strategy.rounds_done, self._config.num_server_rounds
-        logger.error(
-            "%s after round %d of %d%s",
-            state,
-            max(done, 0),
-            rounds,
-            f": {error}" if is_fault else "",
-            extra=described(state, round=max(done, 0)),
-        )
-        if done >= 0:
-            logger.info("to go on: %s", how_to_resume(self.folder.path))
-
-
-def _num_partitions(report: RoundReport) -> dict[str, int]:
-    """Return into how many partitions the clients split the data, once it is known."""
-    known = max((update.num_partitions for update in report.updates), default=0)
-    return {"num_partitions": known} if known else {}
+        if self.folder.lease is not None and not self.folder.lease.is_mine():
+            error = TakenOverError(f"{self.folder.path}: another process goes on with this run")
+            logger.error("%s", error)
+        for callback in self.callbacks:
+            callback.on_end(error)
+        logger.removeHandler(self._log)
+        self._log.close()
 
 
 def library_versions() -> dict[str, str]:

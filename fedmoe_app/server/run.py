@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import sys
 from pathlib import Path
 
@@ -17,10 +16,13 @@ from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Encoded
+from fedmoe_app.data.sources import TextData
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.training.lora import merge_adapters
+from fedmoe_app.results.events import ResultsAt, TableFollows, logger, tell
 from fedmoe_app.results.folder import RunFolder, read_metrics
 from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.table import print_table
@@ -28,13 +30,15 @@ from fedmoe_app.results.trackers import require_trackers
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.checks import check_holds_chosen, check_run
 from fedmoe_app.schemes.sums import PairRule
-from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.server.buffered import Buffered
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.collect import WaitForAll
 from fedmoe_app.server.placement import Placements
-from fedmoe_app.server.recorder import open_journal
-from fedmoe_app.server.rounds import EvaluateFn, Limits
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.recorder import RunRecorder, open_recorder
+from fedmoe_app.server.rounds import EvaluateFn, RoundLoop
+from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
 from fedmoe_app.server.transport import is_deployed
 from fedmoe_app.tasks.base import evaluate
 from fedmoe_app.tasks.seeding import one_client
@@ -62,9 +66,6 @@ def keep_memory_steady() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
-logger = logging.getLogger("fedmoe")
-
-
 def run_server(grid: Grid, config: RunConfig) -> Path:
     """Run all rounds, or those that are left of a run, and return the result folder.
 
@@ -84,53 +85,43 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     setup = load_setup(config, data.label_names, on=config.server_device)
     check_run(config, scheme, setup.shape)
     chosen = config.model.experts_in_memory == "chosen"
-    strategy_class = BufferedStrategy if config.rounds == "buffered" else MoEStrategy
     test = _encode(setup, data.test)
     state = read_state(setup.model, setup.layers)
     identity = Identity(
         flatten_run_config(config), data.label_names, data.fingerprint, setup.base_fingerprint
     )
-    strategy = strategy_class(
+    strategy = MoEStrategy(
         scheme,
         Limits(
-            config.min_clients,
-            config.fraction_train,
-            config.wait_for_clients,
-            config.max_failed_rounds,
-            config.evaluate_every,
-            config.clients_per_round,
-            config.sampling,
-            config.max_rest_rounds,
-            config.buffer_size if config.rounds == "buffered" else 0,
-            config.wait_for_other_runs,
+            min_clients=config.min_clients,
+            fraction_train=config.fraction_train,
+            wait_for_clients=config.wait_for_clients,
+            max_failed_rounds=config.max_failed_rounds,
+            evaluate_every=config.evaluate_every,
+            clients_per_round=config.clients_per_round,
+            wait_for_other_runs=config.wait_for_other_runs,
         ),
-        spool=Spool(limit=config.spool_above * MIB),
-        pairs=PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
-        seed=config.seed,
-        shape=setup.shape,
-        forget=not config.keep_client_state,
-        diagnose=config.diagnostics,
-        label_names=data.label_names,
-        data_fingerprint=data.fingerprint,
-        base_fingerprint=setup.base_fingerprint,
-        placements=Placements(setup.shape, config.round_timeout) if chosen else None,
-        changed_only=config.wire.downloads == "changed",
-        download_codec=config.wire.download_codec,
-        offer=Offer(config.wire.codecs, config.wire.topk_share, config.wire.error_feedback),
-        bounds=_bounds(config, setup, len(data.train)),
-        client_list=client_list,
+        _task(config, setup, data),
+        ClientRegistry(config.seed, config.sampling, config.max_rest_rounds, client_list),
+        Aggregation(
+            Spool(limit=config.spool_above * MIB),
+            PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
+            config.diagnostics,
+        ),
+        Placements(setup.shape, config.round_timeout) if chosen else None,
     )
+    collect = Buffered(config.buffer_size) if config.rounds == "buffered" else WaitForAll()
+    loop = RoundLoop(strategy, collect)
     about = {"flower_run": str(grid.run.run_id), "simulated": not is_deployed(grid)}
-    journal = open_journal(config, identity, strategy, state, setup.task.metric, about)
-    folder = journal.folder
-    strategy.on_round = journal.on_round
-    strategy.spool_to(folder.path)
-    with journal:
-        logger.info("results: %s", folder.path)
-        _run(grid, config, strategy, setup, encode_state(journal.state), test, folder)
+    recorder = open_recorder(config, identity, loop, state, about)
+    folder = recorder.folder
+    strategy.aggregation.store.folder = folder.path  # replies that do not fit in memory wait there
+    with recorder:
+        tell(ResultsAt(str(folder.path)))
+        _run(grid, config, loop, setup, recorder, test)
     items = len(test) if test is not None and config.data.kind.classifies else 0
     _write_card(folder.path, items)
-    logger.info("results: %s", folder.path)
+    tell(ResultsAt(str(folder.path)))
     return folder.path
 
 
@@ -142,6 +133,22 @@ def _write_card(run: Path, items: int) -> None:
         write_model_card(run, run / "model", items)
     except Exception as error:
         logger.warning("no model card: %s: %s", type(error).__name__, error)
+
+
+def _task(config: RunConfig, setup: Setup, data: TextData) -> ClientTask:
+    """Return what the clients of this run are told."""
+    wire = config.wire
+    return ClientTask(
+        setup.shape,
+        data.label_names,
+        data.fingerprint,
+        setup.base_fingerprint,
+        setup.task.metric,
+        offer=Offer(wire.codecs, wire.topk_share, wire.error_feedback),
+        changed_only=wire.downloads == "changed",
+        download_codec=wire.download_codec,
+        bounds=_bounds(config, setup, len(data.train)),
+    )
 
 
 def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
@@ -167,32 +174,33 @@ def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
 def _run(
     grid: Grid,
     config: RunConfig,
-    strategy: MoEStrategy,
+    loop: RoundLoop,
     setup: Setup,
-    arrays: ArrayRecord,
+    recorder: RunRecorder,
     test: Encoded | None,
-    folder: RunFolder,
 ) -> None:
-    strategy.summary()
+    folder = recorder.folder
+    loop.strategy.summary()
     try:
-        strategy.start(
+        loop.run(
             grid,
-            arrays,
+            encode_state(recorder.state),
             config.num_server_rounds,
             config.round_timeout,
-            evaluate_fn=_evaluate_fn(config, setup, test, folder),
+            _evaluate_fn(config, setup, test, folder),
+            recorder.callbacks,
         )
     except TakenOverError:
         raise
     except Exception:
         # A run that fails late keeps the model of its last good round. Ctrl-C and a stopped
         # process do not wait for that: they leave the checkpoint.
-        if strategy.num_folded:
-            _save_if_possible(config, setup, strategy.result.arrays, folder)
+        if loop.strategy.num_aggregated:
+            _save_if_possible(config, setup, loop.arrays, folder)
         raise
-    _save(config, setup, strategy.result.arrays, folder)
-    strategy.check_end()  # the nodes keep what they need to repeat the last rounds
-    strategy.end_run(grid)
+    _save(config, setup, loop.arrays, folder)
+    loop.check_end()  # the nodes keep what they need to repeat the last rounds
+    loop.strategy.end_run(grid, forget=not config.keep_client_state)
 
 
 def _encode(setup: Setup, test: Dataset | None) -> Encoded | None:
@@ -262,6 +270,7 @@ def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolde
         from fedmoe_app.report.plots import plot_run
 
         plot_run(folder.path)
+    tell(TableFollows())
     print_table(read_metrics(folder.path))
 
 
@@ -273,7 +282,7 @@ def _save_model(setup: Setup, path: Path) -> None:
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
     """Save the adapter for PEFT, which merging destroys; where that fails there is none."""
-    base = "" if config.model.name in PRESETS else config.model.name
+    base = "" if config.model.name in PRESETS else located(config.model.name)
     try:
         export_adapter(setup.model, setup.layers, folder.path / "adapter", base)
     except Exception as error:  # whatever PEFT does: the model must not be lost with its adapter

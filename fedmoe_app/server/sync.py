@@ -1,4 +1,4 @@
-"""What a node is sent: the tensors that differ from what it has, all when in doubt.
+"""Delta sync: a node is sent the tensors that differ from what it has, all when in doubt.
 
 A node tells with every reply which version of the state it has on its disk
 (:mod:`fedmoe_app.wire.versions`). The server remembers what was in the versions that nodes have,
@@ -24,24 +24,17 @@ from fedmoe_app.wire.versions import BASE, CANNOT_BUILD, DROPPED, VERSION, hashe
 _TYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class Downloads:
+class DeltaSync:
     """What the nodes have, and what they are sent.
 
     Args:
         changed_only: leave out what a node has; False sends everything every time.
         codec: ``fp32``, ``fp16`` or ``bf16``: type of the values on the way.
-        on_resend: called with the bytes of each message that is sent a second time.
     """
 
-    def __init__(
-        self,
-        changed_only: bool = True,
-        codec: str = "fp32",
-        on_resend: Callable[[int], None] = lambda size: None,
-    ) -> None:
+    def __init__(self, changed_only: bool = True, codec: str = "fp32") -> None:
         self._changed_only = changed_only
         self._dtype = _TYPES[codec]
-        self._on_resend = on_resend
         self._held: dict[int, str] = {}  # node -> version that it says it has
         self._known: dict[str, dict[str, str]] = {}  # version -> name -> hash
         # node -> the whole of the message that it has not answered yet; each is a whole state
@@ -75,11 +68,18 @@ class Downloads:
             sizes[node] = by_base[base][1]
         return messages, sizes
 
-    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Reply]:
+    def exchange(
+        self,
+        grid: Grid,
+        messages: Sequence[Message],
+        timeout: float,
+        on_resend: Callable[[int], None] = lambda size: None,
+    ) -> Iterator[Reply]:
         """Send and yield replies as :func:`fedmoe_app.server.transport.exchange` does, with a
         second try.
 
-        A node that cannot put the state together gets the whole of it when the others are done.
+        A node that cannot put the state together gets the whole of it when the others are done;
+        ``on_resend`` is called with the bytes of each such message.
         """
         started = time.monotonic()
         sent = {message.metadata.dst_node_id: message.metadata for message in messages}
@@ -94,6 +94,8 @@ class Downloads:
         if again:
             left = max(0.0, timeout - (time.monotonic() - started))
             whole = [self._whole(sent[node], full) for node, full in sorted(again.items())]
+            for message in whole:
+                on_resend(record_bytes(message.content))
             for reply in exchange(grid, whole, left):
                 self.learn(reply)
                 yield reply
@@ -131,7 +133,6 @@ class Downloads:
 
     def _whole(self, sent: Metadata, full: RecordDict) -> Message:
         self._full[sent.dst_node_id] = full
-        self._on_resend(record_bytes(full))
         return Message(full, sent.dst_node_id, sent.message_type, group_id=sent.group_id)
 
     def learn(self, reply: Reply) -> bool:

@@ -22,6 +22,7 @@ from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
 from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
 from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_checkpoint
 from fedmoe_app.moe.fingerprint import (
     checkpoint_fingerprint,
@@ -89,7 +90,7 @@ def head_of(config: RunConfig) -> Head:
         ModelNotFoundError: there is no model of the config's name.
     """
     wanted = config.model.head if config.data.kind.classifies else "label-words"
-    return resolve_head(config.model.name, wanted)
+    return resolve_head(located(config.model.name), wanted)
 
 
 def load_setup(
@@ -106,7 +107,7 @@ def load_setup(
         loaded: the experts to load; None means all, empty none.
         on: see :func:`device`.
     """
-    name = config.model.name
+    name = located(config.model.name)
     head = head_of(config)  # first of all: it says best if there is no such model
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
@@ -156,7 +157,7 @@ def assemble(
 
 def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     """Raise what :func:`load_setup` would, without reading weights; return the model's shape."""
-    name, data = config.model.name, config.data
+    name, data = located(config.model.name), config.data
     head = head_of(config)
     check_checkpoint(name)
     tokenizer = load_tokenizer(name, PRESETS)
@@ -196,7 +197,7 @@ def _base_fingerprint(config: RunConfig, model: PreTrainedModel, head: str, spec
         model: as it was loaded.
         spec: of the model; a preset is hashed without quantisation.
     """
-    name = config.model.name
+    name = located(config.model.name)
     if config.model.train == "all":
         frozen = frozen_by_family(model)
         parameters = {name: p for name, p in model.named_parameters() if name in frozen}

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedmoe_app import SCHEMES, BlockUpdates, ClientUpdate, FCMoE, ModelShape, Server
 from fedmoe_app.aggregation.store import Spool, SpoolError
 from fedmoe_app.schemes.fcmoe import Kappa
+from fedmoe_app.wire.spec import NumberSpec
 from tests.toy import assert_same, diagnose_toy, fold_toy, own_update, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
@@ -30,13 +31,17 @@ def updates(seed: int) -> list[ClientUpdate]:
         count = torch.randint(1, 50, (2, 3), generator=generator)
         gate = float(torch.randn(1, generator=generator))
         stats = {"region": region, "count": count, "tokens": count.sum(dim=1)}
-        update = own_update(client, 1 + client, experts, gate=gate, **stats)
-        own = {
-            "ReceivedLoss/mean": torch.tensor(1.0 + client),
-            "SquaredChange/all": torch.tensor(9.0),
-        }
-        found.append(replace(update, statistics=own))
+        found.append(own_update(client, 1 + client, experts, gate=gate, **stats))
     return found
+
+
+def measured(given: list[ClientUpdate]) -> list[ClientUpdate]:
+    """The same with the statistics that q-FedAvg wants."""
+    return [replace(update, statistics=dict(NUMBERS)) for update in given]
+
+
+NUMBERS = {"ReceivedLoss/mean": torch.tensor(2.0), "SquaredChange/all": torch.tensor(9.0)}
+WANTED = {name: NumberSpec((), 0, 1e9) for name in NUMBERS}
 
 
 def stored(spool: Spool, given: list[ClientUpdate]) -> list[ClientUpdate]:
@@ -48,10 +53,10 @@ def stored(spool: Spool, given: list[ClientUpdate]) -> list[ClientUpdate]:
 def test_every_scheme_folds_spooled_changes_bit_for_bit(
     name: str, limit: int, tmp_path: Path
 ) -> None:
-    spool, given = Spool(tmp_path, limit), updates(seed=3)
+    spool, given = Spool(tmp_path, limit), measured(updates(seed=3))
     for seed in (1, 3):  # the second round is written over the first
         spool.clear()
-        waiting = stored(spool, updates(seed))
+        waiting = stored(spool, measured(updates(seed)))
     assert spool.file_bytes > 0
     scheme = SCHEMES[name]()
     assert_same(fold_toy(scheme, waiting), fold_toy(scheme, given))

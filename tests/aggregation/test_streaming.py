@@ -14,16 +14,15 @@ from fedmoe_app import SCHEMES, ClientUpdate, ModelState, Scheme, Summed
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.server.clients import Roster
-from fedmoe_app.server.collect import Decoded, Intake
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.collect import Collected, UpdateCollector
 from fedmoe_app.wire.records import UpdateSpec, encode_update
-from fedmoe_app.wire.spec import NumberSpec
-from tests.aggregation.test_store import updates
+from tests.aggregation.test_store import WANTED, measured, updates
 from tests.toy import assert_same, fold, plan_of, toy_state
 
-GIVEN = updates(seed=9)
+GIVEN = measured(updates(seed=9))
 HOLDERS = {client: 10 + client for client in range(5)}  # client -> node
-NUMBERS = {name: NumberSpec((), 0, 1e9) for name in GIVEN[0].statistics}
+
 IN_ORDER = tuple(range(5))
 ORDERS = list(itertools.islice(itertools.permutations(range(5)), 0, 120, 17))
 AVERAGING = ("fedavg", "fedprox", "fedmoe", "pflmoe", "hfedmoe")  # experts need not wait
@@ -36,18 +35,18 @@ class Server:
         self.scheme, self.spool = scheme, spool
         self.sums = RunningSums(plan_of(scheme).server, experts, toy_state())
         at_once = AtOnce(self.sums, HOLDERS, split, spool)
-        spec = replace(UpdateSpec.of(toy_state(), region_size=4), statistics=NUMBERS)
-        self.roster = Roster(seed=0)
-        self.roster.clients = {node: client for client, node in HOLDERS.items()}
-        self.intake = Intake(spec, self.roster, spool, HOLDERS, split, at_once)
+        spec = replace(UpdateSpec.of(toy_state(), region_size=4), statistics=WANTED)
+        self.registry = ClientRegistry(seed=0)
+        self.registry.clients = {node: client for client, node in HOLDERS.items()}
+        self.collector = UpdateCollector(spec, self.registry, spool, HOLDERS, split, at_once)
 
     def reply(self, update: ClientUpdate, node: int | None = None) -> None:
         with task_identity():
             asked = Message(RecordDict(), HOLDERS[update.client] if node is None else node, "train")
-            self.intake.add(Message(encode_update(update), reply_to=asked))
+            self.collector.add(Message(encode_update(update), reply_to=asked))
 
-    def fold(self, decoded: Decoded | None = None) -> ModelState:
-        found = (decoded or self.intake.finish()).updates
+    def fold(self, decoded: Collected | None = None) -> ModelState:
+        found = (decoded or self.collector.finish()).updates
         return fold(toy_state(), found, self.scheme, round_info(1, found), sums=self.sums)
 
 
@@ -88,7 +87,7 @@ def test_in_order_only_what_needs_all_clients_waits(name: str, tmp_path: Path) -
     server = Server(SCHEMES[name](), Spool(tmp_path, limit=0))
     for client in IN_ORDER:
         server.reply(GIVEN[client])
-    for update in server.intake.finish().updates:
+    for update in server.collector.finish().updates:
         half = plan_of(SCHEMES[name]()).server
         assert bool(update.changes.dense) != isinstance(half.dense, Summed)
         assert bool(update.changes.gates) != isinstance(half.gates, Summed)
@@ -110,29 +109,29 @@ def test_a_node_with_the_number_of_a_known_one_is_rejected(late: int, tmp_path: 
     """Whether it comes before the known node or after it: its changes are in nothing."""
     scheme = SCHEMES["fedavg"]()
     server = Server(scheme, Spool(tmp_path, limit=0))
-    foreign = updates(seed=4)[2]
+    foreign = measured(updates(seed=4))[2]
     for position, client in enumerate((0, 1, 2, 3, 4)):
         if position == late:
             server.reply(foreign, node=77)
         server.reply(GIVEN[client])
-    decoded = server.intake.finish()
+    decoded = server.collector.finish()
     assert decoded.rejected == {
         "node 77": "reply rejected: partition-id = 2 is that of node 12 since an earlier round; "
         "give each its own"
     }
     assert_same(server.fold(decoded), waited(scheme, GIVEN))
-    assert server.roster.client(77) is None
+    assert server.registry.client(77) is None
 
 
 def test_a_new_node_counts_where_the_known_one_is_gone(tmp_path: Path) -> None:
     """A client's machine was started anew and has another node id."""
     scheme = SCHEMES["fedavg"]()
     server = Server(scheme, Spool(tmp_path, limit=0))
-    server.roster.connected(Nodes([77, *(HOLDERS[client] for client in (0, 1, 3, 4))]))
+    server.registry.connected(Nodes([77, *(HOLDERS[client] for client in (0, 1, 3, 4))]))
     server.reply(GIVEN[2], node=77)
     for client in (0, 1, 3, 4):
         server.reply(GIVEN[client])
-    decoded = server.intake.finish()
+    decoded = server.collector.finish()
     assert not decoded.rejected and not server.sums.has_taken(2)
     assert_same(server.fold(decoded), waited(scheme, GIVEN))
 
@@ -144,7 +143,7 @@ def test_another_split_than_in_earlier_rounds_is_in_nothing(tmp_path: Path) -> N
     splits = [5, 8, 8, 8, 5]
     for client, split in enumerate(splits):
         server.reply(with_split(GIVEN[client], split))
-    decoded = server.intake.finish()
+    decoded = server.collector.finish()
     assert sorted(decoded.rejected) == ["client 1", "client 2", "client 3"]
     assert "num-partitions = 8, but earlier rounds had 5" in decoded.rejected["client 1"]
     assert_same(server.fold(decoded), waited(scheme, [GIVEN[0], GIVEN[4]]))
@@ -169,7 +168,7 @@ def test_an_update_whose_rest_cannot_be_stored_is_in_nothing(
         server.reply(GIVEN[1])
     for client in (2, 3, 4):
         server.reply(GIVEN[client])
-    decoded = server.intake.finish()
+    decoded = server.collector.finish()
     assert list(decoded.rejected) == ["client 1"]
     assert_same(server.fold(decoded), waited(scheme, [GIVEN[i] for i in (0, 2, 3, 4)]))
 
@@ -177,11 +176,11 @@ def test_an_update_whose_rest_cannot_be_stored_is_in_nothing(
 def test_a_damaged_reply_leaves_the_sums_alone(tmp_path: Path) -> None:
     scheme = SCHEMES["fedavg"]()
     server = Server(scheme, Spool(tmp_path, limit=0))
-    bad = updates(seed=9)[1]
+    bad = measured(updates(seed=9))[1]
     bad.changes.dense["head.weight"][0] = torch.nan
     for update in (GIVEN[0], bad, *GIVEN[2:]):
         server.reply(update)
-    decoded = server.intake.finish()
+    decoded = server.collector.finish()
     assert list(decoded.rejected) == ["client 1"]
     assert_same(server.fold(decoded), waited(scheme, [GIVEN[i] for i in (0, 2, 3, 4)]))
 
@@ -190,6 +189,6 @@ def test_a_node_that_answers_twice_counts_once(tmp_path: Path) -> None:
     server = Server(SCHEMES["fedavg"](), Spool(tmp_path, limit=0))
     for client in (0, 0, 1, 2, 3, 4):
         server.reply(GIVEN[client])
-    decoded = server.intake.finish()
+    decoded = server.collector.finish()
     assert decoded.rejected == {"client 0": "reply rejected: the node has answered before"}
     assert_same(server.fold(decoded), waited(server.scheme, GIVEN))

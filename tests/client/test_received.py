@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from fedmoe_app import ModelState
 from fedmoe_app.client.received import CannotBuildError, complete
 from fedmoe_app.compare.in_process import task_identity
-from fedmoe_app.server.sync import Downloads
+from fedmoe_app.server.sync import DeltaSync
 from fedmoe_app.server.transport import Reply
 from fedmoe_app.wire.records import (
     decode_task,
@@ -36,12 +36,12 @@ class Server:
     """The server's half, with one node."""
 
     def __init__(self, codec: str = "fp32", changed_only: bool = True) -> None:
-        self.downloads = Downloads(changed_only, codec)
+        self.sync = DeltaSync(changed_only, codec)
 
     def send(self, state: ModelState) -> RecordDict:
         task = encode_task(encode_state(state), 1, run_key=KEY)
         with task_identity():
-            (message,), sizes = self.downloads.address(task, [NODE], "train")
+            (message,), sizes = self.sync.address(task, [NODE], "train")
         assert sizes == {NODE: record_bytes(message.content)}
         return message.content
 
@@ -52,7 +52,7 @@ class Server:
             message = Message(sent, NODE, "train")
             message.metadata.__dict__["_message_id"] = "1"
             reply = Message(encode_score(ClientScore(0, 0.0, 0, 0), held), reply_to=message)
-        self.downloads.learn(Reply(NODE, reply, 0.0))
+        self.sync.learn(Reply(NODE, reply, 0.0))
 
 
 def one_expert_changed() -> ModelState:

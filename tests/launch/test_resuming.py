@@ -15,6 +15,7 @@ from fedmoe_app.launch import resuming
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.flower import Outcome, Output, SuperLinkLostError
 from fedmoe_app.launch.resuming import NO_HEARTBEAT, run_to_the_end
+from fedmoe_app.results.events import Event, ResultsAt, RoundDone
 from fedmoe_app.results.folder import BEING_WRITTEN
 from tests.conftest import make_config
 
@@ -107,22 +108,22 @@ def test_no_resume_where_none_is_wanted(tmp_path: Path) -> None:
     assert Runs(tmp_path, (LOST, 3)).run(limit=0) == LOST
 
 
-def test_of_a_folder_elsewhere_the_lines_tell(tmp_path: Path, waited: list[float]) -> None:
+def test_of_a_folder_elsewhere_the_events_tell(tmp_path: Path, waited: list[float]) -> None:
     """The SuperLink's machine has the folder; what it prints says which, and how far it is."""
-    lines = ["12:00:00 results: /there/run", "12:00:09 round 2/4: loss 1.0, accuracy 0.5 (9 s)"]
+    events = [ResultsAt("/there/run"), RoundDone(2, 4, True, 1, 0, 9.0, 1.0, 0.5)]
     resumed = []
 
     def start(config: RunConfig, output: Output) -> Outcome:
         resumed.append(config.resume)
-        for line in lines if len(resumed) == 1 else []:
-            output.show(line)
+        for event in events if len(resumed) == 1 else []:
+            output.hear(event)
         return LOST if len(resumed) == 1 else DONE
 
-    shown: list[str] = []
-    output = Output(io.StringIO(), shown.append)
+    heard: list[Event] = []
+    output = Output(io.StringIO(), lambda line: None, hear=heard.append)
     assert run_to_the_end(start, make_config(), None, output, 5) == DONE
     assert resumed == ["", "/there/run"]
-    assert shown[:2] == lines
+    assert heard == events
 
 
 def test_the_status_of_a_lost_run_tells_its_end(

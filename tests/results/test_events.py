@@ -7,8 +7,27 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app.results.events import EventLog, described
-from fedmoe_app.results.metrics import RoundReport
+import pytest
+
+from fedmoe_app.results.events import (
+    PREFIX,
+    Ended,
+    Event,
+    EventLog,
+    Failed,
+    LateReply,
+    Replied,
+    ResultsAt,
+    Resumed,
+    RoundDone,
+    RoundStarted,
+    TableFollows,
+    Waiting,
+    from_line,
+    tell,
+    to_line,
+)
+from fedmoe_app.results.metrics import RoundRecord
 from fedmoe_app.results.progress import Progress
 
 
@@ -29,15 +48,15 @@ def logged(path: Path, *actions: Any) -> list[dict[str, Any]]:
 
 def test_progress_is_logged_with_its_figures(tmp_path: Path) -> None:
     progress = Progress()
-    progress.start(2)
-    report = RoundReport(1, folded=True, evaluation={"loss": 1.5, "accuracy": 0.5})
-    report.seconds["round"] = 2.0
+    progress.on_start(2)
+    scores = {"loss": 1.5, "accuracy": 0.5}
+    record = RoundRecord(1, aggregated=True, evaluation=scores, seconds={"round": 2.0})
     lines = logged(
         tmp_path / "log.jsonl",
-        lambda: progress.round_started(1, 3),
-        lambda: progress.reply("client 4", {"train-loss": 0.5, "num-examples": 7}),
-        lambda: progress.failure("node 812", "out of memory"),
-        lambda: progress.round_done(report),
+        lambda: progress.on_ask(1, 3),
+        lambda: progress.on_reply("client 4", {"train-loss": 0.5, "num-examples": 7}),
+        lambda: progress.on_failure("node 812", "out of memory"),
+        lambda: progress.on_round(record),
         lambda: logging.getLogger("fedmoe").warning("the disk of %s is slow", "node 1"),
     )
     assert [line["event"] for line in lines] == [
@@ -58,5 +77,50 @@ def test_lines_of_a_resumed_run_follow_those_before(tmp_path: Path) -> None:
     logger = logging.getLogger("fedmoe")
     path = tmp_path / "log.jsonl"
     logged(path, lambda: logger.info("a"))
-    lines = logged(path, lambda: logger.info("b", extra=described("resumed", round=3)))
-    assert [(line["message"], line["round"]) for line in lines] == [("a", None), ("b", 3)]
+    lines = logged(path, lambda: tell(Resumed(3, "b", {})))
+    told = [(line["message"], line["round"]) for line in lines]
+    assert told == [("a", None), ("going on from b", 3)]
+
+
+EVENTS = [
+    RoundStarted(1, 3, 4),
+    Replied("client 2", {"train-loss": 0.5, "num-examples": 7}, 1, 4, "about 5 s left"),
+    Failed("node 812", "out of\u2028memory"),
+    RoundDone(2, 3, True, 4, 1, 2.5, float("inf"), 0.5, "about 2 s left"),
+    LateReply("client 1"),
+    Waiting(1, {"client 1": "busy"}, 10.0, 60.0),
+    ResultsAt("/there/a run"),
+    TableFollows(),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
+def test_what_is_written_of_an_event_is_read_back(event: Event) -> None:
+    line = to_line(event)
+    assert line.isprintable()
+    assert from_line(line) == event
+    assert from_line(f"{line}\n") == event
+
+
+def test_every_event_that_a_run_tells_of_can_be_read_but_two_for_people() -> None:
+    assert {type(event) for event in EVENTS} == set(Event.__subclasses__()) - {Resumed, Ended}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "12:00:01 round 1/2: 3 clients train",
+        PREFIX,
+        f"{PREFIX}[]",
+        f'{PREFIX}{{"event": "from-the-future"}}',
+        f'{PREFIX}{{"event": "round-started", "round": 1}}',
+        f'{PREFIX}{{"event": "round-started", "round": 1, "num_rounds": 2, "asked": []}}',
+    ],
+)
+def test_other_lines_are_no_events(line: str) -> None:
+    assert from_line(line) is None
+
+
+def test_fields_of_another_release_are_passed_over() -> None:
+    line = to_line(LateReply("client 1")).replace("}", ', "new": 1}')
+    assert from_line(line) == LateReply("client 1")

@@ -2,28 +2,28 @@
 
 import json
 
-from fedmoe_app.results.metrics import RoundReport, metrics_line
+from fedmoe_app.results.metrics import RoundRecord
 from tests.toy import toy_update
 
 
-def report() -> RoundReport:
-    return RoundReport(
+def report() -> RoundRecord:
+    return RoundRecord(
         server_round=3,
-        updates=[toy_update(0, 10, 0.0, [(0, 1)]), toy_update(2, 30, 2.0, [(0, 1), (1, 2)])],
+        updates=(toy_update(0, 10, 0.0, [(0, 1)]), toy_update(2, 30, 2.0, [(0, 1), (1, 2)])),
         failures={"client 4": "out of memory", "client 1": "partition is empty"},
         bytes_up={0: 100, 2: 150},
         bytes_up_total=270,
         bytes_down_to={0: 200, 2: 200},
         bytes_down=800,
         num_asked=4,
-        folded=True,
+        aggregated=True,
         evaluation={"loss": 1.5, "accuracy": 0.25, "items": 40},
         seconds={"round": 1.23456},
     )
 
 
 def test_a_line_sums_up_the_round() -> None:
-    line = metrics_line(report(), "accuracy")
+    line = report().line
     assert (line["round"], line["status"], line["loss"], line["accuracy"]) == (3, "ok", 1.5, 0.25)
     assert line["train_loss"] == (10 * 1.0 + 30 * 3.0) / 40
     assert (line["bytes_up"], line["bytes_down"]) == (270, 800)
@@ -36,12 +36,12 @@ def test_a_line_sums_up_the_round() -> None:
 
 
 def test_failures_stand_in_a_fixed_order() -> None:
-    failures = metrics_line(report(), "accuracy")["failures"]
+    failures = report().line["failures"]
     assert [failure["who"] for failure in failures] == ["client 1", "client 4"]
 
 
 def test_a_failed_round_has_no_scores() -> None:
-    line = metrics_line(RoundReport(1, num_asked=2, bytes_down=7), "accuracy")
+    line = RoundRecord(1, num_asked=2, bytes_down=7).line
     assert (line["status"], line["loss"], line["train_loss"], line["num_clients"]) == (
         "failed",
         None,

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from fedmoe_app.results import progress as module
-from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.results.progress import Progress, logger
+from fedmoe_app.results.events import logger
+from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.results.progress import Progress
 from fedmoe_app.shown.duration import duration
 
 
@@ -19,9 +20,9 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def finished(number: int, seconds: float) -> RoundReport:
+def finished(number: int, seconds: float) -> RoundRecord:
     evaluation = {"loss": 1.5, "accuracy": 0.5}
-    return RoundReport(number, folded=True, evaluation=evaluation, seconds={"round": seconds})
+    return RoundRecord(number, aggregated=True, evaluation=evaluation, seconds={"round": seconds})
 
 
 class Lines(logging.Handler):
@@ -50,15 +51,15 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_lines_of_a_run(said: list[str]) -> None:
     progress = Progress()
-    progress.start(3)
-    progress.round_done(finished(0, 1.0))
-    progress.round_started(1, asked=2)
-    progress.reply("client 7", {"num-examples": 5, "train-loss": 1.25})
-    progress.failure("client 3", "out of memory")
-    progress.round_done(finished(1, 60.0))
-    progress.round_started(2, asked=2)
-    progress.round_done(finished(2, 10.0))
-    progress.round_done(RoundReport(3, seconds={"round": 2.0}))
+    progress.on_start(3)
+    progress.on_round(finished(0, 1.0))
+    progress.on_ask(1, 2)
+    progress.on_reply("client 7", {"num-examples": 5, "train-loss": 1.25})
+    progress.on_failure("client 3", "out of memory")
+    progress.on_round(finished(1, 60.0))
+    progress.on_ask(2, 2)
+    progress.on_round(finished(2, 10.0))
+    progress.on_round(RoundRecord(3, seconds={"round": 2.0}))
     lines = said
     assert lines[0] == "initial model: loss 1.500, accuracy 0.500 (1 s)"
     assert lines[2].startswith("  [1/2] client 7: 5 examples, loss 1.250, own accuracy - -> -")
@@ -77,16 +78,16 @@ def test_the_start_of_processes_is_not_multiplied(
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     progress = Progress()
-    progress.start(11)
-    progress.round_started(1, asked=2)
+    progress.on_start(11)
+    progress.on_ask(1, 2)
     now[0] = 50.0
     work = {"seconds-train": 6.0, "seconds-load": 2.0, "seconds-cpu": 30.0, "seconds-download": 42}
-    progress.reply("client 0", work)
+    progress.on_reply("client 0", work)
     assert said[-1].endswith("(about 8 s left in this round)")
     now[0] = 58.0
-    progress.reply("client 1", work)
-    progress.round_done(finished(1, 60.0))
+    progress.on_reply("client 1", work)
+    progress.on_round(finished(1, 60.0))
     assert said[-1].endswith("(1 min 0 s; about 3 min 0 s left)")  # 10 rounds of 18 s
-    progress.round_started(2, asked=2)
-    progress.round_done(finished(2, 20.0))
+    progress.on_ask(2, 2)
+    progress.on_round(finished(2, 20.0))
     assert said[-1].endswith("(20 s; about 3 min 0 s left)")

@@ -13,9 +13,9 @@ import pytest
 from fedmoe_app import ConfigError
 from fedmoe_app.config.schema import TRACKERS
 from fedmoe_app.results import trackers
-from fedmoe_app.server.recorder import Watchers
+from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.results.trackers import Trackers, open_trackers
 from tests.conftest import make_config
-from tests.report.html.runs import line, write_run
 
 Calls = list[tuple[Any, ...]]
 
@@ -112,17 +112,14 @@ def test_mlflow_writes_files_into_the_result_folder(calls: Calls, tmp_path: Path
 def test_a_tracker_that_fails_does_not_cost_the_run(
     calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_run(tmp_path / "a", [line(0)])
-
     def full(*given: Any, **more: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(FakeClient, "log_batch", lambda self, *a, **m: None)
-    watchers = Watchers(make_config(track="mlflow,wandb"), folder)
+    found = Trackers(open_trackers(make_config(track="mlflow,wandb"), tmp_path))
     monkeypatch.setattr(FakeClient, "log_batch", full)
-    watchers.round_done(line(0))
-    watchers.close(ValueError("the run itself"))
+    found.on_round(RoundRecord(0, evaluation={"loss": 1.5}))
+    found.on_end(ValueError("the run itself"))
     names = [call[0] for call in calls]
     assert names == ["client", "run", "init", "log", "finish"]  # MLflow is left out, wandb goes on
     assert calls[-1] == ("finish", 1)
-    assert "ValueError: the run itself" in (folder / "report.html").read_text()

@@ -27,7 +27,7 @@ from fedmoe_app.schemes.parts import ByExamples, Mean, PersonalCopy
 from fedmoe_app.schemes.qfedavg import Fair
 from fedmoe_app.schemes.robust import CentredClip, NearMost, Trimmed
 from fedmoe_app.schemes.scaffold import Control, ControlVariate
-from tests.aggregation.test_store import updates
+from tests.aggregation.test_store import measured, updates
 from tests.schemes.test_guards import Halves
 from tests.toy import plan_of, toy_state
 
@@ -98,7 +98,7 @@ def test_streamed_and_waited_are_the_same_bits(scheme: Halves, seed: int, number
     plan = plan_or_reason(scheme)
     assume(plan is not None)
     assert plan is not None
-    given = updates(seed)
+    given = measured(updates(seed))
     waited = tensors(toy_state(), plan, given)
     assert waited.keys() == dict(toy_state().named()).keys()
     assert all(bool(tensor.isfinite().all()) for tensor in waited.values())
@@ -114,7 +114,7 @@ def test_state_goes_in_and_out_as_a_value(scheme: Halves, seed: int) -> None:
     plan = plan_or_reason(scheme)
     assume(plan is not None)
     assert plan is not None
-    given, values = updates(seed), toy_state()
+    given, values = measured(updates(seed)), toy_state()
     first = aggregate(values, given, plan, round_info(1, given))
     copy = {name: tensor.clone() for name, tensor in first.state.items()}
     runs = [aggregate(values, given, plan, round_info(2, given), first.state) for _ in range(2)]

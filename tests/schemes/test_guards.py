@@ -236,6 +236,19 @@ def test_a_state_that_loses_a_part_fails_the_round() -> None:
         fold_toy(Halves(of_server=Server(steps=(Forgets(),))), UPDATES)
 
 
+@dataclass(frozen=True)
+class Drops(Step):
+    """Rewrites experts only."""
+
+    def step(self, now: Now, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+        return {key: t for key, t in now.change.items() if ".experts." in key}, {}
+
+
+def test_a_change_that_loses_a_part_fails_the_round() -> None:
+    with pytest.raises(ValueError, match=r"Drops: its change has other tensors .*\(head.weight, l"):
+        fold_toy(Halves(of_server=Server(steps=(Drops(),))), UPDATES)
+
+
 def test_parts_that_keep_do_not_see_each_others_tensors() -> None:
     @dataclass(frozen=True)
     class Counts(WeightTerm, Keeps):

@@ -9,14 +9,15 @@ from flwr.app import Message, RecordDict
 
 from fedmoe_app import Combination, ConfigError, FCMoE, FedAlignMoE, FedAvg, HFedMoE, PFLMoE, Scheme
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.results.metrics import RoundReport, metrics_line
-from fedmoe_app.server.buffered import BufferedStrategy
-from fedmoe_app.server.collect import discount
-from fedmoe_app.server.rounds import Limits
+from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.schemes.feddyn import FedDyn
+from fedmoe_app.server.buffered import Buffered, discount
+from fedmoe_app.server.rounds import RoundLoop
+from fedmoe_app.server.strategy import Limits, MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state, encode_update
 from fedmoe_app.wire.versions import CANNOT_BUILD
 from tests.server.test_strategy import ALL, Run, good, toy_app
-from tests.toy import toy_state, toy_update
+from tests.toy import Records, toy_state, toy_update
 
 
 class Scripted(InProcessGrid):
@@ -40,28 +41,31 @@ def same_weight(client: int, server_round: int) -> RecordDict:
     return encode_update(toy_update(client, 10, 1.0 + client, ALL))
 
 
+def buffered(size: int, scheme: Scheme | None = None) -> RoundLoop:
+    limits = Limits(min_clients=1, wait_for_clients=0)
+    return RoundLoop(MoEStrategy(scheme or FedAvg(), limits), Buffered(size))
+
+
 def run(
     script: list[int], rounds: int, buffer_size: int = 2, clients: int = 3
-) -> tuple[list[RoundReport], list[float]]:
-    reports: list[RoundReport] = []
-    limits = Limits(min_clients=1, wait_for_clients=0, buffer_size=buffer_size)
-    strategy = BufferedStrategy(FedAvg(), limits, on_round=reports.append)
+) -> tuple[Records, list[float]]:
+    reports, loop = Records(), buffered(buffer_size)
     grid = Scripted(toy_app(same_weight), {}, [{"partition-id": c} for c in range(clients)])
     grid.script = script
     with task_identity():
-        strategy.start(
+        loop.run(
             grid,
             encode_state(toy_state()),
             rounds,
             timeout=20,
             evaluate_fn=lambda server_round, arrays: None,
+            callbacks=[reports],
         )
-    return reports, decode_state(strategy.result.arrays).dense["head.weight"].tolist()
+    return reports, decode_state(loop.arrays).dense["head.weight"].tolist()
 
 
-def staleness(report: RoundReport) -> dict[int, int]:
-    clients = metrics_line(report, "accuracy")["clients"]
-    return {client["client"]: client["staleness"] for client in clients}
+def staleness(report: RoundRecord) -> dict[int, int]:
+    return {client["client"]: client["staleness"] for client in report.line["clients"]}
 
 
 def test_a_late_reply_counts_in_the_next_buffer_discounted() -> None:
@@ -102,12 +106,10 @@ def test_a_node_that_fails_is_not_asked_again_in_the_round() -> None:
             raise RuntimeError("out of memory")
         return good(client, server_round)
 
-    reports: list[RoundReport] = []
-    limits = Limits(min_clients=1, wait_for_clients=0, buffer_size=3)
-    strategy = BufferedStrategy(FedAvg(), limits, on_round=reports.append)
+    reports, loop = Records(), buffered(3)
     grid = InProcessGrid(toy_app(answer), {}, [{"partition-id": c} for c in range(3)])
     with task_identity():
-        strategy.start(grid, encode_state(toy_state()), 1, timeout=5)
+        loop.run(grid, encode_state(toy_state()), 1, timeout=5, callbacks=[reports])
     assert sorted(staleness(reports[1])) == [0, 2]
     assert list(reports[1].failures.values()) == ["out of memory"]
 
@@ -118,15 +120,13 @@ def test_a_node_that_can_never_put_its_state_together_fails() -> None:
             raise ValueError(f"client 1: {CANNOT_BUILD}: OSError")
         return good(client, server_round)
 
-    reports: list[RoundReport] = []
-    limits = Limits(min_clients=1, wait_for_clients=0, buffer_size=2)
-    strategy = BufferedStrategy(FedAvg(), limits, on_round=reports.append)
+    reports, loop = Records(), buffered(2)
     grid = InProcessGrid(toy_app(answer), {}, [{"partition-id": c} for c in range(2)])
     with task_identity():
-        strategy.start(grid, encode_state(toy_state()), 1, timeout=60)
+        loop.run(grid, encode_state(toy_state()), 1, timeout=60, callbacks=[reports])
     assert reports[1].num_asked == 3  # the second time with the whole state
     assert list(reports[1].failures) == ["client 1"]
-    assert not strategy.downloads._full
+    assert not loop.strategy.sync._full
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,13 @@ def test_a_node_that_can_never_put_its_state_together_fails() -> None:
         FCMoE(),
         HFedMoE(normalise=False),
         Combination(gates=FedAlignMoE()),
+        FedDyn(),
     ],
-    ids=["fedalign", "fcmoe", "hfedmoe", "combine"],
+    ids=["fedalign", "fcmoe", "hfedmoe", "combine", "feddyn"],
 )
 def test_schemes_that_cannot_be_late_are_refused(scheme: Scheme) -> None:
     with pytest.raises(ConfigError, match='rounds = "buffered".*rounds = "sync"'):
-        BufferedStrategy(scheme, Limits(buffer_size=2))
+        buffered(2, scheme)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_schemes_that_cannot_be_late_are_refused(scheme: Scheme) -> None:
     ids=["fedavg", "hfedmoe", "pflmoe", "fcmoe", "fedalign"],
 )
 def test_the_others_are_taken(scheme: Scheme) -> None:
-    BufferedStrategy(scheme, Limits(buffer_size=2))
+    buffered(2, scheme)
 
 
 def test_the_discount() -> None:

@@ -9,10 +9,11 @@ from flwr.app import Message, RecordDict
 
 from fedmoe_app import FedAvg
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.results.metrics import RoundReport
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.metrics import RoundRecord
 from fedmoe_app.server.busy import BusyNodes
-from fedmoe_app.server.rounds import Limits
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.rounds import RoundLoop
+from fedmoe_app.server.strategy import Limits, MoEStrategy
 from fedmoe_app.server.transport import NotEnoughClientsError, exchange, wait_for_nodes
 from fedmoe_app.wire.records import encode_state
 from tests.server.test_strategy import good, toy_app
@@ -107,22 +108,22 @@ def test_messages_live_longer_than_a_round_may_take() -> None:
     assert messages[0].metadata.ttl == 200_000.0
 
 
-class Run:
+class Run(Callback):
     """Rounds of the toy clients on a slow grid, changed after some rounds."""
 
     def __init__(
         self, grid: SlowGrid, limits: Limits, rounds: int, after: dict[int, set[int]]
     ) -> None:
-        self.reports: list[RoundReport] = []
+        self.reports: list[RoundRecord] = []
         self.grid, self.after = grid, after
-        self.strategy = MoEStrategy(FedAvg(), limits, on_round=self.note)
+        loop = RoundLoop(MoEStrategy(FedAvg(), limits))
         arrays = encode_state(toy_state())
         # The timeout of a round: the toy clients answer at once, or not at all.
-        self.strategy.start(grid, arrays, rounds, timeout=0.6, evaluate_fn=lambda *_: None)
+        loop.run(grid, arrays, rounds, 0.6, lambda *_: None, [self])
 
-    def note(self, report: RoundReport) -> None:
-        self.reports.append(report)
-        self.grid.slow = self.after.get(report.server_round, self.grid.slow)
+    def on_round(self, record: RoundRecord) -> None:
+        self.reports.append(record)
+        self.grid.slow = self.after.get(record.server_round, self.grid.slow)
 
     @property
     def clients(self) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ from flwr.app import Message, RecordDict
 from fedmoe_app import SCHEMES, ModelState
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.compare.in_process import task_identity
-from fedmoe_app.server.clients import Roster
-from fedmoe_app.server.collect import Decoded, Intake
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.collect import Collected, UpdateCollector
 from fedmoe_app.wire.records import UpdateSpec, encode_update
-from tests.aggregation.test_store import updates
+from tests.aggregation.test_store import WANTED, measured, updates
 from tests.toy import assert_same, fold_toy, toy_state
 
-GIVEN = updates(seed=9)
+GIVEN = measured(updates(seed=9))
+SPEC = replace(UpdateSpec.of(toy_state(), region_size=4), statistics=WANTED)
 
 
 def message(client: int, node: int | None = None) -> Message:
@@ -26,13 +28,13 @@ def message(client: int, node: int | None = None) -> Message:
     return Message(encode_update(GIVEN[client]), reply_to=asked)
 
 
-def taken(order: tuple[int, ...], spool: Spool | None = None) -> Decoded:
-    intake = Intake(UpdateSpec.of(toy_state(), region_size=4), Roster(seed=0), spool)
+def taken(order: tuple[int, ...], spool: Spool | None = None) -> Collected:
+    collector = UpdateCollector(SPEC, ClientRegistry(seed=0), spool)
     with task_identity():
         for position, client in enumerate(order):
             is_copy = client in order[:position]
-            intake.add(message(client, 90 + position if is_copy else None))
-    return intake.finish()
+            collector.add(message(client, 90 + position if is_copy else None))
+    return collector.finish()
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -48,11 +50,11 @@ def test_the_order_of_arrival_changes_no_bit(name: str, tmp_path: Path) -> None:
 
 def test_a_reply_that_was_taken_over_is_not_held_by_anybody(tmp_path: Path) -> None:
     spool = Spool(tmp_path, limit=0)
-    intake = Intake(UpdateSpec.of(toy_state(), region_size=4), Roster(seed=0), spool)
+    collector = UpdateCollector(SPEC, ClientRegistry(seed=0), spool)
     with task_identity():
         reply = message(0)
         arrays = [weakref.ref(array) for array in reply.content["arrays"].values()]
-        intake.add(reply)
+        collector.add(reply)
         del reply
     assert all(array() is None for array in arrays)
 

@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fedmoe_app import read_metrics, read_status, run_in_process
-from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.server.recorder import Journal
+from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.server.recorder import Checkpoints
 from fedmoe_app.server.resume import find_checkpoint
 from tests.homes import home_with_cache
 from tests.server.test_resume import config, lines_without
@@ -88,17 +88,17 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing(
     tmp_path: Path, small_disk: Path, run: dict[str, Any]
 ) -> None:
     calm = run_in_process(run | {"output-dir": str(tmp_path), "run-name": "calm"}, 2)
-    folder, on_round = small_disk / "full", Journal.on_round
+    folder, on_round = small_disk / "full", Checkpoints.on_round
     lines: list[bytes] = []
 
-    def fill_after_round_1(self: Journal, report: RoundReport) -> None:
-        on_round(self, report)
-        if report.server_round == 1:
+    def fill_after_round_1(self: Checkpoints, record: RoundRecord) -> None:
+        on_round(self, record)
+        if record.server_round == 1:
             lines.append((folder / "metrics.jsonl").read_bytes())
             fill(small_disk)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "on_round", fill_after_round_1)
+        patch.setattr(Checkpoints, "on_round", fill_after_round_1)
         with pytest.raises(Exception, match="No space left|os error 28"):
             run_in_process(run, 2)
     status = read_status(folder)

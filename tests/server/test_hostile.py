@@ -52,8 +52,8 @@ def test_a_bound_node_harms_nobody_but_itself(
     assert trial.head() == 3
     for server_round in (2, 3):
         assert list(trial.failures(server_round)) == ["client 2"]
-    assert trial.strategy.roster.clients == {VICTIM: 0, OTHER: 1, HOSTILE: 2}
-    assert trial.strategy.roster.sizes == {0: 10, 1: 10, 2: 10}
+    assert trial.strategy.registry.clients == {VICTIM: 0, OTHER: 1, HOSTILE: 2}
+    assert trial.strategy.registry.sizes == {0: 10, 1: 10, 2: 10}
     assert_little_and_printable(trial, caplog.records)
 
 
@@ -71,7 +71,7 @@ def test_a_new_node_harms_nobody_but_itself(
     assert trial.head() == 3
     names = {f"node {HOSTILE}", f"node {HOSTILE} (evaluation)"}
     assert set(trial.failures(2)) == set(trial.failures(3)) == names
-    assert trial.strategy.roster.clients == {VICTIM: 0, OTHER: 1}
+    assert trial.strategy.registry.clients == {VICTIM: 0, OTHER: 1}
     assert {report.evaluation["items"] for report in trial.reports[1:]} == {2}
     assert_little_and_printable(trial, caplog.records)
 
@@ -119,7 +119,7 @@ def test_a_resting_client_is_not_replaced(tmp_path: Path) -> None:
     """It failed in rounds 1 and 2, rests in round 3 and trains in round 4."""
     nodes = three("3:as-victim")
     nodes[0]["fails"] = "1;2"
-    trial = Trial(tmp_path, nodes, max_rest=8).run(4)
+    trial = Trial(tmp_path, nodes, longest_cooldown=8).run(4)
     assert trial.folded() == [[1, 2], [1, 2], [1], [0, 1, 2]]
     assert trial.nodes.asked.count((VICTIM, "train")) == 3
     assert list(trial.failures(3)) == ["client 2"]
@@ -166,7 +166,7 @@ def test_two_nodes_with_one_number_from_the_start_are_both_named(tmp_path: Path)
     assert trial.failures(1)[f"node {HOSTILE}"] == f"reply rejected: {both}"
     # The one does not get the number because the other is silent, but because it is gone.
     assert trial.folded() == [[1], [1], [0, 1], [0, 1]]
-    assert trial.strategy.roster.clients == {OTHER: 1, HOSTILE: 0}
+    assert trial.strategy.registry.clients == {OTHER: 1, HOSTILE: 0}
 
 
 def test_who_only_says_a_number_does_not_block_who_works(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_buffered_rounds_believe_no_more(attack: str, tmp_path: Path) -> None:
     assert trial.head() < LIE / 10
     names = {who for report in trial.reports for who in report.failures}
     assert names <= {"client 2"}
-    assert trial.strategy.roster.clients.items() <= {VICTIM: 0, OTHER: 1, HOSTILE: 2}.items()
+    assert trial.strategy.registry.clients.items() <= {VICTIM: 0, OTHER: 1, HOSTILE: 2}.items()
 
 
 def test_a_buffer_is_not_filled_by_who_claims_anothers_number(tmp_path: Path) -> None:
@@ -201,11 +201,11 @@ def resumed(trial: Trial, folder: Path, **arguments: Any) -> Trial:
     """Go on with a run from its checkpoint, as another process would."""
     (folder / "results").mkdir(exist_ok=True)
     path = write_checkpoint(
-        folder / "results", trial.strategy.snapshot(), Identity({}), {"fedmoe": "0"}
+        folder / "results", trial.loop.snapshot(), Identity({}), {"fedmoe": "0"}
     )
     other = Trial(folder, three("train:as-victim"), **arguments)
     snapshot = read_checkpoint(path).snapshot
-    other.strategy.restore(snapshot)
+    other.loop.restore(snapshot)
     other.strategy.state = snapshot.state
     return other
 
@@ -220,7 +220,7 @@ def test_bindings_outlive_the_process(tmp_path: Path) -> None:
     second = resumed(first, tmp_path, before=before).run(3, timeout=0.5)
     assert [[u.client for u in report.updates] for report in second.reports] == [[1], [0, 1]]
     assert f"node {HOSTILE}" in second.reports[0].failures
-    assert second.strategy.roster.tests == {0: 1, 1: 1}
+    assert second.strategy.registry.tests == {0: 1, 1: 1}
 
 
 def test_a_node_that_was_started_anew_has_its_number_when_the_old_one_is_gone(
@@ -255,14 +255,14 @@ def test_a_restarted_node_is_asked_again_for_its_number_when_the_old_one_is_gone
     trial = Trial(tmp_path, nodes, before, clients_per_round=1)
     trial.run(5, timeout=0.3)
     assert trial.folded() == [[0], [], [], [0], [0]]
-    assert trial.strategy.roster.clients == {VICTIM: 0, OTHER: 0}
+    assert trial.strategy.registry.clients == {VICTIM: 0, OTHER: 0}
 
 
 def test_a_checkpoint_of_an_older_release_resumes(tmp_path: Path) -> None:
     first = Trial(tmp_path, three("")).run(1)
     (tmp_path / "results").mkdir()
     path = write_checkpoint(
-        tmp_path / "results", first.strategy.snapshot(), Identity({}), {"fedmoe": "0"}
+        tmp_path / "results", first.loop.snapshot(), Identity({}), {"fedmoe": "0"}
     )
     header = path / "checkpoint.json"
     stored = json.loads(header.read_text())
@@ -271,11 +271,11 @@ def test_a_checkpoint_of_an_older_release_resumes(tmp_path: Path) -> None:
     header.write_text(json.dumps(stored | {"sha256": checkpoint._own_digest(stored)}))
     other = Trial(tmp_path, three(""))
     snapshot = read_checkpoint(path).snapshot
-    other.strategy.restore(snapshot)
+    other.loop.restore(snapshot)
     other.strategy.state = snapshot.state
     other.run(2)
     assert [u.client for u in other.reports[-1].updates] == [0, 1, 2]
-    assert other.strategy.roster.clients == {VICTIM: 0, OTHER: 1, HOSTILE: 2}
+    assert other.strategy.registry.clients == {VICTIM: 0, OTHER: 1, HOSTILE: 2}
 
 
 # -- the client list -----------------------------------------------------------------------------
@@ -327,10 +327,10 @@ def test_a_list_says_who_is_who_from_the_first_round_on(
 
 def test_a_list_overrules_what_a_checkpoint_says(tmp_path: Path) -> None:
     trial = listed_trial(tmp_path, {0: 3, 1: 1}, "")
-    trial.strategy.roster.clients = {VICTIM: 0, OTHER: 1}
+    trial.strategy.registry.clients = {VICTIM: 0, OTHER: 1}
     trial.run(1)
     assert trial.folded() == [[0, 1]]
-    assert trial.strategy.roster.clients == {FIRST + 3: 0, OTHER: 1}
+    assert trial.strategy.registry.clients == {FIRST + 3: 0, OTHER: 1}
 
 
 def test_nodes_without_keys_are_on_no_list(tmp_path: Path) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from flwr.app import Context, Message, RecordDict
 
 from fedmoe_app import FedAvg
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.results.progress import logger
-from fedmoe_app.server import busy
-from fedmoe_app.server.buffered import BufferedStrategy
-from fedmoe_app.server.rounds import Limits, RunFailedError
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.results.events import logger
+from fedmoe_app.server import other_runs
+from fedmoe_app.server.buffered import Buffered
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.collect import Collect, WaitForAll
+from fedmoe_app.server.rounds import RoundLoop, RunFailedError
+from fedmoe_app.server.strategy import Limits, MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 from tests.results.test_progress import Lines
 from tests.server.test_strategy import good, toy_app
-from tests.toy import toy_state
+from tests.toy import Records, toy_state
 
 BUSY = "busy with another run (ababab), last heard of 3 s ago"
 
@@ -57,35 +58,36 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     handler = Lines()
     monkeypatch.setattr(logger, "handlers", [handler])
     monkeypatch.setattr(logger, "level", 20)
-    monkeypatch.setattr(busy, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(other_runs, "FIRST_PAUSE", 0.01)
     yield handler.messages
 
 
 def run(
-    nodes: Nodes, limits: Limits, strategy: type[MoEStrategy] = MoEStrategy, rounds: int = 2
-) -> tuple[MoEStrategy, list[RoundReport]]:
-    reports: list[RoundReport] = []
-    made = strategy(FedAvg(), limits, on_round=reports.append)
+    nodes: Nodes, limits: Limits, collect: Collect | None = None, rounds: int = 2
+) -> tuple[RoundLoop, Records]:
+    reports = Records()
+    registry = ClientRegistry(longest_cooldown=8)
+    loop = RoundLoop(MoEStrategy(FedAvg(), limits, registry=registry), collect)
     grid = InProcessGrid(nodes.app, {}, [{"partition-id": client} for client in range(3)])
     with task_identity():
-        made.start(grid, encode_state(toy_state()), num_rounds=rounds, timeout=5)
-    return made, reports
+        loop.run(grid, encode_state(toy_state()), rounds, timeout=5, callbacks=[reports])
+    return loop, reports
 
 
-def limits(wait: float = 60.0, buffer: int = 0) -> Limits:
-    return Limits(3, wait_for_clients=0, wait_for_other_runs=wait, buffer_size=buffer, max_rest=8)
+def limits(wait: float = 60.0) -> Limits:
+    return Limits(3, wait_for_clients=0, wait_for_other_runs=wait)
 
 
-@pytest.mark.parametrize(("kind", "buffer"), [(MoEStrategy, 0), (BufferedStrategy, 3)])
+@pytest.mark.parametrize("policy", [WaitForAll, lambda: Buffered(3)], ids=["all", "buffered"])
 def test_it_is_waited_for_and_the_run_is_the_same(
-    said: list[str], kind: type[MoEStrategy], buffer: int
+    said: list[str], policy: Callable[[], Collect]
 ) -> None:
     nodes = Nodes({1: 4, 2: 2})
-    waited, reports = run(nodes, limits(buffer=buffer), kind)
-    calm, expected = run(Nodes({}), limits(buffer=buffer), kind)
-    assert [report.folded for report in reports] == [True] * 3
+    waited, reports = run(nodes, limits(), policy())
+    calm, expected = run(Nodes({}), limits(), policy())
+    assert [report.aggregated for report in reports] == [True] * 3
     assert [report.failures for report in reports[1:]] == [{}, {}]
-    heads = [decode_state(s.result.arrays).dense["head.weight"].tolist() for s in (waited, calm)]
+    heads = [decode_state(one.arrays).dense["head.weight"].tolist() for one in (waited, calm)]
     assert heads[0] == heads[1]
     assert sorted(set(nodes.trained)) == [(r, c) for r in (1, 2) for c in range(3)]
     # Who is free is let go while the others are waited for: another run may need it.
@@ -95,13 +97,13 @@ def test_it_is_waited_for_and_the_run_is_the_same(
     assert told[0].startswith(f"round 1 waits: client 1, client 2: {BUSY}; asked again in ")
     assert told[0].endswith("at most (wait-for-other-runs)")
     assert reports[1].bytes_down > expected[1].bytes_down  # what was sent in vain counts
-    assert waited.roster.rests.dump() == {}
+    assert waited.strategy.registry.cooldown.dump() == {}
 
 
 def test_enough_others_are_enough(said: list[str]) -> None:
     nodes = Nodes({1: 99})
     _, reports = run(nodes, Limits(2, wait_for_clients=0, wait_for_other_runs=60))
-    assert [report.folded for report in reports] == [True] * 3
+    assert [report.aggregated for report in reports] == [True] * 3
     assert BUSY in reports[1].failures["client 1"]
     assert not [line for line in said if "waits" in line]
 

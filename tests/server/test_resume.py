@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from fedmoe_app import ConfigError, ResultsError, read_metrics, read_status, run_in_process
 from fedmoe_app.results.folder import CHECKPOINTS, METRICS_FILE, RunFolder, list_checkpoints
-from fedmoe_app.server.recorder import Journal
+from fedmoe_app.server.recorder import Checkpoints
 from tests.conftest import flat_config
 from tests.homes import home_with_cache, kept_files
 from tests.toy import write_topics
@@ -70,7 +70,7 @@ def interrupted(what: type, method: str, server_round: int) -> Iterator[None]:
         yield
 
 
-AFTER_CHECKPOINT, BEFORE_CHECKPOINT = (Journal, "on_round"), (RunFolder, "append")
+AFTER_CHECKPOINT, BEFORE_CHECKPOINT = (Checkpoints, "on_round"), (RunFolder, "append")
 
 
 def interrupt(flat: dict[str, Any], where: tuple[type, str], server_round: int = 1) -> Path:
@@ -184,7 +184,7 @@ def test_a_run_that_cannot_begin_leaves_no_status(
     def closed(*_: object) -> None:
         raise OSError("the tracker's server does not answer")
 
-    monkeypatch.setattr("fedmoe_app.server.recorder.Watchers", closed)
+    monkeypatch.setattr("fedmoe_app.server.recorder.open_trackers", closed)
     before = set(threading.enumerate())  # other tests' own may still be ending
     with pytest.raises(OSError, match="does not answer"):
         run_in_process(config(tmp_path, **{"run-name": "run"}), CLIENTS)

@@ -10,15 +10,13 @@ from dataclasses import replace
 import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import Result
 
 from fedmoe_app import Block, FedAvg, Mean, ModelShape, Reply, Scheme, Server
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
-from fedmoe_app.results.metrics import RoundReport
-from fedmoe_app.server.clients import Roster
+from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import decode_scores
-from fedmoe_app.server.rounds import Limits, RunFailedError
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.rounds import RoundLoop, RunFailedError
+from fedmoe_app.server.strategy import Limits, MoEStrategy
 from fedmoe_app.server.transport import NotEnoughClientsError, short_reason
 from fedmoe_app.wire.records import (
     Question,
@@ -35,7 +33,7 @@ from fedmoe_app.wire.records import (
 )
 from fedmoe_app.wire.update import ClientScore
 from fedmoe_app.wire.versions import CANNOT_BUILD
-from tests.toy import toy_state, toy_update
+from tests.toy import Records, toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
 ITEMS = 4  # that each client has for testing
@@ -82,21 +80,19 @@ class Run:
         limits: Limits | None = None,
         scheme: Scheme | None = None,
         fails: bool = False,
+        registry: ClientRegistry | None = None,
     ) -> None:
-        self.reports: list[RoundReport] = []
-        strategy = MoEStrategy(
-            scheme or FedAvg(),
-            limits or Limits(min_clients=1, wait_for_clients=0),
-            on_round=self.reports.append,
-        )
+        self.reports = Records()
+        limits = limits or Limits(min_clients=1, wait_for_clients=0)
+        self.loop = RoundLoop(MoEStrategy(scheme or FedAvg(), limits, registry=registry))
         grid = InProcessGrid(toy_app(answer), {}, [{"partition-id": c} for c in clients])
         with task_identity(), pytest.raises(RunFailedError) if fails else nullcontext():
-            strategy.start(grid, encode_state(toy_state()), num_rounds=rounds, timeout=5)
-        self.result: Result = strategy.result
+            arrays = encode_state(toy_state())
+            self.loop.run(grid, arrays, rounds, timeout=5, callbacks=[self.reports])
 
     @property
     def head(self) -> list[float]:
-        return decode_state(self.result.arrays).dense["head.weight"].tolist()
+        return decode_state(self.loop.arrays).dense["head.weight"].tolist()
 
 
 def good(client: int, server_round: int) -> RecordDict:
@@ -109,9 +105,8 @@ def test_a_round_folds_all_replies() -> None:
     run = Run(good, [0, 1])
     # 1 + (1/3)·1 + (2/3)·2
     assert run.head == pytest.approx([1 + 5 / 3] * 2)
-    assert run.reports[1].folded
+    assert run.reports[1].aggregated
     assert [u.client for u in run.reports[1].updates] == [0, 1]
-    assert run.result.train_metrics_clientapp[1]["num-clients"] == 2
 
 
 def test_the_order_of_nodes_changes_nothing() -> None:
@@ -142,7 +137,7 @@ def test_scores_of_the_same_partition_are_all_rejected() -> None:
             for score, message in zip(scores, asked, strict=True)
         ]
         for order in (replies, replies[::-1]):
-            kept, rejected = decode_scores(order, Roster(seed=0))
+            kept, rejected = decode_scores(order, ClientRegistry(seed=0))
             assert kept == [scores[2]]
             why = "score rejected: 2 nodes have partition-id = 4 (1, 2); give each its own"
             assert rejected == {"node 1": why, "node 2": why}
@@ -245,13 +240,12 @@ def fail_in(rounds: set[int]) -> Answer:
 
 def test_a_round_in_which_all_fail_is_reported_as_failed_and_keeps_the_model() -> None:
     run = Run(fail_in({2}), [0], rounds=3)
-    assert [report.folded for report in run.reports] == [True, True, False, True]
+    assert [report.aggregated for report in run.reports] == [True, True, False, True]
     failed = run.reports[2]
     assert failed.evaluation is None
-    assert failed.updates == []
+    assert not failed.updates
     assert "0 usable replies of 1 clients asked" in failed.failures["round"]
     assert run.head == [3.0, 3.0]  # two good rounds of +1
-    assert sorted(run.result.train_metrics_clientapp) == [1, 3]
 
 
 def test_too_many_failed_rounds_stop_the_run() -> None:
@@ -271,7 +265,7 @@ def test_fewer_replies_than_min_clients_fail_the_round() -> None:
         return good(client, server_round)
 
     run = Run(answer, [0, 1], rounds=2, limits=Limits(min_clients=2, wait_for_clients=0))
-    assert [report.folded for report in run.reports] == [True, False, True]
+    assert [report.aggregated for report in run.reports] == [True, False, True]
 
 
 @pytest.mark.parametrize("connected", [0, 1])
@@ -327,19 +321,16 @@ def test_a_node_that_lost_its_state_is_sent_all_of_it_in_the_same_round() -> Non
             raise ValueError(f"client 1: {CANNOT_BUILD}: OSError")
         return toy(message, context)
 
-    reports: list[RoundReport] = []
-    strategy = MoEStrategy(FedAvg(), Limits(2, wait_for_clients=0), on_round=reports.append)
+    reports, loop = Records(), RoundLoop(MoEStrategy(FedAvg(), Limits(2, wait_for_clients=0)))
     grid = InProcessGrid(app, {}, [{"partition-id": c} for c in (0, 1)])
     with task_identity():
-        strategy.start(
-            grid, encode_state(toy_state()), 1, timeout=5, evaluate_fn=lambda r, a: MetricRecord()
-        )
+        loop.run(grid, encode_state(toy_state()), 1, 5, lambda r, a: MetricRecord(), [reports])
     assert [client for client, _ in asked] == [0, 1, 1]
     assert [u.client for u in reports[1].updates] == [0, 1]
     assert not reports[1].failures
     assert reports[1].bytes_down == 3 * reports[1].bytes_down_to[0]
     # A whole state a message: they must not pile up while other nodes are drawn.
-    assert not strategy.downloads._full
+    assert not loop.strategy.sync._full
 
 
 def test_rejected_replies_are_counted_by_kind() -> None:
@@ -354,11 +345,8 @@ def test_rejected_replies_are_counted_by_kind() -> None:
         metrics.update({1: {"train-loss": 0.25}, 2: {"protocol": 2}}.get(client, {}))
         return reply
 
-    reports: list[RoundReport] = []
-    strategy = MoEStrategy(FedAvg(), Limits(1, wait_for_clients=0), on_round=reports.append)
+    reports, loop = Records(), RoundLoop(MoEStrategy(FedAvg(), Limits(1, wait_for_clients=0)))
     grid = InProcessGrid(app, {}, [{"partition-id": c} for c in (0, 1, 2)])
     with task_identity():
-        strategy.start(
-            grid, encode_state(toy_state()), 1, timeout=5, evaluate_fn=lambda r, a: MetricRecord()
-        )
-    assert reports[1].folded and reports[1].rejected == {"checksum": 1, "protocol": 1}
+        loop.run(grid, encode_state(toy_state()), 1, 5, lambda r, a: MetricRecord(), [reports])
+    assert reports[1].aggregated and reports[1].rejected == {"checksum": 1, "protocol": 1}

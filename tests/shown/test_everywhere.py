@@ -29,6 +29,7 @@ from fedmoe_app.compare.folder import ComparisonFolder
 from fedmoe_app.compare.page import comparison_page
 from fedmoe_app.compare.reading import read_comparison
 from fedmoe_app.launch.live import LiveScreen, Screen
+from fedmoe_app.results.events import Replied, RoundStarted
 from fedmoe_app.results.folder import RunFolder
 from fedmoe_app.results.status import STATUS_FILE
 from fedmoe_app.shown.terminal import Console
@@ -114,6 +115,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "plot": (["{run}"], f"{SHOWN}run/routing.png"),
     "report": (["{run}"], f"{SHOWN}run/report.html"),
     "export": (["{run}", "--output", "{new}"], SHOWN),
+    "carve": (["{home}/{name}", "--output", "{new}"], SHOWN),
     "partition": (
         ["--clients", "2", "-c", "{home}/data.toml"],
         "[/closed]",
@@ -325,10 +327,11 @@ def test_the_page_of_a_comparison(comparison: Path) -> None:
 def test_the_screen_of_a_run(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal()
     console = Console(file=terminal, force_terminal=True, width=200, color_system=None)
-    sent = [f"12:00:01   client 3 failed: {text}", "12:00:02 round 1/2: 3 clients train",
-            f"12:00:03   [1/3] {text} (about {text} left)", f"error: {text}"]  # fmt: skip
+    sent = [f"12:00:01   client 3 failed: {text}", f"error: {text}"]
     sent = [part for each in sent for part in each.split("\n")]
     with LiveScreen(None, console) as screen:
+        screen.hear(RoundStarted(1, 2, 3))
+        screen.hear(Replied(text, {}, 1, 3, text))
         for each in sent:
             screen(each)
     for each in sent:

@@ -1,15 +1,15 @@
-"""The real loop over rounds, journal and FedAvg around a model of a few numbers."""
+"""The real loop over rounds, recorder and FedAvg around a model of a few numbers."""
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from fedmoe_app import FedAvg, ModelState, flatten_run_config, parse_run_config
-from fedmoe_app.results.progress import log_to_stdout
+from fedmoe_app.results.events import log_to_stdout
 from fedmoe_app.server.checkpoint import Identity
-from fedmoe_app.server.recorder import open_journal
-from fedmoe_app.server.rounds import Limits
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.recorder import open_recorder
+from fedmoe_app.server.rounds import RoundLoop
+from fedmoe_app.server.strategy import Limits, MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 
 app = ServerApp()
@@ -20,18 +20,13 @@ def main(grid: Grid, context: Context) -> None:
     log_to_stdout()
     config = parse_run_config(context.run_config)
     limits = Limits(config.min_clients, config.fraction_train, config.wait_for_clients)
-    strategy = MoEStrategy(FedAvg(), limits)
+    loop = RoundLoop(MoEStrategy(FedAvg(), limits))
     identity = Identity(flatten_run_config(config))
-    with open_journal(config, identity, strategy, small_state(), "accuracy") as journal:
-        strategy.on_round = journal.on_round
-        strategy.start(
-            grid,
-            encode_state(journal.state),
-            config.num_server_rounds,
-            config.round_timeout,
-            evaluate_fn=evaluate,
-        )
-    print(f"results: {journal.folder.path}", flush=True)
+    with open_recorder(config, identity, loop, small_state()) as recorder:
+        arrays = encode_state(recorder.state)
+        rounds, timeout = config.num_server_rounds, config.round_timeout
+        loop.run(grid, arrays, rounds, timeout, evaluate, recorder.callbacks)
+    print(f"results: {recorder.folder.path}", flush=True)
 
 
 def small_state() -> ModelState:

@@ -1,4 +1,4 @@
-"""The real loop over rounds, journal and FedAvg around a model of a few numbers.
+"""The real loop over rounds, recorder and FedAvg around a model of a few numbers.
 
 The nodes score the model: the server has no test set.
 """
@@ -17,13 +17,14 @@ from fedmoe_app import (
     flatten_run_config,
     parse_run_config,
 )
-from fedmoe_app.results.progress import log_to_stdout
-from fedmoe_app.server.buffered import BufferedStrategy
+from fedmoe_app.results.events import log_to_stdout
+from fedmoe_app.server.buffered import Buffered
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.client_list import read_client_list
-from fedmoe_app.server.recorder import open_journal
-from fedmoe_app.server.rounds import Limits
-from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.recorder import open_recorder
+from fedmoe_app.server.rounds import RoundLoop
+from fedmoe_app.server.strategy import ClientTask, Limits, MoEStrategy
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.records import encode_state
 
@@ -36,29 +37,25 @@ def main(grid: Grid, context: Context) -> None:
     run(grid, parse_run_config(context.run_config))
 
 
-def run(grid: Grid, config: RunConfig) -> MoEStrategy:
-    strategy = make_strategy(config)
+def run(grid: Grid, config: RunConfig) -> RoundLoop:
+    loop = make_loop(config)
     identity = Identity(flatten_run_config(config))
-    with open_journal(config, identity, strategy, small_state(), "accuracy") as journal:
-        strategy.on_round = journal.on_round
-        strategy.start(
-            grid, encode_state(journal.state), config.num_server_rounds, config.round_timeout
-        )
-    print(f"results: {journal.folder.path}", flush=True)
-    return strategy
+    with open_recorder(config, identity, loop, small_state()) as recorder:
+        arrays = encode_state(recorder.state)
+        rounds, timeout = config.num_server_rounds, config.round_timeout
+        loop.run(grid, arrays, rounds, timeout, callbacks=recorder.callbacks)
+    print(f"results: {recorder.folder.path}", flush=True)
+    return loop
 
 
-def make_strategy(config: RunConfig) -> MoEStrategy:
-    buffered = config.rounds == "buffered"
+def make_loop(config: RunConfig) -> RoundLoop:
     limits = Limits(
         config.min_clients,
         config.fraction_train,
         config.wait_for_clients,
         evaluate_every=config.evaluate_every,
         clients_per_round=config.clients_per_round,
-        max_rest=config.max_rest_rounds,
         max_failed_rounds=config.max_failed_rounds,
-        buffer_size=config.buffer_size if buffered else 0,
     )
     bounds = TaskBounds(
         train=config.train,
@@ -67,13 +64,17 @@ def make_strategy(config: RunConfig) -> MoEStrategy:
         test_fraction=config.data.local_test_fraction,
     )
     path = config.client_list
-    return (BufferedStrategy if buffered else MoEStrategy)(
+    strategy = MoEStrategy(
         FedAvg(),
         limits,
-        shape=ModelShape(1, 2, 1),
-        bounds=bounds,
-        client_list=read_client_list(Path(path)) if path else None,
+        ClientTask(ModelShape(1, 2, 1), bounds=bounds),
+        ClientRegistry(
+            longest_cooldown=config.max_rest_rounds,
+            client_list=read_client_list(Path(path)) if path else None,
+        ),
     )
+    buffered = config.rounds == "buffered"
+    return RoundLoop(strategy, Buffered(config.buffer_size) if buffered else None)
 
 
 def small_state() -> ModelState:

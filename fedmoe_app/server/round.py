@@ -1,0 +1,239 @@
+"""The round that is going on: what it works with, and what has been noted of it so far.
+
+The only thing of a round that changes. Whoever takes part in the round notes what happened by a
+method of it; when the round is over, :meth:`Round.record` makes the immutable
+:class:`~fedmoe_app.results.metrics.RoundRecord` that callbacks are given.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.metrics import RoundRecord
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.other_runs import OtherRuns
+from fedmoe_app.server.transport import Reply
+from fedmoe_app.shown.text import visible
+from fedmoe_app.wire.records import record_bytes
+from fedmoe_app.wire.update import ClientUpdate
+
+MAX_REASON = 1000  # characters of a failure's reason that are kept
+_NAMED = re.compile(r"client (\d+): (.*)")  # how a client's own errors begin
+EVALUATION = " (evaluation)"  # after the name of who failed in it
+
+
+class Round:
+    """A round in progress.
+
+    Args:
+        server_round: its number.
+        grid: the connection to the nodes.
+        arrays: the global state that it starts from.
+        timeout: seconds that nodes have to reply.
+        registry: knows the clients' names.
+        others: is told of nodes that work for another run.
+        callbacks: are told of replies and failures.
+
+    Attributes:
+        failures: reason by client or node.
+        aggregated: whether the global model changed.
+        evaluation: of the global model.
+        diagnostics: of the scheme.
+    """
+
+    def __init__(
+        self,
+        server_round: int,
+        grid: Grid,
+        arrays: ArrayRecord,
+        timeout: float,
+        registry: ClientRegistry,
+        others: OtherRuns,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.server_round = server_round
+        self.grid, self.arrays, self.timeout = grid, arrays, timeout
+        self._registry, self._others, self._callbacks = registry, others, callbacks
+        self._started = time.monotonic()
+        self._bytes_up = self._bytes_down = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.failures: dict[str, str] = {}
+        self.num_asked = 0
+        self.aggregated = False
+        self.diagnostics: Mapping[str, Any] = {}
+        self.evaluation: MetricRecord | None = None
+        self._updates: tuple[ClientUpdate, ...] = ()
+        self._rejected: Mapping[str, int] = {}
+        self._bytes_up_by_client: Mapping[int, int] = {}
+        self._bytes_down_to: Mapping[int, int] = {}
+        self._bytes_down_to_node: dict[int, int] = {}
+        self._lost_state: list[int] = []
+        self._seconds: dict[str, float] = {}
+        self._round_trips: dict[str, float] = {}
+        self._arrivals: dict[int, float] = {}  # node -> seconds from asking to its training reply
+        # Failures of nodes whose client is not known yet: node, phase, reason.
+        self._nameless: list[tuple[int, str, str]] = []
+        self._to_ask: set[int] = set()  # nodes that would tell it
+
+    def repeat(self) -> None:
+        """Forget the round so far but for the bytes that it took: it is done anew."""
+        self._begin()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Note how long a phase takes."""
+        started = time.monotonic()
+        yield
+        self._seconds[phase] = time.monotonic() - started
+
+    # -- messages out ------------------------------------------------------------------------------
+
+    def announce(self, num_asked: int) -> None:
+        """Tell how many clients are asked to train."""
+        for callback in self._callbacks:
+            callback.on_ask(self.server_round, num_asked)
+
+    def sent(self, sizes: Mapping[int, int], to_train: bool) -> None:
+        """Note messages: bytes by node."""
+        self._bytes_down += sum(sizes.values())
+        if to_train:
+            self._bytes_down_to_node |= sizes
+
+    def sent_bytes(self, size: int) -> None:
+        """Note bytes of any other message."""
+        self._bytes_down += size
+
+    # -- replies in --------------------------------------------------------------------------------
+
+    def arrived(self, reply: Reply, phase: str = "") -> None:
+        """Note the size of a reply that has content, and when a training reply came."""
+        assert reply.message is not None
+        self.received(reply)
+        if not phase:
+            self._arrivals[reply.node_id] = reply.seconds
+
+    def received(self, reply: Reply) -> None:
+        """Note the size of a reply of any kind."""
+        if reply.message is not None and reply.message.has_content():
+            self._bytes_up += record_bytes(reply.message.content)
+
+    def good(self, update: ClientUpdate) -> None:
+        """Tell of a training reply that is good."""
+        counts = {
+            "client": update.client,
+            "num-examples": update.num_examples,
+            "num-partitions": update.num_partitions,
+        }
+        for callback in self._callbacks:
+            callback.on_reply(f"client {update.client}", counts | update.metrics)
+
+    def unusable(self, node: int) -> None:
+        """Note that a reply cannot be used: its node is asked for its client's number."""
+        self._to_ask.add(node)
+
+    def ask_names(self) -> None:
+        """Ask the nodes that failed for their clients' numbers, where these are not known."""
+        self._registry.ask(self.grid, self._to_ask)
+        self._to_ask.clear()
+
+    # -- failures ----------------------------------------------------------------------------------
+
+    def fail(self, who: str, reason: str) -> None:
+        """Note a failure of a client, a node, or the round."""
+        reason = visible(reason, MAX_REASON)
+        self._others.note(who, reason)
+        self.failures[who] = reason
+        for callback in self._callbacks:
+            callback.on_failure(who, reason)
+
+    def fail_node(self, reply: Reply, phase: str = "", reason: str | None = None) -> None:
+        """Note a node's failure, under its client's name; that may have to be asked for first."""
+        reason = reason or reply.failure or "no reason given"
+        if self._registry.client(reply.node_id) is None and reply.is_own:
+            self._to_ask.add(reply.node_id)
+            self._nameless.append((reply.node_id, phase, reason))
+        else:
+            self._fail_named(reply.node_id, phase, reason)
+
+    def _fail_named(self, node: int, phase: str, reason: str) -> None:
+        """Note a failure without the name that the reason begins with, if that is the right one."""
+        who, named = self._registry.name(node), _NAMED.fullmatch(reason)
+        is_own_name = named is not None and who == f"client {named[1]}"
+        self.fail(who + phase, named[2] if named and is_own_name else reason)
+
+    def name_failures(self) -> None:
+        """Note the failures that waited for their client's name, when claims are settled."""
+        for node, phase, reason in self._nameless:
+            self._fail_named(node, phase, reason)
+        self._nameless.clear()
+        for node, reason in sorted(self._registry.refused.items()):
+            if f"node {node}" not in self.failures:
+                self.fail(f"node {node}", reason)
+        self._registry.refused.clear()
+
+    def reasons(self) -> str:
+        """Return why clients failed, each reason once."""
+        by_reason: dict[str, list[str]] = {}
+        for who, why in self.failures.items():
+            by_reason.setdefault(why, []).append(who)
+        reasons = "; ".join(f"{', '.join(who)}: {why}" for why, who in by_reason.items())
+        return reasons or "no reasons given"
+
+    @property
+    def working_elsewhere(self) -> Collection[str]:
+        """Names of the nodes that work for another run."""
+        return self._others.nodes
+
+    # -- what came of it ---------------------------------------------------------------------------
+
+    def collected(self, rejected: Mapping[str, int]) -> None:
+        """Note that all replies are in: how many were rejected, and who took how long."""
+        self._rejected = dict(rejected)
+        self._round_trips = {self._registry.name(n): s for n, s in self._arrivals.items()}
+
+    def lost_state(self, client: int) -> None:
+        """Note that a client has lost what it kept."""
+        self._lost_state.append(client)
+
+    def note_aggregated(self, updates: Sequence[ClientUpdate], bytes_up: Mapping[int, int]) -> None:
+        """Note what the new global model was made of; bytes by client."""
+        # The record outlives the round; the changes do not.
+        self._updates = tuple(
+            replace(update, changes=ModelState(), statistics={}) for update in updates
+        )
+        self._bytes_up_by_client = dict(bytes_up)
+        self._bytes_down_to = self._registry.by_client(self._bytes_down_to_node)
+        self.aggregated = True
+
+    def record(self, metric: str) -> RoundRecord:
+        """Return what happened, now that the round is over."""
+        return RoundRecord(
+            self.server_round,
+            metric,
+            self.aggregated,
+            self.num_asked,
+            self._updates,
+            failures=dict(self.failures),
+            rejected=self._rejected,
+            bytes_up=self._bytes_up_by_client,
+            bytes_up_total=self._bytes_up,
+            bytes_down_to=self._bytes_down_to,
+            bytes_down=self._bytes_down,
+            lost_state=tuple(self._lost_state),
+            diagnostics=self.diagnostics,
+            evaluation=self.evaluation,
+            seconds=self._seconds | {"round": time.monotonic() - self._started},
+            round_trips=self._round_trips,
+        )
