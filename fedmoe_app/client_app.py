@@ -120,6 +120,27 @@ def choose(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.query("measure")
+def measure(message: Message, context: Context) -> Message:
+    """Send the sums of the received model's outputs that the scheme asks for; train nothing."""
+    from fedmoe_app.client.round import measure_for_client
+    from fedmoe_app.client.serving import serving
+    from fedmoe_app.config.node import Node
+    from fedmoe_app.config.parse import parse_run_config
+    from fedmoe_app.wire.records import decode_task, encode_number
+    from fedmoe_app.wire.statistics import RECORD, encode_statistics
+
+    config = parse_run_config(context.run_config)
+    node = Node.from_config(context.node_config, context.node_id)
+    shares = config.wait_for_other_runs == 0
+    with name_errors(node.client), serving(message.content, context.node_id, shares):
+        task = decode_task(message.content)
+        sums = measure_for_client(config, node, task)
+    content = encode_number(node.client, task.question)
+    content[RECORD] = encode_statistics(sums)
+    return Message(content, reply_to=message)
+
+
 @app.query("free")
 def free(message: Message, context: Context) -> Message:
     """Tell whether this node may work for the run: an error if it works for another one.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedmoe_app import (
+    SCHEMES,
     Combination,
     FCMoE,
     FedAlignMoE,
@@ -22,6 +23,7 @@ from fedmoe_app import (
     Scheme,
     make_scheme,
 )
+from fedmoe_app.config.names import LABEL_SKEW
 from fedmoe_app.config.parse import flatten_table
 from tests.conftest import REPOSITORY, flat_config, make_config
 
@@ -36,6 +38,7 @@ WHOLE: dict[str, Scheme] = {
     "hfedmoe": HFedMoE(),
     "fcmoe": FCMoE(),
     "fedalign": FedAlignMoE(),
+    **{name: SCHEMES[name]() for name in LABEL_SKEW},
 }
 # File: the whole scheme, and the one component in which it differs.
 ABLATIONS: dict[str, tuple[str, str, Any]] = {
@@ -63,6 +66,8 @@ COMBINATIONS: dict[str, Combination] = {
 # These are about data and models; their scheme is the default.
 OTHERS = (
     "arc",
+    "closed-form-head",
+    "closed-form-head-after",
     "gsm8k",
     "instructions",
     "nodes-own-data",

@@ -79,6 +79,15 @@ def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placeme
         return prepare_round(config, node, task, Stopwatch()).choose()
 
 
+def measure_for_client(config: RunConfig, node: Node, task: TrainTask) -> Tensors:
+    """Return what the steps before and after the run hold, of the received model."""
+    with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
+        client = prepare_round(config, node, task, Stopwatch())
+        server = client.plan.server
+        steps = (*server.before, *server.after)
+        return client.sums_of([part for step in steps for part in client.plan.measured_for(step)])
+
+
 def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwatch) -> ClientRound:
     """Load model and data, and write the received values into the model."""
     scheme = make_scheme(config)

@@ -29,6 +29,7 @@ from fedmoe_app.config.schemes import (
     FedAlignConfig,
     FedMoEConfig,
     FedProxConfig,
+    HeadConfig,
     HFedMoEConfig,
     PFLMoEConfig,
 )
@@ -343,6 +344,7 @@ class RunConfig(Section):
     fcmoe: FCMoEConfig = FCMoEConfig()
     fedalign: FedAlignConfig = FedAlignConfig()
     combine: CombineConfig = CombineConfig()
+    head: HeadConfig = HeadConfig()
 
     @model_validator(mode="after")
     def _buffers_fill(self) -> RunConfig:

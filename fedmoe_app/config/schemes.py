@@ -129,3 +129,21 @@ class CombineConfig(Section):
     loss: Text = key("fedavg", "whose addition to the local loss")
     gates: Text = key("fedavg", "whose gates")
     experts: Text = key("fedavg", "whose way to combine experts")
+
+
+class HeadConfig(Section):
+    """The classification head in closed form, with any scheme."""
+
+    closed_form: Literal["none", "before", "every-round", "after"] = key(
+        "none",
+        "when the head is worked out from sums of the clients' features: before the run, "
+        "every-round (and before), or after it; none: it is trained as all else",
+    )
+    method: Literal["lda", "ridge"] = key(
+        "lda", "lda (linear discriminant analysis) or ridge (regression on one-hot targets)"
+    )
+    shrinkage: Share = key(0.1, "share of the mean variance in the covariance (lda), or beside it")
+    logit_rms: Annotated[float, Field(ge=0)] = key(
+        2.0, "root mean square of the head's logits, less their mean; 0: as they come out"
+    )
+    fixed: bool = key(True, "clients do not train the head; means nothing with closed-form = after")

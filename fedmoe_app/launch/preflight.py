@@ -113,6 +113,7 @@ def _surely_fit(config: RunConfig, num_classes: int) -> bool:
         and config.fedmoe.experts_per_client <= PRESET_EXPERTS
         and config.rounds == "sync"
         and (data.task == "classification" or config.scheme not in LABEL_SKEW)
+        and config.head.closed_form == "none"
         and data.metric != "exact-match"
         and num_classes <= PRESET_CLASSES
     )

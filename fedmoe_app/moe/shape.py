@@ -10,6 +10,7 @@ class ModelShape:
     """What a scheme may ask of a model: L layers of E experts, K used by a token, hidden size D.
 
     ``gates_trained`` is False where the gates belong to the frozen base (``model.gates = false``).
+    ``head`` is the path of the linear map to the classes' logits, "" if none is trained.
     """
 
     num_layers: int
@@ -17,3 +18,4 @@ class ModelShape:
     top_k: int
     hidden_size: int = 0
     gates_trained: bool = True
+    head: str = ""

@@ -17,6 +17,7 @@ from fedmoe_app.config.names import (
 )
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.schemes.base import Scheme
+from fedmoe_app.schemes.closedhead import ClosedFormHead
 from fedmoe_app.schemes.combine import Combination
 
 
@@ -39,12 +40,21 @@ SCHEMES: Mapping[str, type[Scheme]] = _Schemes()
 
 
 def make_scheme(config: RunConfig) -> Scheme:
-    """Build the scheme that the run config names.
+    """Build the scheme that the run config names, with the head that it asks for.
 
     Raises:
         ConfigError: if the name is unknown, a user's class cannot be imported, or it refuses
             its arguments.
     """
+    scheme, head = _named_scheme(config), config.head
+    if head.closed_form == "none":
+        return scheme
+    return ClosedFormHead(
+        scheme, head.closed_form, head.method, head.shrinkage, head.logit_rms, head.fixed
+    )
+
+
+def _named_scheme(config: RunConfig) -> Scheme:
     name = config.scheme
     if name == COMBINE:
         return _combination(config)

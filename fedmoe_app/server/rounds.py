@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.schemes.base import Run
+from fedmoe_app.schemes.parts import Step
 from fedmoe_app.server.checkpoint import Counters, Snapshot
 from fedmoe_app.server.collect import Collect, WaitForAll
 from fedmoe_app.server.other_runs import OtherRuns
@@ -84,21 +85,29 @@ class RoundLoop:
         if self.rounds_done < 0:
             self._report_initial_model(self.begin_round(0, grid, timeout), evaluate_fn)
         for number in range(self.rounds_done + 1, num_rounds + 1):
-            is_due = number % self.strategy.limits.evaluate_every == 0 or number == num_rounds
-            self.run_round(self.begin_round(number, grid, timeout), is_due, evaluate_fn)
+            is_last = number == num_rounds
+            is_due = number % self.strategy.limits.evaluate_every == 0 or is_last
+            self.run_round(self.begin_round(number, grid, timeout), is_due, evaluate_fn, is_last)
             if self._failed_in_a_row >= self.strategy.limits.max_failed_rounds:
                 raise RunFailedError(self._why_failed())
         if not self.strategy.num_aggregated:
             raise RunFailedError(self._why_failed())
         return self.arrays
 
-    def run_round(self, now: Round, is_due: bool, evaluate_fn: EvaluateFn | None = None) -> None:
+    def run_round(
+        self,
+        now: Round,
+        is_due: bool,
+        evaluate_fn: EvaluateFn | None = None,
+        is_last: bool = False,
+    ) -> None:
         """Run one round.
 
         Args:
             now: the round.
             is_due: whether the global model is evaluated if it has changed.
             evaluate_fn: scores it on the server.
+            is_last: whether the scheme's steps after the run follow it.
         """
         while True:
             with now.timed("train"):
@@ -116,6 +125,8 @@ class RoundLoop:
             self.arrays = now.arrays = arrays
             self._unevaluated = True
             self._others.round_done()
+        if is_last:
+            self._measure(now, self.strategy.plan.server.after)
         # 4. Evaluate the global model, and report.
         if self._unevaluated and is_due:
             with now.timed("evaluate"):
@@ -184,7 +195,19 @@ class RoundLoop:
             *(self.strategy.registry, self._others, self._callbacks),
         )
 
+    def _measure(self, now: Round, steps: Sequence[Step]) -> bool:
+        """Let steps around the run move the model; return whether they could."""
+        if not steps:
+            return True
+        arrays = self.strategy.measure(now, steps)
+        if arrays is not None:
+            self.arrays = now.arrays = arrays
+            self._unevaluated = True
+        return arrays is not None
+
     def _report_initial_model(self, now: Round, evaluate_fn: EvaluateFn | None) -> None:
+        if not self._measure(now, self.strategy.plan.server.before):
+            raise RunFailedError(f"before the first round: {now.reasons()}")
         now.aggregated = True
         if evaluate_fn is not None:
             self._evaluate(now, evaluate_fn)

@@ -24,10 +24,12 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
+from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
 from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
+from fedmoe_app.server.measuring import PHASE, QUERY, decode_measured, moved, specs_of
 from fedmoe_app.server.placement import Placements, placed_arrays
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.sync import DeltaSync
@@ -37,8 +39,7 @@ from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.records import UpdateSpec, encode_task, record_bytes
-from fedmoe_app.wire.spec import NumberSpec
+from fedmoe_app.wire.records import UpdateSpec, encode_state, encode_task, record_bytes
 from fedmoe_app.wire.update import ClientUpdate
 
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
@@ -261,6 +262,53 @@ class MoEStrategy:
             state_version=self.num_aggregated,
         )
 
+    # -- around the run ------------------------------------------------------------------------
+
+    def measure(self, now: Round, steps: Sequence[Step]) -> ArrayRecord | None:
+        """Ask all connected nodes for what steps around the run hold; return the moved state.
+
+        Returns None, and leaves the state as it was, if fewer than ``min_clients`` replies can be
+        used.
+        """
+        limits = self.limits
+        self.registry.question = question = self.question(now.server_round)
+        nodes = wait_for_nodes(
+            now.grid, limits.min_clients, limits.wait_for_clients, self.busy, self.connected
+        )
+        logger.info("%d clients measure the model; nobody trains", len(nodes))
+        content = self._content(now.server_round, now.arrays)
+        now.sent_bytes(record_bytes(content) * len(nodes))
+        wanted = [part for step in steps for part in self.plan.measured_for(step)]
+        answers = decode_measured(
+            self._measured(now, [Message(content, node, QUERY) for node in nodes]),
+            *(self.registry, question, specs_of(wanted, self.state)),
+        )
+        now.name_failures()
+        for who, why in answers.rejected.items():
+            now.fail(f"{who}{PHASE}", why)
+        if len(answers.by_client) < limits.min_clients:
+            now.fail(
+                "measuring",
+                f"{len(answers.by_client)} usable replies of {len(nodes)} clients asked, "
+                f"min-clients = {limits.min_clients}; the global model stays as it was",
+            )
+            return None
+        arrays = encode_state(
+            moved(self.state, steps, list(answers.by_client.values()), now.server_round)
+        )
+        self.state = view_state(arrays)
+        return arrays
+
+    def _measured(self, now: Round, messages: Sequence[Message]) -> Iterator[Message]:
+        for reply in exchange(now.grid, messages, now.timeout):
+            self.busy.note(reply, now.timeout)
+            now.received(reply)
+            if reply.failure is not None:
+                now.fail_node(reply, PHASE)
+            elif reply.message is not None:
+                yield reply.message
+        now.ask_names()
+
     # -- replies in ----------------------------------------------------------------------------
 
     def exchange(
@@ -306,17 +354,7 @@ class MoEStrategy:
         task = self.task
         top_k = 0 if self.placements is None else task.shape.top_k
         spec = UpdateSpec.of(self.state, self.region_size, task.offer.codecs, top_k)
-        if not self.plan.measured:
-            return spec
-        shapes = {key: tuple(tensor.shape) for key, tensor in self.state.named()}
-        numbers = {
-            f"{type(statistic).__name__}/{name}": NumberSpec(
-                own.shape, own.low, own.high, own.optional
-            )
-            for statistic in self.plan.measured
-            for name, own in statistic.spec(shapes).items()
-        }
-        return replace(spec, statistics=numbers)
+        return replace(spec, statistics=specs_of(self.plan.measured, self.state))
 
     def aggregate_train(self, now: Round, collected: Collected) -> ArrayRecord | None:
         """Aggregate what came of a round's replies into the next global state.

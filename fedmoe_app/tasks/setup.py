@@ -42,7 +42,13 @@ from fedmoe_app.moe.loading import (
 )
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.training.adapt import Adaptation, adapt, frozen_by_family, head_parameters
+from fedmoe_app.moe.training.adapt import (
+    Adaptation,
+    adapt,
+    classification_head,
+    frozen_by_family,
+    head_parameters,
+)
 from fedmoe_app.tasks.base import Task, TaskSetting
 from fedmoe_app.tasks.registry import make_task
 
@@ -63,8 +69,11 @@ class Setup:
         first = self.layers[0]
         hidden_size = self.model.config.get_text_config().hidden_size
         gates_trained = any(layer.gate_parameters() for layer in self.layers)
+        name = classification_head(self.model)
+        is_trained = bool(name) and self.model.get_submodule(name).weight.requires_grad
         return ModelShape(
-            len(self.layers), first.num_experts, first.top_k, hidden_size, gates_trained
+            *(len(self.layers), first.num_experts, first.top_k, hidden_size, gates_trained),
+            head=name if is_trained else "",
         )
 
 

@@ -1,0 +1,110 @@
+"""An exchange without training, for the steps of a scheme before and after the run.
+
+The nodes get the whole global model and send back only what these steps hold: sums over the
+model's outputs on their training examples. A step then moves the global model, as one of a round
+does. Such an exchange is no round: nobody trains, and the clients of all nodes are asked, not a
+draw of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from fedmoe_app.moe.state import ModelState
+from fedmoe_app.schemes.parts import Measured as Statistic
+from fedmoe_app.schemes.parts import Step
+from fedmoe_app.schemes.views import Now, RoundInfo
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.wire.errors import InvalidUpdateError
+from fedmoe_app.wire.numbers import decode_number
+from fedmoe_app.wire.question import Question
+from fedmoe_app.wire.spec import NumberSpec
+from fedmoe_app.wire.statistics import RECORD, decode_statistics
+
+QUERY = "query.measure"
+PHASE = " (measuring)"  # after the name of who failed in it
+
+
+@dataclass
+class Answers:
+    """What the clients sent.
+
+    Attributes:
+        by_client: statistics by client number.
+        rejected: reason by client, else by node.
+    """
+
+    by_client: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+
+
+def specs_of(statistics: Iterable[Statistic], state: ModelState) -> dict[str, NumberSpec]:
+    """Return what a reply holds of these statistics, by the name under which it travels."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.named()}
+    return {
+        f"{type(statistic).__name__}/{name}": NumberSpec(own.shape, own.low, own.high, own.optional)
+        for statistic in statistics
+        for name, own in statistic.spec(shapes).items()
+    }
+
+
+def decode_measured(
+    replies: Iterable[Message],
+    registry: ClientRegistry,
+    question: Question,
+    specs: Mapping[str, NumberSpec],
+) -> Answers:
+    """Decode and validate the replies; each node speaks for its own client only."""
+    found: dict[int, tuple[int, Mapping[str, Tensor]]] = {}  # node -> client, statistics
+    rejected: dict[int, str] = {}
+    for message in replies:
+        node, content = message.metadata.src_node_id, message.content
+        try:
+            client = decode_number(content, question, (RECORD,))
+            statistics = decode_statistics(content, specs)
+            registry.claim(node, client, worked=False)
+            found[node] = (client, statistics)
+        except InvalidUpdateError as error:
+            rejected[node] = str(error)
+    rejected |= {node: why for node, why in registry.settle().items() if node in found}
+    good = {
+        client: sent for node, (client, sent) in found.items() if registry.client(node) == client
+    }
+    named = {registry.name(node): f"sums rejected: {why}" for node, why in rejected.items()}
+    return Answers(dict(sorted(good.items())), named)
+
+
+def moved(
+    state: ModelState,
+    steps: Sequence[Step],
+    statistics: Sequence[Mapping[str, Tensor]],
+    server_round: int,
+) -> ModelState:
+    """Return the global state after the steps; what none of them moved is the same object.
+
+    Args:
+        state: before them.
+        steps: in order.
+        statistics: of the clients, in client order.
+        server_round: of the last round so far; 0 before the first.
+
+    Raises:
+        ValueError: a step gave NaN or infinity.
+    """
+    ones = torch.ones(len(statistics))
+    info = RoundInfo(server_round, ones, ones, (), tuple(statistics))
+    values, change = dict(state.named()), dict[str, Tensor]()
+    for step in steps:
+        change, _ = step.step(Now(values, change, info), step.init(values))
+    result = ModelState()
+    for name, value in values.items():
+        new = value + change[name] if name in change else value
+        if not bool(torch.isfinite(new).all()):
+            raise ValueError(f"{name}: NaN or infinite values")
+        result.insert(name, new)
+    return result
