@@ -64,7 +64,7 @@ def gated(pull: Callable[..., int | None], policy: Policy) -> Callable[..., int 
             return found
 
         def get_run(run_id: int) -> Any:
-            # Asked once: a SuperLink could answer Flower with one config and the policy with another.
+            # Asked once: a SuperLink could show Flower one config and the policy another.
             if run_id not in runs:
                 runs[run_id] = given["get_run"](run_id)
             return runs[run_id]
