@@ -198,7 +198,7 @@ def _check_same(
     if had != has:
         names = sorted(name for name in {*had, *has} if had.get(name) != has.get(name))
         raise FoldError(
-            f"{part}: its {what} has other tensors than before ({', '.join(names[:5])})"
+            f"{part}: its {what} has other tensors or shapes than before ({', '.join(names[:5])})"
         )
     for name, tensor in after.items():
         if not all_finite(tensor):

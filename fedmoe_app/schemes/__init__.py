@@ -92,6 +92,12 @@ def _combination(config: RunConfig) -> Combination:
             f'scheme-args = {config.scheme_args}: "{unused[0]}" is no part of combine.* that takes '
             'arguments; write them by scheme, such as {"fedntd": {"beta": 0.1}}'
         )
+    for name, given in arguments.items():
+        if not isinstance(given, dict):
+            raise ConfigError(
+                f'scheme-args = {config.scheme_args}: "{name}" takes a JSON object of its '
+                'arguments, such as {"fedntd": {"beta": 0.1}}'
+            )
     built = {}
     for part, name in parts.items():
         choices = [*tables, *LABEL_SKEW] if part == "loss" else tables

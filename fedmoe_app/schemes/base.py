@@ -171,6 +171,14 @@ class Plan:
             plan = cls(scheme, scheme.client(model), scheme.server(model))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{type(scheme).__name__}: {error}") from error
+        for name, half, kind in (
+            ("client", plan.client, Client),
+            ("server", plan.server, Server),
+        ):
+            if not isinstance(half, kind):
+                raise ConfigError(
+                    f"{type(scheme).__name__}.{name}() returned {half!r}: must be a {kind.__name__}"
+                )
         if faults := plan._faults():
             raise ConfigError(f"{type(scheme).__name__}: {'; '.join(faults)}")
         return plan

@@ -215,6 +215,14 @@ def test_a_signal_needs_somebody_who_tells_and_somebody_who_hears() -> None:
     plan_of(Halves(Client(terms=(Hears(),)), Server(steps=(Tells(),))))
 
 
+def test_halves_that_are_no_halves_are_refused() -> None:
+    """A forgotten return would otherwise show on the nodes only."""
+    with pytest.raises(ConfigError, match=r"Halves\.client\(\) returned None: must be a Client"):
+        plan_of(Halves(of_client=None))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Halves\.server\(\) returned Client.*must be a Server"):
+        plan_of(Halves(of_server=Client()))  # type: ignore[arg-type]
+
+
 def test_a_statistic_that_keeps_state_must_be_the_clients_own() -> None:
     with pytest.raises(ConfigError, match="ControlVariate: keeps state, but is no part of the cl"):
         plan_of(Halves(of_server=Server(steps=(Control(3),))))
@@ -232,7 +240,9 @@ class Forgets(Step):
 
 
 def test_a_state_that_loses_a_part_fails_the_round() -> None:
-    with pytest.raises(ValueError, match=r"Forgets: its state has other tensors than before \(v\)"):
+    with pytest.raises(
+        ValueError, match=r"Forgets: its state has other tensors or shapes than before \(v\)"
+    ):
         fold_toy(Halves(of_server=Server(steps=(Forgets(),))), UPDATES)
 
 

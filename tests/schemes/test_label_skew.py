@@ -257,3 +257,5 @@ def test_arguments_of_no_part_and_losses_as_experts_are_refused() -> None:
         combined(**{"combine.loss": "fedvls", "scheme-args": '{"fedntd": {"beta": 1}}'})
     with pytest.raises(ConfigError, match='combine.experts = "fedvls": choose one of fedavg'):
         combined(**{"combine.experts": "fedvls"})
+    with pytest.raises(ConfigError, match='"fedntd" takes a JSON object of its arguments'):
+        combined(**{"combine.loss": "fedntd", "scheme-args": '{"fedntd": 3}'})
