@@ -26,7 +26,7 @@ from tests.conftest import REPOSITORY, flat_config, make_config
 from tests.test_experiments import OF_SCHEMES
 
 DOCS = REPOSITORY / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "README.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
 # Page of docs/schemes: the table of the run config that it describes.
 TABLES = {
     "fedavg-and-fedprox": "fedprox",
