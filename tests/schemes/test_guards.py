@@ -20,13 +20,14 @@ from fedmoe_app import (
     FedMoE,
     FedProx,
     HFedMoE,
+    InBatch,
     Keeps,
     LocalStep,
     Mean,
     ModelShape,
     Now,
+    Once,
     Plan,
-    RouterTerm,
     Scheme,
     Server,
     Signal,
@@ -39,6 +40,7 @@ from fedmoe_app import (
 )
 from fedmoe_app.schemes.fcmoe import Consensus
 from fedmoe_app.schemes.fedprox import Proximal
+from fedmoe_app.schemes.parts import TaskLoss
 from fedmoe_app.schemes.scaffold import Control
 from tests.schemes.parts_at_work import combined
 from tests.toy import fold_toy, own_update, plan_of, toy_state
@@ -137,11 +139,16 @@ def test_what_a_kind_has_fixed_is_refused() -> None:
 
 
 def test_two_kinds_that_mean_different_things_by_one_name_are_refused() -> None:
-    with pytest.raises(TypeError, match="Both: WeightTerm and RouterTerm both define loss"):
+    with pytest.raises(TypeError, match="Both: Term and TaskLoss both define loss"):
 
-        class Both(WeightTerm, RouterTerm):
-            def loss(self, step: LocalStep) -> Tensor | None:
-                return None
+        class Both(WeightTerm, TaskLoss):
+            def loss(self, step: LocalStep) -> Tensor:
+                return torch.zeros(())
+
+    with pytest.raises(TypeError, match="Chooses: Once and InBatch both define choose"):
+
+        class Chooses(Once, InBatch):
+            pass
 
 
 def test_fields_that_would_be_lost_are_refused() -> None:
