@@ -112,6 +112,15 @@ def test_the_tests_of_own_schemes_in_the_docs_pass(own_schemes: Path) -> None:
         test()
 
 
+def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text_of(DOCS / "python.md"), re.DOTALL))
+    script = tmp_path / "page.py"
+    script.write_text(code, encoding="utf-8")
+    found = runpy.run_path(str(script))
+    assert len(found["labels"]) == 8
+    assert list(found["found"].summary["scheme"]) == ["fedavg", "fedprox"]
+
+
 # -- the site ----------------------------------------------------------------------------------
 
 
