@@ -80,6 +80,14 @@ def public_methods(cls: type) -> Iterator[str]:
 class Part(Frozen, ABC):
     """One brick of a scheme."""
 
+    def __eq__(self, other: object) -> bool:
+        """Compare parts without fields, which need no decorator; dataclasses bring their own."""
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        """Go with equality."""
+        return hash(type(self))
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what nothing would call."""
         super().__init_subclass__(**kwargs)
@@ -128,10 +136,10 @@ def parts_in(*halves: Any) -> list[Any]:
         if isinstance(value, tuple):
             for item in value:
                 walk(item)
-        elif is_dataclass(value) and not isinstance(value, type):
+        elif not isinstance(value, type):
             if isinstance(value, Part | Signal):
                 found[value] = None
-            for entry in fields(value):
+            for entry in fields(value) if is_dataclass(value) else ():
                 walk(getattr(value, entry.name))
 
     walk(halves)

@@ -26,11 +26,11 @@ from fedmoe_app import (
     ModelShape,
     Now,
     Plan,
-    RouterTerm,
     Scheme,
     Server,
     Signal,
     Step,
+    TaskLoss,
     Telling,
     Together,
     Trained,
@@ -39,6 +39,7 @@ from fedmoe_app import (
 )
 from fedmoe_app.schemes.fcmoe import Consensus
 from fedmoe_app.schemes.fedprox import Proximal
+from fedmoe_app.schemes.parts import parts_in
 from fedmoe_app.schemes.scaffold import Control
 from tests.schemes.parts_at_work import combined
 from tests.toy import fold_toy, own_update, plan_of, toy_state
@@ -137,9 +138,9 @@ def test_what_a_kind_has_fixed_is_refused() -> None:
 
 
 def test_two_kinds_that_mean_different_things_by_one_name_are_refused() -> None:
-    with pytest.raises(TypeError, match="Both: WeightTerm and RouterTerm both define loss"):
+    with pytest.raises(TypeError, match="Both: TaskLoss and Term both define loss"):
 
-        class Both(WeightTerm, RouterTerm):
+        class Both(TaskLoss, WeightTerm):
             def loss(self, step: LocalStep) -> Tensor | None:
                 return None
 
@@ -286,3 +287,12 @@ def test_combination_is_construction() -> None:
     assert one.client == other.client
     assert (one.server.gates, one.server.experts) == (other.server.gates, other.server.experts)
     assert isinstance(one.server.gates, Weighted)
+
+
+def test_a_part_without_fields_is_found_and_equal_to_its_like_without_a_decorator() -> None:
+    class Silent(TaskLoss):
+        def loss(self, step: LocalStep) -> Tensor:
+            return step.logits.sum()
+
+    assert parts_in(Client(loss=Silent())) == [Silent()]
+    assert len({Silent(), Silent()}) == 1
