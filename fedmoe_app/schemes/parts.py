@@ -526,6 +526,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "experts": (Rule,),
     "steps": (Step, Telling),
     "before": (Step,),
+    "refresh": (Step,),
     "after": (Step,),
     "probes": (RoundProbe, ExpertProbe),
 }
@@ -583,8 +584,9 @@ class Server:
     Attributes:
         dense, gates, experts: how their changes are combined.
         steps: what happens once a round with the combined change, in this order.
-        before, after: steps around the run, before the first round and after the last one. Clients
-            do not train for them, they only send the :class:`OfOutput` numbers that these hold.
+        before, refresh, after: steps before the first round, after every round, and after the last
+            one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
+            numbers that these hold, of the global model as it is then.
         probes: what is told of a round.
     """
 
@@ -593,6 +595,7 @@ class Server:
     experts: Rule = Mean()
     steps: tuple[Step | Telling, ...] = ()
     before: tuple[Step, ...] = ()
+    refresh: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
 
