@@ -307,7 +307,7 @@ class Plan:
             if part not in of_client
         ]
         faults += [
-            f"{type(part).__name__}: nobody trains for the step that holds it; hold an OfOutput there"
+            f"{type(part).__name__}: nobody trains for the step that holds it; hold an OfOutput"
             for part in self._all(Measured, *self._apart)
             if not isinstance(part, OfOutput)
         ]
