@@ -44,7 +44,7 @@ test: install ## Run the tests
 	$(BIN)/python -m pytest
 
 deployment: install ## Run the tests that start real SuperLinks and SuperNodes on loopback
-	$(BIN)/python -m pytest -m deployment
+	$(BIN)/python -m pytest -m "deployment and not slow"
 
 slow: install ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow

@@ -80,12 +80,10 @@ def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placeme
 
 
 def measure_for_client(config: RunConfig, node: Node, task: TrainTask) -> Tensors:
-    """Return what the steps before and after the run hold, of the received model."""
+    """Return what the steps hold for which nobody trains, of the received model."""
     with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
         client = prepare_round(config, node, task, Stopwatch())
-        server = client.plan.server
-        steps = (*server.before, *server.after)
-        return client.sums_of([part for step in steps for part in client.plan.measured_for(step)])
+        return client.sums_of(client.plan.measured_apart)
 
 
 def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwatch) -> ClientRound:

@@ -46,7 +46,9 @@ _SHOWN = 100  # characters of a run's value that a refusal repeats
 _FILES = ("source", "label-names-file")  # keys of ``data`` that a node would open
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-Leaving = Literal["update", "num-examples", "histogram", "metrics", "scores", "regions"]
+Leaving = Literal[
+    "update", "num-examples", "histogram", "metrics", "scores", "regions", "feature-sums"
+]
 
 
 class RefusedError(PermissionError):
@@ -81,6 +83,7 @@ class Policy(BaseModel):
         "metrics",
         "scores",
         "regions",
+        "feature-sums",
     ]
 
     def check_app(self, digest: str) -> None:
@@ -226,6 +229,8 @@ def _leaves(run: Mapping[str, Any]) -> set[str]:
     own = ":" in str(run.get("scheme"))
     if own or "fedalign" in (run.get("scheme"), run.get("combine.experts")):
         leaves.add("regions")  # mean hidden states of the tokens of each expert
+    if own or run.get("head.closed-form", "none") != "none":
+        leaves.add("feature-sums")  # class counts, and sums of features by class
     return leaves
 
 

@@ -80,6 +80,14 @@ def public_methods(cls: type) -> Iterator[str]:
 class Part(Frozen, ABC):
     """One brick of a scheme."""
 
+    def __eq__(self, other: object) -> bool:
+        """Compare parts without fields, which need no decorator; dataclasses bring their own."""
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        """Go with equality."""
+        return hash(type(self))
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what nothing would call."""
         super().__init_subclass__(**kwargs)
@@ -128,10 +136,10 @@ def parts_in(*halves: Any) -> list[Any]:
         if isinstance(value, tuple):
             for item in value:
                 walk(item)
-        elif is_dataclass(value) and not isinstance(value, type):
+        elif not isinstance(value, type):
             if isinstance(value, Part | Signal):
                 found[value] = None
-            for entry in fields(value):
+            for entry in fields(value) if is_dataclass(value) else ():
                 walk(getattr(value, entry.name))
 
     walk(halves)
@@ -518,6 +526,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "experts": (Rule,),
     "steps": (Step, Telling),
     "before": (Step,),
+    "refresh": (Step,),
     "after": (Step,),
     "probes": (RoundProbe, ExpertProbe),
 }
@@ -575,8 +584,9 @@ class Server:
     Attributes:
         dense, gates, experts: how their changes are combined.
         steps: what happens once a round with the combined change, in this order.
-        before, after: steps around the run, before the first round and after the last one. Clients
-            do not train for them, they only send the :class:`OfOutput` numbers that these hold.
+        before, refresh, after: steps before the first round, after every round, and after the last
+            one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
+            numbers that these hold, of the global model as it is then.
         probes: what is told of a round.
     """
 
@@ -585,6 +595,7 @@ class Server:
     experts: Rule = Mean()
     steps: tuple[Step | Telling, ...] = ()
     before: tuple[Step, ...] = ()
+    refresh: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
 

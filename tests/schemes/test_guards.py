@@ -32,6 +32,7 @@ from fedmoe_app import (
     Server,
     Signal,
     Step,
+    TaskLoss,
     Telling,
     Together,
     Trained,
@@ -40,7 +41,7 @@ from fedmoe_app import (
 )
 from fedmoe_app.schemes.fcmoe import Consensus
 from fedmoe_app.schemes.fedprox import Proximal
-from fedmoe_app.schemes.parts import TaskLoss
+from fedmoe_app.schemes.parts import TaskLoss, parts_in
 from fedmoe_app.schemes.scaffold import Control
 from tests.schemes.parts_at_work import combined
 from tests.toy import fold_toy, own_update, plan_of, toy_state
@@ -293,3 +294,12 @@ def test_combination_is_construction() -> None:
     assert one.client == other.client
     assert (one.server.gates, one.server.experts) == (other.server.gates, other.server.experts)
     assert isinstance(one.server.gates, Weighted)
+
+
+def test_a_part_without_fields_is_found_and_equal_to_its_like_without_a_decorator() -> None:
+    class Silent(TaskLoss):
+        def loss(self, step: LocalStep) -> Tensor:
+            return step.logits.sum()
+
+    assert parts_in(Client(loss=Silent())) == [Silent()]
+    assert len({Silent(), Silent()}) == 1
