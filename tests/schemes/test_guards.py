@@ -41,7 +41,7 @@ from fedmoe_app import (
 )
 from fedmoe_app.schemes.fcmoe import Consensus
 from fedmoe_app.schemes.fedprox import Proximal
-from fedmoe_app.schemes.parts import TaskLoss, parts_in
+from fedmoe_app.schemes.parts import parts_in
 from fedmoe_app.schemes.scaffold import Control
 from tests.schemes.parts_at_work import combined
 from tests.toy import fold_toy, own_update, plan_of, toy_state
