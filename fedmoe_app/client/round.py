@@ -332,6 +332,8 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
             setup = load_setup(config, task.label_names, experts_to_load(config, task))
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
+        if (policy := node_policy()) is not None:
+            policy.check_round(len(rows.train), num_steps=0)
         write_state(setup.model, setup.layers, task.state)
         size = config.train.per_device_eval_batch_size
         with doing(SCORING):

@@ -33,8 +33,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.lists import file_names
+from fedmoe_app.config.errors import ConfigError, DataError
+from fedmoe_app.config.lists import file_names, name_list
 from fedmoe_app.config.names import COMBINE, PRESET_NAMES, SCHEME_NAMES, SMOLLM2_MOE
 from fedmoe_app.config.tasks import TASKS
 
@@ -43,7 +43,7 @@ VARIABLE = "FEDMOE_POLICY"
 DEFAULT_PATH = Path("/etc/fedmoe/policy.toml")
 EMBEDDED, NODES = "embedded", "nodes"
 _SHOWN = 100  # characters of a run's value that a refusal repeats
-_FILES = ("source", "label-names-file")  # keys of ``data`` that a node would open
+_FILES = ("source", "label-names-file", "chat-template")  # keys of ``data`` that a node would open
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Leaving = Literal[
@@ -134,6 +134,9 @@ class Policy(BaseModel):
     def _files(self, run: Mapping[str, Any]) -> Iterator[str]:
         for key in (f"data.{name}" for name in _FILES):
             value = str(run.get(key, ""))
+            # All other values of it are words, or a template's own text.
+            if key == "data.chat-template" and ("{" in value or not value.endswith(".jinja")):
+                continue
             if value and value not in self.sources and not self._under_roots(run, key, value):
                 yield _named(run, key)
 
@@ -143,25 +146,19 @@ class Policy(BaseModel):
         kind = TASKS.get(str(run.get("data.task")))
         keys = (*(kind.column_keys if kind else ()), "partition-by")
         for key in (f"data.{name}" for name in keys):
-            names = [name.strip() for name in str(run.get(key, "")).split(",")]
-            if any(name and name not in self.columns for name in names):
+            if not _columns_of(key, str(run.get(key, ""))) <= {"", *self.columns}:
                 yield _named(run, key)
 
     def _under_roots(self, run: Mapping[str, Any], key: str, value: str) -> bool:
         """Tell whether all that a value names lies below ``data-roots``, links resolved."""
         roots = [Path(root).resolve() for root in self.data_roots]
-        if not roots:
-            return False
-        kind = str(run.get("data.source-kind"))
         try:
-            names = file_names(value, key=key, patterns=kind == "glob")
-        except ValueError:
+            return bool(roots) and all(
+                os.path.isabs(path) and any(Path(path).resolve().is_relative_to(r) for r in roots)
+                for path in _files_meant(run, key, value)
+            )
+        except (ValueError, OSError, RuntimeError):  # no list, no path, or links in a circle
             return False
-        found = [path for name in names for path in _meant(name, kind)]
-        return bool(found) and all(
-            os.path.isabs(path) and any(Path(path).resolve().is_relative_to(root) for root in roots)
-            for path in found
-        )
 
     def check_round(self, num_examples: int, num_steps: int) -> None:
         """Refuse a round; the numbers of the node are not told.
@@ -224,9 +221,13 @@ def node_policy() -> Policy | None:
 def _leaves(run: Mapping[str, Any]) -> set[str]:
     """Return what leaves a node in a run of this config."""
     leaves = {"update", "num-examples", "histogram", "metrics"}
+    if run.get("head.closed-form", "none") != "none":
+        leaves.add("feature-sums")  # examples a class, and sums of their features
     if not run.get("data.test-source") and run.get("data.source") == NODES:
         leaves.add("scores")  # the server has no test set: nodes score the global model on theirs
     own = ":" in str(run.get("scheme"))
+    if own:
+        leaves.add("feature-sums")
     if own or "fedalign" in (run.get("scheme"), run.get("combine.experts")):
         leaves.add("regions")  # mean hidden states of the tokens of each expert
     if own or run.get("head.closed-form", "none") != "none":
@@ -234,13 +235,30 @@ def _leaves(run: Mapping[str, Any]) -> set[str]:
     return leaves
 
 
-def _meant(name: str, kind: str) -> list[str]:
-    """Return the files that a name of ``data.source`` means by ``data.source-kind``."""
-    if kind == "glob":
-        return glob.glob(name, recursive=True)
-    if kind == "folder":
-        return [name, *glob.glob(os.path.join(glob.escape(name), "**"), recursive=True)]
-    return [name]
+def _files_meant(run: Mapping[str, Any], key: str, value: str) -> Iterator[str]:
+    """Yield the files that a key means, by ``data.source-kind`` where it is the source.
+
+    A name itself comes first: a file may be called ``a[1].csv``, and who looks at it first does not
+    search all of a disk for ``/**``. All keys but the source name one file, taken literally.
+    """
+    kind = str(run.get("data.source-kind")) if key == "data.source" else ""
+    names = file_names(value, key=key, patterns=kind == "glob") if kind else (value,)
+    for name in names or (value,):
+        yield name
+        if kind == "glob":
+            yield from glob.iglob(name, recursive=True)
+        elif kind == "folder":
+            yield from glob.iglob(os.path.join(glob.escape(name), "**"), recursive=True)
+
+
+def _columns_of(key: str, value: str) -> set[str]:
+    """Return the columns that a key names: one, but for options, which may have several."""
+    if key != "data.options-field":
+        return {value}
+    try:
+        return set(name_list(value, key))
+    except DataError:
+        return {value}
 
 
 def _named(run: Mapping[str, Any], key: str) -> str:

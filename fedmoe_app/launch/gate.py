@@ -55,6 +55,7 @@ def gated(pull: Callable[..., int | None], policy: Policy) -> Callable[..., int 
 
     def gate(**given: Any) -> int | None:
         got: list[Message] = []
+        runs: dict[int, Any] = {}
 
         def receive() -> Any:
             found = given["receive"]()
@@ -62,14 +63,20 @@ def gated(pull: Callable[..., int | None], policy: Policy) -> Callable[..., int 
                 got.append(found[0])
             return found
 
+        def get_run(run_id: int) -> Any:
+            # Asked once: a SuperLink could show Flower one config and the policy another.
+            if run_id not in runs:
+                runs[run_id] = given["get_run"](run_id)
+            return runs[run_id]
+
         def get_fab(fab_hash: str, run_id: int) -> Any:
             fab = given["get_fab"](fab_hash, run_id)
-            run = given["get_run"](run_id)
+            run = get_run(run_id)
             decide(policy, fab.content, lambda: get_fused_config_from_fab(fab.content, run), run_id)
             return fab
 
         try:
-            return pull(**given | {"receive": receive, "get_fab": get_fab})
+            return pull(**given | {"receive": receive, "get_run": get_run, "get_fab": get_fab})
         except RefusedError as refusal:
             logger.warning("run %s refused: %s", got[0].metadata.run_id, refusal)
             reply = Message(Error(ERROR_CODE, str(refusal)), reply_to=got[0])

@@ -24,7 +24,7 @@ from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.base import Run, Scheme
 from fedmoe_app.schemes.equal import Equal
 from fedmoe_app.schemes.parts import Client, Keeps, Server, Step, WeightTerm
-from fedmoe_app.schemes.ranges import in_range
+from fedmoe_app.schemes.ranges import in_range, whole
 from fedmoe_app.schemes.views import LocalStep, Now, Trained
 
 _ZERO = torch.zeros(())
@@ -87,6 +87,7 @@ class FedDyn(Scheme):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        whole("feddyn", population=self.population)
         in_range("feddyn", alpha=(self.alpha, 0, None), population=(self.population, 1, None))
 
     def check(self, run: Run) -> Sequence[str]:

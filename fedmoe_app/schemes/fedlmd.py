@@ -56,7 +56,7 @@ class FedLMD(Scheme):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        in_range("fedlmd", beta=(self.beta, 0, 1e6), temperature=(self.temperature, 1e-3, None))
+        in_range("fedlmd", beta=(self.beta, 0, 1e6), temperature=(self.temperature, 1e-3, 1e3))
 
     def check(self, run: Run) -> Sequence[str]:
         """Refuse labels that are no classes."""

@@ -118,7 +118,8 @@ class FedAdam(Scheme):
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         betas = {"beta1": (self.beta1, 0, 1), "beta2": (self.beta2, 0, 1)}
-        in_range("fedadam", lr=(self.lr, 0, None), tau=(self.tau, 0, None), **betas)
+        name = type(self).__name__.lower()  # FedYogi's, too
+        in_range(name, lr=(self.lr, 0, None), tau=(self.tau, 0, None), **betas)
 
     def server(self, model: ModelShape) -> Server:
         """Step by Adam."""

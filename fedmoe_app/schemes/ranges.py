@@ -7,6 +7,17 @@ import math
 from fedmoe_app.config.errors import ConfigError
 
 
+def whole(scheme: str, **values: int) -> None:
+    """Refuse what is no integer: counts, which slice and repeat.
+
+    Raises:
+        ConfigError: naming the scheme, the argument and its value.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{scheme}: {name} = {value!r}: must be a whole number, such as 3")
+
+
 def in_range(scheme: str, **values: tuple[float, float, float | None]) -> None:
     """Refuse numbers outside their range, whose ends belong to it; None is no end.
 

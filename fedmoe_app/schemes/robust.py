@@ -27,7 +27,7 @@ from torch import Tensor
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.parts import Rule, Server, Together, Weighted
-from fedmoe_app.schemes.ranges import in_range
+from fedmoe_app.schemes.ranges import in_range, whole
 from fedmoe_app.schemes.views import BlockUpdates
 
 
@@ -147,6 +147,7 @@ class MultiKrum(Scheme):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        whole("multikrum", bad=self.bad, keep=self.keep)
         in_range("multikrum", bad=(self.bad, 0, 1e6), keep=(self.keep, 0, 1e6))
 
     def server(self, model: ModelShape) -> Server:
@@ -167,6 +168,7 @@ class CentredClipping(Scheme):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        whole("centredclip", iterations=self.iterations)
         in_range("centredclip", radius=(self.radius, 0, None), iterations=(self.iterations, 1, 100))
 
     def server(self, model: ModelShape) -> Server:

@@ -41,7 +41,7 @@ from fedmoe_app.schemes.parts import (
     Telling,
     WeightTerm,
 )
-from fedmoe_app.schemes.ranges import in_range
+from fedmoe_app.schemes.ranges import in_range, whole
 from fedmoe_app.schemes.views import LocalStep, Now, Trained
 
 C, GRADIENT = Signal("scaffold"), MeanGradient()
@@ -118,6 +118,7 @@ class Scaffold(Scheme):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        whole("scaffold", population=self.population)
         in_range("scaffold", population=(self.population, 1, None))
 
     def client(self, model: ModelShape) -> Client:

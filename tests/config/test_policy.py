@@ -22,6 +22,9 @@ def site(tmp_path: Path) -> Path:
         (tmp_path / name).write_text("{}")
     (tmp_path / "site" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
     (tmp_path / "site" / "out").symlink_to(tmp_path)
+    # As a pattern the name of this link means the file after it; a run would read the link.
+    (tmp_path / "site" / "out[1].jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (tmp_path / "site" / "out1.jsonl").write_text("{}")
     return tmp_path / "site"
 
 
@@ -51,10 +54,14 @@ def policy_of(site: Path, **keys: object) -> Policy:
         {"data.source": "{site}/parts", "data.source-kind": "folder"},
         {"num-server-rounds": 50},
         {"scheme": "combine", "combine.loss": "fedmoe"},
+        {"data.chat-template": "{site}/chat.jinja"},
+        {"data.chat-template": "always"},
+        {"data.task": "multiple-choice", "data.options-field": '["text", "label"]'},
+        {"data.task": "multiple-choice", "data.options-field": "text, label"},
     ],
 )
 def test_what_is_listed_is_allowed(site: Path, run: dict[str, object]) -> None:
-    run = {key: str(v).format(site=site) if isinstance(v, str) else v for key, v in run.items()}
+    run = {k: v.replace("{site}", str(site)) if isinstance(v, str) else v for k, v in run.items()}
     policy_of(site).check_run(flat_config(**run))
 
 
@@ -76,9 +83,15 @@ def test_what_is_listed_is_allowed(site: Path, run: dict[str, object]) -> None:
         ("data.source", {"data.source": "{site}/*.jsonl", "data.source-kind": "glob"}),
         ("data.source", {"data.source": "{site}", "data.source-kind": "folder"}),
         ("data.source", {"data.source": "/etc/*", "data.source-kind": "glob"}),
+        ("data.source", {"data.source": "{site}/a\0b.jsonl"}),
+        ("data.source", {"data.source": ","}),
+        ("data.source", {"data.source": "/**/**/*", "data.source-kind": "glob"}),
         ("data.label-names-file", {"data.label-names-file": "/etc/passwd"}),
         ("data.text-field", {"data.text-field": "diagnosis"}),
         ("data.partition-by", {"data.partition-by": "ward"}),
+        ("data.text-field", {"data.text-field": "text, label"}),
+        ("data.source", {"data.source": "{site}/out[1].jsonl", "data.source-kind": "glob"}),
+        ("data.chat-template", {"data.chat-template": "/etc/chat.jinja"}),
         ("num-server-rounds", {"num-server-rounds": 51}),
     ],
 )
@@ -115,6 +128,8 @@ def test_what_must_not_leave_refuses_the_runs_that_need_it(site: Path) -> None:
     assert found == "feature-sums to leave the node, which the run needs"
     (found,) = no_regions.refusals(flat_config(**{"data.source": "nodes"}))
     assert found == "scores to leave the node, which the run needs"
+    (found,) = no_regions.refusals(flat_config(**{"head.closed-form": "after"}))
+    assert found == "feature-sums to leave the node, which the run needs"
 
 
 def test_a_round_is_refused_without_a_number_of_the_node(site: Path) -> None:

@@ -43,6 +43,7 @@ class Node:
         self.run = SimpleNamespace(
             override_config=override, fab_hash="", series_id=1, primary_task_type=""
         )
+        self.answers: list[SimpleNamespace] = []  # what the SuperLink says of the run first
         self.replies: list[Message] = []
         monkeypatch.setattr(
             supernode, "_insert_message", lambda message, *_: self.replies.append(message)
@@ -61,7 +62,7 @@ class Node:
             object_store=MagicMock(),
             node_config={},
             receive=lambda: (message, MagicMock()),
-            get_run=lambda run_id: self.run,
+            get_run=lambda run_id: self.answers.pop(0) if self.answers else self.run,
             get_fab=lambda fab_hash, run_id: Fab(fab_hash, self.bundle, {}),
             pull_object=lambda *_: b"",
             confirm_message_received=lambda *_: None,
@@ -108,6 +109,18 @@ def test_code_that_is_not_listed_is_not_stored(
     assert not node.stored
     reason = node.replies[0].error.reason
     assert reason == f"this node's policy does not list the app {digest_of(bundle + b'x')}"
+
+
+def test_the_config_that_is_checked_is_the_one_that_is_stored(
+    bundle: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SuperLink that answers twice, and differently, cannot have one checked and one run."""
+    node = Node(bundle, monkeypatch)
+    evil = {"data.source": "/etc/shadow"}
+    node.answers = [SimpleNamespace(**vars(node.run) | {"override_config": evil})]
+    node.take(Policy(apps=[digest_of(bundle)]))
+    assert not node.stored
+    assert "does not allow data.source = '/etc/shadow'" in node.replies[0].error.reason
 
 
 def test_the_log_keeps_what_was_asked(bundle: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
