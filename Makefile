@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-pretrained compose-demo test slow lint docs bench clean
+.PHONY: help install demo demo-pretrained compose-demo test deployment slow lint docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -42,6 +42,9 @@ compose-demo: ## A SuperLink and three nodes in containers, from certificates to
 
 test: install ## Run the tests
 	$(BIN)/python -m pytest
+
+deployment: install ## Run the tests that start real SuperLinks and SuperNodes on loopback
+	$(BIN)/python -m pytest -m "deployment and not slow"
 
 slow: install ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow

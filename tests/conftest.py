@@ -15,11 +15,7 @@ hypothesis.settings.load_profile("fedmoe")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from fedmoe_app import (  # noqa: E402
-    RunConfig,
-    default_run_config,
-    parse_run_config,
-)
+from fedmoe_app import RunConfig, default_run_config, parse_run_config  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -26,7 +26,7 @@ from tests.conftest import REPOSITORY, flat_config, make_config
 from tests.test_experiments import OF_SCHEMES
 
 DOCS = REPOSITORY / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "README.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
 # Page of docs/schemes: the table of the run config that it describes.
 TABLES = {
     "fedavg-and-fedprox": "fedprox",
@@ -110,6 +110,15 @@ def test_the_tests_of_own_schemes_in_the_docs_pass(own_schemes: Path) -> None:
     assert len(found) == 5
     for test in found:
         test()
+
+
+def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text_of(DOCS / "python.md"), re.DOTALL))
+    script = tmp_path / "page.py"
+    script.write_text(code, encoding="utf-8")
+    found = runpy.run_path(str(script))
+    assert len(found["labels"]) == 8
+    assert list(found["found"].summary["scheme"]) == ["fedavg", "fedprox"]
 
 
 # -- the site ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -36,6 +37,17 @@ CONTRACT = {
 
 def test_no_name_is_lost() -> None:
     assert set(CONTRACT) <= set(fedmoe_app.PUBLIC) <= set(dir(fedmoe_app))
+
+
+def test_no_name_stands_for_two_things() -> None:
+    names = [name for names in fedmoe_app._BY_MODULE.values() for name in names]
+    assert len(set(names)) == len(names)
+
+
+def test_no_name_is_that_of_a_room() -> None:
+    """Once a room is imported, its name would give the room."""
+    rooms = {module.name for module in pkgutil.iter_modules(fedmoe_app.__path__)}
+    assert rooms & fedmoe_app.PUBLIC.keys() == set()
 
 
 @pytest.mark.parametrize("name", fedmoe_app.PUBLIC)

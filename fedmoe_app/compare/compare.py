@@ -79,7 +79,7 @@ def compare(request: Request) -> bool:
     """
     plan = plan_of(request)
     _check_sources(plan)
-    with ComparisonFolder(request.output or results_dir() / f"compare-{plan.key}") as folder:
+    with ComparisonFolder(folder_of(request, plan)) as folder:
         folder.write_plan(plan)
         say(f"comparison: {folder.path}")
         run = partial(simulated, request.app.absolute()) if request.simulation else in_process
@@ -93,6 +93,11 @@ def compare(request: Request) -> bool:
         say(line)
     say(f"results: {folder.path}")
     return not outcomes.failures
+
+
+def folder_of(request: Request, plan: Plan | None = None) -> Path:
+    """Return the folder that a comparison is written to."""
+    return request.output or results_dir() / f"compare-{(plan or plan_of(request)).key}"
 
 
 def _check_sources(plan: Plan) -> None:

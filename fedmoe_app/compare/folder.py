@@ -24,13 +24,7 @@ from typing import Self
 from fedmoe_app.compare.figures import Figures, figures_of
 from fedmoe_app.compare.plan import Cell, Plan
 from fedmoe_app.config.files import write_atomic
-from fedmoe_app.results.folder import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    ResultsError,
-    nest,
-    read_metrics,
-)
+from fedmoe_app.results.folder import CONFIG_FILE, METRICS_FILE, ResultsError, nest, read_metrics
 from fedmoe_app.shown.logs import toml_text
 
 PLAN_FILE = "comparison.toml"

@@ -230,6 +230,8 @@ def _leaves(run: Mapping[str, Any]) -> set[str]:
         leaves.add("feature-sums")
     if own or "fedalign" in (run.get("scheme"), run.get("combine.experts")):
         leaves.add("regions")  # mean hidden states of the tokens of each expert
+    if own or run.get("head.closed-form", "none") != "none":
+        leaves.add("feature-sums")  # class counts, and sums of features by class
     return leaves
 
 

@@ -136,8 +136,8 @@ class HeadConfig(Section):
 
     closed_form: Literal["none", "before", "every-round", "after"] = key(
         "none",
-        "when the head is worked out from sums of the clients' features: before the run, "
-        "every-round (and before), or after it; none: it is trained as all else",
+        "when the head is worked out from sums of the clients' features: before the run, after "
+        "every-round as well, or after the run; none: it is trained as all else",
     )
     method: Literal["lda", "ridge"] = key(
         "lda", "lda (linear discriminant analysis) or ridge (regression on one-hot targets)"

@@ -244,11 +244,16 @@ class Plan:
     @cached_property
     def measured(self) -> list[Measured]:
         """The statistics of its own that clients send with every round."""
-        return self._all(Measured, replace(self.server, before=(), after=()))
+        return self._all(Measured, replace(self.server, before=(), refresh=(), after=()))
 
-    def measured_for(self, step: Step) -> list[OfOutput]:
-        """Return the statistics of a step before or after the run."""
-        return self._all(OfOutput, step)
+    @cached_property
+    def measured_apart(self) -> list[OfOutput]:
+        """The statistics that clients send in exchanges without training."""
+        return self._all(OfOutput, *self._apart)
+
+    @property
+    def _apart(self) -> tuple[tuple[Step, ...], ...]:
+        return self.server.before, self.server.refresh, self.server.after
 
     @property
     def has_steps(self) -> bool:
@@ -309,11 +314,9 @@ class Plan:
             for part in self._all(Keeps, self.server)
             if part not in of_client
         ]
-        around = self._all(Measured, self.server.before, self.server.after)
         faults += [
-            f"{type(part).__name__}: held by a step before or after the run, for which nobody "
-            "trains; only an OfOutput can be"
-            for part in around
+            f"{type(part).__name__}: nobody trains for the step that holds it; hold an OfOutput"
+            for part in self._all(Measured, *self._apart)
             if not isinstance(part, OfOutput)
         ]
         names = [type(statistic).__name__ for statistic in self.measured]

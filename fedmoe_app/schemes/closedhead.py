@@ -219,7 +219,7 @@ class FixedHead(Freeze):
 
     head: str
 
-    def frozen(self, key: str) -> bool:
+    def frozen(self, key: str, server_round: int) -> bool:
         """Whether the tensor belongs to it."""
         return key.startswith(f"{self.head}.")
 
@@ -261,8 +261,8 @@ class ClosedFormHead(Scheme):
             )
         if run.buffered and self.when == "every-round":
             raise ConfigError(
-                f"{key}: in buffered rounds features come from models of different rounds; choose "
-                '"before" or "after", or rounds = "sync"'
+                f"{key}: in buffered rounds some nodes still train, so that their sums would be "
+                'missing; choose "before" or "after", or rounds = "sync"'
             )
         return self.scheme.check(run)
 
@@ -290,5 +290,5 @@ class ClosedFormHead(Scheme):
         step = EstimateHead(sums, self.method, self.shrinkage, self.logit_rms)
         if self.when == "after":
             return replace(half, after=(*half.after, step))
-        steps = (*half.steps, step) if self.when == "every-round" else half.steps
-        return replace(half, before=(*half.before, step), steps=steps)
+        refresh = (*half.refresh, step) if self.when == "every-round" else half.refresh
+        return replace(half, before=(*half.before, step), refresh=refresh)

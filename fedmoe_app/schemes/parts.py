@@ -80,6 +80,14 @@ def public_methods(cls: type) -> Iterator[str]:
 class Part(Frozen, ABC):
     """One brick of a scheme."""
 
+    def __eq__(self, other: object) -> bool:
+        """Compare parts without fields, which need no decorator; dataclasses bring their own."""
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        """Go with equality."""
+        return hash(type(self))
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what nothing would call."""
         super().__init_subclass__(**kwargs)
@@ -128,10 +136,10 @@ def parts_in(*halves: Any) -> list[Any]:
         if isinstance(value, tuple):
             for item in value:
                 walk(item)
-        elif is_dataclass(value) and not isinstance(value, type):
+        elif not isinstance(value, type):
             if isinstance(value, Part | Signal):
                 found[value] = None
-            for entry in fields(value):
+            for entry in fields(value) if is_dataclass(value) else ():
                 walk(getattr(value, entry.name))
 
     walk(halves)
@@ -220,6 +228,23 @@ class OfOutput(Measured):
     @abstractmethod
     def of_output(self, out: Outputs) -> Tensors:
         """Return the numbers of one batch by name; batches add up, in float64."""
+
+
+class OfInputs(Measured):
+    """Worked out in the training steps, from what goes into the linear maps that are trained.
+
+    Gates are left out, and stacked experts that lie ``[in, out]`` (gpt-oss); adapters are not.
+    """
+
+    @abstractmethod
+    def of_inputs(self, key: str, x: Tensor) -> Tensors:
+        """Return the numbers of one batch and map by name; batches add up, in float64.
+
+        Args:
+            key: full name of the map's weight, ``[out, in]``.
+            x: inputs of the tokens that the loss depends on by this map, ``[T, in]`` float32,
+                without graph: no padding; of an expert, the tokens that were routed to it.
+        """
 
 
 @dataclass(frozen=True)
@@ -323,8 +348,8 @@ class Freeze(Part):
     """Tensors that local training leaves as they were received; they still travel."""
 
     @abstractmethod
-    def frozen(self, key: str) -> bool:
-        """Return whether the tensor of this full name is not trained."""
+    def frozen(self, key: str, server_round: int) -> bool:
+        """Return whether the tensor of this full name is not trained in this round, from 1."""
 
 
 @dataclass(frozen=True)
@@ -518,6 +543,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "experts": (Rule,),
     "steps": (Step, Telling),
     "before": (Step,),
+    "refresh": (Step,),
     "after": (Step,),
     "probes": (RoundProbe, ExpertProbe),
 }
@@ -575,8 +601,9 @@ class Server:
     Attributes:
         dense, gates, experts: how their changes are combined.
         steps: what happens once a round with the combined change, in this order.
-        before, after: steps around the run, before the first round and after the last one. Clients
-            do not train for them, they only send the :class:`OfOutput` numbers that these hold.
+        before, refresh, after: steps before the first round, after every round, and after the last
+            one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
+            numbers that these hold, of the global model as it is then.
         probes: what is told of a round.
     """
 
@@ -585,6 +612,7 @@ class Server:
     experts: Rule = Mean()
     steps: tuple[Step | Telling, ...] = ()
     before: tuple[Step, ...] = ()
+    refresh: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
 

@@ -1,4 +1,4 @@
-"""An exchange without training, for the steps of a scheme before and after the run.
+"""An exchange without training, for steps of a scheme before, between and after the rounds.
 
 The nodes get the whole global model and send back only what these steps hold: sums over the
 model's outputs on their training examples. A step then moves the global model, as one of a round

@@ -125,8 +125,9 @@ class RoundLoop:
             self.arrays = now.arrays = arrays
             self._unevaluated = True
             self._others.round_done()
-        if is_last:
-            self._measure(now, self.strategy.plan.server.after)
+        server = self.strategy.plan.server
+        refresh = server.refresh if arrays is not None else ()
+        self._measure(now, (*refresh, *(server.after if is_last else ())))
         # 4. Evaluate the global model, and report.
         if self._unevaluated and is_due:
             with now.timed("evaluate"):
@@ -196,7 +197,7 @@ class RoundLoop:
         )
 
     def _measure(self, now: Round, steps: Sequence[Step]) -> bool:
-        """Let steps around the run move the model; return whether they could."""
+        """Let steps for which nobody trains move the model; return whether they could."""
         if not steps:
             return True
         arrays = self.strategy.measure(now, steps)

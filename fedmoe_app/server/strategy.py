@@ -262,10 +262,10 @@ class MoEStrategy:
             state_version=self.num_aggregated,
         )
 
-    # -- around the run ------------------------------------------------------------------------
+    # -- without training -----------------------------------------------------------------------
 
     def measure(self, now: Round, steps: Sequence[Step]) -> ArrayRecord | None:
-        """Ask all connected nodes for what steps around the run hold; return the moved state.
+        """Ask all connected nodes for what these steps hold; return the moved state.
 
         Returns None, and leaves the state as it was, if fewer than ``min_clients`` replies can be
         used.
@@ -278,10 +278,9 @@ class MoEStrategy:
         logger.info("%d clients measure the model; nobody trains", len(nodes))
         content = self._content(now.server_round, now.arrays)
         now.sent_bytes(record_bytes(content) * len(nodes))
-        wanted = [part for step in steps for part in self.plan.measured_for(step)]
         answers = decode_measured(
             self._measured(now, [Message(content, node, QUERY) for node in nodes]),
-            *(self.registry, question, specs_of(wanted, self.state)),
+            *(self.registry, question, specs_of(self.plan.measured_apart, self.state)),
         )
         now.name_failures()
         for who, why in answers.rejected.items():

@@ -19,11 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmoe_app.config.schema import DataConfig
-from fedmoe_app.data.encoding import (
-    Encoded,
-    Row,
-    collate,
-)
+from fedmoe_app.data.encoding import Encoded, Row, collate
 
 Sample = dict[str, str]  # prompt, expected, and what the model made of it
 

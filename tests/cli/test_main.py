@@ -12,6 +12,7 @@ from fedmoe_app.cli import main
 from fedmoe_app.launch import flower, runner
 from fedmoe_app.launch.connections import write_connection
 from fedmoe_app.launch.launched import Launch, read_launch
+from fedmoe_app.results.events import ResultsAt, TableFollows
 from fedmoe_app.results.folder import ResultsError, RunFolder
 from tests.conftest import REPOSITORY, flat_config
 
@@ -117,13 +118,12 @@ def test_the_table_of_the_server_app_is_not_printed_twice(
 
     def fake(*arguments: Any) -> flower.Outcome:
         _folder(arguments[1]).append(LINE)
-        for line in (
-            f"12:00:00 results: {folder}",
-            " round  loss  accuracy  bytes up  bytes down  clients  failed  seconds",
-            f"12:00:01 results: {folder}",
-            "last words",
-        ):
-            arguments[-1].show(line)
+        output = arguments[-1]
+        output.hear(TableFollows())
+        output.show(" round  loss  accuracy  bytes up  bytes down  clients  failed  seconds")
+        output.hear(ResultsAt(str(folder)))
+        for line in (f"12:00:01 {ResultsAt(str(folder)).text}", "last words"):
+            output.show(line)
         return COMPLETED
 
     monkeypatch.setattr(flower, "run_simulation", fake)
@@ -291,7 +291,7 @@ def test_a_connection_elsewhere_keeps_its_own_result_folder(
 
     def fake(app: Path, overrides: dict[str, Any], *_: Any) -> flower.Outcome:
         seen.update(overrides)
-        _[-1].show("12:00:00 results: /there/a")
+        _[-1].hear(ResultsAt("/there/a"))
         return COMPLETED
 
     monkeypatch.setattr(flower, "run_connected", fake)
@@ -313,7 +313,12 @@ def test_table_and_plot_of_a_run(fedmoe: Callable[..., Any], tmp_path: Path) -> 
 
 def test_screen_keeps_the_last_result_line(capsys: pytest.CaptureFixture[str]) -> None:
     screen = runner.Screen()
-    for line in ("results: /a", "bytes up  bytes down", "results: /a"):
+    for event, line in (
+        (ResultsAt("/a"), "results: /a"),
+        (TableFollows(), "bytes up  bytes down"),
+        (ResultsAt("/a"), "results: /a"),
+    ):
+        screen.hear(event)
         screen(line)
     assert screen.results == "/a"
     assert capsys.readouterr().out == "results: /a\nbytes up  bytes down\n"

@@ -10,8 +10,7 @@ from datasets import Dataset
 
 from fedmoe_app import LoadSpec, load_model
 from fedmoe_app.tasks.base import evaluate
-from fedmoe_app.tasks.causal_lm import CausalLM
-from fedmoe_app.tasks.exact_match import ExactMatch
+from fedmoe_app.tasks.causal_lm import CausalLM, ExactMatch
 from fedmoe_app.tasks.setup import load_setup
 from tests.conftest import make_config
 from tests.data import chat_templates as templates

@@ -124,6 +124,8 @@ def test_what_must_not_leave_refuses_the_runs_that_need_it(site: Path) -> None:
     assert list(no_regions.refusals(flat_config())) == []
     (found,) = no_regions.refusals(flat_config(scheme="fedalign"))
     assert found == "regions to leave the node, which the run needs"
+    (found,) = no_regions.refusals(flat_config(**{"head.closed-form": "after"}))
+    assert found == "feature-sums to leave the node, which the run needs"
     (found,) = no_regions.refusals(flat_config(**{"data.source": "nodes"}))
     assert found == "scores to leave the node, which the run needs"
     (found,) = no_regions.refusals(flat_config(**{"head.closed-form": "after"}))

@@ -5,12 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from fedmoe_app.data.encoding import (
-    IGNORED_LABEL,
-    collate,
-    encode_causal_lm,
-    encode_prompts,
-)
+from fedmoe_app.data.encoding import IGNORED_LABEL, collate, encode_causal_lm, encode_prompts
 from fedmoe_app.data.tokenizer import train_tokenizer
 from fedmoe_app.tasks.classification import encode_classification
 from fedmoe_app.tasks.multiple_choice import encode_multiple_choice

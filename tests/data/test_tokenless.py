@@ -10,9 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from fedmoe_app.tasks.base import Task
-from fedmoe_app.tasks.causal_lm import CausalLM
+from fedmoe_app.tasks.causal_lm import CausalLM, ExactMatch
 from fedmoe_app.tasks.classification import SequenceClassification
-from fedmoe_app.tasks.exact_match import ExactMatch
 from fedmoe_app.tasks.multiple_choice import MultipleChoice
 
 WORDS = ["<pad>", "<s>", "</s>", "one", "two", "three", "Question", "Answer", "say"]

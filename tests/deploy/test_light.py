@@ -164,6 +164,7 @@ def demo_run(*options: str) -> list[str]:
     return [w.replace("/demo/demo", "/configs/demo") for w in demo_commands()["run"]] + [*options]
 
 
+@pytest.mark.deployment
 def test_the_light_services_work_with_the_packages_of_their_image(machine: Machine) -> None:
     """From registration to a run's table; the app's ServerApp asks no node."""
     server_app = machine.app / "echo_app" / "server_app.py"

@@ -48,6 +48,7 @@ def test_simulation_ends_with_table_and_folder(
     assert group.alive() == []
 
 
+@pytest.mark.deployment
 def test_grpc_deployment_completes_and_leaves_nothing(echo_app: Path, tmp_path: Path) -> None:
     with deployment(tmp_path, num_nodes=3) as flower:
         overrides = {"num-server-rounds": 1, "min-clients": 3}

@@ -17,6 +17,8 @@ from fedmoe_app.launch.processes import ProcessGroup
 from tests.conftest import REPOSITORY, flat_config
 from tests.end_to_end.processes import FLOWER_SUPERNODE, WARM_SUPERNODE, deployment
 
+pytestmark = pytest.mark.deployment
+
 CLIENTS = 3
 CHANGES: dict[str, Any] = {
     "num-server-rounds": 2,

@@ -95,6 +95,7 @@ def test_fcmoe_keeps_changes_across_processes_and_leaves_them_if_told_to(place: 
     ]
 
 
+@pytest.mark.deployment
 def test_fedalign_keeps_gates_across_processes_and_forgets_them(place: Place) -> None:
     before = kept_files(place.home)
     parts = {f"combine.{part}": "fedalign" for part in ("loss", "gates", "experts")}

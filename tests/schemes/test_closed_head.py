@@ -187,10 +187,11 @@ def test_when_the_head_is_estimated() -> None:
     assert before.measured == [] and before.server.steps == ()
     assert before.client.freeze == FixedHead("score")
     every = Plan.of(head_scheme(closed_form="every-round", fixed=False), SHAPE)
-    assert every.measured == [SUMS]
+    assert every.measured == [] and every.measured_apart == [SUMS]
+    assert every.server.refresh == every.server.before
     assert every.client.freeze is None
     after = Plan.of(head_scheme(closed_form="after"), SHAPE)
-    assert after.measured_for(after.server.after[0]) == [SUMS]
+    assert after.measured_apart == [SUMS]
     assert after.server.before == () and after.client.freeze is None
 
 
@@ -252,6 +253,17 @@ def test_a_resumed_run_does_not_estimate_again(material: Path, tmp_path: Path) -
     whole = run(material, tmp_path / "whole", "every-round")
     resumed = run(material, tmp_path / "resumed", "every-round", set_back=2)
     assert torch.equal(head_after(whole, 3), head_after(resumed, 3))
+
+
+def test_every_round_it_follows_the_features(material: Path, tmp_path: Path) -> None:
+    """Where they hardly move, it comes out the same every time."""
+    more: dict[str, Any] = {"keep-checkpoints": 9}
+    moving = run(material, tmp_path / "moving", "every-round", config=more)
+    assert not torch.allclose(head_after(moving, 2), head_after(moving, 3), atol=1e-3)
+    still = run(
+        material, tmp_path / "still", "every-round", config={**more, "train.learning-rate": 1e-9}
+    )
+    torch.testing.assert_close(head_after(still, 0), head_after(still, 3), rtol=1e-3, atol=1e-4)
 
 
 def test_after_the_run_the_head_is_replaced_and_scored(material: Path, tmp_path: Path) -> None:

@@ -20,17 +20,19 @@ from fedmoe_app import (
     FedMoE,
     FedProx,
     HFedMoE,
+    InBatch,
     Keeps,
     LocalStep,
     Mean,
     ModelShape,
     Now,
+    Once,
     Plan,
-    RouterTerm,
     Scheme,
     Server,
     Signal,
     Step,
+    TaskLoss,
     Telling,
     Together,
     Trained,
@@ -39,6 +41,7 @@ from fedmoe_app import (
 )
 from fedmoe_app.schemes.fcmoe import Consensus
 from fedmoe_app.schemes.fedprox import Proximal
+from fedmoe_app.schemes.parts import parts_in
 from fedmoe_app.schemes.scaffold import Control
 from tests.schemes.parts_at_work import combined
 from tests.toy import fold_toy, own_update, plan_of, toy_state
@@ -137,11 +140,16 @@ def test_what_a_kind_has_fixed_is_refused() -> None:
 
 
 def test_two_kinds_that_mean_different_things_by_one_name_are_refused() -> None:
-    with pytest.raises(TypeError, match="Both: WeightTerm and RouterTerm both define loss"):
+    with pytest.raises(TypeError, match="Both: Term and TaskLoss both define loss"):
 
-        class Both(WeightTerm, RouterTerm):
-            def loss(self, step: LocalStep) -> Tensor | None:
-                return None
+        class Both(WeightTerm, TaskLoss):
+            def loss(self, step: LocalStep) -> Tensor:
+                return torch.zeros(())
+
+    with pytest.raises(TypeError, match="Chooses: Once and InBatch both define choose"):
+
+        class Chooses(Once, InBatch):
+            pass
 
 
 def test_fields_that_would_be_lost_are_refused() -> None:
@@ -296,3 +304,12 @@ def test_combination_is_construction() -> None:
     assert one.client == other.client
     assert (one.server.gates, one.server.experts) == (other.server.gates, other.server.experts)
     assert isinstance(one.server.gates, Weighted)
+
+
+def test_a_part_without_fields_is_found_and_equal_to_its_like_without_a_decorator() -> None:
+    class Silent(TaskLoss):
+        def loss(self, step: LocalStep) -> Tensor:
+            return step.logits.sum()
+
+    assert parts_in(Client(loss=Silent())) == [Silent()]
+    assert len({Silent(), Silent()}) == 1

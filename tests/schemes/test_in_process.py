@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedmoe_app import SCHEMES, read_metrics
+from fedmoe_app import read_metrics
+from fedmoe_app.config.names import WITH_TABLE
 from fedmoe_app.report import plots
 from fedmoe_app.server.rounds import RunFailedError
 from tests.compare.test_in_process import after_round, run, without_times
@@ -97,7 +98,7 @@ def watched(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def test_the_settings_leave_out_no_scheme() -> None:
-    assert {s["scheme"] for s in SETTINGS.values()} == {*SCHEMES, "combine"} - {"pflmoe"}
+    assert {s["scheme"] for s in SETTINGS.values()} == {*WITH_TABLE, "combine"} - {"pflmoe"}
 
 
 # -- every scheme ------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fedmoe_app import ConfigError, LocalStep, ModelShape, Run, Scheme, make_scheme
+from fedmoe_app import ConfigError, LocalStep, ModelShape, Run, Scheme, make_scheme, read_metrics
 from fedmoe_app.config.names import LABEL_SKEW
 from fedmoe_app.schemes.distil import masked_kl
 from fedmoe_app.schemes.feddecorr import Decorrelate, FedDecorr
@@ -20,6 +21,7 @@ from fedmoe_app.schemes.fedvls import FedVLS, PriorAdded, Suppression, VacantCla
 from fedmoe_app.schemes.logitadjust import Calibrated, FedLC, LogitAdjust, PriorAdjusted
 from fedmoe_app.schemes.parts import Client
 from tests.conftest import make_config
+from tests.invariant.runs import GoldenRun, make_material, run_golden
 
 SHAPE = ModelShape(1, 2, 1)
 LOG2, LOG3 = math.log(2), math.log(3)
@@ -259,3 +261,13 @@ def test_arguments_of_no_part_and_losses_as_experts_are_refused() -> None:
         combined(**{"combine.experts": "fedvls"})
     with pytest.raises(ConfigError, match='"fedntd" takes a JSON object of its arguments'):
         combined(**{"combine.loss": "fedntd", "scheme-args": '{"fedntd": 3}'})
+
+
+# -- next tokens -------------------------------------------------------------------------------
+
+
+def test_next_token_prediction_takes_the_frequencies_of_its_tokens(tmp_path: Path) -> None:
+    material = make_material(tmp_path)
+    config = {"scheme": "logitadjust", "data.task": "causal-lm", "data.partition": "iid"}
+    results = run_golden(GoldenRun(config, "answers"), material, tmp_path)
+    assert [line["status"] for line in read_metrics(results)] == ["ok"] * 4

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmoe_app.tasks.answer_numbers import first_number, last_number, whole_number
-from fedmoe_app.tasks.exact_match import final_number, is_match
+from fedmoe_app.tasks.causal_lm import final_number, is_match
 from tests.conftest import SHARED_DATA
 
 

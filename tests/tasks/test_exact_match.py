@@ -12,8 +12,7 @@ from fedmoe_app.data.encoding import encode_prompts
 from fedmoe_app.data.sources import load_text_data
 from fedmoe_app.data.tokenizer import embedded_tokenizer
 from fedmoe_app.tasks.base import evaluate
-from fedmoe_app.tasks.causal_lm import CausalLM
-from fedmoe_app.tasks.exact_match import ExactMatch, final_number, is_match
+from fedmoe_app.tasks.causal_lm import CausalLM, ExactMatch, final_number, is_match
 from tests.conftest import SHARED_DATA, make_config
 from tests.tasks.test_multiple_choice import PRESETS, model
 

@@ -109,7 +109,7 @@ def classification_head(model: PreTrainedModel) -> str:
 def _open_experts(
     model: PreTrainedModel, layers: Sequence[MoELayer], adaptation: Adaptation
 ) -> None:
-    from fedmoe_app.moe.training.lora import add_lora, add_peft_lora  # peft takes long to import
+    from fedmoe_app.moe.training.lora import add_lora, add_peft_lora
 
     rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
     if adaptation.train == "expert-lora":

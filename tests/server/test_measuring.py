@@ -1,0 +1,107 @@
+"""The exchange without training: whose sums are used, what is refused, how the model moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from torch import Tensor
+
+from fedmoe_app import ModelState, Now, Step
+from fedmoe_app.compare.in_process import task_identity
+from fedmoe_app.schemes.closedhead import FeatureSums
+from fedmoe_app.server.clients import ClientRegistry
+from fedmoe_app.server.measuring import Answers, decode_measured, moved, specs_of
+from fedmoe_app.wire.numbers import encode_number
+from fedmoe_app.wire.question import Question
+from fedmoe_app.wire.statistics import RECORD, encode_statistics
+
+QUESTION = Question(0, "0" * 32, 0)
+STATE = ModelState(dense={"score.weight": torch.zeros(2, 3), "w": torch.ones(2)})
+SPECS = specs_of([FeatureSums("score")], STATE)
+GOOD = {
+    "FeatureSums/counts": torch.tensor([3.0, 1.0]),
+    "FeatureSums/features": torch.ones(2, 3),
+    "FeatureSums/moment": torch.ones(6),
+}
+
+
+def message(client: int, node: int, **numbers: Tensor) -> Message:
+    """A node's reply, as the server gets it."""
+    content = encode_number(client, QUESTION)
+    sums = GOOD | {f"FeatureSums/{name}": tensor for name, tensor in numbers.items()}
+    content[RECORD] = encode_statistics(sums)
+    return Message(content, reply_to=Message(RecordDict(), node, "query.measure"))
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> Iterator[None]:
+    with task_identity():
+        yield
+
+
+def decoded(*replies: Message) -> Answers:
+    return decode_measured(replies, ClientRegistry(seed=0), QUESTION, SPECS)
+
+
+def test_sums_come_in_client_order() -> None:
+    answers = decoded(message(7, 1), message(2, 2))
+    assert list(answers.by_client) == [2, 7]
+    assert answers.rejected == {}
+    assert torch.equal(answers.by_client[2]["FeatureSums/features"], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"counts": torch.tensor([-1.0, 1.0])}, "outside 0 to 1e\\+08"),
+        ({"moment": torch.tensor([1.0, torch.nan] * 3)}, "outside"),
+        ({"moment": torch.ones(9)}, "36 bytes, at most 24"),
+        ({"median": torch.ones(1)}, "nobody asked for it"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_the_others_are_used(
+    numbers: Mapping[str, Tensor], reason: str
+) -> None:
+    answers = decoded(message(0, 1), message(1, 2, **numbers))
+    assert list(answers.by_client) == [0]
+    ((who, why),) = answers.rejected.items()
+    assert who == "node 2"
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(why)
+
+
+def test_two_nodes_that_claim_one_client_give_nothing() -> None:
+    assert decoded(message(0, 1), message(0, 2), message(1, 3)).by_client.keys() == {1}
+
+
+class Counts(Step):
+    """Adds the number of examples to w."""
+
+    def step(
+        self, now: Now, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        total = sum(float(sent["FeatureSums/counts"].sum()) for sent in now.info.statistics)
+        return {**now.change, "w": now.change.get("w", 0) + torch.full((2,), total)}, {}
+
+
+def test_steps_follow_each_other_and_what_none_moved_stays_the_same_object() -> None:
+    state = moved(STATE, (Counts(), Counts()), [GOOD, GOOD], 0)
+    assert state.dense["w"].tolist() == [17.0, 17.0]
+    assert state.dense["score.weight"] is STATE.dense["score.weight"]
+
+
+class Divides(Step):
+    """Divides by zero."""
+
+    def step(
+        self, now: Now, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {"w": torch.full((2,), torch.inf)}, {}
+
+
+def test_a_step_that_gives_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="w: NaN or infinite"):
+        moved(STATE, (Divides(),), [GOOD], 0)
