@@ -10,7 +10,7 @@ hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,6 +24,7 @@ from fedmoe_app.moe.state import Tensors
 from fedmoe_app.moe.training.adapt import classification_head
 from fedmoe_app.schemes.base import Plan
 from fedmoe_app.schemes.parts import OfOutput
+from fedmoe_app.schemes.sums import add_named
 from fedmoe_app.schemes.views import EMPTY, Outputs
 from fedmoe_app.tasks.base import Batch, Task
 
@@ -161,14 +162,8 @@ def sums_of_outputs(
         for batch, logits, labels in _predictions(model, task, rows, batch_size):
             out = Outputs(tap.of(batch).double().cpu(), logits.float().cpu(), labels.cpu())
             for statistic in statistics:
-                _add(totals, type(statistic).__name__, statistic.of_output(out))
+                add_named(totals, type(statistic).__name__, statistic.of_output(out))
     return {name: total.float() for name, total in totals.items()}
-
-
-def _add(totals: Tensors, prefix: str, numbers: Mapping[str, Tensor]) -> None:
-    for name, number in numbers.items():
-        key = f"{prefix}/{name}"
-        totals[key] = totals[key] + number if key in totals else number.double()
 
 
 @torch.no_grad()

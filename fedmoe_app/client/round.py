@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fedmoe_app.client.inputs import sums_of_inputs
 from fedmoe_app.client.memory import (
     LOADING,
     SCORING,
@@ -141,9 +142,10 @@ class ClientRound:
             chosen = once.choose(client) if once and loaded is None else loaded or None
             trainables = Trainables(self.setup.model, self.setup.layers, chosen)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
-            result, routing = self._train(
-                trainables, client, started, own, parts, gradient, teacher
-            )
+            with sums_of_inputs(self.plan, self.setup, trainables) as inputs:
+                result, routing = self._train(
+                    trainables, client, started, own, parts, gradient, teacher
+                )
             changes = _from_received(trainables.changes(), started, self.task.state)
             if own is not None and not own.joint:
                 trainables.detach()
@@ -172,7 +174,7 @@ class ClientRound:
             routing=routing,
             metrics=metrics,
             placement=placement,
-            statistics=parts.measure(received_score) | sums,
+            statistics=parts.measure(received_score) | sums | inputs.numbers(),
         )
 
     def sums_of(self, statistics: Sequence[Measured]) -> Tensors:
@@ -244,7 +246,8 @@ class ClientRound:
         beside = joint.training(self.config.train, factor) if joint else nullcontext()
         reading = step_outputs(plan, setup.model, self.rows.train, teacher)
         freeze = plan.client.freeze
-        frozen = [k for k in trainables.named_parameters() if freeze and freeze.frozen(k)]
+        now = self.task.server_round
+        frozen = [k for k in trainables.named_parameters() if freeze and freeze.frozen(k, now)]
         with doing(TRAINING), recorder, reading as outputs, beside as own_step:
             run = LocalRun(
                 setup.model,

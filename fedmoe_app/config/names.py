@@ -42,6 +42,7 @@ WITH_ARGS = {
     "trimmedmean": "robust:TrimmedMean",
     "multikrum": "robust:MultiKrum",
     "centredclip": "robust:CentredClipping",
+    "grammerge": "grammerge:GramMerge",
 }
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)

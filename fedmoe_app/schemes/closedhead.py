@@ -219,7 +219,7 @@ class FixedHead(Freeze):
 
     head: str
 
-    def frozen(self, key: str) -> bool:
+    def frozen(self, key: str, server_round: int) -> bool:
         """Whether the tensor belongs to it."""
         return key.startswith(f"{self.head}.")
 

@@ -222,6 +222,23 @@ class OfOutput(Measured):
         """Return the numbers of one batch by name; batches add up, in float64."""
 
 
+class OfInputs(Measured):
+    """Worked out in the training steps, from what goes into the linear maps that are trained.
+
+    Gates are left out, and stacked experts that lie ``[in, out]`` (gpt-oss); adapters are not.
+    """
+
+    @abstractmethod
+    def of_inputs(self, key: str, x: Tensor) -> Tensors:
+        """Return the numbers of one batch and map by name; batches add up, in float64.
+
+        Args:
+            key: full name of the map's weight, ``[out, in]``.
+            x: inputs of the tokens that the loss depends on by this map, ``[T, in]`` float32,
+                without graph: no padding; of an expert, the tokens that were routed to it.
+        """
+
+
 @dataclass(frozen=True)
 class MeanGradient(Part):
     """Hold it to be given the mean gradient of the steps, at the price of one copy of them."""
@@ -323,8 +340,8 @@ class Freeze(Part):
     """Tensors that local training leaves as they were received; they still travel."""
 
     @abstractmethod
-    def frozen(self, key: str) -> bool:
-        """Return whether the tensor of this full name is not trained."""
+    def frozen(self, key: str, server_round: int) -> bool:
+        """Return whether the tensor of this full name is not trained in this round, from 1."""
 
 
 @dataclass(frozen=True)

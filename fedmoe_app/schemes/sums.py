@@ -17,13 +17,15 @@ run of k/c values out to the k/c rows, which only lowers the variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from fedmoe_app.moe.state import Tensors
 
 CHUNK = 1 << 16  # values that are summed over all clients at a time: they fit into a core's cache
 BLOCK = 1 << 17  # columns of a product of changes at a time
@@ -65,6 +67,13 @@ def add_scaled(
         for factor, row in zip(factors, rows, strict=True):
             part.add_(row[start : start + chunk], alpha=factor)
     return total
+
+
+def add_named(totals: Tensors, prefix: str, numbers: Mapping[str, Tensor]) -> None:
+    """Add numbers to their totals, in float64, by ``prefix/name``."""
+    for name, number in numbers.items():
+        key = f"{prefix}/{name}"
+        totals[key] = totals[key] + number if key in totals else number.double()
 
 
 def mean_of(total: Tensor, parts: Tensor) -> Tensor:

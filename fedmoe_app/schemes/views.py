@@ -101,6 +101,10 @@ class Reply:
         """Return what the client measured of a statistic, by name."""
         return _with_prefix(self.statistics, f"{type(statistic).__name__}/")
 
+    def measured(self, statistic: Statistic, name: str) -> Tensor | None:
+        """Return one number of a statistic; None if the client left it out."""
+        return self.statistics.get(f"{type(statistic).__name__}/{name}")
+
 
 def _of_block(stats: RoutingStats, name: str, block: Block) -> Tensor:
     numbers = getattr(stats, name)

@@ -11,7 +11,8 @@ Shapes: ``T`` tokens, ``K`` experts a token uses, ``S = T * K`` token-expert pai
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from fedmoe_app.moe.training.grouped import can_group, run_grouped
 
 IMPLEMENTATION = "fedmoe_slots"
 _ATTRIBUTE = "_fedmoe_slots"
+
+OnLinear = Callable[[Any, Tensor, Tensor], None]
 
 
 class ExpertSlots:
@@ -45,6 +48,8 @@ class ExpertSlots:
         """
         self.weights = list(weights)
         self.scaling = scaling
+        # Called with weight, input [T, in] and output [T, out] of every map of every expert.
+        self.on_linear: OnLinear | None = None
 
 
 def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
@@ -99,6 +104,19 @@ def slots_of(layer: MoELayer) -> ExpertSlots:
     return slots
 
 
+@contextmanager
+def tapped(layer: MoELayer, on_linear: OnLinear) -> Iterator[None]:
+    """Let a fused layer's experts tell what goes through their maps; they run one by one for it."""
+    slots: ExpertSlots | None = layer.experts_module.__dict__.get(_ATTRIBUTE)
+    if slots is not None:
+        slots.on_linear = on_linear
+    try:
+        yield
+    finally:
+        if slots is not None:
+            slots.on_linear = None
+
+
 def detach_slots(layer: MoELayer) -> None:
     """Remove the slots of a layer, if it has any."""
     layer.experts_module.__dict__.pop(_ATTRIBUTE, None)
@@ -124,7 +142,7 @@ def slots_forward(
     counts = torch.bincount(expert_ids, minlength=len(slots.weights))  # [E]
     pairs = hidden_states.unsqueeze(1).expand(-1, top_k, -1).reshape(tokens * top_k, -1)
     pairs = pairs.index_select(0, order)  # [S, H]
-    if can_group(self, slots.weights, pairs):
+    if slots.on_linear is None and can_group(self, slots.weights, pairs):
         outputs = run_grouped(self, pairs, expert_ids, counts, slots.weights, slots.scaling)
     else:
         outputs = _run_each(self, pairs, counts.tolist(), slots)
@@ -137,23 +155,25 @@ def slots_forward(
 def _run_each(module: Any, x: Tensor, counts: Sequence[int], slots: ExpertSlots) -> Tensor:
     """Run the experts one by one on their parts of ``[S, H]``, which is sorted by expert."""
     outputs = [
-        _expert(module, part, weights, slots.scaling)
+        _expert(module, part, weights, slots)
         for part, weights in zip(x.split(counts), slots.weights, strict=True)
         if part.shape[0]
     ]
     return torch.cat(outputs)
 
 
-def _expert(module: Any, x: Tensor, weights: dict[str, Any], scaling: float) -> Tensor:
+def _expert(module: Any, x: Tensor, weights: dict[str, Any], slots: ExpertSlots) -> Tensor:
     """Run one expert on its tokens ``[count, H]``, as transformers' own implementations do."""
     up_name = "gate_up_proj" if module.has_gate else "up_proj"
-    up = _linear(module, x, weights, up_name, scaling)
+    up = _linear(module, x, weights, up_name, slots)
     hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
-    out = _linear(module, hidden, weights, "down_proj", scaling)
+    out = _linear(module, hidden, weights, "down_proj", slots)
     return module.post_expert_norm(out) if module.has_post_expert_norm else out
 
 
-def _linear(module: Any, x: Tensor, weights: dict[str, Any], name: str, scaling: float) -> Tensor:
+def _linear(
+    module: Any, x: Tensor, weights: dict[str, Any], name: str, slots: ExpertSlots
+) -> Tensor:
     """x·Wᵀ + b, plus scaling·x·Aᵀ·Bᵀ where the expert has an adapter."""
     weight, bias = weights[name], weights.get(f"{name}_bias")
     if isinstance(weight, Tensor):
@@ -163,12 +183,19 @@ def _linear(module: Any, x: Tensor, weights: dict[str, Any], name: str, scaling:
         out = weight.linear(x, bias)
     lora_a = weights.get(f"{name}.lora_A")  # [r, in]
     if lora_a is None:
+        if slots.on_linear is not None and not module.is_transposed:
+            slots.on_linear(weight, x, out)
         return out
     lora_b = weights[f"{name}.lora_B"]  # [out, r]
     low = F.linear(x.to(lora_a.dtype), lora_a)  # [count, r]
     if out.dtype == lora_b.dtype:  # one pass over [count, out] instead of three
-        return torch.addmm(out, low, lora_b.T, alpha=scaling)
-    return out + F.linear(scaling * low, lora_b).to(out.dtype)
+        out = torch.addmm(out, low, lora_b.T, alpha=slots.scaling)
+    else:
+        out = out + F.linear(slots.scaling * low, lora_b).to(out.dtype)
+    if slots.on_linear is not None:
+        slots.on_linear(lora_a, x, out)
+        slots.on_linear(lora_b, low, out)
+    return out
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, slots_forward)
