@@ -40,7 +40,7 @@ TABLES = {
 # Pages of schemes that take their parameters from scheme-args.
 ARGUMENTS = (
     *("label-skew", "server-optimisers", "client-drift", "fairness", "robust"),
-    "expert-merging",
+    *("expert-merging", "global-balance", "lora-halves"),
 )
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)
 HEAD = {"closed-form-head": "head"}  # goes with every scheme
