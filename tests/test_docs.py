@@ -40,7 +40,7 @@ TABLES = {
 # Pages of schemes that take their parameters from scheme-args.
 ARGUMENTS = (
     *("label-skew", "server-optimisers", "client-drift", "fairness", "robust"),
-    *("expert-merging", "global-balance", "lora-halves"),
+    *("expert-merging", "global-balance", "lora-halves", "calmerge"),
 )
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)
 HEAD = {"closed-form-head": "head"}  # goes with every scheme

@@ -48,6 +48,7 @@ WITH_ARGS = {
     "flame": "flame:Flame",
     "globalbalance": "globalbalance:GlobalBalancing",
     **ADAPTERS_ONLY,
+    "calmerge": "calmerge:CalMerge",
 }
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)
