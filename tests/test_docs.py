@@ -38,7 +38,10 @@ TABLES = {
     "combine": "combine",
 }
 # Pages of schemes that take their parameters from scheme-args.
-ARGUMENTS = ("label-skew", "server-optimisers", "client-drift", "fairness", "robust")
+ARGUMENTS = (
+    *("label-skew", "server-optimisers", "client-drift", "fairness", "robust"),
+    *("expert-merging", "global-balance", "lora-halves", "calmerge"),
+)
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)
 HEAD = {"closed-form-head": "head"}  # goes with every scheme
 PLOTS = {f"{name}.png" for name in FILES}

@@ -27,6 +27,8 @@ LABEL_SKEW = {
     "fedvls": "fedvls:FedVLS",
     "feddecorr": "feddecorr:FedDecorr",
 }
+# Those that need adapters.
+ADAPTERS_ONLY = {"ffalora": "lorafreeze:FFALoRA", "rolora": "lorafreeze:RoLoRA"}
 # Those that take their parameters from scheme-args, as a user's class does.
 WITH_ARGS = {
     **LABEL_SKEW,
@@ -43,6 +45,10 @@ WITH_ARGS = {
     "multikrum": "robust:MultiKrum",
     "centredclip": "robust:CentredClipping",
     "grammerge": "grammerge:GramMerge",
+    "flame": "flame:Flame",
+    "globalbalance": "globalbalance:GlobalBalancing",
+    **ADAPTERS_ONLY,
+    "calmerge": "calmerge:CalMerge",
 }
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes, file_names, looked_for
 from fedmoe_app.config.names import (
+    ADAPTERS_ONLY,
     COMBINE,
     EMBEDDED_CLASSES,
     EMBEDDED_ROWS,
@@ -112,7 +113,7 @@ def _surely_fit(config: RunConfig, num_classes: int) -> bool:
         and (model.gates or model.train == "all")
         and config.fedmoe.experts_per_client <= PRESET_EXPERTS
         and config.rounds == "sync"
-        and (data.task == "classification" or config.scheme not in LABEL_SKEW)
+        and (data.task == "classification" or config.scheme not in (*LABEL_SKEW, "calmerge"))
         and config.head.closed_form == "none"
         and data.metric != "exact-match"
         and num_classes <= PRESET_CLASSES
@@ -133,7 +134,7 @@ def check_scheme_name(name: str) -> None:
 
 def _check_scheme(config: RunConfig) -> None:
     built_in = config.scheme in SCHEME_NAMES and config.scheme != COMBINE
-    if built_in and not config.scheme_args:
+    if built_in and not config.scheme_args and config.scheme not in ADAPTERS_ONLY:
         return  # the run config holds nothing else of it that could be wrong
     from fedmoe_app.schemes import make_scheme
 

@@ -11,6 +11,7 @@ class ModelShape:
 
     ``gates_trained`` is False where the gates belong to the frozen base (``model.gates = false``).
     ``head`` is the path of the linear map to the classes' logits, "" if none is trained.
+    ``gate_bias`` says whether gates have a bias that is trained, a number an expert.
     """
 
     num_layers: int
@@ -19,3 +20,4 @@ class ModelShape:
     hidden_size: int = 0
     gates_trained: bool = True
     head: str = ""
+    gate_bias: bool = False

@@ -36,6 +36,12 @@ def expert_of(key: str) -> ExpertKey | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def gate_of(key: str) -> int | None:
+    """Return the layer whose gate a key belongs to; None for experts and dense tensors."""
+    match = _GATE.fullmatch(key)
+    return int(match[1]) if match else None
+
+
 def gate_name(layer: int, tensor: str) -> str:
     """Return the key of one tensor of one gate."""
     return f"layers.{layer}.gate.{tensor}"

@@ -20,30 +20,43 @@ from typing import Any
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.parts import Scaled, Server, Summed
+from fedmoe_app.schemes.parts import Mean, Scaled, Server, Summed
 from fedmoe_app.schemes.ranges import in_range
-from fedmoe_app.schemes.views import Block, Reply
+from fedmoe_app.schemes.views import DENSE, Block, Reply
+
+MEAN = Mean()
 
 
 @dataclass(frozen=True)
 class Extrapolated(Summed):
-    """η·Δ̄ of a block."""
+    """η·Δ̄ of a block.
+
+    Attributes:
+        eps: ε.
+        cap: the largest η.
+        mean: gives Δ̄.
+        spared: dense tensors whose names begin so have η = 1; "" spares none.
+    """
 
     eps: float = 1e-3
     cap: float = 2.0
+    mean: Summed = MEAN
+    spared: str = ""
 
     def add(self, reply: Reply, block: Block) -> Mapping[str, Scaled | float]:
-        """Add n_i·Δ_i, n_i·‖Δ_i‖² and n_i."""
+        """Add what the mean adds, n_i·‖Δ_i‖² and n_i."""
         n = reply.num_examples
-        change = reply.change(block) or {}
-        sums: dict[str, Scaled | float] = {f"sum.{k}": Scaled(n, t) for k, t in change.items()}
-        return sums | {"of": n, "squares": n * reply.norm(block) ** 2}
+        own = {"eta.of": n, "eta.squares": n * reply.norm(block) ** 2}
+        return {**self.mean.add(reply, block), **own}
 
     def result(self, sums: Mapping[str, Any], block: Block) -> Tensors:
-        """Divide and extrapolate."""
-        mean = {k[4:]: t.div_(sums["of"]) for k, t in sums.items() if k.startswith("sum.")}
+        """Extrapolate the mean."""
+        of_mean = {name: total for name, total in sums.items() if not name.startswith("eta.")}
+        mean = self.mean.result(of_mean, block)
+        if block.kind == DENSE and self.spared and block.key.startswith(self.spared):
+            return mean
         length = sum(float(t.double().square().sum()) for t in mean.values())
-        eta = sums["squares"] / sums["of"] / (2 * (length + self.eps))
+        eta = sums["eta.squares"] / sums["eta.of"] / (2 * (length + self.eps))
         return {name: t.mul_(min(max(eta, 1.0), self.cap)) for name, t in mean.items()}
 
 

@@ -68,12 +68,13 @@ class Setup:
         """L layers of E experts, K used by a token, hidden size D; whether gates are trained."""
         first = self.layers[0]
         hidden_size = self.model.config.get_text_config().hidden_size
-        gates_trained = any(layer.gate_parameters() for layer in self.layers)
+        gates = [p for layer in self.layers for p in layer.gate_parameters().values()]
         name = classification_head(self.model)
         is_trained = bool(name) and self.model.get_submodule(name).weight.requires_grad
         return ModelShape(
-            *(len(self.layers), first.num_experts, first.top_k, hidden_size, gates_trained),
+            *(len(self.layers), first.num_experts, first.top_k, hidden_size, bool(gates)),
             head=name if is_trained else "",
+            gate_bias=any(gate.dim() == 1 for gate in gates),
         )
 
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedmoe_app import SCHEMES, read_metrics
-from fedmoe_app.config.names import WITH_ARGS
+from fedmoe_app.config.names import ADAPTERS_ONLY, WITH_ARGS
 from tests.bases import save_base
-from tests.invariant.runs import GoldenRun, make_material, run_golden
+from tests.invariant.runs import Config, GoldenRun, make_material, run_golden
 
 STATEFUL = ("fedavgm", "fedadam", "fedyogi", "scaffold", "feddyn")
 OF_ONE_OTHER_CLASS = ("fedntd", "fedlmd")  # with two classes their softmax runs over one
@@ -24,8 +24,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_material(tmp_path_factory.mktemp("material"))
 
 
-def run(material: Path, folder: Path, scheme: str, **others: Any) -> Path:
+def run(
+    material: Path, folder: Path, scheme: str, more: Config | None = None, **others: Any
+) -> Path:
     config = {"scheme": scheme, "scheme-args": ARGS.get(scheme, ""), "keep-client-state": True}
+    config |= more or {}
     folder.mkdir(exist_ok=True)
     return run_golden(GoldenRun(config, **others), material, folder)
 
@@ -39,9 +42,10 @@ def tensors(results: Path, name: str = "state") -> dict[str, torch.Tensor]:
 def test_a_run_is_complete_and_another_than_that_of_fedavg(
     scheme: str, material: Path, tmp_path: Path
 ) -> None:
-    results = run(material, tmp_path / scheme, scheme)
+    mode: Config = {"model.train": "expert-lora"} if scheme in ADAPTERS_ONLY else {}
+    results = run(material, tmp_path / scheme, scheme, mode)
     assert [line["status"] for line in read_metrics(results)] == ["ok"] * 4
-    fedavg = tensors(run(material, tmp_path / "fedavg", "fedavg"))
+    fedavg = tensors(run(material, tmp_path / "fedavg", "fedavg", mode))
     differs = any(not torch.equal(t, fedavg[name]) for name, t in tensors(results).items())
     assert differs == (scheme not in OF_ONE_OTHER_CLASS)
 
@@ -76,6 +80,21 @@ def test_control_variates_add_up(material: Path, tmp_path: Path) -> None:
     assert tensors(results, "broadcast").keys() == {
         f"scaffold/{key.removeprefix('steps.0.')}" for key in c
     }
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rounds", "moved"), [("ffalora", 2, "B"), ("rolora", 2, "A"), ("rolora", 3, "B")]
+)
+def test_a_half_of_the_adapters_stays(
+    scheme: str, rounds: int, moved: str, material: Path, tmp_path: Path
+) -> None:
+    """In the last round one half moves at most; under RoLoRA by turns."""
+    config = {"model.train": "expert-lora", "num-server-rounds": rounds}
+    results = run(material, tmp_path / scheme, scheme, config)
+    folders = sorted((results / "checkpoints").iterdir())[-2:]
+    before, last = (load_file(folder / "state.safetensors") for folder in folders)
+    halves = {h for k in last for h in "AB" if f"lora_{h}" in k and not last[k].equal(before[k])}
+    assert halves == {moved}
 
 
 def test_every_scheme_is_registered_once() -> None:
