@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedmoe_app.cli.app import command
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.reference import explain, stale, toml_block
 from fedmoe_app.shown.terminal import say, say_lines
 
@@ -28,6 +29,8 @@ def config(
     app_dir: Annotated[Path, typer.Option("--app", help="Folder of the Flower app.")] = Path("."),
 ) -> None:
     """Show the keys of the run config: defaults, values, what they do."""
+    if write and key:
+        raise ConfigError(f"--write with {key}: it writes all keys; name the app by --app {key}")
     if write:
         _write(app_dir)
     else:
