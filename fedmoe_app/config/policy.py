@@ -223,11 +223,13 @@ def _leaves(run: Mapping[str, Any]) -> set[str]:
     leaves = {"update", "num-examples", "histogram", "metrics"}
     if not run.get("data.test-source") and run.get("data.source") == NODES:
         leaves.add("scores")  # the server has no test set: nodes score the global model on theirs
-    own = ":" in str(run.get("scheme"))
-    if own or "fedalign" in (run.get("scheme"), run.get("combine.experts")):
+    scheme = run.get("scheme")
+    own = ":" in str(scheme)
+    if own or "fedalign" in (scheme, run.get("combine.experts")):
         leaves.add("regions")  # mean hidden states of the tokens of each expert
-    if own or run.get("head.closed-form", "none") != "none" or run.get("scheme") == "grammerge":
-        leaves.add("feature-sums")  # class counts, sums of features by class or of their squares
+    summed = scheme in ("grammerge", "calmerge") or run.get("head.closed-form", "none") != "none"
+    if own or summed:
+        leaves.add("feature-sums")  # class counts, sums of features by class, or of their squares
     return leaves
 
 

@@ -39,7 +39,7 @@ from fedmoe_app.schemes.closedhead import EstimateHead, FeatureSums
 from fedmoe_app.schemes.fedexp import Extrapolated
 from fedmoe_app.schemes.fedvls import VacantClasses
 from fedmoe_app.schemes.globalbalance import GlobalBalance, TellShares
-from fedmoe_app.schemes.grammerge import GramWeighted
+from fedmoe_app.schemes.grammerge import GramShares, GramWeighted
 from fedmoe_app.schemes.logitadjust import PriorAdjusted
 from fedmoe_app.schemes.parts import Client, Mean, Server, Summed, Term
 from fedmoe_app.schemes.ranges import in_range
@@ -117,6 +117,7 @@ class CalMerge(Scheme):
             experts=rule,
             steps=(TellShares(),) if self._balances(model) else (),
             after=(estimate,) if self.head and model.head else (),
+            probes=(GramShares(self.rho),) if self.rho else (),
         )
 
     def _balances(self, model: ModelShape) -> bool:

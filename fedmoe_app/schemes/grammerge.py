@@ -31,14 +31,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.parts import Field, OfInputs, Scaled, Server, Summed
+from fedmoe_app.schemes.parts import ExpertProbe, Field, OfInputs, Scaled, Server, Summed
 from fedmoe_app.schemes.ranges import in_range
-from fedmoe_app.schemes.views import Block, Reply
+from fedmoe_app.schemes.views import Block, BlockUpdates, Reply
 
 _LARGEST = 1e15  # of a sum of squares
 
@@ -103,6 +104,32 @@ class GramWeighted(Summed):
 
 
 @dataclass(frozen=True)
+class GramShares(ExpertProbe):
+    """What each member weighs in an expert: its share, as the mean over all inputs of all maps."""
+
+    rho: float = 1.0
+    gram: GramDiagonal = GRAM
+    of: str = "experts"
+
+    def of_expert(self, updates: BlockUpdates, change: Tensor) -> dict[str, Any]:
+        """Return the shares; with those of who did not train the expert their sum is 1."""
+        examples = updates.info.num_examples
+        weights = (updates.num_examples / examples.sum())[:, None]  # [M, 1]
+        found = []
+        for name in updates.values:
+            key = updates.block.name(name)
+            sent = [updates.replies[i].measured(self.gram, key) for i in updates.members]
+            grams = [g for g in sent if g is not None]
+            if len(grams) == len(sent):
+                g = torch.stack(grams)  # [M, in]
+                shrink = self.rho * g.sum(dim=0).mean()
+                found.append((g + shrink * weights) / (g.sum(dim=0) + shrink))
+        if not found:
+            return {}
+        return {"expert_weights": torch.cat(found, dim=1).nan_to_num().mean(dim=1)}
+
+
+@dataclass(frozen=True)
 class GramMerge(Scheme):
     """FedAvg with linear maps merged by their inputs.
 
@@ -119,4 +146,4 @@ class GramMerge(Scheme):
     def server(self, model: ModelShape) -> Server:
         """Merge all but gates."""
         rule = GramWeighted(self.rho)
-        return Server(dense=rule, experts=rule)
+        return Server(dense=rule, experts=rule, probes=(GramShares(self.rho),))

@@ -118,13 +118,13 @@ def test_a_value_that_is_repeated_is_cut(site: Path) -> None:
 def test_what_must_not_leave_refuses_the_runs_that_need_it(site: Path) -> None:
     no_regions = policy_of(
         site,
-        schemes=["fedavg", "fedalign", "grammerge"],
+        schemes=["fedavg", "fedalign", "grammerge", "calmerge"],
         **{"may-leave": ["update", "num-examples", "histogram", "metrics"]},
     )
     assert list(no_regions.refusals(flat_config())) == []
     (found,) = no_regions.refusals(flat_config(scheme="fedalign"))
     assert found == "regions to leave the node, which the run needs"
-    for run in ({"head.closed-form": "after"}, {"scheme": "grammerge"}):
+    for run in ({"head.closed-form": "after"}, *({"scheme": s} for s in ("grammerge", "calmerge"))):
         (found,) = no_regions.refusals(flat_config(**run))
         assert found == "feature-sums to leave the node, which the run needs"
     (found,) = no_regions.refusals(flat_config(**{"data.source": "nodes"}))

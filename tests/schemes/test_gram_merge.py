@@ -9,12 +9,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fedmoe_app import Block, ConfigError, FedAvg, ModelState, Reply, make_scheme
+from fedmoe_app import (
+    Block,
+    BlockUpdates,
+    ConfigError,
+    FedAvg,
+    ModelState,
+    PairRule,
+    Reply,
+    RoundInfo,
+    make_scheme,
+)
 from fedmoe_app.aggregation.streaming import BlockSums
 from fedmoe_app.client.inputs import InputSums, sums_of_inputs
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes.grammerge import GRAM, GramMerge, GramWeighted
+from fedmoe_app.schemes.grammerge import GRAM, GramMerge, GramShares, GramWeighted
 from fedmoe_app.tasks.setup import load_setup
 from tests.aggregation.test_store import updates
 from tests.conftest import make_config
@@ -63,6 +74,22 @@ def test_equal_grams_are_the_weighted_mean() -> None:
         torch.testing.assert_close(torch.tensor(merged(GramWeighted(rho), *replies)), mean)
 
 
+def test_what_the_clients_weigh_in_an_expert() -> None:
+    # τ = 6, ρ = 1, w = ¼, ½ and ¼ of the one who did not train it: shares of 5.5/10 and
+    # 1.5/14, 3/10 and 11/14 of the two inputs' totals 4 + 6 and 8 + 6.
+    block = Block("expert", (0, 0))
+    grams = [torch.tensor([4.0, 0.0]), torch.tensor([0.0, 8.0])]
+    key = f"GramDiagonal/{block.name('up')}"
+    replies = [
+        Reply(i, n, 1.0, toy_stats([]), ModelState(), {key: grams[i]} if i < 2 else {})
+        for i, n in enumerate([1.0, 2.0, 1.0])
+    ]
+    info = RoundInfo(1, torch.tensor([1.0, 2.0, 1.0]), torch.ones(3), ())
+    updates = BlockUpdates(block, (0, 1), replies, {"up": torch.ones(1, 2)}, info, PairRule())
+    found = GramShares().of_expert(updates, torch.ones(2))["expert_weights"]
+    assert found.tolist() == pytest.approx([(0.55 + 1.5 / 14) / 2, (0.3 + 11 / 14) / 2])
+
+
 def test_strong_shrinkage_is_fedavg() -> None:
     replies = [sent(0, [[2, 4.0]], [4, 0.0]), sent(1, [[6, 8.0]], [0, 8.0], 3), sent(2, None)]
     # The third client counts as unchanged: (2 + 18)/5, (4 + 24)/5.
@@ -102,6 +129,16 @@ def test_a_token_counts_where_its_output_has_a_gradient() -> None:
     with torch.no_grad():
         layer(x)
     assert sums.numbers()["GramDiagonal/w"].tolist() == [2 * 10.0, 2 * 20.0]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_forward_that_is_computed_twice_counts_once(reentrant: bool) -> None:
+    layer = nn.Linear(2, 3, bias=False)
+    sums = InputSums([GRAM], {"w": layer.weight})
+    layer.register_forward_hook(sums.note_module)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    checkpoint(layer, x, use_reentrant=reentrant).sum().backward()  # type: ignore[no-untyped-call]
+    assert sums.numbers()["GramDiagonal/w"].tolist() == [10.0, 20.0]
 
 
 def test_what_is_frozen_is_not_measured() -> None:

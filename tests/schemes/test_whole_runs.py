@@ -101,7 +101,7 @@ def test_every_scheme_is_registered_once() -> None:
     assert len(set(SCHEMES.values())) == len(SCHEMES)
 
 
-@pytest.mark.parametrize("scheme", ["scaffold", "fedavgm", "multikrum"])
+@pytest.mark.parametrize("scheme", ["scaffold", "fedavgm", "multikrum", "grammerge"])
 def test_experts_that_are_modules_of_their_own(scheme: str, material: Path, tmp_path: Path) -> None:
     """Switch has a module an expert, the other runs a family with fused ones."""
     save_base(tmp_path / "switch", "SwitchTransformers")
