@@ -24,7 +24,6 @@ def test_a_node_with_too_few_examples_takes_part_in_nothing(
     policy.chmod(0o600)
     write_topics(rows, 4)
     monkeypatch.setenv("FEDMOE_POLICY", str(policy))
-    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
     task = TrainTask(1, ModelState(), label_names=tuple(TOPICS))
     with pytest.raises(RefusedError, match="more examples than this node has"):
         work(make_config(**{"data.source": "nodes"}), Node(0, 0, None, str(rows)), task)  # type: ignore[operator]
