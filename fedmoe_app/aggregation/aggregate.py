@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.aggregation.diagnostics import Diagnostics
-from fedmoe_app.aggregation.streaming import RunningSums, replies_of
+from fedmoe_app.aggregation.guarded import GuardedValues, Unwritten
+from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
 from fedmoe_app.schemes.base import Plan, step_prefix
+from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
 from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
 from fedmoe_app.schemes.views import EXPERT, Block, BlockUpdates, Now, Reply, RoundInfo, blocks_of
@@ -70,6 +72,7 @@ def aggregate(
 
     Raises:
         FoldError: a step gave a state that is not finite, or lost a part of it.
+        PartError: a part raised, or returned what cannot be used; also while the tensors are made.
     """
     one = _Round(
         values,
@@ -83,9 +86,11 @@ def aggregate(
     before = dict(values.named())
     if not plan.has_steps:  # one block at a time: nothing but the next state is whole in memory
         tensors = _added(values, one.change_of, plan.server)
-        return Aggregated(tensors, {}, _told(plan, Now(before, {}, info), {}))
-    now = Now(before, one.all_changes(), info)
-    now, next_state = _stepped(plan, now, plan.initial_state(before) if state is None else state)
+        return Aggregated(tensors, {}, _told(plan, Now(GuardedValues(before), {}, info), {}))
+    now = Now(GuardedValues(before), one.all_changes(), info)
+    if state is None:  # a state may be the values themselves, and is written to by some steps
+        state = plan.initial_state(GuardedValues(before))
+    now, next_state = _stepped(plan, now, state)
     tensors = ((key, _finite(value + now.change[key], key)) for key, value in before.items())
     return Aggregated(tensors, next_state, _told(plan, now, next_state))
 
@@ -112,10 +117,13 @@ class _Round:
             total = self.sums.pop(block)  # of the clients that did not wait
             if not members and not total.num_members:
                 return None
-            total.add([rule.add(reply, block) for reply in waited])
-            change = rule.result(total.named(), block)
+            total.add([added_by(rule, reply, block) for reply in waited])
+            change = _result(rule, total.named(), block, values)
         elif isinstance(rule, Together) and members:
-            change = unflatten(rule.combine(updates), values)
+            size = sum(value.numel() for value in values.values())
+            found = call(rule, "combine", updates)
+            whole = vector(rule, "combine", found, size, f"the values of {block.kind} {block.key}")
+            change = unflatten(whole, values)
         else:
             return None
         if block.kind == EXPERT and self.diagnostics is not None:
@@ -146,13 +154,47 @@ def _stepped(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> tuple[Now, Te
     for position, step in enumerate(plan.server.steps):
         if isinstance(step, Step):
             own = _of_step(position, state)
-            change, new = step.step(now, own)
+            change, new = stepped(step, now, own)
             name = type(step).__name__
             _check_same(name, "change", now.change, change)
             _check_same(name, "state", own, new)
             now = replace(now, change=change)
             next_state |= {f"{step_prefix(position)}{key}": tensor for key, tensor in new.items()}
     return now, next_state
+
+
+def stepped(step: Step, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    """Call a step; return its change and state.
+
+    Raises:
+        PartError: it raised, returned something else, or wrote to what it was given to read.
+    """
+    unwritten = Unwritten(values=now.values, change=now.change)
+    found = call(step, "step", now, state)
+    unwritten.check(step, "step")
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise PartError.of(step, "step", f"returned {shown(found)}: must be (change, state)")
+    change, new = (
+        dict(named(step, "step", f"its {what}", given))
+        for what, given in zip(("change", "state"), found, strict=True)
+    )
+    return change, new
+
+
+def _result(
+    rule: Summed, sums: Mapping[str, object], block: Block, values: Mapping[str, Tensor]
+) -> Tensors:
+    """Return a rule's change of a block, in the shapes of its values."""
+    change = dict(named(rule, "result", "it", call(rule, "result", sums, block)))
+    for name, value in values.items():
+        if name not in change or change[name].shape != value.shape:
+            raise PartError.of(
+                rule,
+                "result",
+                f"returned {shown(change.get(name))} for {block.name(name)}: must be a tensor of "
+                f"shape {list(value.shape)}",
+            )
+    return change
 
 
 def _of_step(position: int, state: Mapping[str, Tensor]) -> Tensors:
@@ -209,5 +251,10 @@ def _told(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Ten
     told: dict[Signal, Tensor | Tensors] = {}
     for position, step in enumerate(plan.server.steps):
         if isinstance(step, Telling):
-            told |= step.tell(now, _of_step(position, state))
+            unwritten = Unwritten(values=now.values, change=now.change)
+            found = call(step, "tell", now, _of_step(position, state))
+            unwritten.check(step, "tell")
+            if not isinstance(found, dict):
+                raise PartError.of(step, "tell", f"returned {shown(found)}: must be a dict")
+            told |= found
     return told

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.faults import PartError, call, shown
 from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.sums import add_scaled
 from fedmoe_app.schemes.views import DENSE, EXPERT, GATE, Block, Reply, RoundInfo, blocks_of
@@ -91,6 +93,7 @@ class RunningSums:
         self._blocks = [block for block in blocks if block.kind in self._kinds]
         self._taken: set[int] = set()
         self._sums: dict[Block, BlockSums] = {}
+        self._fault: PartError | None = None
 
     def has_taken(self, client: int) -> bool:
         """Whether this client's changes are in the sums."""
@@ -109,19 +112,52 @@ class RunningSums:
         )
 
     def add(self, reply: Reply) -> None:
-        """Add what a client sent, the next one in client order; changes are float32."""
+        """Add what a client sent, the next one in client order; changes are float32.
+
+        A fault of a rule waits until the round is aggregated: :meth:`pop` raises it.
+        """
         self._taken.add(reply.client)
+        try:
+            self._add(reply)
+        except PartError as error:
+            self._fault = self._fault or error
+
+    def _add(self, reply: Reply) -> None:
         for block in self._blocks:
             rule = self._server.rule(block)
             assert isinstance(rule, Summed)
-            if added := rule.add(reply, block):
+            if added := added_by(rule, reply, block):
                 sums = self._sums.setdefault(block, BlockSums(self._zeros))
                 sums.add([added])
                 sums.num_members += reply.change(block) is not None
 
     def pop(self, block: Block) -> BlockSums:
-        """Return the sums of a block so far and give them up."""
+        """Return the sums of a block so far and give them up.
+
+        Raises:
+            PartError: a rule failed while the sums grew; they are of no use.
+        """
+        if self._fault is not None:
+            raise self._fault
         return self._sums.pop(block, None) or BlockSums(self._zeros)
+
+
+def added_by(rule: Summed, reply: Reply, block: Block) -> Mapping[str, Scaled | float]:
+    """Return what a client adds to the sums of a block.
+
+    Raises:
+        PartError: the rule raised, or returned something else.
+    """
+    added = call(rule, "add", reply, block)
+    if not isinstance(added, Mapping):
+        raise PartError.of(rule, "add", f"returned {shown(added)}: must be a dict by name")
+    for name, value in added.items():
+        is_scalar = isinstance(value, Tensor) and not value.dim()
+        if not is_scalar and not isinstance(value, Scaled | Real):
+            raise PartError.of(
+                rule, "add", f"returned {shown(value)} under {name!r}: must be Scaled or a number"
+            )
+    return added
 
 
 class AtOnce:

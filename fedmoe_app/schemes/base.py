@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
+from fedmoe_app.schemes.faults import call, named
 from fedmoe_app.schemes.parts import (
     Client,
     FeatureTerm,
@@ -266,7 +267,7 @@ class Plan:
             f"{step_prefix(i)}{name}": tensor
             for i, step in enumerate(self.server.steps)
             if isinstance(step, Step)
-            for name, tensor in step.init(values).items()
+            for name, tensor in named(step, "init", "it", call(step, "init", values)).items()
         }
 
     def _all(self, kind: type, *halves: Any) -> list[Any]:

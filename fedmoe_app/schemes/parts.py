@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, final
 from torch import Tensor
 
 from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.faults import PartError, call, share, shown
 from fedmoe_app.schemes.views import (
     Block,
     BlockUpdates,
@@ -418,8 +419,8 @@ class Mean(Summed):
         """Add a_i·Δ_i, and a_i."""
         change = reply.change(block)
         if change is None:
-            return {"of": self.weight(reply, block)} if self.over == "all" else {}
-        weight = self.weight(reply, block)
+            return {"of": self._share(reply, block)} if self.over == "all" else {}
+        weight = self._share(reply, block)
         return {"of": weight} | {f"sum.{n}": Scaled(weight, t) for n, t in change.items()}
 
     @final
@@ -428,6 +429,15 @@ class Mean(Summed):
         whole = sums["of"]
         totals = {name[4:]: total for name, total in sums.items() if name != "of"}
         return {n: t.div_(whole) if whole else t.zero_() for n, t in totals.items()}
+
+    def _share(self, reply: Reply, block: Block) -> float:
+        weight: float = share(
+            self,
+            "weight",
+            call(self, "weight", reply, block),
+            f"client {reply.client}, {block.kind} {block.key}",
+        )
+        return weight
 
 
 class Together(Rule):
@@ -450,7 +460,24 @@ class Weighted(Together):
 
     def combine(self, updates: BlockUpdates) -> Tensor:
         """Return Σ_i weights[i]·Δ_i, ``[P]``."""
-        return updates.weighted_sum(self.weights(updates))
+        weights = call(self, "weights", updates)
+        if not _fit(weights, updates):
+            raise PartError.of(
+                self,
+                "weights",
+                f"returned {shown(weights)} for {len(updates.members)} members of {updates.block}: "
+                "must be [M], or [M, R] for a gate of R rows",
+            )
+        return updates.weighted_sum(weights)
+
+
+def _fit(weights: object, updates: BlockUpdates) -> bool:
+    """Whether weights are ``[M]``, or ``[M, R]`` where a tensor of the block has R rows."""
+    if not isinstance(weights, Tensor) or weights.dim() not in (1, 2):
+        return False
+    rows = {len(value) for value in updates.values.values() if value.dim()}
+    has_rows = weights.dim() == 1 or weights.shape[1] in rows
+    return len(weights) == len(updates.members) and has_rows
 
 
 @dataclass(frozen=True)

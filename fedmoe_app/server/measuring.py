@@ -15,7 +15,10 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedmoe_app.aggregation.aggregate import stepped
+from fedmoe_app.aggregation.guarded import GuardedValues
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.schemes.faults import call, named
 from fedmoe_app.schemes.parts import Measured as Statistic
 from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.views import Now, RoundInfo
@@ -94,13 +97,16 @@ def moved(
         server_round: of the last round so far; 0 before the first.
 
     Raises:
+        PartError: a step raised, returned what cannot be used, or wrote to the values.
         ValueError: a step gave NaN or infinity.
     """
     ones = torch.ones(len(statistics))
     info = RoundInfo(server_round, ones, ones, (), tuple(statistics))
     values, change = dict(state.named()), dict[str, Tensor]()
     for step in steps:
-        change, _ = step.step(Now(values, change, info), step.init(values))
+        # What a step writes to by mistake is a copy; init may return the values themselves.
+        initial = dict(named(step, "init", "it", call(step, "init", GuardedValues(values))))
+        change, _ = stepped(step, Now(GuardedValues(values), change, info), initial)
     result = ModelState()
     for name, value in values.items():
         new = value + change[name] if name in change else value

@@ -24,6 +24,7 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
+from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.busy import BusyNodes
@@ -268,7 +269,7 @@ class MoEStrategy:
         """Ask all connected nodes for what these steps hold; return the moved state.
 
         Returns None, and leaves the state as it was, if fewer than ``min_clients`` replies can be
-        used.
+        used, or a step failed.
         """
         limits = self.limits
         self.registry.question = question = self.question(now.server_round)
@@ -292,9 +293,12 @@ class MoEStrategy:
                 f"min-clients = {limits.min_clients}; the global model stays as it was",
             )
             return None
-        arrays = encode_state(
-            moved(self.state, steps, list(answers.by_client.values()), now.server_round)
-        )
+        try:
+            found = moved(self.state, steps, list(answers.by_client.values()), now.server_round)
+        except PartError as error:
+            now.fail("measuring", f"{error} ({self.scheme}); the global model stays as it was")
+            return None
+        arrays = encode_state(found)
         self.state = view_state(arrays)
         return arrays
 
@@ -416,7 +420,8 @@ class MoEStrategy:
                 diagnostics=diagnostics,
             )
             arrays = encode_one_by_one(outcome.tensors, self._buffers)
-        except FoldError as error:
+        except (FoldError, PartError) as error:
+            logger.debug("round %d", now.server_round, exc_info=error)  # where in an own part
             now.fail("round", f"{error} ({self.scheme}); the global model stays as it was")
             return None
         self.state = view_state(arrays)

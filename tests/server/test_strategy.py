@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
-from fedmoe_app import Block, FedAvg, Mean, ModelShape, Reply, Scheme, Server
+from fedmoe_app import (
+    Block,
+    BlockUpdates,
+    FedAvg,
+    Mean,
+    ModelShape,
+    Now,
+    Reply,
+    Scheme,
+    Server,
+    Step,
+    Weighted,
+)
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
+from fedmoe_app.moe.state import Tensors
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import decode_scores
 from fedmoe_app.server.rounds import RoundLoop, RunFailedError
@@ -210,9 +225,20 @@ def test_bytes_are_those_of_all_messages_evaluation_included() -> None:
     assert report.bytes_up_total == sum(report.bytes_up.values()) + scores
 
 
-class Nan(Mean):
+class Nan(Weighted):
+    def weights(self, updates: BlockUpdates) -> Tensor:
+        return torch.full((len(updates.members),), math.nan)
+
+
+class NanOfOne(Mean):
     def weight(self, reply: Reply, block: Block) -> float:
         return math.nan
+
+
+class Overwrites(Step):
+    def step(self, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+        now.values["head.weight"].zero_()
+        return dict(now.change), {}
 
 
 class Divides(FedAvg):
@@ -222,10 +248,41 @@ class Divides(FedAvg):
         return Server(dense=Nan())
 
 
+class DividesAtOnce(FedAvg):
+    """The same in a rule whose sums grow while the replies come."""
+
+    def server(self, model: ModelShape) -> Server:
+        return Server(dense=NanOfOne())
+
+
+class Writes(FedAvg):
+    """A user's scheme that writes to the model."""
+
+    def server(self, model: ModelShape) -> Server:
+        return Server(steps=(Overwrites(),))
+
+
 def test_a_fold_with_nan_fails_the_round_and_keeps_the_model() -> None:
     run = Run(good, [0, 1], scheme=Divides(), fails=True)
     reason = run.reports[1].failures["round"]
     assert "folding gave 2 NaN or infinite values of 2 in head.weight" in reason
+    assert run.head == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        (DividesAtOnce(), "NanOfOne.weight: returned nan for client 0, dense head.weight"),
+        (Writes(), "Overwrites.step: wrote in place to now.values (head.weight)"),
+    ],
+)
+def test_a_fault_of_a_part_fails_the_round_and_keeps_the_model(
+    scheme: Scheme, expected: str
+) -> None:
+    run = Run(good, [0, 1], scheme=scheme, fails=True)
+    reason = run.reports[1].failures["round"]
+    assert expected in reason
+    assert "the global model stays as it was" in reason
     assert run.head == [1.0, 1.0]
 
 
