@@ -9,11 +9,16 @@ from fedmoe_app.config.paths import cache_dir
 
 def home_with_cache(folder: Path) -> Path:
     """Make a home whose ``cache`` is the one in use, so that no corpus has to be built again."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
     home = folder / "home"
-    home.mkdir()
-    (home / "cache").symlink_to(cache_dir(), target_is_directory=True)
+    link_cache(home)
     return home
+
+
+def link_cache(home: Path) -> None:
+    """Give a home the cache that is in use; its other files are its own."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "cache").symlink_to(cache_dir(), target_is_directory=True)
 
 
 def kept_files(home: Path) -> list[str]:

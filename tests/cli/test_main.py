@@ -15,6 +15,7 @@ from fedmoe_app.launch.launched import Launch, read_launch
 from fedmoe_app.results.events import ResultsAt, TableFollows
 from fedmoe_app.results.folder import ResultsError, RunFolder
 from tests.conftest import REPOSITORY, flat_config
+from tests.homes import link_cache
 
 LINE = {
     "round": 0,
@@ -48,6 +49,7 @@ def fedmoe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, list[str], str]]:
     """Call the command line; returns exit code, lines printed, error."""
+    link_cache(tmp_path)
     monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
     monkeypatch.chdir(REPOSITORY)
 

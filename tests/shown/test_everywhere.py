@@ -36,6 +36,7 @@ from fedmoe_app.shown.terminal import Console
 from fedmoe_app.shown.text import visible
 from tests.compare.fakes import lines, plan_and_outcomes
 from tests.conftest import REPOSITORY, flat_config
+from tests.homes import link_cache
 from tests.report.html.runs import line, write_run
 from tests.shown.hostile import ACTING, HOSTILE, ORDINARY
 
@@ -94,6 +95,7 @@ def fedmoe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Run:
     """Call the command line; returns what both outputs got."""
+    link_cache(tmp_path / NAME)
     monkeypatch.setenv("FEDMOE_HOME", str(tmp_path / NAME))
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     monkeypatch.chdir(REPOSITORY)
