@@ -48,6 +48,7 @@ _BY_MODULE = {
         "Keeps",
         "Mean",
         "MeanGradient",
+        "OfInputs",
         "OfOutput",
         "OfReceived",
         "OfUpdate",

@@ -15,7 +15,7 @@ from fedmoe_app.config.names import WITH_TABLE
 from fedmoe_app.report import plots
 from fedmoe_app.server.rounds import RunFailedError
 from tests.compare.test_in_process import after_round, run, without_times
-from tests.homes import home_with_cache, kept_files, link_cache
+from tests.homes import home_with_cache, kept_files
 from tests.toy import TOPICS, write_topics
 
 LAYERS, EXPERTS = 2, 8  # of the model, qwen3moe-tiny
@@ -51,7 +51,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_topics(folder / "train.jsonl", 40)
     write_topics(folder / "test.jsonl", 10)
     with pytest.MonkeyPatch.context() as patch:
-        link_cache(folder)
         patch.setenv("FEDMOE_HOME", str(folder))
         patch.setattr(plots, "plot_run", lambda folder: None)
         yield folder

@@ -12,7 +12,7 @@ from fedmoe_app import ConfigError, PersonalCopy, PFLMoE, make_scheme, read_metr
 from fedmoe_app.report import plots
 from tests.compare.test_in_process import run
 from tests.conftest import make_config
-from tests.homes import home_with_cache, kept_files, link_cache
+from tests.homes import home_with_cache, kept_files
 from tests.toy import plan_of, write_topics
 
 
@@ -22,7 +22,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_topics(folder / "train.jsonl", 40)
     write_topics(folder / "test.jsonl", 10)
     with pytest.MonkeyPatch.context() as patch:
-        link_cache(folder)
         patch.setenv("FEDMOE_HOME", str(folder))
         patch.setattr(plots, "plot_run", lambda folder: None)
         yield folder
