@@ -185,7 +185,7 @@ def _result(
     rule: Summed, sums: Mapping[str, object], block: Block, values: Mapping[str, Tensor]
 ) -> Tensors:
     """Return a rule's change of a block, in the shapes of its values."""
-    change = dict(named(rule, "result", "it", call(rule, "result", sums, block)))
+    change = dict(named(rule, "result", "", call(rule, "result", sums, block)))
     for name, value in values.items():
         if name not in change or change[name].shape != value.shape:
             raise PartError.of(

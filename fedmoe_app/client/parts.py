@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.base import Plan
+from fedmoe_app.schemes.faults import named
 from fedmoe_app.schemes.parts import Keeps, OfReceived, OfUpdate, PersonalCopy, Start, Term
 from fedmoe_app.schemes.views import Trained
 from fedmoe_app.tasks.base import Score
@@ -66,12 +67,16 @@ class ClientParts:
         return started
 
     def keep(self, received: ModelState, changes: ModelState) -> Tensors:
-        """Return what all parts keep for the client's next round."""
+        """Return what all parts keep for the client's next round.
+
+        Raises:
+            PartError: a part returned no tensors by name; an empty dict keeps nothing.
+        """
         done = self.done or Trained(received, changes)
         return {
             f"{self._prefix(slot)}{name}": tensor
             for slot, part in self._keeping.items()
-            for name, tensor in part.keep(replace(done, kept=self._of_slot(slot))).items()
+            for name, tensor in _kept_by(part, replace(done, kept=self._of_slot(slot))).items()
         }
 
     def terms(self) -> list[tuple[Term, Tensors]]:
@@ -113,6 +118,10 @@ class ClientParts:
             return {}
         prefix = self._prefix(slot)
         return {k.removeprefix(prefix): t for k, t in self._kept.items() if k.startswith(prefix)}
+
+
+def _kept_by(part: Keeps, done: Trained) -> Mapping[str, Tensor]:
+    return named(part, "keep", "", part.keep(done))
 
 
 def _check_shapes(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ below it is refused.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.schemes.faults import PartError, shown
 from fedmoe_app.schemes.parts import Once
 from fedmoe_app.schemes.views import LocalClient
 from fedmoe_app.wire.records import TrainTask
@@ -40,6 +42,7 @@ def choose(select: Once, client: LocalClient) -> Placement:
 
     Raises:
         ConfigError: the budget is below top-k.
+        PartError: see :func:`chosen_by`.
     """
     budget, shape = _budget(select, client), client.shape
     seen: list[RoutingStats] = []
@@ -49,12 +52,49 @@ def choose(select: Once, client: LocalClient) -> Placement:
         return seen[-1]
 
     chosen = torch.zeros(shape.num_layers, shape.num_experts, dtype=torch.bool)
-    for layer, experts in enumerate(select.choose(replace(client, usage=usage))):
+    for layer, experts in enumerate(chosen_by(select, replace(client, usage=usage))):
         chosen[layer, list(experts)] = True
     if bool((chosen.sum(dim=1) < shape.top_k).any()):
         stats = seen[-1] if seen else usage(_USAGE_EXAMPLES)
         chosen = fill_up(chosen, stats.prob, shape.top_k)
     return Placement(chosen, budget)
+
+
+def chosen_by(select: Once, client: LocalClient) -> list[list[int]]:
+    """Return the experts that a part chooses, by layer.
+
+    Raises:
+        PartError: it chose for another number of layers, or experts that the model has not.
+    """
+    found, shape = select.choose(client), client.shape
+    if not isinstance(found, Sequence) or len(found) != shape.num_layers:
+        layers = f"{len(found)} layers" if isinstance(found, Sequence) else shown(found)
+        raise PartError.of(
+            select,
+            "choose",
+            f"returned {layers}: must be experts of each of the model's {shape.num_layers} MoE "
+            "layers",
+        )
+    for layer, experts in enumerate(found):
+        strange = experts
+        if isinstance(experts, Collection):
+            strange = [e for e in experts if not _is_expert(e, shape.num_experts)]
+            if not strange:
+                continue
+        raise PartError.of(
+            select,
+            "choose",
+            f"returned {strange!r} for layer {layer}: must be experts 0 to {shape.num_experts - 1}",
+        )
+    return [[int(e) for e in experts] for experts in found]
+
+
+def _is_expert(expert: object, num_experts: int) -> bool:
+    try:
+        number = int(expert)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return False
+    return bool(number == expert) and 0 <= number < num_experts
 
 
 def fill_up(chosen: Tensor, prob: Tensor, least: int) -> Tensor:

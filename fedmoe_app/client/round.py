@@ -23,7 +23,7 @@ from fedmoe_app.client.memory import (
 from fedmoe_app.client.outputs import received_logits, step_outputs, sums_of_outputs
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
-from fedmoe_app.client.placement import choose, experts_to_load
+from fedmoe_app.client.placement import choose, chosen_by, experts_to_load
 from fedmoe_app.client.rows import ClientRows, client_rows
 from fedmoe_app.client.state import Keeping
 from fedmoe_app.client.timing import Stopwatch
@@ -137,7 +137,7 @@ class ClientRound:
             select = self.plan.client.select
             once = select if isinstance(select, Once) else None
             placement = choose(once, client) if loaded is not None and once else None
-            chosen = once.choose(client) if once and loaded is None else loaded or None
+            chosen = chosen_by(once, client) if once and loaded is None else loaded or None
             trainables = Trainables(self.setup.model, self.setup.layers, chosen)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
             with sums_of_inputs(self.plan, self.setup, trainables) as inputs:

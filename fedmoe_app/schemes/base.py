@@ -267,7 +267,7 @@ class Plan:
             f"{step_prefix(i)}{name}": tensor
             for i, step in enumerate(self.server.steps)
             if isinstance(step, Step)
-            for name, tensor in named(step, "init", "it", call(step, "init", values)).items()
+            for name, tensor in named(step, "init", "", call(step, "init", values)).items()
         }
 
     def _all(self, kind: type, *halves: Any) -> list[Any]:

@@ -71,18 +71,21 @@ def vector(part: object, method: str, found: object, length: int, of: str) -> Te
 def named(part: object, method: str, what: str, found: object) -> Mapping[str, Tensor]:
     """Return what must be tensors by name.
 
+    Args:
+        part, method: where it came from.
+        what: which part of the return value it is; "" is all of it.
+        found: it.
+
     Raises:
         PartError: it is something else.
     """
     if not isinstance(found, Mapping):
-        raise PartError.of(
-            part, method, f"{what} is {shown(found)}: must be a dict of tensors by name"
-        )
+        came = f"{what} is {shown(found)}" if what else f"returned {shown(found)}"
+        raise PartError.of(part, method, f"{came}: must be a dict of tensors by name")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise PartError.of(
-                part, method, f"{what} holds {shown(value)} under {name!r}: must be tensors by name"
-            )
+            came = f"{what or 'it'} holds {shown(value)} under {name!r}"
+            raise PartError.of(part, method, f"{came}: must be tensors by name")
     return found
 
 

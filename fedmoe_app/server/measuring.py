@@ -105,7 +105,7 @@ def moved(
     values, change = dict(state.named()), dict[str, Tensor]()
     for step in steps:
         # What a step writes to by mistake is a copy; init may return the values themselves.
-        initial = dict(named(step, "init", "it", call(step, "init", GuardedValues(values))))
+        initial = dict(named(step, "init", "", call(step, "init", GuardedValues(values))))
         change, _ = stepped(step, Now(GuardedValues(values), change, info), initial)
     result = ModelState()
     for name, value in values.items():

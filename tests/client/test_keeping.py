@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fedmoe_app import FCMoE, FedAlignMoE, FedAvg, ModelState
+from fedmoe_app import (
+    Client,
+    FCMoE,
+    FedAlignMoE,
+    FedAvg,
+    Keeps,
+    LocalStep,
+    ModelShape,
+    ModelState,
+    Scheme,
+    Trained,
+    WeightTerm,
+)
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.state import Keeping, is_acceptable
 from fedmoe_app.client.store import RoundStore
 from fedmoe_app.moe.layers import read_state
+from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.tasks.setup import Setup, load_setup
 from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
 from tests.conftest import make_config
@@ -104,3 +118,26 @@ def test_a_scheme_that_keeps_nothing_writes_and_says_nothing(setup: Setup, tmp_p
     keeping.store(changes_of(setup, 0.5), None)
     assert keeping.metrics() == {}
     assert kept_files(tmp_path / "home") == []
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, r"Forgets\.keep: returned None: must be a dict of tensors by name"),
+        ({"seen": 3}, r"Forgets\.keep: it holds 3 under 'seen': must be tensors by name"),
+    ],
+)
+def test_a_part_that_keeps_no_tensors_is_named(found: Any, message: str) -> None:
+    class Forgets(WeightTerm, Keeps):
+        def loss(self, step: LocalStep) -> None:
+            return None
+
+        def keep(self, done: Trained) -> Any:
+            return found
+
+    class Own(Scheme):
+        def client(self, model: ModelShape) -> Client:
+            return Client(terms=(Forgets(),))
+
+    with pytest.raises(PartError, match=message):
+        ClientParts(plan_of(Own())).keep(ModelState(), ModelState())

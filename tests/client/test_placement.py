@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from fedmoe_app import ConfigError, FedMoE, HFedMoE, RoutingStats, Scheme
-from fedmoe_app.client.placement import choose, fill_up
+from fedmoe_app import ConfigError, FedMoE, HFedMoE, LocalClient, Once, RoutingStats, Scheme
+from fedmoe_app.client.placement import choose, chosen_by, fill_up
+from fedmoe_app.schemes.faults import PartError
 from tests.toy import both_layers, plan_of, select, toy_client, toy_stats
 
 
@@ -46,6 +48,28 @@ def test_fedmoe_and_the_node_bound_the_choice() -> None:
 def test_a_budget_below_top_k_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"a budget of 1 experts a layer: a token uses 2"):
         choose(select(FedMoE()), toy_client(usage, expert_budget=1))
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([[0, 1]], r"Mine\.choose: returned 1 layers: .* each of the model's 2 MoE layers"),
+        (None, r"Mine\.choose: returned None: must be experts of each"),
+        ([[0, 1], [1, 3, -1]], r"Mine\.choose: returned \[3, -1\] for layer 1: .* 0 to 2"),
+        ([[0, 1], 1], r"Mine\.choose: returned 1 for layer 1: must be experts 0 to 2"),
+    ],
+)
+def test_a_choice_that_does_not_fit_the_model_is_refused(found: Any, message: str) -> None:
+    class Mine(Once):
+        def budget(self, own: LocalClient) -> int:
+            return 2
+
+        def choose(self, own: LocalClient) -> Any:
+            return found
+
+    for asked in (choose, chosen_by):
+        with pytest.raises(PartError, match=message):
+            asked(Mine(), toy_client(usage))
 
 
 def test_which_schemes_choose_once_a_round() -> None:
