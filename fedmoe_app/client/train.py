@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from fedmoe_app.client.losses import check_loss
 from fedmoe_app.client.outputs import StepOutputs
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
@@ -228,7 +229,7 @@ def _backward(
         step = LocalStep(parameters, reference, told=run.told, top_k=run.top_k)
         task_loss, step = _task_loss(run, [rows[i] for i in part], part, step)
         share = len(part) / len(examples)
-        extra = _terms(run, step)
+        extra = _terms(run, step, task_loss)
         if run.gradient is not None and extra is not None:
             run.gradient.leave_out(share * extra, parameters)
         loss = share * (task_loss if extra is None else task_loss + extra)
@@ -251,15 +252,18 @@ def _task_loss(
     step = replace(step, **seen)
     if run.task_loss is None:
         return F.cross_entropy(step.logits, labels), step
-    return run.task_loss.loss(step), step
+    loss = run.task_loss.loss(step)
+    return check_loss(run.task_loss, loss, step, read=step.logits), step
 
 
-def _terms(run: LocalRun, step: LocalStep) -> Tensor | None:
+def _terms(run: LocalRun, step: LocalStep, task_loss: Tensor) -> Tensor | None:
     """Return the sum of the loss's terms; None if there is none."""
     total = None
     for term, kept in run.terms:
         probs = run.recorder.probs if isinstance(term, RouterTerm) else ()
-        value = term.loss(replace(step, router_probs=probs, kept=kept))
+        own = replace(step, router_probs=probs, kept=kept)
+        value = term.loss(own)
         if value is not None:
+            value = check_loss(term, value, own, read=task_loss)
             total = value if total is None else total + value
     return total
