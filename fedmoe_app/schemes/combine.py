@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.schemes.base import Run, Scheme
-from fedmoe_app.schemes.parts import Client, Server, Telling
+from fedmoe_app.schemes.parts import Client, Server, Signal, Telling, parts_in
 
 PLAIN = Scheme()
 
@@ -56,8 +56,15 @@ class Combination(Scheme):
         return Server(
             gates=halves["gates"].gates,
             experts=halves["experts"].experts,
-            # What is told is told to the loss.
-            steps=tuple(step for step in halves["loss"].steps if isinstance(step, Telling)),
+            # What is told is told to the loss; a part that tells no signal only warns.
+            steps=tuple(
+                dict.fromkeys(
+                    step
+                    for slot in ("loss", "gates", "experts")
+                    for step in halves[slot].steps
+                    if isinstance(step, Telling) and (slot == "loss" or not _signals(step))
+                )
+            ),
             probes=tuple(
                 probe
                 for slot, half in halves.items()
@@ -69,3 +76,7 @@ class Combination(Scheme):
     def _schemes(self) -> Iterator[tuple[str, Scheme]]:
         for slot in ("selection", "loss", "gates", "experts"):
             yield slot, getattr(self, slot)
+
+
+def _signals(part: Telling) -> list[Signal]:
+    return [signal for signal in parts_in(part) if isinstance(signal, Signal)]

@@ -28,7 +28,7 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.parts import Server, Step
-from fedmoe_app.schemes.ranges import in_range
+from fedmoe_app.schemes.ranges import decay, in_range
 from fedmoe_app.schemes.views import Now
 
 
@@ -107,7 +107,7 @@ class FedAdam(Scheme):
     """FedAvg whose change is a gradient for Adam.
 
     Attributes:
-        lr, beta1, beta2, tau: η, β1, β2 and τ.
+        lr, beta1, beta2, tau: η, β1, β2 and τ; β1 and β2 in [0, 1).
     """
 
     lr: float = 0.01
@@ -117,9 +117,9 @@ class FedAdam(Scheme):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        betas = {"beta1": (self.beta1, 0, 1), "beta2": (self.beta2, 0, 1)}
         name = type(self).__name__.lower()  # FedYogi's, too
-        in_range(name, lr=(self.lr, 0, None), tau=(self.tau, 0, None), **betas)
+        in_range(name, lr=(self.lr, 0, None), tau=(self.tau, 0, None))
+        decay(name, beta1=self.beta1, beta2=self.beta2)
 
     def server(self, model: ModelShape) -> Server:
         """Step by Adam."""

@@ -18,6 +18,19 @@ def whole(scheme: str, **values: int) -> None:
             raise ConfigError(f"{scheme}: {name} = {value!r}: must be a whole number, such as 3")
 
 
+def decay(scheme: str, **values: float) -> None:
+    """Refuse factors of a running mean outside [0, 1): with 1 it would never move.
+
+    Raises:
+        ConfigError: naming the scheme, the argument and its value.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{scheme}: {name} = {value!r}: must be a number")
+        if not 0 <= value < 1:  # nor NaN
+            raise ConfigError(f"{scheme}: {name} = {value}: must be at least 0 and below 1")
+
+
 def in_range(scheme: str, **values: tuple[float, float, float | None]) -> None:
     """Refuse numbers outside their range, whose ends belong to it; None is no end.
 

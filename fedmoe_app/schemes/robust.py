@@ -19,16 +19,21 @@ times the median of ‖Δ_i − v‖: changes of experts differ in size by order
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.parts import Rule, Server, Together, Weighted
+from fedmoe_app.schemes.parts import Rule, Server, Signal, Telling, Together, Weighted
 from fedmoe_app.schemes.ranges import in_range, whole
-from fedmoe_app.schemes.views import BlockUpdates
+from fedmoe_app.schemes.views import BlockUpdates, Now
+
+logger = logging.getLogger("fedmoe")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,31 @@ class NearMost(Weighted):
         keep = min(self.keep or count - self.bad, count)
         chosen = near.argsort(stable=True)[: max(keep, 1)]
         return torch.zeros(count).index_fill(0, chosen, 1 / len(chosen))
+
+
+@dataclass(frozen=True)
+class TooFew(Telling):
+    """Warns once a round of fewer members than Krum's guarantee needs, M ≥ 2f + 3; tells nothing.
+
+    Attributes:
+        bad: f.
+    """
+
+    bad: int = 1
+
+    def tell(self, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
+        """Look at the block with the fewest members; experts that nobody trained are none."""
+        least, needed = now.num_clients, 2 * self.bad + 3
+        if now.info.routing:
+            members = torch.stack([stats.trained > 0 for stats in now.info.routing]).sum(dim=0)
+            least = min([least, *members[members > 0].tolist()])  # members: [L, E]
+        if least < needed:
+            logger.warning(
+                "round %d: multikrum: %d members in a block, and bad = %d needs at least 2·bad + 3 "
+                "= %d for its guarantee; have more clients train each expert, or set a smaller bad",
+                *(now.info.server_round, least, self.bad, needed),
+            )
+        return {}
 
 
 @dataclass(frozen=True)
@@ -152,7 +182,7 @@ class MultiKrum(Scheme):
 
     def server(self, model: ModelShape) -> Server:
         """Choose in every block."""
-        return _everywhere(NearMost(self.bad, self.keep))
+        return replace(_everywhere(NearMost(self.bad, self.keep)), steps=(TooFew(self.bad),))
 
 
 @dataclass(frozen=True)

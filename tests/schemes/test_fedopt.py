@@ -72,6 +72,10 @@ def test_cap_1_is_fedavg_bit_for_bit_but_for_the_last_bit_of_gates() -> None:
     ("scheme", "args", "message"),
     [
         ("fedavgm", '{"beta": 1.5}', "fedavgm: beta = 1.5: choose 0 to 1"),
+        ("fedadam", '{"beta1": 1}', "fedadam: beta1 = 1: must be at least 0 and below 1"),
+        ("fedadam", '{"beta2": -0.1}', "fedadam: beta2 = -0.1: must be at least 0 and below 1"),
+        ("fedyogi", '{"beta2": 1.0}', "fedyogi: beta2 = 1.0: must be at least 0 and below 1"),
+        ("fedyogi", '{"beta1": "x"}', "fedyogi: beta1 = 'x': must be a number"),
         ("fedadam", '{"lr": 0}', "fedadam: lr = 0: must be above 0"),
         ("fedyogi", '{"tau": "x"}', "fedyogi: tau = 'x': must be a number"),
         ("multikrum", '{"bad": 1.5}', "multikrum: bad = 1.5: must be a whole number"),

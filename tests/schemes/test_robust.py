@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedmoe_app import Together
-from fedmoe_app.schemes.robust import CentredClip, NearMost, Trimmed
+from fedmoe_app import Combination, Scheme, Together
+from fedmoe_app.schemes.robust import CentredClip, MultiKrum, NearMost, Trimmed
 from tests.schemes.parts_at_work import combined
+from tests.toy import fold_toy, own_update
 
 RULES: dict[str, Together] = {
     "median": Trimmed(0.5),
@@ -67,3 +68,17 @@ def test_one_liar_of_six_does_not_carry_it_off(rule: Together, lie: float) -> No
 def test_permuted_clients_change_nothing(rule: Together) -> None:
     clients = torch.randn(5, 4, generator=torch.Generator().manual_seed(2)).tolist()
     torch.testing.assert_close(combined(rule, *clients), combined(rule, *reversed(clients)))
+
+
+@pytest.mark.parametrize("scheme", [MultiKrum(bad=1), Combination(experts=MultiKrum(bad=1))])
+def test_too_few_members_for_krum_are_told_once_a_round(
+    scheme: Scheme, caplog: pytest.LogCaptureFixture
+) -> None:
+    everything = {(layer, e): [1.0, 1.0, 1.0] for layer in range(2) for e in range(3)}
+    updates = [own_update(client, 1, everything) for client in range(5)]
+    with caplog.at_level("WARNING", logger="fedmoe"):
+        fold_toy(scheme, updates)
+        assert not caplog.records  # 5 = 2·1 + 3
+        fold_toy(scheme, [*updates[:4], own_update(4, 1, {(0, 0): [1.0, 1.0, 1.0]})])
+    assert len(caplog.records) == 1
+    assert "4 members in a block, and bad = 1 needs at least 2·bad + 3 = 5" in caplog.text
