@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
 from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
 from fedmoe_app.schemes.views import EXPERT, Block, BlockUpdates, Now, Reply, RoundInfo, blocks_of
-from fedmoe_app.wire.update import ClientUpdate
+
+if TYPE_CHECKING:
+    from fedmoe_app.wire.update import ClientUpdate
 
 
 class FoldError(ValueError):

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from fedmoe_app.schemes.faults import PartError, call, shown
 from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.sums import add_scaled
 from fedmoe_app.schemes.views import DENSE, EXPERT, GATE, Block, Reply, RoundInfo, blocks_of
-from fedmoe_app.wire.update import ClientUpdate
+
+if TYPE_CHECKING:
+    from fedmoe_app.wire.update import ClientUpdate
 
 _Zeros = Callable[[Sequence[int]], Tensor]
 

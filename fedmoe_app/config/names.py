@@ -79,6 +79,8 @@ def unknown_scheme(name: str) -> str:
     )
 
 
+LOOPBACK = "127.0.0.1"
+
 PROTOCOL = 4  # raised when a server and a client of different versions no longer understand
 
 PLAIN = ("fp32", "fp16", "bf16", "int8", "int4")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli_w
 
-from fedmoe_app.launch.environment import LOOPBACK
+from fedmoe_app.config.names import LOOPBACK
 
 CONTROL_PORT = 8000  # of `flwr` and the SuperExec
 FLEET_PORT = 9092  # of the nodes

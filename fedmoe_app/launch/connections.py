@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from fedmoe_app.config.files import write_atomic
-from fedmoe_app.launch.environment import LOOPBACK
+from fedmoe_app.config.names import LOOPBACK
 
 
 class LaunchError(RuntimeError):

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 from fedmoe_app.config.files import write_atomic
+from fedmoe_app.config.names import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
 HOOK = "fedmoe-environment.pth"
 
 _CONFIG = """\

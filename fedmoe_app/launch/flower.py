@@ -21,8 +21,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import tomli_w
 
+from fedmoe_app.config.names import LOOPBACK
 from fedmoe_app.launch.connections import Connection, LaunchError, write_connection
-from fedmoe_app.launch.environment import LOOPBACK, run_environment
+from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.log_filter import COLOUR, LogFilter
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 from fedmoe_app.results.events import PREFIX, Event, from_line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
 from flwr.app import ArrayRecord, MetricRecord
@@ -15,8 +16,6 @@ from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import RunConfig
-from fedmoe_app.data.encoding import Encoded
-from fedmoe_app.data.sources import TextData
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import passes, read_state, write_state
@@ -46,6 +45,10 @@ from fedmoe_app.tasks.setup import Setup, load_setup, server_data
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import decode_state, encode_state
+
+if TYPE_CHECKING:
+    from fedmoe_app.data.encoding import Encoded
+    from fedmoe_app.data.sources import TextData
 
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt(3)
 _LARGE = 2**20  # bytes

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from fedmoe_app.launch.environment import LOOPBACK
+from fedmoe_app.config.names import LOOPBACK
 from fedmoe_app.launch.processes import ProcessGroup, free_port
 from tests.deploy.environments import DOCKER
 

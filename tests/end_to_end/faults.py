@@ -16,8 +16,9 @@ import psutil
 import tomli_w
 
 from fedmoe_app import read_metrics, read_status
+from fedmoe_app.config.names import LOOPBACK
 from fedmoe_app.launch.connections import write_connection
-from fedmoe_app.launch.environment import LOOPBACK, run_environment
+from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.flower import Outcome, Output, run_connected, wait_for_superlink
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 from tests.conftest import REPOSITORY

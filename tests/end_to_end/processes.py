@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from fedmoe_app.config.names import LOOPBACK
 from fedmoe_app.launch.connections import Connection, write_connection
-from fedmoe_app.launch.environment import LOOPBACK, run_environment
+from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.flower import Flat, Outcome, Output, last_lines, run_connected
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 

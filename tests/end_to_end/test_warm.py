@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedmoe_app.cli.commands.health import is_serving
-from fedmoe_app.launch.environment import LOOPBACK, run_environment
+from fedmoe_app.config.names import LOOPBACK
+from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 
 pytestmark = pytest.mark.slow

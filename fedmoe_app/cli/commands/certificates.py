@@ -9,8 +9,9 @@ import typer
 
 from fedmoe_app.cli.app import command
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.names import LOOPBACK
 from fedmoe_app.launch.connections import add_connection, free_name, refuse_known
-from fedmoe_app.launch.environment import LOOPBACK, flwr_home
+from fedmoe_app.launch.environment import flwr_home
 from fedmoe_app.shown.terminal import say, say_lines
 
 DAYS = 365
