@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,5 +147,11 @@ def test_a_node_does_not_start_without_its_gate(monkeypatch: pytest.MonkeyPatch)
         install(Policy(apps=[]))
 
 
-def test_the_same_code_has_the_same_digest(bundle: bytes) -> None:
-    assert digest_of(build_fab_from_disk(REPOSITORY)) == digest_of(bundle)
+def test_the_same_code_has_the_same_digest(tmp_path: Path) -> None:
+    """In any folder, at any time; and one more byte has another one."""
+    app = REPOSITORY / "tests" / "end_to_end" / "echo_app"
+    first, second = (shutil.copytree(app, tmp_path / name) for name in ("a", "b"))
+    digest = digest_of(build_fab_from_disk(first))
+    assert digest_of(build_fab_from_disk(second)) == digest
+    (second / "echo_app" / "more.py").write_text("#")
+    assert digest_of(build_fab_from_disk(second)) != digest

@@ -17,6 +17,7 @@ from fedmoe_app import (
     Scheme,
     make_scheme,
 )
+from fedmoe_app.config.names import ADAPTERS_ONLY
 from tests.conftest import make_config
 from tests.toy import loss_of, plan_of, select, toy_client, toy_stats
 
@@ -33,7 +34,8 @@ class OwnScheme(Scheme):
 
 def test_every_registered_name_builds_its_scheme() -> None:
     for name, scheme_class in SCHEMES.items():
-        assert type(make_scheme(make_config(scheme=name))) is scheme_class
+        needs = {"model.train": "expert-lora"} if name in ADAPTERS_ONLY else {}
+        assert type(make_scheme(make_config(scheme=name, **needs))) is scheme_class
 
 
 def test_an_unknown_name_prints_the_choices() -> None:
