@@ -19,13 +19,14 @@ from typing import Any
 
 from fedmoe_app.config.files import private_folder
 from fedmoe_app.config.paths import home
-from fedmoe_app.config.policy import Policy, RefusedError
+from fedmoe_app.config.policy import REFUSED, Policy, RefusedError
 from fedmoe_app.launch.connections import LaunchError
 
 logger = logging.getLogger("fedmoe")
 
 ERROR_CODE = 17  # INVALID_FAB of Flower's error codes, from 1.39 on; the reason is what is read
 LOG_FILE = "node/runs.jsonl"
+MAX_VALUE = 1000  # characters of a run's key or value that the log keeps
 MAX_LOG_BYTES = 8 * 2**20  # then the file is renamed, and the one before it goes
 _WRAPPED = "_pull_and_store_message"
 _NEEDED = {"state", "object_store", "receive", "get_run", "get_fab"}
@@ -103,12 +104,20 @@ def decide(
     digest, config = digest_of(bundle), {}
     try:
         policy.check_app(digest)
-        config = dict(config_of())
+        config = _readable(config_of)
         policy.check_run(config)
     except RefusedError as refusal:
         note(run_id, digest, config, str(refusal))
         raise
     note(run_id, digest, config, "")
+
+
+def _readable(config_of: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the run's config; one that Flower cannot make would end the SuperNode."""
+    try:
+        return dict(config_of())
+    except Exception as error:
+        raise RefusedError(f"{REFUSED} allows no run whose config cannot be read") from error
 
 
 def digest_of(bundle: bytes) -> str:
@@ -122,7 +131,11 @@ def log_path() -> Path:
 
 
 def note(run_id: int, digest: str, config: dict[str, Any], refusal: str) -> None:
-    """Add a line to the node's log: which code, which config, taken or refused."""
+    """Add a line to the node's log: which code, which config, taken or refused.
+
+    Long values are cut: whoever submits runs must not fill the node's disk. A log that cannot be
+    written costs no decision and no node.
+    """
     path = log_path()
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -130,11 +143,19 @@ def note(run_id: int, digest: str, config: dict[str, Any], refusal: str) -> None
         "app": digest,
         "taken": not refusal,
         "refusal": refusal,
-        "config": config,
+        "config": {str(key)[:MAX_VALUE]: _cut(value) for key, value in config.items()},
     }
-    private_folder(path.parent)
-    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-        path.replace(path.with_suffix(".1.jsonl"))
-    path.touch(mode=0o600)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True) + "\n")
+    try:
+        private_folder(path.parent)
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".1.jsonl"))
+        path.touch(mode=0o600)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+    except OSError as error:
+        logger.warning("%s: not written (%s)", path, error)
+
+
+def _cut(value: Any) -> Any:
+    """Return text of at most so many characters; numbers as they are."""
+    return value if isinstance(value, bool | int | float) else str(value)[:MAX_VALUE]

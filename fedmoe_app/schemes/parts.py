@@ -9,7 +9,8 @@ What is refused when a class is made, since it would be lost without a word: a p
 kind has (helpers begin with an underscore), one that a kind has fixed, one name in two kinds, a
 field overridden without its type, a class with fields but without ``@dataclass(frozen=True)``.
 
-Shapes are those of :mod:`fedmoe_app.schemes.views`. Needs torch, and nothing of Flower.
+Shapes are those of :mod:`fedmoe_app.schemes.views`. Needs torch, and nothing of Flower. The file is
+long because an author of a scheme reads all kinds, and what they refuse, in one place.
 """
 
 from __future__ import annotations

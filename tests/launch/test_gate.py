@@ -137,6 +137,34 @@ def test_the_log_keeps_what_was_asked(bundle: bytes, monkeypatch: pytest.MonkeyP
     assert log_path().stat().st_mode & 0o777 == 0o600
 
 
+def test_a_run_cannot_fill_the_log(bundle: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(bundle, monkeypatch, scheme="x" * 10**6)
+    node.take(Policy(apps=[digest_of(bundle)]))
+    assert not node.stored
+    assert log_path().stat().st_size < 30_000
+
+
+def test_a_config_that_flower_cannot_read_ends_no_node(
+    bundle: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(bundle, monkeypatch, **{"no-such-key": 1})
+    assert node.take(Policy(apps=[digest_of(bundle)])) == 1
+    assert not node.stored
+    assert "config cannot be read" in node.replies[0].error.reason
+
+
+def test_a_log_that_cannot_be_written_costs_no_decision(
+    bundle: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_path().mkdir(parents=True)  # no file can be written there
+    policy = Policy(apps=[digest_of(bundle)])
+    taken, refused = Node(bundle, monkeypatch), Node(bundle, monkeypatch, scheme="evil.module:X")
+    taken.take(policy)
+    refused.take(policy)
+    assert taken.stored
+    assert not refused.stored
+
+
 def test_a_node_does_not_start_without_its_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another release of Flower, in which the function is gone or takes other arguments."""
     monkeypatch.setattr(supernode, "_pull_and_store_message", lambda state: None)
