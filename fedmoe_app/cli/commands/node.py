@@ -67,8 +67,11 @@ def log(
     if not path.exists():
         say(f"{path}: nothing was asked of this node while it had a policy")
         return
-    for line in path.read_text(encoding="utf-8").splitlines()[-last:]:
-        _show(json.loads(line), config)
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-last:]:
+        try:
+            _show(json.loads(line), config)
+        except (ValueError, KeyError, TypeError):
+            say("a line that cannot be read: the disk was full, or the process was killed")
 
 
 def _show(entry: dict[str, Any], config: bool) -> None:
