@@ -113,7 +113,7 @@ def _import_scheme(name: str) -> type[Scheme]:
     module_name, _, class_name = name.partition(":")
     try:
         scheme_class = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # whatever the user's module does
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
             f'scheme = "{name}": cannot be imported ({reason}); it takes "package.module:Class" '

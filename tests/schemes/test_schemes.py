@@ -148,3 +148,12 @@ def test_fedmoe_refuses_more_experts_than_there_are(experts: int) -> None:
 
 def test_fedavg_trains_all_experts() -> None:
     assert plan_of(FedAvg()).client.select is None
+
+
+def test_a_users_module_that_ends_the_process_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_script.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"a_script:X.*cannot be imported \(SystemExit: 3\)"):
+        make_scheme(make_config(scheme="a_script:X"))
