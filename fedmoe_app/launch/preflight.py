@@ -174,23 +174,18 @@ def _check_data(config: RunConfig, num_clients: int) -> tuple[str, ...]:
 
 def _check_conversations(config: RunConfig, found: TextData) -> None:
     """Put the first conversations through the chat template, which may refuse some."""
-    named = {"data.source": found.train, "data.test-source": found.test}
-    parts = {key: part for key, part in named.items() if part and "messages" in part.column_names}
+    parts = [part for part in (found.train, found.test) if part and "messages" in part.column_names]
     if not parts:
         return
-    from fedmoe_app.config.errors import DataError
     from fedmoe_app.data.language.encode import row_encoder
     from fedmoe_app.data.tokenizer import load_tokenizer
     from fedmoe_app.moe.carve.preset import located
 
     data = config.data
     tokenizer = load_tokenizer(located(config.model.name), PRESET_NAMES)
-    for key, part in parts.items():
+    for part in parts:
         encoder = row_encoder(part.column_names, tokenizer, data.max_length, False, data)
-        try:
-            encoder.rows(part[:_LOOKED_AT])
-        except DataError as error:
-            raise DataError(f"{key}, {error}") from None
+        encoder.rows(part[:_LOOKED_AT])
 
 
 def _is_embedded_as_it_comes(data: DataConfig, num_clients: int) -> bool:
