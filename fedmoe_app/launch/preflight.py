@@ -113,7 +113,7 @@ def _surely_fit(config: RunConfig, num_classes: int) -> bool:
         and (model.gates or model.train == "all")
         and config.fedmoe.experts_per_client <= PRESET_EXPERTS
         and config.rounds == "sync"
-        and (data.task == "classification" or config.scheme not in (*LABEL_SKEW, "calmerge"))
+        and (data.kind.classifies or config.scheme not in (*LABEL_SKEW, "calmerge"))
         and config.head.closed_form == "none"
         and data.metric != "exact-match"
         and num_classes <= PRESET_CLASSES
