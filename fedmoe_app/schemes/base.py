@@ -27,6 +27,7 @@ from fedmoe_app.schemes.parts import (
     Histogram,
     InBatch,
     Keeps,
+    Logits,
     MeanGradient,
     Measured,
     OfOutput,
@@ -221,7 +222,7 @@ class Plan:
     @property
     def needs_outputs(self) -> bool:
         """Whether the loss reads logits, labels or features of a step."""
-        return any(self._all(kind) for kind in (TaskLoss, OutputTerm, FeatureTerm))
+        return any(self._all(kind) for kind in (TaskLoss, OutputTerm, FeatureTerm, Logits))
 
     @property
     def needs_teacher(self) -> bool:
@@ -230,8 +231,13 @@ class Plan:
 
     @property
     def needs_features(self) -> bool:
-        """Whether a term of the loss reads features."""
-        return bool(self._all(FeatureTerm))
+        """Whether a part of the loss reads features."""
+        return bool(self._all(FeatureTerm)) or self.recalls
+
+    @property
+    def recalls(self) -> bool:
+        """Whether clients keep the features that they send into sums without training."""
+        return self.client.logits is not None
 
     @property
     def keeps_state(self) -> bool:
@@ -261,6 +267,12 @@ class Plan:
     @property
     def _apart(self) -> tuple[tuple[Step, ...], ...]:
         return self.server.before, self.server.refresh, self.server.after
+
+    @cached_property
+    def told_apart(self) -> set[str]:
+        """Names of the signals that are told in such exchanges, and told on until the next one."""
+        telling = [step for step in parts_in(*self._apart) if isinstance(step, Telling)]
+        return _named(part for part in parts_in(*telling) if isinstance(part, Signal))
 
     @property
     def has_steps(self) -> bool:

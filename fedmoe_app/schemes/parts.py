@@ -346,6 +346,35 @@ class TaskLoss(Part):
         """Return a scalar with graph, in place of the mean cross-entropy of ``step.logits``."""
 
 
+class Logits(Part):
+    """Puts other logits in the place of the model's, for the loss and all of its terms.
+
+    It reads what an :class:`OutputTerm` and a :class:`FeatureTerm` do, and ``step.recalled``: the
+    features of the same examples as the client sent them into sums when nobody trained. So a loss
+    can see an example as a model would that has not learnt it. Scores are the model's own.
+    """
+
+    @abstractmethod
+    def logits(self, step: LocalStep) -> Tensor:
+        """Return logits of the batch with graph, of the shape of ``step.logits``."""
+
+
+class Split(Part):
+    """Which of its examples a client trains on; the others only go into sums over outputs."""
+
+    @abstractmethod
+    def trained(self, labels: Tensor, seed: int) -> Tensor:
+        """Return whether an example is trained on, ``[n]`` bool, and at least one is.
+
+        Those that are not, or all if all are, are what the client's :class:`OfOutput` statistics
+        are worked out from.
+
+        Args:
+            labels: classes of the client's training examples, ``[n]``, hold-out left out.
+            seed: of this client, the same in every round.
+        """
+
+
 class Freeze(Part):
     """Tensors that local training leaves as they were received; they still travel."""
 
@@ -564,6 +593,8 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "start_experts": (Start,),
     "loss": (TaskLoss,),
     "terms": (Term,),
+    "logits": (Logits,),
+    "split": (Split,),
     "freeze": (Freeze,),
     "personal": (PersonalCopy,),
     "dense": (Rule,),
@@ -604,6 +635,8 @@ class Client:
         start_gates, start_experts: which other values they start from.
         loss: what stands in the place of the task's own loss.
         terms: what is added to its loss.
+        logits: what the loss sees in the place of the model's logits.
+        split: which of its examples it trains on, and which go into sums instead.
         freeze: what it does not train.
         personal: a model of its own beside the global one.
     """
@@ -613,6 +646,8 @@ class Client:
     start_experts: Start | None = None
     loss: TaskLoss | None = None
     terms: tuple[Term, ...] = ()
+    logits: Logits | None = None
+    split: Split | None = None
     freeze: Freeze | None = None
     personal: PersonalCopy | None = None
 
@@ -631,7 +666,8 @@ class Server:
         steps: what happens once a round with the combined change, in this order.
         before, refresh, after: steps before the first round, after every round, and after the last
             one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
-            numbers that these hold, of the global model as it is then.
+            numbers that these hold, of the global model as it is then. What one of them tells is
+            told until it tells anew.
         probes: what is told of a round.
     """
 

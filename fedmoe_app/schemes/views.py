@@ -339,6 +339,11 @@ class LocalStep:
         teacher: logits of the received model, ``[I, C]`` float32.
         features: what the classification head, or the output embeddings, see of each of the batch's
             B examples, ``[B, D]`` with graph.
+        recalled: what the head of the model saw of the same examples when the client last sent sums
+            without training, ``[B, D]`` float32; empty if it did not, or has lost it, or no
+            ``Logits`` reads it.
+        recalled_round: the round after which that was, 0 before the first; -1 if ``recalled`` is
+            empty.
     """
 
     parameters: Mapping[str, Tensor]
@@ -352,6 +357,8 @@ class LocalStep:
     label_counts: Tensor = EMPTY
     teacher: Tensor = EMPTY
     features: Tensor = EMPTY
+    recalled: Tensor = EMPTY
+    recalled_round: int = -1
 
 
 @dataclass(frozen=True)

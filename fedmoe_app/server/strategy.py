@@ -30,7 +30,15 @@ from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
 from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
-from fedmoe_app.server.measuring import PHASE, QUERY, decode_measured, moved, specs_of
+from fedmoe_app.server.measuring import (
+    PHASE,
+    QUERY,
+    decode_measured,
+    info_of,
+    moved,
+    specs_of,
+    told_after,
+)
 from fedmoe_app.server.placement import Placements, placed_arrays
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.sync import DeltaSync
@@ -168,7 +176,7 @@ class MoEStrategy:
         weeks.
         """
         keeps = self.task.changed_only or self.task.offer.keeps_residuals
-        drop = forget and (self.plan.keeps_state or keeps)
+        drop = forget and (self.plan.keeps_state or self.plan.recalls or keeps)
         if not drop and not is_deployed(grid):
             return
         content = RecordDict({"task": ConfigRecord({"run-key": self.run_key, "drop": drop})})
@@ -294,12 +302,15 @@ class MoEStrategy:
             )
             return None
         try:
-            found = moved(self.state, steps, list(answers.by_client.values()), now.server_round)
+            info = info_of(now.server_round, list(answers.by_client.values()))
+            found = moved(self.state, steps, info)
+            told = told_after(found, steps, info)
         except PartError as error:
             now.fail("measuring", f"{error} ({self.scheme}); the global model stays as it was")
             return None
         arrays = encode_state(found)
         self.state = view_state(arrays)
+        self.broadcast |= told
         return arrays
 
     def _measured(self, now: Round, messages: Sequence[Message]) -> Iterator[Message]:
@@ -427,7 +438,10 @@ class MoEStrategy:
         self.state = view_state(arrays)
         if diagnostics is not None:
             now.diagnostics = diagnostics.result(self.plan.server, info)
-        self.broadcast, self.step_state = flat_signals(outcome.told), outcome.state
+        apart = self.plan.told_apart  # is told until the next exchange of its kind
+        told_on = {k: t for k, t in self.broadcast.items() if k.partition("/")[0] in apart}
+        self.broadcast = told_on | flat_signals(outcome.told)
+        self.step_state = outcome.state
         return arrays
 
     def _note_lost_state(self, now: Round, updates: Sequence[ClientUpdate]) -> None:
