@@ -16,7 +16,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedmoe_app.aggregation.aggregate import stepped
-from fedmoe_app.aggregation.guarded import GuardedValues
+from fedmoe_app.aggregation.unwritten import GuardedValues
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.schemes.faults import call, named
 from fedmoe_app.schemes.parts import Measured as Statistic
