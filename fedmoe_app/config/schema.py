@@ -216,6 +216,17 @@ class WireConfig(Section):
         return tuple(dict.fromkeys((self.codec, *parse_codecs(self.accept))))
 
 
+class RobustConfig(Section):
+    """What one client can do to a round at most (docs/trust.md)."""
+
+    guard: Literal["default", "tight", "off"] = key(
+        "default",
+        "default, tight or off: bounds of a client's share and of the norms of its update, by the "
+        "median client",
+        resumable=True,
+    )
+
+
 class RunConfig(Section):
     """A whole run; :func:`fedmoe_app.config.parse.parse_run_config` reads one of flat keys."""
 
@@ -345,6 +356,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     wire: WireConfig = WireConfig()
+    robust: RobustConfig = RobustConfig()
     fedprox: FedProxConfig = FedProxConfig()
     fedmoe: FedMoEConfig = FedMoEConfig()
     pflmoe: PFLMoEConfig = PFLMoEConfig()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.wire.metrics import COLUMNS, CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
 
@@ -74,6 +75,7 @@ class RoundRecord:
         bytes_down_to: of what asked a client to train, by client.
         bytes_down: of all messages.
         lost_state: clients that had lost what they kept.
+        guarded: what the guard did; None without one.
         diagnostics: of the scheme, by name.
         evaluation: ``loss`` and ``accuracy``; None if there was none.
         seconds: by phase of the round.
@@ -92,6 +94,7 @@ class RoundRecord:
     bytes_down_to: Mapping[int, int] = field(default_factory=dict)
     bytes_down: int = 0
     lost_state: tuple[int, ...] = ()
+    guarded: Guarded | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -125,16 +128,17 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
             "trained": [update.routing.trained.tolist() for update in updates],
         },
         "diagnostics": _compact(record.diagnostics),
+        **_guard(record.guarded),
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
         | client_seconds(updates, record.round_trips),
     }
 
 
 def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:
-    total = sum(update.num_examples for update in updates)
+    total = sum(update.counted for update in updates)
     if not total:
         return None
-    return sum(u.metrics["train-loss"] * u.num_examples for u in updates) / total
+    return sum(u.metrics["train-loss"] * u.counted for u in updates) / total
 
 
 def _client(position: int, record: RoundRecord) -> dict[str, Any]:
@@ -150,7 +154,20 @@ def _client(position: int, record: RoundRecord) -> dict[str, Any]:
         "bytes_down": record.bytes_down_to.get(update.client, 0),
         "codec": update.codec,
         "experts_sent": int((update.routing.trained > 0).sum()),
+        **_guarded(update, record.guarded),
     }
+
+
+def _guard(guarded: Guarded | None) -> dict[str, Any]:
+    """Return the norms that the guard's bounds were multiples of, by kind of block."""
+    return {} if guarded is None else {"guard": {"typical": _compact(dict(guarded.typical))}}
+
+
+def _guarded(update: ClientUpdate, guarded: Guarded | None) -> dict[str, Any]:
+    """Return what a client counted as, and how much was left of its most clipped block."""
+    if guarded is None:
+        return {}
+    return {"counts_as": update.counted, "clipped_to": _compact(guarded.factors[update.client])}
 
 
 def _selection_ratio(record: RoundRecord, position: int) -> float | None:

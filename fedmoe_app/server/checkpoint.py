@@ -98,6 +98,7 @@ class Snapshot:
     broadcast: dict[str, Tensor]
     counters: Counters
     step_state: dict[str, Tensor] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)  # of Guard.dump(); empty without one
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             broadcast=tensors[BROADCAST_FILE],
             counters=_counters(header["counters"]),
             step_state=tensors.get(STEPS_FILE, {}),
+            guard=header.get("guard", {}),  # not in older ones
         ),
         _identity(header),
         header["versions"],
@@ -201,6 +203,8 @@ def _header(
         "versions": dict(versions),
         "files": dict(files),
     }
+    if snapshot.guard:
+        header["guard"] = snapshot.guard
     return header | {"sha256": _own_digest(header)}
 
 

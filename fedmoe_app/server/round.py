@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.metrics import RoundRecord
@@ -80,6 +81,7 @@ class Round:
         self._bytes_down_to: Mapping[int, int] = {}
         self._bytes_down_to_node: dict[int, int] = {}
         self._lost_state: list[int] = []
+        self._guarded: Guarded | None = None
         self._seconds: dict[str, float] = {}
         self._round_trips: dict[str, float] = {}
         self._arrivals: dict[int, float] = {}  # node -> seconds from asking to its training reply
@@ -207,8 +209,14 @@ class Round:
         """Note that a client has lost what it kept."""
         self._lost_state.append(client)
 
-    def note_aggregated(self, updates: Sequence[ClientUpdate], bytes_up: Mapping[int, int]) -> None:
-        """Note what the new global model was made of; bytes by client."""
+    def note_aggregated(
+        self,
+        updates: Sequence[ClientUpdate],
+        bytes_up: Mapping[int, int],
+        guarded: Guarded | None = None,
+    ) -> None:
+        """Note what the new global model was made of, and what the guard did; bytes by client."""
+        self._guarded = guarded
         # The record outlives the round; the changes do not.
         self._updates = tuple(
             replace(update, changes=ModelState(), statistics={}) for update in updates
@@ -232,6 +240,7 @@ class Round:
             bytes_down_to=self._bytes_down_to,
             bytes_down=self._bytes_down,
             lost_state=tuple(self._lost_state),
+            guarded=self._guarded,
             diagnostics=self.diagnostics,
             evaluation=self.evaluation,
             seconds=self._seconds | {"round": time.monotonic() - self._started},

@@ -167,6 +167,7 @@ class RoundLoop:
         return Snapshot(
             *(self.rounds_done, strategy.run_key, strategy.state, strategy.broadcast, counters),
             strategy.step_state or {},
+            strategy.guard.dump() if strategy.guard is not None else {},
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -178,6 +179,8 @@ class RoundLoop:
         strategy.num_aggregated = counters.num_folded
         strategy.run_key, strategy.broadcast = snapshot.run_key, snapshot.broadcast
         strategy.step_state = snapshot.step_state or None
+        if strategy.guard is not None:
+            strategy.guard.load(snapshot.guard)
         strategy.last_replies = dict(counters.last_replies)
         registry.clients = counters.roster
         registry.sizes = dict(counters.sizes)

@@ -13,6 +13,7 @@ from datasets import Dataset
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe_app.aggregation.guard import STRENGTHS, Guard
 from fedmoe_app.aggregation.store import MIB, Spool
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.files import new_folder
@@ -117,6 +118,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             Spool(limit=config.spool_above * MIB),
             PairRule(config.exact_pairs_up_to, config.projection_size, config.seed),
             config.diagnostics,
+            _guard(config),
         ),
         Placements(setup.shape, config.round_timeout) if chosen else None,
     )
@@ -133,6 +135,11 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     _write_card(folder.path, items)
     tell(ResultsAt(str(folder.path)))
     return folder.path
+
+
+def _guard(config: RunConfig) -> Guard | None:
+    strength = STRENGTHS.get(config.robust.guard)
+    return None if strength is None else Guard(strength)
 
 
 def _write_card(run: Path, items: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedmoe_app.aggregation.aggregate import FoldError, aggregate
 from fedmoe_app.aggregation.diagnostics import Diagnostics
+from fedmoe_app.aggregation.guard import Guard
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.config.policy import REFUSED
@@ -102,11 +103,13 @@ class Aggregation:
         store: where the changes of a round wait until all replies are in.
         pairs: how cosines between clients' changes are worked out.
         diagnose: work out the scheme's diagnostics of every round.
+        guard: bounds what one client can do to a round; None leaves that to the scheme.
     """
 
     store: Spool = field(default_factory=Spool)
     pairs: PairRule = field(default_factory=PairRule)
     diagnose: bool = True
+    guard: Guard | None = None
 
 
 class MoEStrategy:
@@ -152,6 +155,11 @@ class MoEStrategy:
         self.last_replies: dict[int, int] = {}
         self._num_partitions = 0  # into which the clients of earlier rounds split the data
         self.begin_sums()
+
+    @property
+    def guard(self) -> Guard | None:
+        """What bounds a client's influence on a round."""
+        return self.aggregation.guard
 
     @property
     def region_size(self) -> int:
@@ -355,6 +363,8 @@ class MoEStrategy:
             *(self.update_spec(), self.registry, self.aggregation.store, holders, split, streaming),
             question=question,
             bounds=self.task.bounds,
+            guard=self.guard,
+            num_asked=len(asked),
         )
 
     def begin_sums(self) -> None:
@@ -388,7 +398,9 @@ class MoEStrategy:
         arrays = self._aggregate(now, updates)
         if arrays is None:
             return None
-        now.note_aggregated(updates, collected.bytes_up)
+        now.note_aggregated(updates, collected.bytes_up, collected.guarded)
+        if self.guard is not None:
+            self.guard.learn({update.client: collected.sizes[update.client] for update in updates})
         known = [update.num_partitions for update in updates if update.num_partitions]
         self._num_partitions = known[0] if known else self._num_partitions
         self.num_aggregated += 1
@@ -409,7 +421,7 @@ class MoEStrategy:
             collected.kinds["refused"] += len(refused)
         now.collected(collected.kinds)
         updates, registry = collected.updates, self.registry
-        registry.sizes |= {update.client: update.num_examples for update in updates}
+        registry.sizes |= {update.client: update.counted for update in updates}
         registry.tests |= {u.client: int(u.metrics.get(NUM_TEST_ITEMS, 0)) for u in updates}
         good = [f"client {update.client}" for update in updates]
         # Who works for another run is waited for, and has not failed.
