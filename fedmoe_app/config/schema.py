@@ -23,6 +23,7 @@ from fedmoe_app.config.names import (
     check_codec,
     parse_codecs,
 )
+from fedmoe_app.config.privacy import PrivacyConfig
 from fedmoe_app.config.schemes import (
     CombineConfig,
     FCMoEConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "Paragraph",
+    "PrivacyConfig",
     "RunConfig",
     "TrainConfig",
     "WireConfig",
@@ -357,6 +359,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     wire: WireConfig = WireConfig()
     robust: RobustConfig = RobustConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     fedprox: FedProxConfig = FedProxConfig()
     fedmoe: FedMoEConfig = FedMoEConfig()
     pflmoe: PFLMoEConfig = PFLMoEConfig()
@@ -379,6 +382,59 @@ class RunConfig(Section):
                 f"{self.min_clients}: choose at least min-clients, or 0 for fraction-train"
             )
         return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> RunConfig:
+        if fault := self._privacy_fault():
+            raise ValueError(fault)
+        return self
+
+    def _privacy_fault(self) -> str:
+        """Return what would undo the privacy that is asked for, with the way out; or ""."""
+        privacy = self.privacy
+        if not privacy.has_dp and not privacy.secure_sum:
+            return ""
+        what = "privacy.secure-sum = true" if privacy.secure_sum else f'privacy.dp = "{privacy.dp}"'
+        if self.rounds != "sync":
+            return f'{what} with rounds = "{self.rounds}": a sum needs one round\'s clients; "sync"'
+        if self.model.experts_in_memory != "all":
+            return (
+                f'{what} with model.experts-in-memory = "{self.model.experts_in_memory}": which '
+                'experts a node asks for tells what its data are; choose "all"'
+            )
+        if privacy.secure_sum:
+            return self._sum_fault(what)
+        if self.sampling != "uniform":
+            return (
+                f'{what} with sampling = "{self.sampling}": chances would depend on the clients\' '
+                'data; choose "uniform"'
+            )
+        if self.fraction_train != 1 or self.clients_per_round:
+            return (
+                f"{what}: privacy.dp-sample-rate says who is asked; leave fraction-train = 1 and "
+                "clients-per-round = 0"
+            )
+        if self.wire.error_feedback and self.wire.codecs != ("fp32",):
+            return (
+                f'{what} with wire.codec = "{self.wire.codec}", wire.accept = '
+                f'"{self.wire.accept}": what encoding lost is sent in later rounds, so that a '
+                "client's round holds its earlier ones; set wire.error-feedback = false"
+            )
+        return ""
+
+    def _sum_fault(self, what: str) -> str:
+        if self.wire.codecs != ("fp32",):
+            return (
+                f'{what} with wire.codec = "{self.wire.codec}", wire.accept = '
+                f'"{self.wire.accept}": masked values are integers that no codec may round; choose '
+                '"fp32" for both'
+            )
+        if self.min_clients < 3:
+            return (
+                f"{what} with min-clients = {self.min_clients}: a sum of two tells each of them "
+                "the other; choose 3 or more, better 5"
+            )
+        return ""
 
     @property
     def scheme_kwargs(self) -> dict[str, Any]:

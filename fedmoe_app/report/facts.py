@@ -52,13 +52,29 @@ def summary(flat: dict[str, Any], lines: Sequence[Line], metric: str) -> list[Fa
         Fact("scheme", str(flat["scheme"])),
         Fact("model", _base_name(flat["model.name"]), f"trained: {flat['model.train']}"),
         Fact("data", base_names(str(flat["data.source"])), _partition(flat)),
-        Fact("clients", str(len(clients)), "that sent a usable update"),
+        _clients(clients, rounds),
         Fact("rounds", f"{len(rounds)} of {flat['num-server-rounds']}", _failed_rounds(rounds)),
         Fact("sent up", human_bytes(_sum(rounds, "bytes_up")), "all clients and rounds"),
         Fact("sent down", human_bytes(_sum(rounds, "bytes_down")), "all clients and rounds"),
         Fact("time", duration(sum(_seconds(line) for line in lines)), "sum of the rounds"),
         Fact("lost replies", str(len(failures(rounds))), "failures of clients, see below"),
+        *_privacy(rounds),
     ]
+
+
+def _clients(clients: set[int], rounds: Sequence[Line]) -> Fact:
+    if any(line.get("num_clients", 0) is None for line in rounds):
+        return Fact("clients", MISSING, "not told: differential privacy")
+    return Fact("clients", str(len(clients)), "that sent a usable update")
+
+
+def _privacy(rounds: Sequence[Line]) -> list[Fact]:
+    """Return what the run has spent; nothing without differential privacy."""
+    spent = next((line["privacy"] for line in reversed(rounds) if line.get("privacy")), None)
+    if spent is None:
+        return []
+    note = f"δ = {spent['delta']:g}, {spent['releases']} releases"
+    return [Fact("privacy spent", f"ε = {spent['epsilon']:.3g}", note)]
 
 
 def where_scored(lines: Sequence[Line]) -> str:

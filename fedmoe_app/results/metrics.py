@@ -80,6 +80,8 @@ class RoundRecord:
         evaluation: ``loss`` and ``accuracy``; None if there was none.
         seconds: by phase of the round.
         round_trips: seconds from asking to the reply, by client or node.
+        privacy: what the run has spent so far; empty without differential privacy.
+        is_private: whether it says nothing of single clients, or of how many there were.
     """
 
     server_round: int
@@ -99,6 +101,8 @@ class RoundRecord:
     evaluation: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     round_trips: Mapping[str, float] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    is_private: bool = False
 
     @cached_property
     def line(self) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
     """Describe a round as a line of ``metrics.jsonl``."""
     evaluation = dict(record.evaluation or {})
     updates = record.updates
-    return {
+    line = {
         "round": record.server_round,
         "status": "ok" if record.aggregated else "failed",
         "loss": evaluation.get("loss"),
@@ -132,6 +136,9 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
         | client_seconds(updates, record.round_trips),
     }
+    if record.is_private:
+        line |= {"num_clients": None, "bytes_up": None, "bytes_down": None}
+    return line | ({"privacy": dict(record.privacy)} if record.privacy else {})
 
 
 def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:

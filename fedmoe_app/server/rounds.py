@@ -158,7 +158,8 @@ class RoundLoop:
             strategy.num_aggregated,
             self._unevaluated,
             dict(strategy.last_replies),
-            dict(registry.clients),
+            # Who is there tells who was drawn.
+            dict(registry.clients) if strategy.private is None else {},
             strategy.placements.book() if strategy.placements is not None else {},
             dict(registry.sizes),
             registry.cooldown.dump(),
@@ -197,6 +198,7 @@ class RoundLoop:
         return Round(
             *(server_round, grid, self.arrays, timeout),
             *(self.strategy.registry, self._others, self._callbacks),
+            None if (private := self.strategy.private) is None else private.expected,
         )
 
     def _measure(self, now: Round, steps: Sequence[Step]) -> bool:
@@ -222,7 +224,7 @@ class RoundLoop:
         strategy = self.strategy
         if evaluate_fn is not None:
             now.evaluation = evaluate_fn(now.server_round, now.arrays)
-        else:
+        elif strategy.private is None:  # scores of clients have no noise
             nodes = self.collect.evaluators(strategy, now)
             messages = strategy.configure_evaluate(now, nodes)
             replies = strategy.exchange(now, messages, EVALUATION)

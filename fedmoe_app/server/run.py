@@ -27,12 +27,15 @@ from fedmoe_app.moe.prefix.find import Prefix
 from fedmoe_app.moe.prefix.replay import replayed
 from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.training.lora import merge_adapters
+from fedmoe_app.privacy.client_level import ClientLevel
+from fedmoe_app.privacy.ledger import Ledger
 from fedmoe_app.results.events import ResultsAt, TableFollows, logger, tell
 from fedmoe_app.results.folder import RunFolder, read_metrics
 from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.table import print_table
 from fedmoe_app.results.trackers import require_trackers
 from fedmoe_app.schemes import make_scheme
+from fedmoe_app.schemes.base import Plan
 from fedmoe_app.schemes.checks import check_holds_chosen, check_run
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.buffered import Buffered
@@ -41,6 +44,7 @@ from fedmoe_app.server.client_list import read_client_list
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import WaitForAll
 from fedmoe_app.server.placement import Placements
+from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.recorder import RunRecorder, open_recorder
 from fedmoe_app.server.rounds import EvaluateFn, RoundLoop
 from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
@@ -93,7 +97,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     data = server_data(config.data)
     check_holds_chosen(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
-    check_run(config, scheme, setup.shape)
+    plan = check_run(config, scheme, setup.shape)
     prefix = frozen_prefix(config, setup)
     chosen = config.model.experts_in_memory == "chosen"
     test = _encode(setup, data.test)
@@ -121,6 +125,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             _guard(config),
         ),
         Placements(setup.shape, config.round_timeout) if chosen else None,
+        _private_rounds(config, plan, setup),
     )
     collect = Buffered(config.buffer_size) if config.rounds == "buffered" else WaitForAll()
     loop = RoundLoop(strategy, collect)
@@ -128,6 +133,9 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     recorder = open_recorder(config, identity, loop, state, about)
     folder = recorder.folder
     strategy.aggregation.store.folder = folder.path  # replies that do not fit in memory wait there
+    if strategy.private is not None:
+        done = strategy.num_aggregated
+        strategy.private.ledger = Ledger(strategy.private.level, folder.path, done)
     with recorder:
         tell(ResultsAt(str(folder.path)))
         _run(grid, config, loop, setup, recorder, test, prefix)
@@ -138,8 +146,18 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
 
 
 def _guard(config: RunConfig) -> Guard | None:
+    """Return the bounds of single clients; where these are private they bound themselves."""
     strength = STRENGTHS.get(config.robust.guard)
-    return None if strength is None else Guard(strength)
+    private = config.privacy.has_dp or config.privacy.secure_sum
+    return None if strength is None or private else Guard(strength)
+
+
+def _private_rounds(config: RunConfig, plan: Plan, setup: Setup) -> PrivateRounds | None:
+    """Return the mechanism of a run with differential privacy."""
+    if not config.privacy.has_dp:
+        return None
+    shape = setup.shape
+    return PrivateRounds(ClientLevel.of(config, plan, shape.num_layers, shape.num_experts))
 
 
 def _write_card(run: Path, items: int) -> None:
@@ -201,6 +219,9 @@ def _run(
     loop.strategy.summary()
     if prefix is not None:
         logger.info("%s", described(config, setup, prefix))
+    if loop.strategy.private is not None:
+        num_values = sum(tensor.numel() for _, tensor in recorder.state.named())
+        loop.strategy.private.say_before(num_values, config.num_server_rounds)
     try:
         loop.run(
             grid,

@@ -23,11 +23,13 @@ from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
 from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.privacy.client_level import private_plan
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
 from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.sums import PairRule
+from fedmoe_app.schemes.views import RoundInfo
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
 from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
@@ -41,6 +43,7 @@ from fedmoe_app.server.measuring import (
     told_after,
 )
 from fedmoe_app.server.placement import Placements, placed_arrays
+from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.sync import DeltaSync
 from fedmoe_app.server.transport import exchange, is_deployed, wait_for_nodes
@@ -122,6 +125,7 @@ class MoEStrategy:
         registry: the clients, and who of them is drawn.
         aggregation: where and how changes are summed.
         placements: which experts each node has; None where all nodes have all.
+        private: draws clients and bounds their changes, where the run has differential privacy.
 
     Attributes:
         state: the global model.
@@ -137,6 +141,7 @@ class MoEStrategy:
         registry: ClientRegistry | None = None,
         aggregation: Aggregation | None = None,
         placements: Placements | None = None,
+        private: PrivateRounds | None = None,
     ) -> None:
         self.scheme = scheme
         self.limits = limits or Limits()
@@ -146,6 +151,9 @@ class MoEStrategy:
         self.registry = registry or ClientRegistry()
         self.aggregation = aggregation or Aggregation()
         self.placements = placements
+        self.private = private
+        if private is not None:
+            self.plan = private_plan(self.plan, private.level, private.randomness)
         self.run_key = self.task.run_key or secrets.token_hex(16)
         self.sync = DeltaSync(self.task.changed_only, self.task.download_codec)
         self.busy = BusyNodes(self._late_reply)
@@ -205,6 +213,11 @@ class MoEStrategy:
         nodes = wait_for_nodes(
             now.grid, limits.min_clients, limits.wait_for_clients, self.busy, self.connected
         )
+        if self.private is not None:
+            self.private.ledger.check()  # before anybody trains in vain
+            nodes = self.private.draw(nodes)
+            now.num_asked = len(nodes)
+            return nodes
         awake = self.registry.awake(now.grid, nodes, now.server_round, limits.min_clients)
         size = min(self.sample_size(len(nodes)), len(awake))
         nodes = self.registry.draw(now.grid, awake, now.server_round, size)
@@ -351,6 +364,10 @@ class MoEStrategy:
             del reply
         now.ask_names()
 
+    def adjusted(self, update: ClientUpdate) -> ClientUpdate:
+        """Return a good reply as it is aggregated."""
+        return update if self.private is None else self.private.bounded(update)
+
     def collector(self, asked: Sequence[int], question: Question) -> UpdateCollector:
         """Return what takes the replies of these nodes, summing at once what can be."""
         holders = self.registry.holders(asked)
@@ -362,7 +379,8 @@ class MoEStrategy:
         return UpdateCollector(
             *(self.update_spec(), self.registry, self.aggregation.store, holders, split, streaming),
             question=question,
-            bounds=self.task.bounds,
+            # Under differential privacy a reply tells no counts.
+            bounds=self.task.bounds if self.private is None else None,
             guard=self.guard,
             num_asked=len(asked),
         )
@@ -370,7 +388,7 @@ class MoEStrategy:
     def begin_sums(self) -> None:
         """Begin the sums of a round."""
         self._buffers = ArrayBuffers()
-        experts = not self.aggregation.diagnose
+        experts = not self.aggregation.diagnose or self.private is not None
         self._sums = RunningSums(self.plan.server, experts, self.state, self._buffers.zeros)
 
     def update_spec(self) -> UpdateSpec:
@@ -388,12 +406,8 @@ class MoEStrategy:
         """
         self._note(now, collected)
         updates = collected.updates
-        if len(updates) < self.limits.min_clients:
-            now.fail(
-                "round",
-                f"{len(updates)} usable replies of {now.num_asked} clients asked, "
-                f"min-clients = {self.limits.min_clients}; the global model stays as it was",
-            )
+        if fault := self._too_few(now, len(updates)):
+            now.fail("round", f"{fault}; the global model stays as it was")
             return None
         arrays = self._aggregate(now, updates)
         if arrays is None:
@@ -405,6 +419,18 @@ class MoEStrategy:
         self._num_partitions = known[0] if known else self._num_partitions
         self.num_aggregated += 1
         return arrays
+
+    def _too_few(self, now: Round, usable: int) -> str:
+        """Return why so few usable replies make no round; "" if they do."""
+        if self.private is not None:
+            # Noise on fewer is as good; how many there were is nobody's business.
+            return "no usable reply" if now.num_asked and not usable else ""
+        if usable >= self.limits.min_clients:
+            return ""
+        return (
+            f"{usable} usable replies of {now.num_asked} clients asked, "
+            f"min-clients = {self.limits.min_clients}"
+        )
 
     def _note(self, now: Round, collected: Collected) -> None:
         """Note who failed and what the others told of themselves."""
@@ -420,6 +446,8 @@ class MoEStrategy:
         if refused:
             collected.kinds["refused"] += len(refused)
         now.collected(collected.kinds)
+        if self.private is not None:
+            return  # sizes, failures and rests would lie in the checkpoint
         updates, registry = collected.updates, self.registry
         registry.sizes |= {update.client: update.counted for update in updates}
         registry.tests |= {u.client: int(u.metrics.get(NUM_TEST_ITEMS, 0)) for u in updates}
@@ -433,8 +461,10 @@ class MoEStrategy:
     def _aggregate(self, now: Round, updates: Sequence[ClientUpdate]) -> ArrayRecord | None:
         """Aggregate the updates, or say why the global state stays as it was."""
         info = round_info(now.server_round, updates)
-        layers, experts = info.routing[0].count.shape
-        diagnostics = Diagnostics(layers, experts) if self.aggregation.diagnose else None
+        diagnostics = self._diagnostics(info)
+        if self.private is not None:
+            self.private.ledger.spend()
+            now.privacy = self.private.ledger.figures()
         try:
             outcome = aggregate(
                 *(self.state, updates, self.plan, info, self.step_state),
@@ -455,6 +485,12 @@ class MoEStrategy:
         self.broadcast = told_on | flat_signals(outcome.told)
         self.step_state = outcome.state
         return arrays
+
+    def _diagnostics(self, info: RoundInfo) -> Diagnostics | None:
+        if not self.aggregation.diagnose or self.private is not None:
+            return None
+        layers, experts = info.routing[0].count.shape
+        return Diagnostics(layers, experts)
 
     def _note_lost_state(self, now: Round, updates: Sequence[ClientUpdate]) -> None:
         """Tell which clients should have kept something of an earlier round and have not."""
@@ -486,4 +522,5 @@ class MoEStrategy:
 
     def _late_reply(self, node_id: int, content: RecordDict) -> None:
         """Tell of a late reply; nothing is learnt from it."""
-        tell(LateReply(self.registry.name(node_id)))
+        if self.private is None:
+            tell(LateReply(self.registry.name(node_id)))
