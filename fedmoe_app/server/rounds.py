@@ -178,6 +178,8 @@ class RoundLoop:
         strategy.num_aggregated = counters.num_folded
         strategy.run_key, strategy.broadcast = snapshot.run_key, snapshot.broadcast
         strategy.step_state = snapshot.step_state or None
+        if strategy.assignments is not None:
+            strategy.assignments.restore(snapshot.step_state)
         strategy.last_replies = dict(counters.last_replies)
         registry.clients = counters.roster
         registry.sizes = dict(counters.sizes)
