@@ -105,6 +105,7 @@ _BY_MODULE = {
     "moe.loading": ("LoadSpec", "load_model"),
 }
 PUBLIC = {name: f"{__name__}.{module}" for module, names in _BY_MODULE.items() for name in names}
+__all__ = list(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -190,10 +190,9 @@ def compare_schemes(
         ConfigError: for anything wrong that can be known before a run is started.
     """
     from fedmoe_app.compare.compare import Request, compare, folder_of, read_schemes
-    from fedmoe_app.launch.app_folder import app_folder
 
     request = Request(
-        app_folder(Path(".")),
+        Path("."),
         read_schemes(",".join(schemes)),
         tuple(seeds),
         tuple(alphas),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,7 @@ from fedmoe_app.client.outputs import received_logits, step_outputs, sums_of_out
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
 from fedmoe_app.client.placement import assigned_by, choose, chosen_by, experts_to_load
+from fedmoe_app.client.prefix import prefix_once
 from fedmoe_app.client.recall import NOTHING, Recalled, recall, remember
 from fedmoe_app.client.rows import ClientRows, client_rows, divided
 from fedmoe_app.client.state import Keeping
@@ -44,6 +45,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.partial.streamed import all_experts
+from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.training.trainable import Trainables
@@ -72,21 +74,26 @@ def train_client(
     watch = watch or Stopwatch()
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, watch).run()
+        client = prepare_round(config, node, task, watch)
+        with client.prefix_once():
+            return client.run()
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placement:
     """Choose the experts that this node has in its first round, by the state without experts."""
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, Stopwatch()).choose()
+        client = prepare_round(config, node, task, Stopwatch())
+        with client.prefix_once():
+            return client.choose()
 
 
 def measure_for_client(config: RunConfig, node: Node, task: TrainTask) -> Tensors:
     """Return what the steps hold for which nobody trains, of the received model."""
     with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
         client = prepare_round(config, node, task, Stopwatch())
-        return client.measure()
+        with client.prefix_once():
+            return client.measure()
 
 
 def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwatch) -> ClientRound:
@@ -190,6 +197,11 @@ class ClientRound:
         if features:
             remember(self.task, self.node.client, torch.cat(features))
         return sums
+
+    def prefix_once(self) -> AbstractContextManager[HiddenStates | None]:
+        """Compute the model's frozen layers at most once a text inside; see there."""
+        key, client = self.task.run_key, self.node.client
+        return prefix_once(self.config, self.setup, self.rows, key, client)
 
     def sums_of(
         self, statistics: Sequence[Measured], note: Callable[[Tensor], None] | None = None
@@ -363,7 +375,8 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
             policy.check_round(len(rows.train), num_steps=0)
         write_state(setup.model, setup.layers, task.state)
         size = config.train.per_device_eval_batch_size
-        with doing(SCORING):
+        prefix = prefix_once(config, setup, rows, task.run_key, node.client)
+        with prefix, doing(SCORING):
             score = evaluate(setup.model, setup.task, rows.test, size)
         return ClientScore(node.client, score.loss, score.correct, score.items)
 

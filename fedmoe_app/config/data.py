@@ -85,8 +85,8 @@ class DataConfig(Section):
     )
     metric: Literal[("auto", *METRICS)] = key(  # type: ignore[valid-type]
         "auto",
-        "causal-lm: token-accuracy (auto) or exact-match (the generated answer's last number); "
-        "multiple-choice: accuracy (auto) or acc-norm (length-normalised)",
+        "what counts as right; auto: the first that the task has; "
+        + "; ".join(f"{name}: {what}" for name, what in METRICS.items() if what),
     )
     text_field: Text = key("text", "classification: the column with the input text")
     label_field: Text = key("label", "classification: the column with the class's name")

@@ -142,6 +142,14 @@ class TrainConfig(Section):
         False, "compute activations again in the backward pass: less memory for more time"
     )
     threads: Annotated[int, Field(ge=1)] = key(1, "torch threads a client may use")
+    prefix_cache: Literal["auto", "on", "off"] = key(
+        "auto",
+        "hidden states of the frozen layers below the first trained one are computed once and kept "
+        "on the node's disk: auto: where that pays (docs/performance.md), on or off",
+    )
+    prefix_cache_mib: Annotated[int, Field(ge=1)] = key(
+        1024, "MiB of them that a client keeps at most, and the server of its test set in memory"
+    )
 
     @property
     def examples_per_step(self) -> int:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmoe_app.config.lists import base_names
 from fedmoe_app.results.folder import SAMPLES_FILE
+from fedmoe_app.results.metrics import CLIENT_COLUMNS
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.results.values import Line
 from fedmoe_app.shown.duration import duration
-from fedmoe_app.wire.metrics import COLUMNS, Metric
 
 MAX_FAILURES = 200
 MAX_SAMPLES = 20
@@ -116,9 +116,8 @@ def clients_table(clients: Sequence[dict[str, Any]], metric: str) -> Table:
         "last round": [_count(c["last_round"]) for c in clients],
         "examples": [_count(c.get("num_examples")) for c in clients],
         **{
-            each.title.format(metric=metric): [_told(each, c) for c in clients]
-            for each in COLUMNS
-            if each.title
+            title.format(metric=metric): [_told(c.get(key), whole) for c in clients]
+            for key, title, whole in CLIENT_COLUMNS
         },
         "experts sent": [_count(c.get("experts_sent")) for c in clients],
         "sent up": [_bytes(c["up"]) for c in clients],
@@ -213,10 +212,8 @@ def _number(value: float | None, form: str = "{:.3f}") -> Cell:
     return Cell(MISSING) if value is None else Cell(form.format(value), value)
 
 
-def _told(metric: Metric, client: Mapping[str, Any]) -> Cell:
-    """Return what a client told of itself."""
-    show = _count if metric.allowed.whole else _number
-    return show(client.get(metric.column))
+def _told(value: float | None, whole: bool) -> Cell:
+    return _count(value) if whole else _number(value)
 
 
 def _count(value: float | None) -> Cell:

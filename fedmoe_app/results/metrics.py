@@ -9,10 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedmoe_app.wire.metrics import COLUMNS, CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
+
+
+class ClientColumn(NamedTuple):
+    """What a line of ``metrics.jsonl`` holds of each client that told it, for tables.
+
+    ``title`` may hold ``{metric}``; ``whole`` is whether the values are counts.
+    """
+
+    key: str
+    title: str
+    whole: bool
+
+
+CLIENT_COLUMNS = tuple(
+    ClientColumn(each.column, each.title, each.allowed.whole) for each in COLUMNS if each.title
+)
 
 
 def client_seconds(

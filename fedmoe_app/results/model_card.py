@@ -18,13 +18,13 @@ from scipy.stats import binomtest
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import flatten_table
+from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import CARD_FILE, licence_of
 from fedmoe_app.results.folder import CONFIG_FILE, read_metrics
 from fedmoe_app.shown.tables import markdown, markdown_cell
 
 CONFIDENCE = 0.95
-_PIPELINES = {"classification": "text-classification"}  # all else generates text
 _CLASSES = {
     "sequence": "AutoModelForSequenceClassification",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -69,11 +69,12 @@ def model_card(
         items: test examples that the accuracy is over; 0 if that is not known.
     """
     base = located(str(flat["model.name"]))
+    classifies = TASKS[str(flat["data.task"])].classifies
     data = ModelCardData(
         license=licence_of(base),
         base_model=base if base not in PRESET_NAMES and not Path(base).is_absolute() else None,
         library_name="transformers",
-        pipeline_tag=_PIPELINES.get(str(flat["data.task"]), "text-generation"),
+        pipeline_tag=f"text-{'classification' if classifies else 'generation'}",
         tags=["mixture-of-experts", "federated-learning", "fedmoe", str(flat["scheme"])],
     )
     body = "\n".join(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.tasks import TASKS, TaskKind
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.faults import call, named
@@ -79,10 +80,10 @@ _GONE = {
 
 
 _NO_CLASSES = {
-    "causal-lm": "a client lacks nearly all tokens of the vocabulary, and nearly all of its tokens "
+    "language": "a client lacks nearly all tokens of the vocabulary, and nearly all of its tokens "
     "are rare, so that what it says of absent or rare classes would hold for all of the model's "
     'output; only scheme = "logitadjust" carries over, with token frequencies as its prior',
-    "multiple-choice": "options are answers to one question, not classes that questions share, so "
+    "options": "options are answers to one question, not classes that questions share, so "
     "that there is no label skew to correct",
 }
 
@@ -95,7 +96,7 @@ class Run:
         model: its sizes.
         buffered: whether replies may start from older states (``rounds = "buffered"``).
         chosen: whether nodes load only the experts that they train.
-        task: "classification", "causal-lm" or "multiple-choice".
+        task: one of :data:`fedmoe_app.config.tasks.TASKS`.
     """
 
     model: ModelShape
@@ -103,14 +104,19 @@ class Run:
     chosen: bool = False
     task: str = "classification"
 
+    @property
+    def kind(self) -> TaskKind:
+        """What is known of the task."""
+        return TASKS[self.task]
+
     def needs_classes(self, what: str) -> None:
         """Refuse a task whose labels are no classes that examples share.
 
         Raises:
             ConfigError: with the reason; ``what`` begins the message.
         """
-        if self.task != "classification":
-            raise ConfigError(f'{what}: data.task = "{self.task}": {_NO_CLASSES[self.task]}')
+        if not self.kind.classifies:
+            raise ConfigError(f'{what}: data.task = "{self.task}": {_NO_CLASSES[self.kind.rows]}')
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,9 @@ from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
+from fedmoe_app.moe.prefix.find import Prefix
+from fedmoe_app.moe.prefix.replay import replayed
+from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.events import ResultsAt, TableFollows, logger, tell
 from fedmoe_app.results.folder import RunFolder, read_metrics
@@ -40,6 +45,7 @@ from fedmoe_app.server.rounds import EvaluateFn, RoundLoop
 from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
 from fedmoe_app.server.transport import is_deployed
 from fedmoe_app.tasks.base import evaluate
+from fedmoe_app.tasks.prefix import described, frozen_prefix, pays, tried
 from fedmoe_app.tasks.seeding import one_client
 from fedmoe_app.tasks.setup import Setup, load_setup, server_data
 from fedmoe_app.wire.bounds import TaskBounds
@@ -87,6 +93,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     check_holds_chosen(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
     check_run(config, scheme, setup.shape)
+    prefix = frozen_prefix(config, setup)
     chosen = config.model.experts_in_memory == "chosen"
     test = _encode(setup, data.test)
     state = read_state(setup.model, setup.layers)
@@ -121,7 +128,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     strategy.aggregation.store.folder = folder.path  # replies that do not fit in memory wait there
     with recorder:
         tell(ResultsAt(str(folder.path)))
-        _run(grid, config, loop, setup, recorder, test)
+        _run(grid, config, loop, setup, recorder, test, prefix)
     items = len(test) if test is not None and config.data.kind.classifies else 0
     _write_card(folder.path, items)
     tell(ResultsAt(str(folder.path)))
@@ -181,16 +188,19 @@ def _run(
     setup: Setup,
     recorder: RunRecorder,
     test: Encoded | None,
+    prefix: Prefix | None,
 ) -> None:
     folder = recorder.folder
     loop.strategy.summary()
+    if prefix is not None:
+        logger.info("%s", described(config, setup, prefix))
     try:
         loop.run(
             grid,
             encode_state(recorder.state),
             config.num_server_rounds,
             config.round_timeout,
-            _evaluate_fn(config, setup, test, folder),
+            _evaluate_fn(config, setup, test, folder, prefix),
             recorder.callbacks,
         )
     except TakenOverError:
@@ -203,7 +213,7 @@ def _run(
         raise
     _save(config, setup, loop.arrays, folder)
     loop.check_end()  # the nodes keep what they need to repeat the last rounds
-    loop.strategy.end_run(grid, forget=not config.keep_client_state)
+    loop.strategy.end_run(grid, not config.keep_client_state, prefix is not None)
 
 
 def _encode(setup: Setup, test: Dataset | None) -> Encoded | None:
@@ -239,7 +249,11 @@ def _save_if_possible(
 
 
 def _evaluate_fn(
-    config: RunConfig, setup: Setup, rows: Encoded | None, folder: RunFolder
+    config: RunConfig,
+    setup: Setup,
+    rows: Encoded | None,
+    folder: RunFolder,
+    prefix: Prefix | None,
 ) -> EvaluateFn | None:
     """Return the function that scores a global state on the server's test set, if it has one.
 
@@ -248,9 +262,11 @@ def _evaluate_fn(
     if rows is None:
         return None
 
+    once = _prefix_once(config, setup, rows, prefix)
+
     def evaluate_global(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         # The same threads every time: their number changes the last bits of a sum.
-        with one_client(config.seed, config.train.threads):
+        with one_client(config.seed, config.train.threads), once():
             write_state(setup.model, setup.layers, decode_state(arrays))
             score = evaluate(setup.model, setup.task, rows, config.train.per_device_eval_batch_size)
             samples = setup.task.samples(setup.model, rows[: config.data.num_samples])
@@ -260,6 +276,22 @@ def _evaluate_fn(
         )
 
     return evaluate_global
+
+
+def _prefix_once(
+    config: RunConfig, setup: Setup, rows: Encoded, prefix: Prefix | None
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return what computes the frozen layers of the test set once for all evaluations.
+
+    Raises:
+        ConfigError: ``train.prefix-cache = "on"``, and the model cannot be run from there on.
+    """
+    if prefix is None or not pays(config.train, setup, rows, num_trained=0):
+        return nullcontext
+    if tried(config, setup, prefix) is None:
+        return nullcontext
+    states = HiddenStates(config.train.prefix_cache_mib * MIB)
+    return lambda: replayed(prefix, states)
 
 
 def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:

@@ -170,16 +170,16 @@ class MoEStrategy:
         asked = f"{fixed} of the connected clients" if fixed else asked
         logger.info("each round: %s, at least %d", asked, self.limits.min_clients)
 
-    def end_run(self, grid: Grid, forget: bool = True) -> None:
+    def end_run(self, grid: Grid, forget: bool = True, prefix: bool = False) -> None:
         """Tell the nodes that the run has ended; call it when a complete run's model is saved.
 
         They are free for another one then, and drop what they kept if they are to ``forget`` it. A
         node that does not hear it does the first after some minutes and the second after some
-        weeks.
+        weeks. Hidden states of a frozen ``prefix`` are dropped in any case.
         """
         keeps = self.task.changed_only or self.task.offer.keeps_residuals
         drop = forget and (self.plan.keeps_state or self.plan.recalls or keeps)
-        if not drop and not is_deployed(grid):
+        if not drop and not prefix and not is_deployed(grid):
             return
         content = RecordDict({"task": ConfigRecord({"run-key": self.run_key, "drop": drop})})
         try:
