@@ -38,6 +38,7 @@ _BY_MODULE = {
         "Trained",
     ),
     "schemes.parts": (
+        "Assign",
         "Client",
         "ExpertProbe",
         "FeatureTerm",

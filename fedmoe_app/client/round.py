@@ -23,7 +23,7 @@ from fedmoe_app.client.memory import (
 from fedmoe_app.client.outputs import received_logits, step_outputs, sums_of_outputs
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
-from fedmoe_app.client.placement import choose, chosen_by, experts_to_load
+from fedmoe_app.client.placement import assigned_by, choose, chosen_by, experts_to_load
 from fedmoe_app.client.prefix import prefix_once
 from fedmoe_app.client.recall import NOTHING, Recalled, recall, remember
 from fedmoe_app.client.rows import ClientRows, client_rows, divided
@@ -56,6 +56,7 @@ from fedmoe_app.schemes.views import EMPTY, NO_NUMBER, LocalClient, Trained
 from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
 from fedmoe_app.tasks.setup import Setup, check_base, load_setup
+from fedmoe_app.wire.metrics import EXPERT_BUDGET
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, Placement
 
@@ -145,8 +146,12 @@ class ClientRound:
             # The next round's experts are chosen by the received values, like those of this one.
             select = self.plan.client.select
             once = select if isinstance(select, Once) else None
-            placement = choose(once, client) if loaded is not None and once else None
-            chosen = chosen_by(once, client) if once and loaded is None else loaded or None
+            assigns = self.plan.server.assign is not None
+            chooses = loaded is not None and once and not assigns
+            placement = choose(once, client) if once and chooses else None
+            chosen = loaded or assigned_by(self.task, self.setup.shape)
+            if chosen is None and once and loaded is None:
+                chosen = chosen_by(once, client)
             trainables = Trainables(self.setup.model, self.setup.layers, chosen)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
             with sums_of_inputs(self.plan, self.setup, trainables) as inputs:
@@ -316,7 +321,7 @@ class ClientRound:
             "num-truncated": self.rows.train.num_cut,
         }
         if self.plan.client.select is not None:
-            metrics["expert-budget"] = self.plan.client.select.budget(client)
+            metrics[EXPERT_BUDGET] = self.plan.client.select.budget(client)
         if self._loads_chosen:
             metrics["experts-held"] = len(self.task.state.experts)
         return metrics

@@ -307,6 +307,8 @@ class Plan:
                 "nodes choose the experts that they hold round by round; set "
                 'model.experts-in-memory = "all"'
             )
+        if self.server.assign is not None:
+            return "the server assigns experts to all clients after each round"
         if self.client.start_gates or self.client.start_experts:
             return (
                 "this scheme's clients start from what they kept and not from the global state, so "
@@ -338,6 +340,11 @@ class Plan:
             for part in self._all(Measured, *self._apart)
             if not isinstance(part, OfOutput)
         ]
+        if self.server.assign is not None and not self.chooses_once:
+            faults.append(
+                f"{type(self.server.assign).__name__}: assigns experts, so Client.select must be a "
+                "Once part, which chooses until then"
+            )
         names = [type(statistic).__name__ for statistic in self.measured]
         faults += [f"two statistics {n} that differ" for n in set(names) if names.count(n) > 1]
         return sorted(faults)

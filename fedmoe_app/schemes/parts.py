@@ -556,6 +556,28 @@ class Telling(Part):
         """Return what to tell; ``state`` is the new one if the part is a :class:`Step`, too."""
 
 
+class Assign(Part):
+    """Decides on the server which experts each client gets, and trains, in its next rounds.
+
+    A client that it has not assigned any yet chooses for itself (``Client.select``, a :class:`Once`
+    part), which also says how many it can train.
+    """
+
+    @abstractmethod
+    def assign(
+        self, replies: Sequence[Reply], state: Mapping[str, Tensor]
+    ) -> tuple[Mapping[int, Tensor], Tensors]:
+        """Return the experts by client number, ``[L, E]`` bool, and the state, all of it.
+
+        It is asked once a round. Who is not among the returned clients keeps what it had.
+
+        Args:
+            replies: of the round, in client order, without their changes; each tells routing and
+                ``expert_budget``.
+            state: what it returned after the round before, by name; empty in the first.
+        """
+
+
 class Probe(Part):
     """Tells numbers of a round for ``metrics.jsonl``; a fault in it costs these numbers only.
 
@@ -600,6 +622,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "dense": (Rule,),
     "gates": (Rule,),
     "experts": (Rule,),
+    "assign": (Assign,),
     "steps": (Step, Telling),
     "before": (Step,),
     "refresh": (Step,),
@@ -663,6 +686,7 @@ class Server:
 
     Attributes:
         dense, gates, experts: how their changes are combined.
+        assign: which experts each client gets and trains next.
         steps: what happens once a round with the combined change, in this order.
         before, refresh, after: steps before the first round, after every round, and after the last
             one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
@@ -674,6 +698,7 @@ class Server:
     dense: Rule = Mean()
     gates: Rule = ByExamples()
     experts: Rule = Mean()
+    assign: Assign | None = None
     steps: tuple[Step | Telling, ...] = ()
     before: tuple[Step, ...] = ()
     refresh: tuple[Step, ...] = ()

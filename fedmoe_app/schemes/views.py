@@ -75,6 +75,7 @@ class Reply:
         routing: its routing histogram, ``[L, E]`` tensors.
         changes: local − received, float32.
         statistics: what its parts measured beside them, by ``Statistic/name``.
+        expert_budget: experts a layer that it can train; 0 where a scheme chooses none.
     """
 
     client: int
@@ -83,6 +84,7 @@ class Reply:
     routing: RoutingStats
     changes: ModelState
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    expert_budget: int = 0
 
     def change(self, block: Block) -> Mapping[str, Tensor] | None:
         """Return the changes of a block by the tensor's name; None if it did not train it."""

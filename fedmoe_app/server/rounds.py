@@ -182,6 +182,8 @@ class RoundLoop:
         strategy.step_state = snapshot.step_state or None
         if strategy.guard is not None:
             strategy.guard.load(snapshot.guard)
+        if strategy.assignments is not None:
+            strategy.assignments.restore(snapshot.step_state)
         strategy.last_replies = dict(counters.last_replies)
         registry.clients = counters.roster
         registry.sizes = dict(counters.sizes)

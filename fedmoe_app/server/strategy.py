@@ -19,7 +19,7 @@ from fedmoe_app.aggregation.aggregate import FoldError, aggregate
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.guard import Guard
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
+from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, replies_of, round_info
 from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
@@ -30,6 +30,7 @@ from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.schemes.views import RoundInfo
+from fedmoe_app.server.assigning import Assignments
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
 from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
@@ -154,6 +155,7 @@ class MoEStrategy:
         self.private = private
         if private is not None:
             self.plan = private_plan(self.plan, private.level, private.randomness)
+        self.assignments = Assignments.of(self.plan, self.task.shape, placements)
         self.run_key = self.task.run_key or secrets.token_hex(16)
         self.sync = DeltaSync(self.task.changed_only, self.task.download_codec)
         self.busy = BusyNodes(self._late_reply)
@@ -268,12 +270,15 @@ class MoEStrategy:
         """Return one message a node, with what it holds and lacks of the state."""
         content, group = self._content(now.server_round, now.arrays), str(now.server_round)
         if self.placements is None:
-            messages, sizes = self.sync.address(content, nodes, kind, group)
+            own = {}
+            if self.assignments is not None and kind == MessageType.TRAIN:
+                own = self.assignments.records(self.registry, nodes)
+            messages, sizes = self.sync.address(content, nodes, kind, group, own)
         else:
             messages, sizes = [], {}
             for node in nodes:
-                own = self.placements.content_for(self.registry, node, content)
-                message, size = self.sync.address(own, [node], kind, group)
+                part = self.placements.content_for(self.registry, node, content)
+                message, size = self.sync.address(part, [node], kind, group)
                 messages, sizes = messages + message, sizes | size
         now.sent(sizes, to_train=kind == MessageType.TRAIN)
         return messages
@@ -394,7 +399,8 @@ class MoEStrategy:
     def update_spec(self) -> UpdateSpec:
         """Return what a reply to the present state may hold."""
         task = self.task
-        top_k = 0 if self.placements is None else task.shape.top_k
+        chooses = self.placements is not None and self.assignments is None
+        top_k = task.shape.top_k if chooses else 0
         spec = UpdateSpec.of(self.state, self.region_size, task.offer.codecs, top_k)
         return replace(spec, statistics=specs_of(self.plan.measured, self.state))
 
@@ -473,6 +479,8 @@ class MoEStrategy:
                 diagnostics=diagnostics,
             )
             arrays = encode_one_by_one(outcome.tensors, self._buffers)
+            if self.assignments is not None:
+                self.assignments.renew(replies_of(updates))
         except (FoldError, PartError) as error:
             logger.debug("round %d", now.server_round, exc_info=error)  # where in an own part
             now.fail("round", f"{error} ({self.scheme}); the global model stays as it was")
@@ -483,7 +491,8 @@ class MoEStrategy:
         apart = self.plan.told_apart  # is told until the next exchange of its kind
         told_on = {k: t for k, t in self.broadcast.items() if k.partition("/")[0] in apart}
         self.broadcast = told_on | flat_signals(outcome.told)
-        self.step_state = outcome.state
+        assigned = self.assignments.state() if self.assignments is not None else {}
+        self.step_state = outcome.state | assigned
         return arrays
 
     def _diagnostics(self, info: RoundInfo) -> Diagnostics | None:
