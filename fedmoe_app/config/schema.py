@@ -281,6 +281,16 @@ class RunConfig(Section):
         "rounds between evaluations of the global model; the last is always one",
         resumable=True,
     )
+    keep_best: Literal["", "accuracy", "loss"] = key(
+        "",
+        "keep the model of the round with the best accuracy or loss on the rows of "
+        'data.validation-source, else on the clients\' own hold-outs; "" = that of the last round',
+    )
+    patience: Annotated[int, Field(ge=0)] = key(
+        0,
+        "keep-best: rounds without a better one after which the run ends; 0 = it never ends early",
+        resumable=True,
+    )
     max_failed_rounds: Annotated[int, Field(ge=1)] = key(
         2, "failed rounds in a row after which the run stops", resumable=True
     )
@@ -357,6 +367,21 @@ class RunConfig(Section):
             raise ValueError(
                 f"clients-per-round = {self.clients_per_round} with min-clients = "
                 f"{self.min_clients}: choose at least min-clients, or 0 for fraction-train"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_waits_for_something(self) -> RunConfig:
+        if self.patience and not self.keep_best:
+            raise ValueError(
+                f'patience = {self.patience} with keep-best = "": no round is the best; choose '
+                'keep-best = "accuracy" or "loss", or patience = 0'
+            )
+        if self.patience and self.patience < self.evaluate_every:
+            raise ValueError(
+                f"patience = {self.patience} with evaluate-every = {self.evaluate_every}: the run "
+                "would end before a round after the best is scored; raise the one or lower the "
+                "other"
             )
         return self
 

@@ -10,6 +10,7 @@ from fedmoe_app.report import facts, maps, settings
 from fedmoe_app.report.heat import page_map
 from fedmoe_app.report.page import State, render, write_page
 from fedmoe_app.report.run_charts import charts_of, clients_chart, diagnostic_charts
+from fedmoe_app.results.best import ended_early
 from fedmoe_app.results.folder import ResultsError, read_rounds
 from fedmoe_app.results.values import Line
 
@@ -33,6 +34,8 @@ def write_run_page(folder: Path) -> Path:
 def state_of(flat: dict[str, Any], lines: Sequence[Line]) -> State:
     """Tell from the lines alone whether a run came to its end."""
     done, asked = lines[-1]["round"], flat["num-server-rounds"]
+    if ended_early(lines):
+        return State("complete", f"{done} of {asked} rounds: no better one came")
     if done == asked:
         return State("complete", f"{asked} rounds")
     return State("incomplete", f"after round {done} of {asked}: stopped, or still running")

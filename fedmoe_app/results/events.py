@@ -121,6 +121,17 @@ class RoundDone(Event):
 
 
 @dataclass(frozen=True)
+class BestKept(Event):
+    """A run ends early: no round was better than ``best`` for as long as it was to wait."""
+
+    kind = "best-kept"
+    round: int
+    best: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class LateReply(Event):
     """A reply came after its round was over."""
 
@@ -204,6 +215,11 @@ def _text(event: Event) -> str:
             left = f"; {event.left}" if event.left else ""
             outcome = scores if event.folded else "FAILED"
             return f"{what}: {outcome} ({duration(event.seconds)}{left})"
+        case BestKept():
+            return (
+                f"ends after round {event.round}: no {event.metric} on validation rows was better "
+                f"than {event.value:.3f} of round {event.best} (patience)"
+            )
         case LateReply():
             return f"{event.who}: late reply dropped; it is asked again"
         case Waiting():
@@ -229,8 +245,8 @@ def _number(value: Any) -> str:
 
 _KINDS: dict[str, type[Event]] = {
     event.kind: event
-    for event in (RoundStarted, Replied, Failed, RoundDone, LateReply, Waiting, ResultsAt,
-                  TableFollows)
+    for event in (RoundStarted, Replied, Failed, RoundDone, BestKept, LateReply, Waiting,
+                  ResultsAt, TableFollows)
 }  # fmt: skip
 
 

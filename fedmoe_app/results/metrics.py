@@ -60,6 +60,8 @@ class RoundRecord:
         lost_state: clients that had lost what they kept.
         diagnostics: of the scheme, by name.
         evaluation: ``loss`` and ``accuracy``; None if there was none.
+        validation: likewise, on the rows that choose the best round.
+        best: of :meth:`fedmoe_app.results.best.BestRound.line`; empty without one.
         seconds: by phase of the round.
         round_trips: seconds from asking to the reply, by client or node.
     """
@@ -78,6 +80,8 @@ class RoundRecord:
     lost_state: tuple[int, ...] = ()
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
+    best: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     round_trips: Mapping[str, float] = field(default_factory=dict)
 
@@ -109,6 +113,8 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
             "trained": [update.routing.trained.tolist() for update in updates],
         },
         "diagnostics": _compact(record.diagnostics),
+        **({"validation": dict(record.validation)} if record.validation is not None else {}),
+        **({"best": dict(record.best)} if record.best else {}),
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
         | client_seconds(updates, record.round_trips),
     }

@@ -48,6 +48,8 @@ class Round:
         failures: reason by client or node.
         aggregated: whether the global model changed.
         evaluation: of the global model.
+        validation: of it, on the rows that choose the best round.
+        best: what the round's line says of the best one so far.
         diagnostics: of the scheme.
     """
 
@@ -74,6 +76,8 @@ class Round:
         self.aggregated = False
         self.diagnostics: Mapping[str, Any] = {}
         self.evaluation: MetricRecord | None = None
+        self.validation: MetricRecord | None = None
+        self.best: Mapping[str, Any] = {}
         self._updates: tuple[ClientUpdate, ...] = ()
         self._rejected: Mapping[str, int] = {}
         self._bytes_up_by_client: Mapping[int, int] = {}
@@ -234,6 +238,8 @@ class Round:
             lost_state=tuple(self._lost_state),
             diagnostics=self.diagnostics,
             evaluation=self.evaluation,
+            validation=self.validation,
+            best=self.best,
             seconds=self._seconds | {"round": time.monotonic() - self._started},
             round_trips=self._round_trips,
         )

@@ -11,6 +11,7 @@ import pytest
 
 from fedmoe_app.results.events import (
     PREFIX,
+    BestKept,
     Ended,
     Event,
     EventLog,
@@ -88,6 +89,7 @@ EVENTS = [
     Failed("node 812", "out of\u2028memory"),
     RoundDone(2, 3, True, 4, 1, 2.5, float("inf"), 0.5, "about 2 s left"),
     LateReply("client 1"),
+    BestKept(5, 3, "accuracy", 0.75),
     Waiting(1, {"client 1": "busy"}, 10.0, 60.0),
     ResultsAt("/there/a run"),
     TableFollows(),
