@@ -16,6 +16,7 @@ from fedmoe_app.config.schema import resumable_keys
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.folder import (
     CHECKPOINTS,
+    CLASSES_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
     keep_rounds,
@@ -194,7 +195,7 @@ def set_back(
         for key in ("bytes_up", "bytes_down"):
             repeated[key] = repeated.get(key, 0) + line.get(key, 0)
         repeated["rounds"] = repeated.get("rounds", 0) + 1
-    for name in (METRICS_FILE, SAMPLES_FILE):
+    for name in (METRICS_FILE, SAMPLES_FILE, CLASSES_FILE):
         keep_rounds(results / name, server_round)
     drop_later(results, server_round)
     return {"repeated": repeated} if repeated else {}

@@ -22,6 +22,7 @@ from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.best import kept_note
+from fedmoe_app.results.classes import Classes, kept_classes
 from fedmoe_app.results.events import ResultsAt, TableFollows, logger, tell
 from fedmoe_app.results.folder import RunFolder, read_metrics
 from fedmoe_app.results.lease import TakenOverError
@@ -193,7 +194,7 @@ def _run(
             encode_state(recorder.state),
             config.num_server_rounds,
             config.round_timeout,
-            _evaluate_fn(config, setup, test, folder),
+            _evaluate_fn(config, setup, test, folder, loop.strategy.task.label_names),
             recorder.callbacks,
         )
     except TakenOverError:
@@ -248,11 +249,15 @@ def _save_if_possible(config: RunConfig, setup: Setup, loop: RoundLoop, folder: 
 
 
 def _evaluate_fn(
-    config: RunConfig, setup: Setup, rows: Encoded | None, folder: RunFolder | None = None
+    config: RunConfig,
+    setup: Setup,
+    rows: Encoded | None,
+    folder: RunFolder | None = None,
+    label_names: tuple[str, ...] = (),
 ) -> EvaluateFn | None:
     """Return the function that scores a global state on rows of the server's, if it has some.
 
-    With a folder it also writes the samples of this state there.
+    With a folder it also writes the samples of this state there, and how each class did.
     """
     if rows is None:
         return None
@@ -266,9 +271,14 @@ def _evaluate_fn(
             samples = setup.task.samples(setup.model, asked) if asked else []
         if folder is not None:
             folder.append_samples(server_round, samples)
-        return MetricRecord(
+        figures = MetricRecord(
             {"loss": score.mean_loss, "accuracy": score.accuracy, "items": score.items}
         )
+        if folder is not None and score.confusion is not None:
+            classes = Classes(server_round, label_names, score.confusion.numpy())
+            folder.append_classes(classes.line())
+            figures["macro-f1"] = classes.macro_f1
+        return figures
 
     return evaluate_global
 
@@ -291,6 +301,8 @@ def _save(config: RunConfig, setup: Setup, loop: RoundLoop, folder: RunFolder) -
     print_table(lines)
     if note := kept_note(lines):
         logger.info("kept model: %s", note)
+    if (classes := kept_classes(folder.path, lines)) is not None:
+        logger.info("%s", classes.said())
 
 
 def _save_model(setup: Setup, path: Path) -> None:
