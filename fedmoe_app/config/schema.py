@@ -302,6 +302,16 @@ class RunConfig(Section):
         "rounds between evaluations of the global model; the last is always one",
         resumable=True,
     )
+    keep_best: Literal["", "accuracy", "loss"] = key(
+        "",
+        "keep the model of the round with the best accuracy or loss on the rows of "
+        'data.validation-source, else on the clients\' own hold-outs; "" = that of the last round',
+    )
+    patience: Annotated[int, Field(ge=0)] = key(
+        0,
+        "keep-best: rounds without a better one after which the run ends; 0 = it never ends early",
+        resumable=True,
+    )
     max_failed_rounds: Annotated[int, Field(ge=1)] = key(
         2, "failed rounds in a row after which the run stops", resumable=True
     )
@@ -402,6 +412,11 @@ class RunConfig(Section):
                 f'{what} with model.experts-in-memory = "{self.model.experts_in_memory}": which '
                 'experts a node asks for tells what its data are; choose "all"'
             )
+        if self.keep_best and not self.data.validation_source:
+            return (
+                f'{what} with keep-best = "{self.keep_best}": clients would send scores; set '
+                "data.validation-source, rows of the server's"
+            )
         if privacy.secure_sum:
             return self._sum_fault(what)
         if self.sampling != "uniform":
@@ -435,6 +450,20 @@ class RunConfig(Section):
                 "the other; choose 3 or more, better 5"
             )
         return ""
+
+    def _patience_waits_for_something(self) -> RunConfig:
+        if self.patience and not self.keep_best:
+            raise ValueError(
+                f'patience = {self.patience} with keep-best = "": no round is the best; choose '
+                'keep-best = "accuracy" or "loss", or patience = 0'
+            )
+        if self.patience and self.patience < self.evaluate_every:
+            raise ValueError(
+                f"patience = {self.patience} with evaluate-every = {self.evaluate_every}: the run "
+                "would end before a round after the best is scored; raise the one or lower the "
+                "other"
+            )
+        return self
 
     @property
     def scheme_kwargs(self) -> dict[str, Any]:

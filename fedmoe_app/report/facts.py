@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmoe_app.config.lists import base_names
+from fedmoe_app.results.best import best_of, kept_line
 from fedmoe_app.results.folder import SAMPLES_FILE
 from fedmoe_app.results.metrics import CLIENT_COLUMNS
 from fedmoe_app.results.table import MISSING, human_bytes
@@ -49,6 +50,7 @@ def summary(flat: dict[str, Any], lines: Sequence[Line], metric: str) -> list[Fa
     return [
         Fact(f"global {metric}", *_last(lines, "accuracy", "{:.3f}")),
         Fact("loss", *_last(lines, "loss", "{:.3f} nats")),
+        *_kept(lines),
         Fact("scheme", str(flat["scheme"])),
         Fact("model", _base_name(flat["model.name"]), f"trained: {flat['model.train']}"),
         Fact("data", base_names(str(flat["data.source"])), _partition(flat)),
@@ -191,13 +193,23 @@ def _cut(text: str) -> str:
 
 
 def _last(lines: Sequence[Line], key: str, form: str) -> tuple[str, str]:
-    """Return the last known value and the round that it is of."""
+    """Return the value of the kept model and the round that it is of."""
     known = [(line["round"], line[key]) for line in lines if line.get(key) is not None]
     if not known:
         return MISSING, "not known yet"
-    number, value = known[-1]
+    kept = kept_line(lines)
+    number, value = known[-1] if kept.get(key) is None else (kept["round"], kept[key])
     first = f", {form.format(known[0][1])} before round 1" if known[0][0] == 0 != number else ""
     return form.format(value), f"after round {number}{first}"
+
+
+def _kept(lines: Sequence[Line]) -> list[Fact]:
+    """Return which round's model is kept, where that is not the last one's."""
+    best = best_of(lines)
+    if best is None:
+        return []
+    note = f"best {best['by']} on validation rows, {best['value']:.3f}"
+    return [Fact("kept model", f"of round {best['round']}", note)]
 
 
 def _base_name(value: Any) -> str:

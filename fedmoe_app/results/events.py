@@ -133,6 +133,17 @@ class PrivacySpent(Event):
 
 
 @dataclass(frozen=True)
+class BestKept(Event):
+    """A run ends early: no round was better than ``best`` for as long as it was to wait."""
+
+    kind = "best-kept"
+    round: int
+    best: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class LateReply(Event):
     """A reply came after its round was over."""
 
@@ -219,6 +230,11 @@ def _text(event: Event) -> str:
         case PrivacySpent():
             spent = f"epsilon {event.epsilon:.3g} at delta {event.delta:g}"
             return f"  privacy: {spent} after {event.releases} releases"
+        case BestKept():
+            return (
+                f"ends after round {event.round}: no {event.metric} on validation rows was better "
+                f"than {event.value:.3f} of round {event.best} (patience)"
+            )
         case LateReply():
             return f"{event.who}: late reply dropped; it is asked again"
         case Waiting():
@@ -244,8 +260,8 @@ def _number(value: Any) -> str:
 
 _KINDS: dict[str, type[Event]] = {
     event.kind: event
-    for event in (RoundStarted, Replied, Failed, RoundDone, PrivacySpent, LateReply, Waiting,
-                  ResultsAt, TableFollows)
+    for event in (RoundStarted, Replied, Failed, RoundDone, PrivacySpent, BestKept, LateReply,
+                  Waiting, ResultsAt, TableFollows)
 }  # fmt: skip
 
 

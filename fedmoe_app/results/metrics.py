@@ -78,6 +78,8 @@ class RoundRecord:
         guarded: what the guard did; None without one.
         diagnostics: of the scheme, by name.
         evaluation: ``loss`` and ``accuracy``; None if there was none.
+        validation: likewise, on the rows that choose the best round.
+        best: of :meth:`fedmoe_app.results.best.BestRound.line`; empty without one.
         seconds: by phase of the round.
         round_trips: seconds from asking to the reply, by client or node.
         privacy: what the run has spent so far; empty without differential privacy.
@@ -99,6 +101,8 @@ class RoundRecord:
     guarded: Guarded | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
+    best: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     round_trips: Mapping[str, float] = field(default_factory=dict)
     privacy: Mapping[str, Any] = field(default_factory=dict)
@@ -133,6 +137,8 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
         },
         "diagnostics": _compact(record.diagnostics),
         **_guard(record.guarded),
+        **({"validation": dict(record.validation)} if record.validation is not None else {}),
+        **({"best": dict(record.best)} if record.best else {}),
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
         | client_seconds(updates, record.round_trips),
     }

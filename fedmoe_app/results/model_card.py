@@ -21,6 +21,7 @@ from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import CARD_FILE, licence_of
+from fedmoe_app.results.best import kept_line, kept_note
 from fedmoe_app.results.folder import CONFIG_FILE, read_metrics
 from fedmoe_app.shown.tables import markdown, markdown_cell
 
@@ -133,6 +134,7 @@ def _what_was_done(flat: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
         "trained": str(flat["model.train"]),
         "scheme": str(flat["scheme"]),
         "rounds": str(len(trained)),
+        **({"kept model": note} if (note := kept_note(lines)) else {}),
         "clients": "not told" if is_private else str(len(clients)),
         "training examples": "not told" if is_private else str(sum(examples.values())),
         "data": "each client's own" if flat["data.source"] == "nodes" else _sources(flat),
@@ -148,7 +150,8 @@ def _figures(lines: Sequence[Mapping[str, Any]], items: int) -> dict[str, str]:
     known = [line for line in lines if line.get("accuracy") is not None]
     if not known:
         return {"accuracy": "not measured"}
-    first, last = known[0], known[-1]
+    kept = kept_line(lines)
+    first, last = known[0], kept if kept.get("accuracy") is not None else known[-1]
     found = {f"{last['metric']} after round {last['round']}": f"{last['accuracy']:.3f}"}
     if items:
         low, high = accuracy_interval(last["accuracy"], items)

@@ -235,6 +235,8 @@ class Trackers(Callback):
         """Pass the numbers of a round on."""
         if self._trackers:
             values = scalars(record.line)
+            if (macro_f1 := (record.evaluation or {}).get("macro-f1")) is not None:
+                values[tag("global/macro_f1")] = float(macro_f1)
             self._tell(lambda tracker: tracker.log(record.server_round, values))
 
     def on_end(self, error: BaseException | None) -> None:

@@ -53,6 +53,8 @@ class Round:
         failures: reason by client or node.
         aggregated: whether the global model changed.
         evaluation: of the global model.
+        validation: of it, on the rows that choose the best round.
+        best: what the round's line says of the best one so far.
         diagnostics: of the scheme.
         privacy: what the run has spent so far.
     """
@@ -83,6 +85,8 @@ class Round:
         self.diagnostics: Mapping[str, Any] = {}
         self.privacy: Mapping[str, Any] = {}
         self.evaluation: MetricRecord | None = None
+        self.validation: MetricRecord | None = None
+        self.best: Mapping[str, Any] = {}
         self._updates: tuple[ClientUpdate, ...] = ()
         self._rejected: Mapping[str, int] = {}
         self._bytes_up_by_client: Mapping[int, int] = {}
@@ -266,6 +270,8 @@ class Round:
             guarded=self._guarded,
             diagnostics=self.diagnostics,
             evaluation=self.evaluation,
+            validation=self.validation,
+            best=self.best,
             seconds=self._seconds | {"round": time.monotonic() - self._started},
             round_trips=self._round_trips,
         )

@@ -11,6 +11,7 @@ import pytest
 
 from fedmoe_app.results.events import (
     PREFIX,
+    BestKept,
     Ended,
     Event,
     EventLog,
@@ -90,6 +91,7 @@ EVENTS = [
     RoundDone(2, 3, True, 4, 1, 2.5, float("inf"), 0.5, "about 2 s left"),
     PrivacySpent(2, 1.5, 1e-5, 2, 0.7),
     LateReply("client 1"),
+    BestKept(5, 3, "accuracy", 0.75),
     Waiting(1, {"client 1": "busy"}, 10.0, 60.0),
     ResultsAt("/there/a run"),
     TableFollows(),
