@@ -451,6 +451,7 @@ class RunConfig(Section):
             )
         return ""
 
+    @model_validator(mode="after")
     def _patience_waits_for_something(self) -> RunConfig:
         if self.patience and not self.keep_best:
             raise ValueError(
