@@ -38,6 +38,7 @@ _BY_MODULE = {
         "Trained",
     ),
     "schemes.parts": (
+        "Assign",
         "Client",
         "ExpertProbe",
         "FeatureTerm",
@@ -46,6 +47,7 @@ _BY_MODULE = {
         "Histogram",
         "InBatch",
         "Keeps",
+        "Logits",
         "Mean",
         "MeanGradient",
         "OfInputs",
@@ -60,6 +62,7 @@ _BY_MODULE = {
         "Scaled",
         "Server",
         "Signal",
+        "Split",
         "Start",
         "Step",
         "Summed",
@@ -102,6 +105,7 @@ _BY_MODULE = {
     "moe.loading": ("LoadSpec", "load_model"),
 }
 PUBLIC = {name: f"{__name__}.{module}" for module, names in _BY_MODULE.items() for name in names}
+__all__ = list(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

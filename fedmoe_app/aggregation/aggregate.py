@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.aggregation.diagnostics import Diagnostics
-from fedmoe_app.aggregation.guarded import GuardedValues, Unwritten
 from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
+from fedmoe_app.aggregation.unwritten import GuardedValues, Unwritten
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
 from fedmoe_app.schemes.base import Plan, step_prefix
 from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
@@ -254,10 +254,19 @@ def _told(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Ten
     told: dict[Signal, Tensor | Tensors] = {}
     for position, step in enumerate(plan.server.steps):
         if isinstance(step, Telling):
-            unwritten = Unwritten(values=now.values, change=now.change)
-            found = call(step, "tell", now, _of_step(position, state))
-            unwritten.check(step, "tell")
-            if not isinstance(found, dict):
-                raise PartError.of(step, "tell", f"returned {shown(found)}: must be a dict")
-            told |= found
+            told |= told_by(step, now, _of_step(position, state))
     return told
+
+
+def told_by(part: Telling, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
+    """Call a part that tells something.
+
+    Raises:
+        PartError: it raised, returned something else, or wrote to what it was given to read.
+    """
+    unwritten = Unwritten(values=now.values, change=now.change)
+    found = call(part, "tell", now, state)
+    unwritten.check(part, "tell")
+    if not isinstance(found, dict):
+        raise PartError.of(part, "tell", f"returned {shown(found)}: must be a dict")
+    return found

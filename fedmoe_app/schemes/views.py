@@ -75,6 +75,7 @@ class Reply:
         routing: its routing histogram, ``[L, E]`` tensors.
         changes: local − received, float32.
         statistics: what its parts measured beside them, by ``Statistic/name``.
+        expert_budget: experts a layer that it can train; 0 where a scheme chooses none.
     """
 
     client: int
@@ -83,6 +84,7 @@ class Reply:
     routing: RoutingStats
     changes: ModelState
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    expert_budget: int = 0
 
     def change(self, block: Block) -> Mapping[str, Tensor] | None:
         """Return the changes of a block by the tensor's name; None if it did not train it."""
@@ -339,6 +341,11 @@ class LocalStep:
         teacher: logits of the received model, ``[I, C]`` float32.
         features: what the classification head, or the output embeddings, see of each of the batch's
             B examples, ``[B, D]`` with graph.
+        recalled: what the head of the model saw of the same examples when the client last sent sums
+            without training, ``[B, D]`` float32; empty if it did not, or has lost it, or no
+            ``Logits`` reads it.
+        recalled_round: the round after which that was, 0 before the first; -1 if ``recalled`` is
+            empty.
     """
 
     parameters: Mapping[str, Tensor]
@@ -352,6 +359,8 @@ class LocalStep:
     label_counts: Tensor = EMPTY
     teacher: Tensor = EMPTY
     features: Tensor = EMPTY
+    recalled: Tensor = EMPTY
+    recalled_round: int = -1
 
 
 @dataclass(frozen=True)
