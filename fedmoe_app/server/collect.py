@@ -102,12 +102,16 @@ class Collected:
         bytes_up: size of each usable reply, by client.
         rejected: reason by the client that the node is bound to, else by node.
         kinds: how many were rejected, by :attr:`InvalidUpdateError.kind`.
+        summed: clients whose changes are in the one update that a masked sum gives.
+        fault: why there is nothing, where that is known.
     """
 
     updates: list[ClientUpdate] = field(default_factory=list)
     bytes_up: dict[int, int] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+    summed: list[int] = field(default_factory=list)
+    fault: str = ""
 
 
 class UpdateCollector:

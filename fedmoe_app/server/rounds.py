@@ -221,7 +221,7 @@ class RoundLoop:
         strategy = self.strategy
         if evaluate_fn is not None:
             now.evaluation = evaluate_fn(now.server_round, now.arrays)
-        elif strategy.private is None:  # scores of clients have no noise
+        elif strategy.private is None and strategy.sums is None:  # a score is of one client
             nodes = self.collect.evaluators(strategy, now)
             messages = strategy.configure_evaluate(now, nodes)
             replies = strategy.exchange(now, messages, EVALUATION)
