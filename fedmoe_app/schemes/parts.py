@@ -35,6 +35,7 @@ from fedmoe_app.schemes.views import (
     Outputs,
     Reply,
     RoundInfo,
+    SharedUpdates,
     Trained,
 )
 
@@ -504,6 +505,21 @@ class Rescaling(Weighted):
         """Return what to set instead, with the key."""
 
 
+class Admit(Part):
+    """How much each client counts, decided once for its whole update, before any rule.
+
+    It is decided on what all clients train, and holds for their experts, too: an expert has too few
+    members for a decision of its own. All replies wait for each other.
+    """
+
+    @abstractmethod
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return a factor ≥ 0 of each client's n_i, ``[N]``; 0 leaves it out of every block.
+
+        A rule that weighs clients by something else than n_i feels the 0 only.
+        """
+
+
 # -- on the server: once a round ---------------------------------------------------------------
 
 
@@ -574,6 +590,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "refresh": (Step,),
     "after": (Step,),
     "probes": (RoundProbe, ExpertProbe),
+    "admit": (Admit,),
 }
 
 
@@ -633,6 +650,7 @@ class Server:
             one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
             numbers that these hold, of the global model as it is then.
         probes: what is told of a round.
+        admit: how much each client counts.
     """
 
     dense: Rule = Mean()
@@ -643,6 +661,7 @@ class Server:
     refresh: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
+    admit: Admit | None = None
 
     def __post_init__(self) -> None:
         """Refuse a part in the wrong slot."""
