@@ -143,7 +143,7 @@ def folder_of(request: Request, plan: Plan | None = None) -> Path:
 def _tune(request: Request, folder: ComparisonFolder, run: Run) -> Plan:
     """Run every point of the grid with the tuning seeds; return the plan with what was chosen."""
     points = request.grid.points
-    base = app_defaults(request.app) | request.overrides
+    base = app_defaults(app_folder(request.app)) | request.overrides
     keep_best = str(base["keep-best"])
     scored: Flat = {"keep-best": keep_best or "accuracy"}  # also notes a score each round
     seeds = replace(request, seeds=request.grid.seeds)

@@ -35,6 +35,7 @@ from fedmoe_app.schemes.views import (
     Outputs,
     Reply,
     RoundInfo,
+    SharedUpdates,
     Trained,
 )
 
@@ -533,6 +534,21 @@ class Rescaling(Weighted):
         """Return what to set instead, with the key."""
 
 
+class Admit(Part):
+    """How much each client counts, decided once for its whole update, before any rule.
+
+    It is decided on what all clients train, and holds for their experts, too: an expert has too few
+    members for a decision of its own. All replies wait for each other.
+    """
+
+    @abstractmethod
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return a factor ≥ 0 of each client's n_i, ``[N]``; 0 leaves it out of every block.
+
+        A rule that weighs clients by something else than n_i feels the 0 only.
+        """
+
+
 # -- on the server: once a round ---------------------------------------------------------------
 
 
@@ -628,6 +644,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "refresh": (Step,),
     "after": (Step,),
     "probes": (RoundProbe, ExpertProbe),
+    "admit": (Admit,),
 }
 
 
@@ -693,6 +710,7 @@ class Server:
             numbers that these hold, of the global model as it is then. What one of them tells is
             told until it tells anew.
         probes: what is told of a round.
+        admit: how much each client counts.
     """
 
     dense: Rule = Mean()
@@ -704,6 +722,7 @@ class Server:
     refresh: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
+    admit: Admit | None = None
 
     def __post_init__(self) -> None:
         """Refuse a part in the wrong slot."""
