@@ -42,7 +42,7 @@ def write_model(run: Path, kind: Literal["hf", "peft"], folder: Path) -> None:
         )
     setup = load_setup(config, checkpoint.identity.label_names, on=config.server_device)
     _check_base(setup, checkpoint)
-    write_state(setup.model, setup.layers, checkpoint.snapshot.state)
+    write_state(setup.model, setup.layers, checkpoint.snapshot.result)
     if kind == "peft":
         base = "" if config.model.name in PRESETS else located(config.model.name)
         export_adapter(setup.model, setup.layers, folder, base)

@@ -24,6 +24,7 @@ from fedmoe_app.config.names import (
     parse_codecs,
 )
 from fedmoe_app.config.schemes import (
+    AverageConfig,
     CombineConfig,
     FCMoEConfig,
     FedAlignConfig,
@@ -353,6 +354,7 @@ class RunConfig(Section):
     fedalign: FedAlignConfig = FedAlignConfig()
     combine: CombineConfig = CombineConfig()
     head: HeadConfig = HeadConfig()
+    average: AverageConfig = AverageConfig()
 
     @model_validator(mode="after")
     def _buffers_fill(self) -> RunConfig:

@@ -16,6 +16,7 @@ from fedmoe_app.server.other_runs import OtherRuns
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.arrays import view_state
+from fedmoe_app.wire.records import encode_tensors
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -36,6 +37,7 @@ class RoundLoop:
 
     Attributes:
         arrays: the last good global state, also when the run fails.
+        reported: what is evaluated and saved in its place; None is the global state itself.
         rounds_done: -1 until the initial model, which counts as round 0, is reported.
     """
 
@@ -44,6 +46,7 @@ class RoundLoop:
         self.collect = collect or WaitForAll()
         strategy.plan.check(Run(strategy.task.shape, buffered=self.collect.is_buffered))
         self.arrays = ArrayRecord()
+        self.reported: ArrayRecord | None = None
         self.rounds_done = -1
         self._failed_in_a_row = 0  # the last rounds, as many as failed
         self._unevaluated = False  # the global state changed since the last evaluation
@@ -121,6 +124,7 @@ class RoundLoop:
             if arrays is not None or not self._wait_for_other_runs(now):
                 break
             now.repeat()
+        before = self.arrays
         if arrays is not None:
             self.arrays = now.arrays = arrays
             self._unevaluated = True
@@ -128,12 +132,20 @@ class RoundLoop:
         server = self.strategy.plan.server
         refresh = server.refresh if arrays is not None else ()
         self._measure(now, (*refresh, *(server.after if is_last else ())))
+        if self.arrays is not before:
+            self.reported = self.strategy.report(now) or self.reported
+        now.reported = self.reported
         # 4. Evaluate the global model, and report.
         if self._unevaluated and is_due:
             with now.timed("evaluate"):
                 self._evaluate(now, evaluate_fn)
         self._failed_in_a_row = 0 if now.aggregated else self._failed_in_a_row + 1
         self._report(now)
+
+    @property
+    def result(self) -> ArrayRecord:
+        """The model of the run so far: what is saved."""
+        return self.arrays if self.reported is None else self.reported
 
     def check_end(self) -> None:
         """Call it when all rounds are done: a run whose last one failed is not complete.
@@ -167,6 +179,7 @@ class RoundLoop:
         return Snapshot(
             *(self.rounds_done, strategy.run_key, strategy.state, strategy.broadcast, counters),
             strategy.step_state or {},
+            {} if self.reported is None else dict(view_state(self.reported).named()),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -178,6 +191,7 @@ class RoundLoop:
         strategy.num_aggregated = counters.num_folded
         strategy.run_key, strategy.broadcast = snapshot.run_key, snapshot.broadcast
         strategy.step_state = snapshot.step_state or None
+        self.reported = encode_tensors(snapshot.reported) if snapshot.reported else None
         if strategy.assignments is not None:
             strategy.assignments.restore(snapshot.step_state)
         strategy.last_replies = dict(counters.last_replies)
@@ -220,7 +234,7 @@ class RoundLoop:
         """Score the global model on the server's test set, else on the clients' own."""
         strategy = self.strategy
         if evaluate_fn is not None:
-            now.evaluation = evaluate_fn(now.server_round, now.arrays)
+            now.evaluation = evaluate_fn(now.server_round, now.scored)
         else:
             nodes = self.collect.evaluators(strategy, now)
             messages = strategy.configure_evaluate(now, nodes)

@@ -209,9 +209,9 @@ def _run(
         # A run that fails late keeps the model of its last good round. Ctrl-C and a stopped
         # process do not wait for that: they leave the checkpoint.
         if loop.strategy.num_aggregated:
-            _save_if_possible(config, setup, loop.arrays, folder)
+            _save_if_possible(config, setup, loop.result, folder)
         raise
-    _save(config, setup, loop.arrays, folder)
+    _save(config, setup, loop.result, folder)
     loop.check_end()  # the nodes keep what they need to repeat the last rounds
     loop.strategy.end_run(grid, not config.keep_client_state, prefix is not None)
 
