@@ -61,9 +61,14 @@ def train(message: Message, context: Context) -> Message:
             task = decode_task(content)
         update = train_client(config, node, task, watch)
         with watch.phase("encode"):
+            if config.privacy.has_dp:
+                from fedmoe_app.privacy.clipping import bounded
+
+                update = bounded(update, config.privacy.dp_clip)
             reply = encode_reply(update, task, config.seed, node.codec, version)
-        reply.metric_records["metrics"].update(watch.metrics())
-        seal(reply)
+        if not config.privacy.has_dp:  # how long things took tells of the data, too
+            reply.metric_records["metrics"].update(watch.metrics())
+            seal(reply)
     return Message(reply, reply_to=message)
 
 

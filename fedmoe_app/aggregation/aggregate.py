@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.aggregation.diagnostics import Diagnostics
-from fedmoe_app.aggregation.guarded import GuardedValues, Unwritten
 from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
+from fedmoe_app.aggregation.unwritten import GuardedValues, Unwritten
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
 from fedmoe_app.schemes.base import Plan, reported_prefix, step_prefix
 from fedmoe_app.schemes.faults import PartError, call, named, shown, vector

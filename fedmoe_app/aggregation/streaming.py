@@ -225,7 +225,7 @@ def reply_of(update: ClientUpdate) -> Reply:
     steps = update.metrics.get("num-steps", 0.0)
     return Reply(
         update.client,
-        float(update.num_examples),
+        float(update.counted),
         steps,
         update.routing,
         update.changes,
@@ -241,7 +241,7 @@ def replies_of(updates: Sequence[ClientUpdate]) -> list[Reply]:
 
 def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
     """Describe a round to the scheme; ``updates`` must be in client order."""
-    examples = torch.tensor([float(update.num_examples) for update in updates])  # [N]
+    examples = torch.tensor([float(update.counted) for update in updates])  # [N]
     steps = torch.tensor([update.metrics.get("num-steps", 0.0) for update in updates])  # [N]
     routing = tuple(update.routing for update in updates)
     statistics = tuple(update.statistics for update in updates)

@@ -71,6 +71,12 @@ class DataConfig(Section):
         "file(s) with the server's test set; \"\" = the source's own test split, if any",
         holds="files",
     )
+    validation_source: str = key(
+        "",
+        "file(s) with rows of the server's, neither training nor test, on which keep-best chooses "
+        "the round",
+        holds="files",
+    )
     encoding: Text = key(
         "auto",
         "encoding of text files: auto (UTF-8, or what a byte order mark says), cp1252, utf-16, ...",

@@ -221,8 +221,10 @@ def node_policy() -> Policy | None:
 def _leaves(run: Mapping[str, Any]) -> set[str]:
     """Return what leaves a node in a run of this config."""
     leaves = {"update", "num-examples", "histogram", "metrics"}
-    if not run.get("data.test-source") and run.get("data.source") == NODES:
-        leaves.add("scores")  # the server has no test set: nodes score the global model on theirs
+    on_server = run.get("data.test-source") or run.get("data.source") != NODES
+    chosen_by_nodes = run.get("keep-best") and not run.get("data.validation-source")
+    if not on_server or chosen_by_nodes:
+        leaves.add("scores")  # the server has no rows for it: nodes score the global model
     scheme = run.get("scheme")
     own = ":" in str(scheme)
     if own or "fedalign" in (scheme, run.get("combine.experts")):

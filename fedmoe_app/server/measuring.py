@@ -16,7 +16,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedmoe_app.aggregation.aggregate import stepped, told_by
-from fedmoe_app.aggregation.guarded import GuardedValues
+from fedmoe_app.aggregation.unwritten import GuardedValues
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.base import flat_signals
 from fedmoe_app.schemes.faults import call, named

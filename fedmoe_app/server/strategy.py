@@ -17,11 +17,13 @@ from torch import Tensor
 
 from fedmoe_app.aggregation.aggregate import FoldError, aggregate, reported
 from fedmoe_app.aggregation.diagnostics import Diagnostics
+from fedmoe_app.aggregation.guard import Guard
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, replies_of, round_info
 from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.privacy.client_level import private_plan
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
 from fedmoe_app.schemes.faults import PartError
@@ -42,6 +44,7 @@ from fedmoe_app.server.measuring import (
     told_after,
 )
 from fedmoe_app.server.placement import Placements, placed_arrays
+from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.sync import DeltaSync
 from fedmoe_app.server.transport import exchange, is_deployed, wait_for_nodes
@@ -111,11 +114,13 @@ class Aggregation:
         store: where the changes of a round wait until all replies are in.
         pairs: how cosines between clients' changes are worked out.
         diagnose: work out the scheme's diagnostics of every round.
+        guard: bounds what one client can do to a round; None leaves that to the scheme.
     """
 
     store: Spool = field(default_factory=Spool)
     pairs: PairRule = field(default_factory=PairRule)
     diagnose: bool = True
+    guard: Guard | None = None
 
 
 class MoEStrategy:
@@ -128,6 +133,7 @@ class MoEStrategy:
         registry: the clients, and who of them is drawn.
         aggregation: where and how changes are summed.
         placements: which experts each node has; None where all nodes have all.
+        private: draws clients and bounds their changes, where the run has differential privacy.
 
     Attributes:
         state: the global model.
@@ -143,6 +149,7 @@ class MoEStrategy:
         registry: ClientRegistry | None = None,
         aggregation: Aggregation | None = None,
         placements: Placements | None = None,
+        private: PrivateRounds | None = None,
     ) -> None:
         self.scheme = scheme
         self.limits = limits or Limits()
@@ -152,6 +159,9 @@ class MoEStrategy:
         self.registry = registry or ClientRegistry()
         self.aggregation = aggregation or Aggregation()
         self.placements = placements
+        self.private = private
+        if private is not None:
+            self.plan = private_plan(self.plan, private.level, private.randomness)
         self.assignments = Assignments.of(self.plan, self.task.shape, placements)
         self.run_key = self.task.run_key or secrets.token_hex(16)
         self.sync = DeltaSync(self.task.changed_only, self.task.download_codec)
@@ -163,6 +173,11 @@ class MoEStrategy:
         self._num_partitions = 0  # into which the clients of earlier rounds split the data
         self._info: RoundInfo | None = None  # of the last round that was aggregated
         self.begin_sums()
+
+    @property
+    def guard(self) -> Guard | None:
+        """What bounds a client's influence on a round."""
+        return self.aggregation.guard
 
     @property
     def region_size(self) -> int:
@@ -208,6 +223,11 @@ class MoEStrategy:
         nodes = wait_for_nodes(
             now.grid, limits.min_clients, limits.wait_for_clients, self.busy, self.connected
         )
+        if self.private is not None:
+            self.private.ledger.check()  # before anybody trains in vain
+            nodes = self.private.draw(nodes)
+            now.num_asked = len(nodes)
+            return nodes
         awake = self.registry.awake(now.grid, nodes, now.server_round, limits.min_clients)
         size = min(self.sample_size(len(nodes)), len(awake))
         nodes = self.registry.draw(now.grid, awake, now.server_round, size)
@@ -360,6 +380,10 @@ class MoEStrategy:
             del reply
         now.ask_names()
 
+    def adjusted(self, update: ClientUpdate) -> ClientUpdate:
+        """Return a good reply as it is aggregated."""
+        return update if self.private is None else self.private.bounded(update)
+
     def collector(self, asked: Sequence[int], question: Question) -> UpdateCollector:
         """Return what takes the replies of these nodes, summing at once what can be."""
         holders = self.registry.holders(asked)
@@ -371,13 +395,16 @@ class MoEStrategy:
         return UpdateCollector(
             *(self.update_spec(), self.registry, self.aggregation.store, holders, split, streaming),
             question=question,
-            bounds=self.task.bounds,
+            # Under differential privacy a reply tells no counts.
+            bounds=self.task.bounds if self.private is None else None,
+            guard=self.guard,
+            num_asked=len(asked),
         )
 
     def begin_sums(self) -> None:
         """Begin the sums of a round."""
         self._buffers = ArrayBuffers()
-        experts = not self.aggregation.diagnose
+        experts = not self.aggregation.diagnose or self.private is not None
         self._sums = RunningSums(self.plan.server, experts, self.state, self._buffers.zeros)
 
     def update_spec(self) -> UpdateSpec:
@@ -396,21 +423,31 @@ class MoEStrategy:
         """
         self._note(now, collected)
         updates = collected.updates
-        if len(updates) < self.limits.min_clients:
-            now.fail(
-                "round",
-                f"{len(updates)} usable replies of {now.num_asked} clients asked, "
-                f"min-clients = {self.limits.min_clients}; the global model stays as it was",
-            )
+        if fault := self._too_few(now, len(updates)):
+            now.fail("round", f"{fault}; the global model stays as it was")
             return None
         arrays = self._aggregate(now, updates)
         if arrays is None:
             return None
-        now.note_aggregated(updates, collected.bytes_up)
+        now.note_aggregated(updates, collected.bytes_up, collected.guarded)
+        if self.guard is not None:
+            self.guard.learn({update.client: collected.sizes[update.client] for update in updates})
         known = [update.num_partitions for update in updates if update.num_partitions]
         self._num_partitions = known[0] if known else self._num_partitions
         self.num_aggregated += 1
         return arrays
+
+    def _too_few(self, now: Round, usable: int) -> str:
+        """Return why so few usable replies make no round; "" if they do."""
+        if self.private is not None:
+            # Noise on fewer is as good; how many there were is nobody's business.
+            return "no usable reply" if now.num_asked and not usable else ""
+        if usable >= self.limits.min_clients:
+            return ""
+        return (
+            f"{usable} usable replies of {now.num_asked} clients asked, "
+            f"min-clients = {self.limits.min_clients}"
+        )
 
     def _note(self, now: Round, collected: Collected) -> None:
         """Note who failed and what the others told of themselves."""
@@ -426,8 +463,10 @@ class MoEStrategy:
         if refused:
             collected.kinds["refused"] += len(refused)
         now.collected(collected.kinds)
+        if self.private is not None:
+            return  # sizes, failures and rests would lie in the checkpoint
         updates, registry = collected.updates, self.registry
-        registry.sizes |= {update.client: update.num_examples for update in updates}
+        registry.sizes |= {update.client: update.counted for update in updates}
         registry.tests |= {u.client: int(u.metrics.get(NUM_TEST_ITEMS, 0)) for u in updates}
         good = [f"client {update.client}" for update in updates]
         # Who works for another run is waited for, and has not failed.
@@ -439,8 +478,10 @@ class MoEStrategy:
     def _aggregate(self, now: Round, updates: Sequence[ClientUpdate]) -> ArrayRecord | None:
         """Aggregate the updates, or say why the global state stays as it was."""
         info = round_info(now.server_round, updates)
-        layers, experts = info.routing[0].count.shape
-        diagnostics = Diagnostics(layers, experts) if self.aggregation.diagnose else None
+        diagnostics = self._diagnostics(info)
+        if self.private is not None:
+            self.private.ledger.spend()
+            now.privacy = self.private.ledger.figures()
         try:
             outcome = aggregate(
                 *(self.state, updates, self.plan, info, self.step_state),
@@ -486,6 +527,12 @@ class MoEStrategy:
         self.step_state = others | own
         return encode_tensors(values)
 
+    def _diagnostics(self, info: RoundInfo) -> Diagnostics | None:
+        if not self.aggregation.diagnose or self.private is not None:
+            return None
+        layers, experts = info.routing[0].count.shape
+        return Diagnostics(layers, experts)
+
     def _note_lost_state(self, now: Round, updates: Sequence[ClientUpdate]) -> None:
         """Tell which clients should have kept something of an earlier round and have not."""
         for update in updates:
@@ -516,4 +563,5 @@ class MoEStrategy:
 
     def _late_reply(self, node_id: int, content: RecordDict) -> None:
         """Tell of a late reply; nothing is learnt from it."""
-        tell(LateReply(self.registry.name(node_id)))
+        if self.private is None:
+            tell(LateReply(self.registry.name(node_id)))
