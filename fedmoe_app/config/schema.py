@@ -32,6 +32,7 @@ from fedmoe_app.config.names import (
 )
 from fedmoe_app.config.privacy import PrivacyConfig
 from fedmoe_app.config.schemes import (
+    AverageConfig,
     CombineConfig,
     FCMoEConfig,
     FedAlignConfig,
@@ -385,6 +386,7 @@ class RunConfig(Section):
     fedalign: FedAlignConfig = FedAlignConfig()
     combine: CombineConfig = CombineConfig()
     head: HeadConfig = HeadConfig()
+    average: AverageConfig = AverageConfig()
 
     @model_validator(mode="after")
     def _buffers_fill(self) -> RunConfig:

@@ -50,6 +50,7 @@ class Round:
             where it is.
 
     Attributes:
+        reported: the state that is evaluated in the place of the global one; None is that one.
         failures: reason by client or node.
         aggregated: whether the global model changed.
         evaluation: of the global model.
@@ -73,6 +74,7 @@ class Round:
     ) -> None:
         self.server_round = server_round
         self.grid, self.arrays, self.timeout = grid, arrays, timeout
+        self.reported: ArrayRecord | None = None
         self._registry, self._others, self._callbacks = registry, others, callbacks
         self._expected = expected
         self._started = time.monotonic()
@@ -103,6 +105,11 @@ class Round:
         # Failures of nodes whose client is not known yet: node, phase, reason.
         self._nameless: list[tuple[int, str, str]] = []
         self._to_ask: set[int] = set()  # nodes that would tell it
+
+    @property
+    def scored(self) -> ArrayRecord:
+        """The state that is evaluated."""
+        return self.arrays if self.reported is None else self.reported
 
     def repeat(self) -> None:
         """Forget the round so far but for the bytes that it took: it is done anew."""

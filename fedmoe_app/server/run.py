@@ -365,7 +365,7 @@ def _prefix_once(
 def _save(config: RunConfig, setup: Setup, loop: RoundLoop, folder: RunFolder) -> None:
     """Save the kept model, and its adapter if there is one; plot, and print the table."""
     best = loop.validation.best if loop.validation is not None else None
-    state = decode_state(loop.arrays) if best is None else best_state(folder.path, best)
+    state = decode_state(loop.result) if best is None else best_state(folder.path, best)
     write_state(setup.model, setup.layers, state)
     with folder.writing():
         if config.model.train == "expert-lora":

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import FoldError, aggregate
+from fedmoe_app.aggregation.aggregate import FoldError, aggregate, reported
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.guard import Guard
 from fedmoe_app.aggregation.store import Spool
@@ -55,9 +55,16 @@ from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.records import UpdateSpec, encode_state, encode_task, record_bytes
+from fedmoe_app.wire.records import (
+    UpdateSpec,
+    encode_state,
+    encode_task,
+    encode_tensors,
+    record_bytes,
+)
 from fedmoe_app.wire.update import ClientUpdate
 
+REPORTED = "reported."  # how the names of the reported model's state begin
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
 
 
@@ -168,6 +175,7 @@ class MoEStrategy:
         self.num_aggregated = 0
         self.last_replies: dict[int, int] = {}
         self._num_partitions = 0  # into which the clients of earlier rounds split the data
+        self._info: RoundInfo | None = None  # of the last round that was aggregated
         self.begin_sums()
 
     @property
@@ -254,7 +262,7 @@ class MoEStrategy:
         if (placements := self.placements) is not None:
             # A node that has not trained yet would score a model without experts.
             nodes = [node for node in nodes if placements.of(self.registry, node)]
-        return self._address(now, nodes, MessageType.EVALUATE)
+        return self._address(now, nodes, MessageType.EVALUATE, arrays=now.scored)
 
     def question(self, server_round: int) -> Question:
         """Return what a message of this round with the present state asks about."""
@@ -278,10 +286,12 @@ class MoEStrategy:
         nodes: Sequence[int],
         kind: str,
         more: Mapping[str, ConfigRecord] | None = None,
+        arrays: ArrayRecord | None = None,
     ) -> list[Message]:
-        """Return one message a node, with what it holds and lacks of the state."""
-        content, group = self._content(now.server_round, now.arrays), str(now.server_round)
+        """Return one message a node, with what it holds and lacks of the state, or of others."""
+        content = self._content(now.server_round, now.arrays if arrays is None else arrays)
         content.update(more or {})
+        group = str(now.server_round)
         if self.placements is None:
             own = {}
             if self.assignments is not None and kind == MessageType.TRAIN:
@@ -529,8 +539,29 @@ class MoEStrategy:
         told_on = {k: t for k, t in self.broadcast.items() if k.partition("/")[0] in apart}
         self.broadcast = told_on | flat_signals(outcome.told)
         assigned = self.assignments.state() if self.assignments is not None else {}
-        self.step_state = outcome.state | assigned
+        kept = {k: t for k, t in (self.step_state or {}).items() if k.startswith(REPORTED)}
+        self.step_state = outcome.state | assigned | kept
+        self._info = info
         return arrays
+
+    def report(self, now: Round) -> ArrayRecord | None:
+        """Return the model that is evaluated and saved in the place of the global one.
+
+        None where the scheme has no such, and where a part of it failed: what was reported before
+        stays then.
+        """
+        steps = self.plan.server.reported
+        if not steps:
+            return None
+        info, state = self._info or info_of(now.server_round, ()), self.step_state or {}
+        try:
+            values, own = reported(dict(self.state.named()), steps, info, state)
+        except (FoldError, PartError) as error:
+            now.fail("reported model", f"{error} ({self.scheme}); it stays as it was")
+            return None
+        others = {k: t for k, t in state.items() if not k.startswith(REPORTED)}
+        self.step_state = others | own
+        return encode_tensors(values)
 
     def _diagnostics(self, info: RoundInfo) -> Diagnostics | None:
         if not self.aggregation.diagnose or self.private is not None or self.sums is not None:
