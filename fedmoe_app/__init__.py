@@ -55,6 +55,7 @@ _BY_MODULE = {
         "OfReceived",
         "OfUpdate",
         "Once",
+        "Outgoing",
         "OutputTerm",
         "PersonalCopy",
         "RoundProbe",
