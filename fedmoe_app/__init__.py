@@ -35,9 +35,11 @@ _BY_MODULE = {
         "Outputs",
         "Reply",
         "RoundInfo",
+        "SharedUpdates",
         "Trained",
     ),
     "schemes.parts": (
+        "Admit",
         "Assign",
         "Client",
         "ExpertProbe",

@@ -23,7 +23,17 @@ from fedmoe_app.schemes.base import Plan, reported_prefix, step_prefix
 from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
 from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
-from fedmoe_app.schemes.views import EXPERT, Block, BlockUpdates, Now, Reply, RoundInfo, blocks_of
+from fedmoe_app.schemes.views import (
+    EXPERT,
+    GATE,
+    Block,
+    BlockUpdates,
+    Now,
+    Reply,
+    RoundInfo,
+    SharedUpdates,
+    blocks_of,
+)
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
@@ -77,9 +87,10 @@ def aggregate(
         FoldError: a step gave a state that is not finite, or lost a part of it.
         PartError: a part raised, or returned what cannot be used; also while the tensors are made.
     """
+    replies, info = _admitted(plan, values, replies_of(updates), info, diagnostics)
     one = _Round(
         values,
-        replies_of(updates),
+        replies,
         plan.server,
         info,
         sums or RunningSums(plan.server, experts=False),
@@ -96,6 +107,41 @@ def aggregate(
     now, next_state = _stepped(plan, now, state)
     tensors = ((key, _finite(value + now.change[key], key)) for key, value in before.items())
     return Aggregated(tensors, next_state, _told(plan, now, next_state))
+
+
+def _admitted(
+    plan: Plan,
+    values: ModelState,
+    replies: Sequence[Reply],
+    info: RoundInfo,
+    diagnostics: Diagnostics | None,
+) -> tuple[Sequence[Reply], RoundInfo]:
+    """Let the scheme decide how much each client counts; one that does not has sent nothing."""
+    admit = plan.server.admit
+    if admit is None:
+        return replies, info
+    own = {EXPERT} if plan.client.start_gates is None else {EXPERT, GATE}
+    blocks = [block for block in blocks_of(values) if block.kind not in own]
+    found = call(admit, "admit", SharedUpdates(blocks, replies, info))
+    factors = vector(admit, "admit", found, len(replies), "the clients").float()
+    if bool((factors < 0).any()) or not bool((factors > 0).any()):
+        raise PartError.of(
+            admit, "admit", f"returned {factors.tolist()}: must be 0 or more, and not 0 for all"
+        )
+    if diagnostics is not None:
+        diagnostics.note("admitted", factors)
+    counted = info.num_examples * factors  # [N]
+    heard = [
+        replace(
+            reply,
+            num_examples=float(examples),
+            changes=reply.changes if factor else ModelState(),
+            statistics=reply.statistics if factor else {},
+        )
+        for reply, examples, factor in zip(replies, counted, factors, strict=True)
+    ]
+    statistics = tuple(reply.statistics for reply in heard)
+    return heard, replace(info, num_examples=counted, statistics=statistics)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ class RunningSums:
         self._kinds = {kind for kind, rule in rules.items() if isinstance(rule, Summed)}
         if not experts:
             self._kinds.discard(EXPERT)
+        if server.admit is not None:  # who counts is decided when all replies are in
+            self._kinds.clear()
         blocks = blocks_of(values or ModelState())
         self._blocks = [block for block in blocks if block.kind in self._kinds]
         self._taken: set[int] = set()

@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmoe_app.config.data import EMBEDDED, NODES, DataConfig, Paragraph, parse_prompt_format
+from fedmoe_app.config.data import (
+    EMBEDDED,
+    NODES,
+    DataConfig,
+    Paragraph,
+    parse_prompt_format,
+    template_for,
+)
 from fedmoe_app.config.names import (
     CODEC_NAMES,
     PRESET_NAMES,
@@ -453,6 +460,7 @@ class RunConfig(Section):
             )
         return ""
 
+    @model_validator(mode="after")
     def _patience_waits_for_something(self) -> RunConfig:
         if self.patience and not self.keep_best:
             raise ValueError(
@@ -466,6 +474,11 @@ class RunConfig(Section):
                 "other"
             )
         return self
+
+    @property
+    def template(self) -> str:
+        """``data.template`` of this model, with ``auto`` resolved."""
+        return template_for(self.data.template, self.model.name)
 
     @property
     def scheme_kwargs(self) -> dict[str, Any]:

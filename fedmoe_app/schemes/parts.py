@@ -36,6 +36,7 @@ from fedmoe_app.schemes.views import (
     Outputs,
     Reply,
     RoundInfo,
+    SharedUpdates,
     Trained,
 )
 
@@ -564,6 +565,21 @@ class Rescaling(Weighted):
         """Return what to set instead, with the key."""
 
 
+class Admit(Part):
+    """How much each client counts, decided once for its whole update, before any rule.
+
+    It is decided on what all clients train, and holds for their experts, too: an expert has too few
+    members for a decision of its own. All replies wait for each other.
+    """
+
+    @abstractmethod
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return a factor ≥ 0 of each client's n_i, ``[N]``; 0 leaves it out of every block.
+
+        A rule that weighs clients by something else than n_i feels the 0 only.
+        """
+
+
 # -- on the server: once a round ---------------------------------------------------------------
 
 
@@ -661,6 +677,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "after": (Step,),
     "reported": (Step,),
     "probes": (RoundProbe, ExpertProbe),
+    "admit": (Admit,),
 }
 
 
@@ -732,6 +749,7 @@ class Server:
             empty. Clients go on from the global model. A tensor without change is reported as it
             is.
         probes: what is told of a round.
+        admit: how much each client counts.
     """
 
     dense: Rule = Mean()
@@ -744,6 +762,7 @@ class Server:
     after: tuple[Step, ...] = ()
     reported: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
+    admit: Admit | None = None
 
     def __post_init__(self) -> None:
         """Refuse a part in the wrong slot."""

@@ -58,6 +58,7 @@ class Round:
         best: what the round's line says of the best one so far.
         diagnostics: of the scheme.
         privacy: what the run has spent so far.
+        sums: figures of a masked sum.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class Round:
         self.aggregated = False
         self.diagnostics: Mapping[str, Any] = {}
         self.privacy: Mapping[str, Any] = {}
+        self.sums: Mapping[str, Any] = {}
+        self._summed: Sequence[int] = ()
         self.evaluation: MetricRecord | None = None
         self.validation: MetricRecord | None = None
         self.best: Mapping[str, Any] = {}
@@ -150,6 +153,11 @@ class Round:
         """Note the size of a reply of any kind."""
         if reply.message is not None and reply.message.has_content():
             self._bytes_up += record_bytes(reply.message.content)
+
+    def came(self, client: int) -> None:
+        """Tell of a masked reply, which tells nothing but whose it is."""
+        for callback in self._callbacks:
+            callback.on_reply(f"client {client}", {"client": client})
 
     def good(self, update: ClientUpdate) -> None:
         """Tell of a training reply that is good."""
@@ -239,15 +247,29 @@ class Round:
         """Note that a client has lost what it kept."""
         self._lost_state.append(client)
 
+    @property
+    def bytes_so_far(self) -> tuple[int, int]:
+        """Bytes up and down."""
+        return self._bytes_up, self._bytes_down
+
     def note_aggregated(
         self,
         updates: Sequence[ClientUpdate],
         bytes_up: Mapping[int, int],
         guarded: Guarded | None = None,
+        summed: Sequence[int] = (),
     ) -> None:
-        """Note what the new global model was made of, and what the guard did; bytes by client."""
+        """Note what the new global model was made of.
+
+        Args:
+            updates: of the clients.
+            bytes_up: by client.
+            guarded: what the guard did.
+            summed: clients whose masked changes the one update is made of.
+        """
+        self._summed = tuple(summed)
         self.aggregated = True
-        if self._is_private:
+        if self._is_private or summed:
             return
         self._guarded = guarded
         # The record outlives the round; the changes do not.
@@ -281,6 +303,8 @@ class Round:
             best=self.best,
             seconds=self._seconds | {"round": time.monotonic() - self._started},
             round_trips=self._round_trips,
+            sums=dict(self.sums),
+            num_summed=len(self._summed),
         )
 
     def _private_record(self, metric: str) -> RoundRecord:

@@ -251,8 +251,8 @@ class RoundLoop:
         """Score the global model on the server's test set, else on the clients' own."""
         if evaluate_fn is not None:
             now.evaluation = evaluate_fn(now.server_round, now.scored)
-        elif self.strategy.private is None:  # scores of clients have no noise
-            now.evaluation = self._score_by_clients(now)
+        elif self.strategy.private is None and self.strategy.sums is None:
+            now.evaluation = self._score_by_clients(now)  # a score is of one client
         self._unevaluated = False
 
     def _score_by_clients(self, now: Round) -> MetricRecord | None:
