@@ -13,10 +13,14 @@ from torch import Tensor
 
 from fedmoe_app import ConfigError, Mean, ModelState, Outgoing, Plan, Run, read_metrics
 from fedmoe_app.client.outgoing import sent_by
+from fedmoe_app.schemes.fedmoe import MostUsed
+from fedmoe_app.schemes.flexmoe import BalancedFitness
 from fedmoe_app.schemes.localnoise import Bounded, LocalNoise, Noise
-from fedmoe_app.schemes.parts import Client
+from fedmoe_app.schemes.parts import Client, Server
+from fedmoe_app.server.summed import sum_fault
 from tests.invariant.runs import GoldenRun, make_material, run_golden
 from tests.schemes.parts_at_work import reply, result_of
+from tests.schemes.test_guards import Halves
 from tests.toy import plan_of, toy_state, toy_update
 
 CHANGES = ModelState(
@@ -143,11 +147,22 @@ def test_what_nothing_can_be_divided_by_is_refused(over: Any) -> None:
 def test_an_expert_that_nobody_trained_stays_under_a_fixed_number() -> None:
     from fedmoe_app.aggregation.aggregate import aggregate
     from fedmoe_app.aggregation.streaming import round_info
-    from fedmoe_app.schemes.parts import Server
-    from tests.schemes.test_guards import Halves
 
     updates = [toy_update(0, 1, 0.5, [(0, 0)]), toy_update(1, 1, 0.5, [(0, 0)])]
     plan: Plan = plan_of(Halves(Client(), Server(experts=Mean(4))))
     found = dict(aggregate(toy_state(), updates, plan, round_info(1, updates)).tensors)
     moved = {name: float(t.flatten()[0]) for name, t in found.items() if "expert" in name}
     assert sorted(set(moved.values())) == [1.0, 1.25]
+
+
+@pytest.mark.parametrize(
+    ("server", "reason"),
+    [
+        (Server(experts=Mean(8)), "its experts are divided by 8"),
+        (Server(assign=BalancedFitness()), "BalancedFitness reads numbers of single clients"),
+    ],
+)
+def test_masked_sums_refuse_what_they_would_leave_out(server: Server, reason: str) -> None:
+    found = sum_fault(plan_of(Halves(Client(select=MostUsed(2)), server)))
+    assert found.startswith(reason)
+    assert sum_fault(plan_of(Halves(Client(select=MostUsed(2)), Server()))) == ""
