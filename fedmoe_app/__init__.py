@@ -57,6 +57,7 @@ _BY_MODULE = {
         "OfReceived",
         "OfUpdate",
         "Once",
+        "Outgoing",
         "OutputTerm",
         "PersonalCopy",
         "RoundProbe",

@@ -41,7 +41,7 @@ TABLES = {
 ARGUMENTS = (
     *("label-skew", "server-optimisers", "client-drift", "fairness", "robust"),
     *("expert-merging", "global-balance", "lora-halves", "calmerge"),
-    "flex-moe",
+    *("flex-moe", "local-noise"),
 )
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)
 # These go with every scheme.

@@ -20,6 +20,7 @@ from fedmoe_app.client.memory import (
     largest_budget,
     round_note,
 )
+from fedmoe_app.client.outgoing import sent_by
 from fedmoe_app.client.outputs import received_logits, step_outputs, sums_of_outputs
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
@@ -178,6 +179,8 @@ class ClientRound:
             **_score_metrics("local-", after),
             **self._own_metrics(own),
         }
+        measured = parts.measure(received_score) | sums | inputs.numbers()
+        changes, measured = sent_by(self.plan.client.send, changes, measured, self._seed)
         return ClientUpdate(
             client=self.node.client,
             num_examples=self.rows.num_examples,
@@ -186,7 +189,7 @@ class ClientRound:
             routing=routing,
             metrics=metrics,
             placement=placement,
-            statistics=parts.measure(received_score) | sums | inputs.numbers(),
+            statistics=measured,
         )
 
     def measure(self) -> Tensors:

@@ -53,6 +53,7 @@ WITH_ARGS = {
     **ADAPTERS_ONLY,
     "calmerge": "calmerge:CalMerge",
     "flexmoe": "flexmoe:FlexMoE",
+    "localnoise": "localnoise:LocalNoise",
 }
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)

@@ -126,7 +126,11 @@ class CombineConfig(Section):
     """Parts of schemes, put together by scheme = "combine"."""
 
     selection: Text = key("fedavg", "whose choice of experts")
-    loss: Text = key("fedavg", "whose addition to the local loss")
+    loss: Text = key(
+        "fedavg",
+        "whose addition to the local loss; several, separated by commas, add up",
+        holds="names",
+    )
     gates: Text = key("fedavg", "whose gates")
     experts: Text = key("fedavg", "whose way to combine experts")
 

@@ -134,6 +134,11 @@ def dp_fault(plan: Plan, counted: bool = False) -> str:
             f"{type(apart[0]).__name__} takes sums of the clients' features, on which there is no "
             'noise; choose head.closed-form = "none"'
         )
+    if server.assign is not None:
+        return (
+            f"{type(server.assign).__name__} reads numbers of single clients, on which there is no "
+            f"noise; {way_out}"
+        )
     if server.steps or plan.measured:
         part = type((*server.steps, *plan.measured)[0]).__name__
         return f"{part} reads numbers of single clients, on which there is no noise; {way_out}"
@@ -149,7 +154,10 @@ def private_plan(plan: Plan, level: ClientLevel, randomness: Randomness | None =
     """Return the plan with sums that have constant denominators, and noise on them."""
     sums = Expected(level.expected)
     noised = Noised(level, randomness or OfSystem())
-    return replace(plan, server=Server(dense=sums, gates=sums, experts=sums, steps=(noised,)))
+    own = Server(
+        dense=sums, gates=sums, experts=sums, steps=(noised,), reported=plan.server.reported
+    )
+    return replace(plan, server=own)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.names import (
@@ -15,7 +16,7 @@ from fedmoe_app.config.names import (
     is_own_scheme,
     unknown_scheme,
 )
-from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.config.schema import RunConfig, split_names
 from fedmoe_app.schemes.average import Averaged
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
@@ -103,7 +104,8 @@ def _combination(config: RunConfig) -> Combination:
     parts = config.combine.model_dump()
     # A personal copy of the whole model is no part of one.
     tables = [name for name in SCHEMES if name not in WITH_ARGS and name != "pflmoe"]
-    if unused := sorted(set(arguments) - (set(parts.values()) & set(LABEL_SKEW))):
+    losses = split_names(parts["loss"]) or ("",)
+    if unused := sorted(set(arguments) - (set(losses) & set(LABEL_SKEW))):
         raise ConfigError(
             f'scheme-args = {config.scheme_args}: "{unused[0]}" is no part of combine.* that takes '
             'arguments; write them by scheme, such as {"fedntd": {"beta": 0.1}}'
@@ -114,14 +116,19 @@ def _combination(config: RunConfig) -> Combination:
                 f'scheme-args = {config.scheme_args}: "{name}" takes a JSON object of its '
                 'arguments, such as {"fedntd": {"beta": 0.1}}'
             )
-    built = {}
-    for part, name in parts.items():
+
+    def build(part: str, name: str) -> Scheme:
         choices = [*tables, *LABEL_SKEW] if part == "loss" else tables
         if name not in choices:
             raise ConfigError(f'combine.{part} = "{name}": choose one of {", ".join(choices)}')
         own = {"scheme_args": json.dumps(arguments.get(name, {}))}
-        built[part] = _built(name, SCHEMES[name], config.model_copy(update=own))
-    return Combination(**built)
+        return _built(name, SCHEMES[name], config.model_copy(update=own))
+
+    built: dict[str, Any] = {
+        part: build(part, name) for part, name in parts.items() if part != "loss"
+    }
+    several = tuple(build("loss", name) for name in losses)
+    return Combination(**built, loss=several if len(several) > 1 else several[0])
 
 
 def _import_scheme(name: str) -> type[Scheme]:

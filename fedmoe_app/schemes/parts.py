@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -397,6 +398,25 @@ class PersonalCopy(Part):
     gate_learning_rate: float = 1e-2
 
 
+class Outgoing(Part):
+    """Has the client's last word on what leaves it, such as a bound or noise.
+
+    What it changes is what the server sees. What the client keeps for itself is as it was trained.
+    """
+
+    @abstractmethod
+    def send(self, sent: Mapping[str, Tensor], seed: int) -> Tensors:
+        """Return what leaves, by the names and in the shapes given.
+
+        Args:
+            sent: the changes by full name, without those of experts that were not trained, and the
+                scheme's own statistics by ``Statistic/name``; float32. Numbers of examples, the
+                routing histogram and the metrics are not among them.
+            seed: of this client and round. Whoever knows the run config knows it: noise that is to
+                hide something needs the system's randomness.
+        """
+
+
 # -- on the server: how the changes of a block are combined ------------------------------------
 
 
@@ -435,11 +455,21 @@ class Mean(Summed):
     """Σ_i a_i·Δ_i / Σ_i a_i with a_i = :meth:`weight`; the default is n_i, FedAvg.
 
     Attributes:
-        over: "all": the denominator counts the clients that did not train the block, too, as
-            unchanged; "members": it does not.
+        over: what is divided by. "all": the a_i of all clients, of which those that did not train
+            the block count as unchanged; "members": the a_i of those that did; a number above 0:
+            that number, whoever replied, so that the change tells nothing of how many did.
     """
 
-    over: str = "all"
+    over: str | float = "all"
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be divided by."""
+        over = self.over
+        is_number = isinstance(over, int | float) and not isinstance(over, bool)
+        if not (is_number and 0 < over < math.inf) and over not in ("all", "members"):  # type: ignore[operator]
+            raise ValueError(
+                f'{type(self).__name__}: over = {over!r}: choose "all", "members" or a number > 0'
+            )
 
     def weight(self, reply: Reply, block: Block) -> float:
         """Return a_i ≥ 0."""
@@ -452,12 +482,13 @@ class Mean(Summed):
         if change is None:
             return {"of": self._share(reply, block)} if self.over == "all" else {}
         weight = self._share(reply, block)
-        return {"of": weight} | {f"sum.{n}": Scaled(weight, t) for n, t in change.items()}
+        of = {} if isinstance(self.over, int | float) else {"of": weight}
+        return of | {f"sum.{n}": Scaled(weight, t) for n, t in change.items()}
 
     @final
     def result(self, sums: Mapping[str, Any], block: Block) -> Tensors:
         """Divide, in place; zeros where all weights are 0."""
-        whole = sums["of"]
+        whole = self.over if isinstance(self.over, int | float) else sums["of"]
         totals = {name[4:]: total for name, total in sums.items() if name != "of"}
         return {n: t.div_(whole) if whole else t.zero_() for n, t in totals.items()}
 
@@ -635,6 +666,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "split": (Split,),
     "freeze": (Freeze,),
     "personal": (PersonalCopy,),
+    "send": (Outgoing,),
     "dense": (Rule,),
     "gates": (Rule,),
     "experts": (Rule,),
@@ -680,6 +712,7 @@ class Client:
         split: which of its examples it trains on, and which go into sums instead.
         freeze: what it does not train.
         personal: a model of its own beside the global one.
+        send: what happens to all that leaves it, in this order.
     """
 
     select: Once | InBatch | None = None
@@ -691,6 +724,7 @@ class Client:
     split: Split | None = None
     freeze: Freeze | None = None
     personal: PersonalCopy | None = None
+    send: tuple[Outgoing, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a part in the wrong slot."""

@@ -61,6 +61,10 @@ def sum_fault(plan: Plan) -> str:
                 f"its {slot} are combined by {type(rule).__name__}, which is no mean by examples; "
                 f"{way_out}"
             )
+        if isinstance(rule, Mean) and rule.over not in ("all", "members"):
+            return f"its {slot} are divided by {rule.over}, which masked sums do not; {way_out}"
+    if server.assign is not None:
+        return f"{type(server.assign).__name__} reads numbers of single clients; {way_out}"
     for step in (*server.before, *server.refresh, *server.after):
         if not isinstance(step, EstimateHead):
             return f"{type(step).__name__} may read numbers of single clients; {way_out}"

@@ -198,3 +198,27 @@ def test_parts_have_the_parameters_of_their_own_tables() -> None:
     assert scheme.gates == FedAlignMoE(gates="consistency")
     assert scheme.experts == FCMoE(lam=0.25)
     assert scheme.loss == FedAvg()
+
+
+def losses(text: str, args: str = "") -> Any:
+    config = {"scheme": "combine", "combine.loss": text, "scheme-args": args}
+    return make_scheme(make_config(**config))
+
+
+def test_several_losses_add_up() -> None:
+    found = plan_of(losses("fedvls, fedprox,fedntd", '{"fedntd": {"beta": 0.1}}')).client
+    vls, prox = (plan_of(losses(name)).client for name in ("fedvls", "fedprox"))
+    assert found.loss == vls.loss is not None
+    assert found.terms[:-1] == (*vls.terms, *prox.terms)
+    assert type(found.terms[-1]).__name__ == "NotTrue"
+    one = plan_of(losses("fedprox, fedprox")).client
+    assert one.terms == prox.terms  # once
+
+
+def test_two_losses_in_the_place_of_the_tasks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"combine.loss: PriorAdjusted and RestrictedSoftmax"):
+        plan_of(losses("logitadjust,fedrs"))
+    with pytest.raises(ConfigError, match='combine.loss = "nothing": choose one of'):
+        losses("fedprox,nothing")
+    with pytest.raises(ConfigError, match='"fedrs" is no part of combine'):
+        losses("fedprox", '{"fedrs": {}}')
