@@ -35,9 +35,12 @@ _BY_MODULE = {
         "Outputs",
         "Reply",
         "RoundInfo",
+        "SharedUpdates",
         "Trained",
     ),
     "schemes.parts": (
+        "Admit",
+        "Assign",
         "Client",
         "ExpertProbe",
         "FeatureTerm",
@@ -46,6 +49,7 @@ _BY_MODULE = {
         "Histogram",
         "InBatch",
         "Keeps",
+        "Logits",
         "Mean",
         "MeanGradient",
         "OfInputs",
@@ -60,6 +64,7 @@ _BY_MODULE = {
         "Scaled",
         "Server",
         "Signal",
+        "Split",
         "Start",
         "Step",
         "Summed",
@@ -102,6 +107,7 @@ _BY_MODULE = {
     "moe.loading": ("LoadSpec", "load_model"),
 }
 PUBLIC = {name: f"{__name__}.{module}" for module, names in _BY_MODULE.items() for name in names}
+__all__ = list(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -242,10 +242,9 @@ def compare_schemes(
     """
     from fedmoe_app.compare.compare import Request, compare, folder_of, read_schemes
     from fedmoe_app.compare.grid import grid_of
-    from fedmoe_app.launch.app_folder import app_folder
 
     request = Request(
-        app_folder(Path(".")),
+        Path("."),
         read_schemes(",".join(schemes)),
         tuple(seeds),
         tuple(alphas),

@@ -39,6 +39,7 @@ from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import results_dir
 from fedmoe_app.config.schema import DataConfig, ModelConfig
+from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.preflight import check_method, check_sources
 from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.shown.terminal import say
@@ -59,7 +60,8 @@ class Request:
     """What is asked for.
 
     Attributes:
-        app: folder of the Flower app, whose defaults are the base of every run config.
+        app: folder of the Flower app, whose defaults are the base of every run config; where "."
+            holds none, the installed app.
         schemes: the rows, the first of which the others are held against.
         seeds: one run of every row and column for each.
         alphas: Dirichlet concentrations, one a column; empty for the run config's own partition.
@@ -106,7 +108,11 @@ def compare(request: Request) -> bool:
     with ComparisonFolder(folder_of(request, plan)) as folder:
         folder.write_plan(plan)
         say(f"comparison: {folder.path}")
-        run = partial(simulated, request.app.absolute()) if request.simulation else in_process
+        run = (
+            partial(simulated, app_folder(request.app).absolute())
+            if request.simulation
+            else in_process
+        )
         if request.grid.points:
             plan, died = _tune(request, folder, run)
             folder.write_plan(plan)
@@ -145,7 +151,7 @@ def _tune(request: Request, folder: ComparisonFolder, run: Run) -> tuple[Plan, l
         have been better is not known, unlike with those that diverged.
     """
     points = request.grid.points
-    base = app_defaults(request.app) | request.overrides
+    base = app_defaults(app_folder(request.app)) | request.overrides
     keep_best = str(base["keep-best"])
     scored: Flat = {"keep-best": keep_best or "accuracy"}  # also notes a score each round
     seeds = replace(request, seeds=request.grid.seeds)
@@ -180,7 +186,7 @@ def _check_sources(plan: Plan) -> None:
 
 def plan_of(request: Request, point: Flat | None = None) -> Plan:
     """Make the cells at a point of the grid; raises as :func:`compare` before a run."""
-    shared = app_defaults(request.app) | request.overrides
+    shared = app_defaults(app_folder(request.app)) | request.overrides
     shared = with_absolute_paths(shared, Path.cwd())
     fixed: Flat = {} if request.rounds is None else {"num-server-rounds": request.rounds}
     fixed |= point or {}

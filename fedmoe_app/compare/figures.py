@@ -71,7 +71,7 @@ def figures_of(lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
 def _figures(lines: Sequence[dict[str, Any]]) -> Figures:
     last = kept_line(lines)
     own = [c["local_accuracy"] for c in last["clients"] if c["local_accuracy"] is not None]
-    trained = [int(line["bytes_up"]) for line in lines if line["round"] != 0]
+    trained = [int(line["bytes_up"] or 0) for line in lines if line["round"] != 0]
     return Figures(
         metric=str(last["metric"]),
         curve=tuple(

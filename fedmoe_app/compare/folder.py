@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from fedmoe_app.compare.figures import Figures, figures_of
@@ -77,12 +76,7 @@ class ComparisonFolder:
         shutil.rmtree(self.path / "failed", ignore_errors=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Drop what is unfinished, and unlock."""
         self._drop_unfinished()
         os.close(self._lock)

@@ -67,6 +67,7 @@ def _all(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if trained:
         failures = line.get("failures") or ()
         yield "clients/failed", sum(failure["who"] != "round" for failure in failures)
+    yield "privacy/epsilon", (line.get("privacy") or {}).get("epsilon")
     for name, seconds in (line.get("seconds") or {}).items():
         yield f"seconds/{name}", seconds
     for client in line.get("clients") or ():

@@ -145,6 +145,8 @@ def _refuse_ended(path: Path, done: int, config: Mapping[str, Any]) -> None:
 
 def _config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     free = resumable_keys()
+    if now.get("privacy.dp", "none") != "none" and not now.get("privacy.dp-noise"):
+        free -= {"num-server-rounds", "privacy.dp-epsilon"}  # the noise is worked out from them
     if now.get("train.lr-scheduler-type") != "constant":  # the schedule runs over all rounds
         free -= {"num-server-rounds"}
     return [
@@ -193,7 +195,7 @@ def set_back(
     repeated = dict(before or {})
     for line in _lines_after(results, server_round):
         for key in ("bytes_up", "bytes_down"):
-            repeated[key] = repeated.get(key, 0) + line.get(key, 0)
+            repeated[key] = repeated.get(key, 0) + (line.get(key) or 0)
         repeated["rounds"] = repeated.get("rounds", 0) + 1
     for name in (METRICS_FILE, SAMPLES_FILE, CLASSES_FILE):
         keep_rounds(results / name, server_round)

@@ -142,7 +142,7 @@ def _figures(lines: Sequence[Mapping[str, Any]], repeated: Mapping[str, float]) 
         clients = ", ".join(str(client["client"]) for client in lines[-1]["clients"])
         yield f"clients   {clients or 'none'} in round {lines[-1]['round']}"
         up, down = (
-            sum(line[key] for line in lines) + repeated.get(key, 0)
+            sum(line[key] or 0 for line in lines) + repeated.get(key, 0)
             for key in ("bytes_up", "bytes_down")
         )
         note = f" ({repeated['rounds']:.0f} rounds of it were repeated)" if repeated else ""
