@@ -91,7 +91,11 @@ class Trained:
         encoder = row_encoder(["messages"], self.tokenizer, data.max_length, seq2seq, data)
         # The encoder gives what comes before the last answer, whatever that is.
         whole = [dict(message) for message in messages] + [{"role": "assistant", "content": "…"}]
-        batch: dict[str, Any] = {"messages": [whole], "num_given": [0], "source_row": [1]}
+        batch: dict[str, Any] = {
+            "messages": [whole],
+            "num_given": [0],
+            "where": ["the conversation"],
+        }
         ((prompt, _),) = encoder.questions(batch)
         stops = getattr(self.task, "stop_ids", ())
         most = max_new_tokens or data.max_new_tokens
@@ -136,5 +140,6 @@ def load_trained(
     model = getattr(transformers, architecture).from_pretrained(folder).eval().to(device(on))
     head = "sequence" if architecture.endswith("ForSequenceClassification") else "label-words"
     seq2seq = model.config.is_encoder_decoder
-    task = make_task(TaskSetting(config.data, tokenizer, seq2seq, head, label_names))
+    setting = TaskSetting(config.data, tokenizer, seq2seq, head, label_names, config.template)
+    task = make_task(setting)
     return Trained(model, tokenizer, config, task, tuple(label_names))

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from fedmoe_app import ConfigError, load_run, run_in_process
@@ -85,6 +86,20 @@ def test_probabilities_are_those_of_the_model_in_the_run(classifier: Path) -> No
     frame = load_run(classifier).predict(texts)
     assert list(frame.columns) == list(trained.label_names)
     assert frame.idxmax(axis=1).tolist() == list(TOPICS)
+
+
+def test_a_text_stands_in_the_template_that_the_run_trained_with(tmp_path: Path) -> None:
+    template = "{text} is about"
+    run = train(
+        tmp_path, **{"data.source": str(write_topics(tmp_path / "t.jsonl", 6)),
+                     "data.template": template}
+    )  # fmt: skip
+    trained, (text, *_) = open_trained(run), TOPICS.values()
+    (row,) = trained.task.encode(Dataset.from_dict({"text": [text], "label": [0]}))
+    assert trained.tokenizer.decode(row["input_ids"], skip_special_tokens=True).endswith("is about")
+    batch = trained.task.collate([row], trained.model.device)
+    logits = trained.task.predict(trained.model, batch)[0]
+    torch.testing.assert_close(trained.probabilities([text]), logits.detach().softmax(-1))
 
 
 def test_texts_come_from_the_command_line_a_file_or_the_input(
