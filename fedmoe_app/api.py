@@ -133,6 +133,21 @@ class RunResult:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._model_folder())
         return found
 
+    def predict(self, texts: Sequence[str]) -> pd.DataFrame:
+        """Return the probability of each class (a column) for each text (a row).
+
+        Raises:
+            ConfigError: the run was no classification.
+            ResultsError: the run has not come to its end.
+        """
+        import pandas as pd
+
+        from fedmoe_app.server.saved import open_trained
+
+        trained = open_trained(self.path)
+        found = trained.probabilities(texts).numpy()
+        return pd.DataFrame(found, index=list(texts), columns=list(trained.label_names))
+
     def report(self) -> Path:
         """Write ``report.html`` anew and return its path."""
         from fedmoe_app.report.run_page import write_run_page

@@ -104,6 +104,7 @@ def compare(request: Request) -> bool:
     for point in request.grid.points:
         plan_of(request, point)  # a wrong value is found before anything is run
     _check_sources(plan)
+    died: list[str] = []
     with ComparisonFolder(folder_of(request, plan)) as folder:
         folder.write_plan(plan)
         say(f"comparison: {folder.path}")
@@ -113,7 +114,7 @@ def compare(request: Request) -> bool:
             else in_process
         )
         if request.grid.points:
-            plan = _tune(request, folder, run)
+            plan, died = _tune(request, folder, run)
             folder.write_plan(plan)
         outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
         results, rows, metric = report(plan, outcomes)
@@ -126,7 +127,9 @@ def compare(request: Request) -> bool:
     for line in failures(results):
         say(line)
     say(f"results: {folder.path}")
-    return not outcomes.failures
+    for line in died:
+        say(f"not tried: {line}; the same command tries it again")
+    return not outcomes.failures and not died
 
 
 def folder_of(request: Request, plan: Plan | None = None) -> Path:
@@ -140,8 +143,13 @@ def folder_of(request: Request, plan: Plan | None = None) -> Path:
     )
 
 
-def _tune(request: Request, folder: ComparisonFolder, run: Run) -> Plan:
-    """Run every point of the grid with the tuning seeds; return the plan with what was chosen."""
+def _tune(request: Request, folder: ComparisonFolder, run: Run) -> tuple[Plan, list[str]]:
+    """Run every point of the grid with the tuning seeds.
+
+    Returns:
+        the plan with what was chosen, and the runs that left nothing behind: whether they would
+        have been better is not known, unlike with those that diverged.
+    """
     points = request.grid.points
     base = app_defaults(app_folder(request.app)) | request.overrides
     keep_best = str(base["keep-best"])
@@ -157,7 +165,8 @@ def _tune(request: Request, folder: ComparisonFolder, run: Run) -> Plan:
         return None if failed else read_metrics(folder.cell_path(cell))
 
     choices = choose(tried, points, str(scored["keep-best"]), bool(keep_best), read)
-    return tuned([plan_of(request, point) for point in points], points, choices)
+    died = [cell.label for cell in cells if cell.key not in outcomes.figures]
+    return tuned([plan_of(request, point) for point in points], points, choices), died
 
 
 def _check_sources(plan: Plan) -> None:

@@ -33,6 +33,8 @@ SHAPES = (
     "M-.35-1.1H.35V-.35H1.1V.35H.35V1.1H-.35V.35H-1.1V-.35H-.35Z",
 )
 MAX_MARKED = 60  # rounds, up to which each has a mark on the line
+MANY_LINES = 6  # with more of them each line has its name at its end, too
+HEIGHT, LABEL_STEP = 240, 14  # pixels of a chart over rounds, and of the names at its end
 FAILED = "failed round"
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 CONFIG: Spec = {
@@ -181,6 +183,8 @@ def lines(title: str, series: Iterable[Series], axis: Axis, failed: Sequence[int
             "encoding": {"x": _x(), "y": _y("y"), "color": _colour(found), "opacity": _shown(1),
                          "shape": _by_series([each.shape or SHAPES[0] for each in found])},
         })  # fmt: skip
+    if len(found) > MANY_LINES:
+        layers.append(_names_at_the_end(found, _domain(found, axis)))
     return _over_rounds(title, found, axis, rounds, failed, rows, layers, "line")
 
 
@@ -234,7 +238,7 @@ def _over_rounds(
     legend = [_entry(each, s, kind) for s, each in enumerate(series)]
     if marked:
         legend.append({"name": FAILED, "colour": "var(--bad)", "kind": "area", "series": []})
-    spec = _frame(f"{title}: {axis.title} over the rounds", rows, layers, 240)
+    spec = _frame(f"{title}: {axis.title} over the rounds", rows, layers, HEIGHT)
     return Chart(title, spec, once(legend))
 
 
@@ -422,6 +426,46 @@ def _band(rows: list[Spec], series: Sequence[Series], thin: bool) -> Spec:
         "encoding": {"x": _x(), "y": _y("low"), "y2": {"field": "high"}, "color": _colour(series),
                      "opacity": _shown(0.35 if thin else shade)},
     }  # fmt: skip
+
+
+def _names_at_the_end(series: Sequence[Series], ends: tuple[float, float]) -> Spec:
+    """Return the layer that calls each line by its name: nobody finds nine colours in a legend.
+
+    Where lines end close together the names are moved apart, in the order of the lines.
+    """
+    step = LABEL_STEP / HEIGHT * (ends[1] - ends[0])
+    last = max(each.points[-1].x for each in series)
+    order = sorted(range(len(series)), key=lambda s: series[s].points[-1].y)
+    wanted = [series[s].points[-1].y for s in order]
+    rows = [
+        {"s": s, "x": last, "y": y, "name": series[s].name}
+        for s, y in zip(order, spread_out(wanted, step), strict=True)
+    ]
+    return {
+        "data": {"values": rows},
+        "mark": {"type": "text", "align": "left", "baseline": "middle", "dx": 9, "fontSize": 11,
+                 "aria": False},
+        "encoding": {"x": _x(), "y": _y("y"), "text": {"field": "name", "type": "nominal"},
+                     "color": _colour(series), "opacity": _shown(1)},
+    }  # fmt: skip
+
+
+def spread_out(places: Sequence[float], step: float) -> list[float]:
+    """Return ascending places at least ``step`` apart, each group around the middle of its own."""
+    groups: list[list[float]] = []  # wanted places of neighbours that touch
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and _first(groups[-1], step) - _last(groups[-2], step) < step:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_first(group, step) + step * i for group in groups for i in range(len(group))]
+
+
+def _first(group: Sequence[float], step: float) -> float:
+    return sum(group) / len(group) - step * (len(group) - 1) / 2
+
+
+def _last(group: Sequence[float], step: float) -> float:
+    return sum(group) / len(group) + step * (len(group) - 1) / 2
 
 
 def _hover(places: list[Spec], along: str, channel: Spec | None = None) -> Spec:

@@ -52,6 +52,11 @@ def say(line: object = "", file: IO[str] | None = None) -> None:
     print(visible(line), file=file, flush=True)
 
 
+def say_part(text: object, file: IO[str] | None = None) -> None:
+    """Print a part of a text, at once; line ends count, and none is added."""
+    print(visible_lines(text), end="", file=file, flush=True)
+
+
 def say_lines(text: object, file: IO[str] | None = None) -> None:
     """Print a text of this app's own that has several lines; names in it went through others."""
     print(visible_lines(text), file=file, flush=True)

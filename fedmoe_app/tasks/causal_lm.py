@@ -115,7 +115,7 @@ class CausalLM(Task):
             return []
         prompts = [self._prompt(row) for row in rows]
         of_chats = any("prompt_length" in row for row in rows)
-        stops = self._stop_ids if of_chats else ()
+        stops = self.stop_ids if of_chats else ()
         return generate(model, self.tokenizer, prompts, self.max_new_tokens, stops)
 
     def samples(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[Sample]:
@@ -130,7 +130,8 @@ class CausalLM(Task):
         ]
 
     @cached_property
-    def _stop_ids(self) -> tuple[int, ...]:
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer of a conversation, beside the tokenizer's own end."""
         return stop_ids(self.tokenizer, self._data) if self._data else ()
 
     def _prompt(self, row: Row) -> list[int]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from fedmoe_app.config.errors import ConfigError
 
@@ -19,6 +20,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
+    streamer: BaseStreamer | None = None,
 ) -> list[str]:
     """Return what the model says to each prompt: the most likely token at every step.
 
@@ -32,6 +34,7 @@ def generate(
         prompts: token ids, special tokens included; at least one.
         max_new_tokens: at most so many are generated.
         stop_ids: other tokens that end an answer.
+        streamer: is given the tokens of a single prompt as they are made.
     """
     ids, mask = _pad_left(prompts, tokenizer.pad_token_id)  # [B, S]
     with _only(model, _greedy(model, tokenizer, max_new_tokens, stop_ids)) as settings:
@@ -39,6 +42,7 @@ def generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=settings,
+            streamer=streamer,
         )
     encoder_decoder = model.config.is_encoder_decoder
     new = out if encoder_decoder else out[:, ids.shape[1] :]  # [B, T]

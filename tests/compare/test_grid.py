@@ -82,10 +82,12 @@ def test_each_row_is_run_with_what_is_best_for_it_on_validation_rows(
     assert rates == {"fedavg": 0.01, "fedprox": 0.001}
     assert {cell.seed for cell in plan.cells} == {1, 2}  # no tuning run is among them
     assert all(cell.flat["keep-best"] == "" for cell in plan.cells)
-    said = "chosen: fedavg, dirichlet 0.5: train.learning-rate = 0.01"
-    assert said in capsys.readouterr().out
     page = comparison_page("mine", read_comparison(found.path))
     assert "What the grid chose" in page
+    out = capsys.readouterr().out
+    assert "chosen: fedavg, dirichlet 0.5: train.learning-rate = 0.01" in out
+    (told,) = [text for text in out.splitlines() if "not tried" in text]
+    assert "fedprox, dirichlet 0.5, train.learning-rate = 0.01, seed 101" in told
     assert "learning-rate = 0.01" in (found.path / "comparison.md").read_text()
 
 

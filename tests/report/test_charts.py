@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from fedmoe_app.report.charts import (
     lines,
     percent,
     seconds,
+    spread_out,
     style,
     three,
 )
@@ -162,3 +164,26 @@ def test_the_schema_finds_a_misspelled_key() -> None:
     spec["layer"][0]["encoding"]["x"]["fild"] = "x"
     with pytest.raises(ValidationError):
         check(spec)
+
+
+def test_many_lines_have_their_names_at_their_ends_and_few_have_none() -> None:
+    def drawn(count: int) -> list[Any]:
+        series = [Series(f"s{i}", [Point(1, 0.1), Point(2, 0.5 + i / 1000)]) for i in range(count)]
+        chart = lines("Accuracy", series, AXIS)
+        check(chart.spec)
+        layers = chart.spec["layer"]
+        return [layer for layer in layers if layer["mark"]["type"] == "text"]
+
+    assert drawn(6) == []
+    (named,) = drawn(9)
+    rows = named["data"]["values"]
+    assert [row["name"] for row in rows] == [f"s{i}" for i in range(9)]
+    places = [row["y"] for row in rows]
+    assert min(b - a for a, b in pairwise(places)) > 0.02  # 14 of 240 pixels of 0 to 0.53
+    assert sum(places) / 9 == pytest.approx(0.504)  # around the middle of their lines
+
+
+def test_places_are_moved_apart_no_further_than_they_must() -> None:
+    assert spread_out([0.0, 5.0, 10.0], 2) == [0, 5, 10]
+    assert spread_out([1.0, 1.0], 2) == [0, 2]
+    assert spread_out([0.0, 1.0, 1.0, 9.0], 2) == pytest.approx([-4 / 3, 2 / 3, 8 / 3, 9])

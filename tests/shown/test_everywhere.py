@@ -117,6 +117,9 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "plot": (["{run}"], f"{SHOWN}run/routing.png"),
     "report": (["{run}"], f"{SHOWN}run/report.html"),
     "export": (["{run}", "--output", "{new}"], SHOWN),
+    "predict": (["{run}", "{name}"], ""),
+    "chat": (["{run}", "--message", "{name}"], 'is for "causal-lm"'),
+    "push": (["{run}", "{name}/m", "--dry-run"], "no name of a repository"),
     "carve": (["{home}/{name}", "--output", "{new}"], SHOWN),
     "partition": (
         ["--clients", "2", "-c", "{home}/data.toml"],
