@@ -16,14 +16,24 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.aggregation.diagnostics import Diagnostics
-from fedmoe_app.aggregation.guarded import GuardedValues, Unwritten
 from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
+from fedmoe_app.aggregation.unwritten import GuardedValues, Unwritten
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
-from fedmoe_app.schemes.base import Plan, step_prefix
+from fedmoe_app.schemes.base import Plan, reported_prefix, step_prefix
 from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
 from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
-from fedmoe_app.schemes.views import EXPERT, Block, BlockUpdates, Now, Reply, RoundInfo, blocks_of
+from fedmoe_app.schemes.views import (
+    EXPERT,
+    GATE,
+    Block,
+    BlockUpdates,
+    Now,
+    Reply,
+    RoundInfo,
+    SharedUpdates,
+    blocks_of,
+)
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
@@ -77,9 +87,10 @@ def aggregate(
         FoldError: a step gave a state that is not finite, or lost a part of it.
         PartError: a part raised, or returned what cannot be used; also while the tensors are made.
     """
+    replies, info = _admitted(plan, values, replies_of(updates), info, diagnostics)
     one = _Round(
         values,
-        replies_of(updates),
+        replies,
         plan.server,
         info,
         sums or RunningSums(plan.server, experts=False),
@@ -96,6 +107,41 @@ def aggregate(
     now, next_state = _stepped(plan, now, state)
     tensors = ((key, _finite(value + now.change[key], key)) for key, value in before.items())
     return Aggregated(tensors, next_state, _told(plan, now, next_state))
+
+
+def _admitted(
+    plan: Plan,
+    values: ModelState,
+    replies: Sequence[Reply],
+    info: RoundInfo,
+    diagnostics: Diagnostics | None,
+) -> tuple[Sequence[Reply], RoundInfo]:
+    """Let the scheme decide how much each client counts; one that does not has sent nothing."""
+    admit = plan.server.admit
+    if admit is None:
+        return replies, info
+    own = {EXPERT} if plan.client.start_gates is None else {EXPERT, GATE}
+    blocks = [block for block in blocks_of(values) if block.kind not in own]
+    found = call(admit, "admit", SharedUpdates(blocks, replies, info))
+    factors = vector(admit, "admit", found, len(replies), "the clients").float()
+    if bool((factors < 0).any()) or not bool((factors > 0).any()):
+        raise PartError.of(
+            admit, "admit", f"returned {factors.tolist()}: must be 0 or more, and not 0 for all"
+        )
+    if diagnostics is not None:
+        diagnostics.note("admitted", factors)
+    counted = info.num_examples * factors  # [N]
+    heard = [
+        replace(
+            reply,
+            num_examples=float(examples),
+            changes=reply.changes if factor else ModelState(),
+            statistics=reply.statistics if factor else {},
+        )
+        for reply, examples, factor in zip(replies, counted, factors, strict=True)
+    ]
+    statistics = tuple(reply.statistics for reply in heard)
+    return heard, replace(info, num_examples=counted, statistics=statistics)
 
 
 @dataclass(frozen=True)
@@ -164,6 +210,42 @@ def _stepped(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> tuple[Now, Te
             now = replace(now, change=change)
             next_state |= {f"{step_prefix(position)}{key}": tensor for key, tensor in new.items()}
     return now, next_state
+
+
+def reported(
+    values: Mapping[str, Tensor],
+    steps: Sequence[Step],
+    info: RoundInfo,
+    state: Mapping[str, Tensor],
+) -> tuple[Tensors, Tensors]:
+    """Make of the global model the one that is evaluated and saved.
+
+    Args:
+        values: of the global model, by full name; stay as they are.
+        steps: ``Server.reported``.
+        info: of the round.
+        state: theirs, by names that begin with :func:`reported_prefix`; empty in the first round.
+
+    Returns:
+        the values by full name, and the state for the next round.
+
+    Raises:
+        FoldError: a step gave values or a state that are not finite, or lost a part of it.
+        PartError: a step raised, or returned what cannot be used.
+    """
+    change, next_state = dict[str, Tensor](), dict[str, Tensor]()
+    for position, step in enumerate(steps):
+        prefix = reported_prefix(position)
+        own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+        own = own or dict(named(step, "init", "", call(step, "init", GuardedValues(values))))
+        change, new = stepped(step, Now(GuardedValues(values), change, info), own)
+        name = type(step).__name__
+        _check_same(name, "state", own, new)
+        among = {key: value for key, value in values.items() if key in change}
+        _check_same(name, "change", among, change)
+        next_state |= {f"{prefix}{key}": tensor for key, tensor in new.items()}
+    found = {k: v + change[k] if k in change else v for k, v in values.items()}
+    return {key: _finite(value, key) for key, value in found.items()}, next_state
 
 
 def stepped(step: Step, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
@@ -254,10 +336,19 @@ def _told(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Ten
     told: dict[Signal, Tensor | Tensors] = {}
     for position, step in enumerate(plan.server.steps):
         if isinstance(step, Telling):
-            unwritten = Unwritten(values=now.values, change=now.change)
-            found = call(step, "tell", now, _of_step(position, state))
-            unwritten.check(step, "tell")
-            if not isinstance(found, dict):
-                raise PartError.of(step, "tell", f"returned {shown(found)}: must be a dict")
-            told |= found
+            told |= told_by(step, now, _of_step(position, state))
     return told
+
+
+def told_by(part: Telling, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
+    """Call a part that tells something.
+
+    Raises:
+        PartError: it raised, returned something else, or wrote to what it was given to read.
+    """
+    unwritten = Unwritten(values=now.values, change=now.change)
+    found = call(part, "tell", now, state)
+    unwritten.check(part, "tell")
+    if not isinstance(found, dict):
+        raise PartError.of(part, "tell", f"returned {shown(found)}: must be a dict")
+    return found

@@ -34,6 +34,7 @@ class Diagnostics:
         self._shape = (num_layers, num_experts)
         self._found: dict[str, dict[_Expert, Any]] = {}
         self._num_clients = 0
+        self._of_round: dict[str, Any] = {}
 
     def add(self, server: Server, updates: BlockUpdates, change: Tensor) -> None:
         """Look at an expert that has just been combined.
@@ -58,6 +59,10 @@ class Diagnostics:
         for name, value in spread.items():
             self._found.setdefault(name, {})[updates.block.key] = value
 
+    def note(self, name: str, numbers: Tensor) -> None:
+        """Note numbers of the round, ``[N]``."""
+        self._of_round[name] = numbers
+
     def result(self, server: Server, info: RoundInfo) -> dict[str, Any]:
         """Return the tables of all experts and what the scheme says of the round."""
         layers, experts = self._shape
@@ -65,6 +70,7 @@ class Diagnostics:
             name: [[found.get((layer, e)) for e in range(experts)] for layer in range(layers)]
             for name, found in self._found.items()
         }
+        tables |= self._of_round
         try:
             for probe in server.probes:
                 if isinstance(probe, RoundProbe):

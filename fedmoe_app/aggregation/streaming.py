@@ -28,6 +28,7 @@ from fedmoe_app.schemes.faults import PartError, call, shown
 from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.sums import add_scaled
 from fedmoe_app.schemes.views import DENSE, EXPERT, GATE, Block, Reply, RoundInfo, blocks_of
+from fedmoe_app.wire.metrics import EXPERT_BUDGET
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
@@ -91,6 +92,8 @@ class RunningSums:
         self._kinds = {kind for kind, rule in rules.items() if isinstance(rule, Summed)}
         if not experts:
             self._kinds.discard(EXPERT)
+        if server.admit is not None:  # who counts is decided when all replies are in
+            self._kinds.clear()
         blocks = blocks_of(values or ModelState())
         self._blocks = [block for block in blocks if block.kind in self._kinds]
         self._taken: set[int] = set()
@@ -224,11 +227,12 @@ def reply_of(update: ClientUpdate) -> Reply:
     steps = update.metrics.get("num-steps", 0.0)
     return Reply(
         update.client,
-        float(update.num_examples),
+        float(update.counted),
         steps,
         update.routing,
         update.changes,
         update.statistics,
+        int(update.metrics.get(EXPERT_BUDGET, 0)),
     )
 
 
@@ -239,7 +243,7 @@ def replies_of(updates: Sequence[ClientUpdate]) -> list[Reply]:
 
 def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
     """Describe a round to the scheme; ``updates`` must be in client order."""
-    examples = torch.tensor([float(update.num_examples) for update in updates])  # [N]
+    examples = torch.tensor([float(update.counted) for update in updates])  # [N]
     steps = torch.tensor([update.metrics.get("num-steps", 0.0) for update in updates])  # [N]
     routing = tuple(update.routing for update in updates)
     statistics = tuple(update.statistics for update in updates)

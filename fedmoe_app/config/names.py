@@ -44,11 +44,15 @@ WITH_ARGS = {
     "trimmedmean": "robust:TrimmedMean",
     "multikrum": "robust:MultiKrum",
     "centredclip": "robust:CentredClipping",
+    "geometricmedian": "robust:GeometricMedian",
+    "trustedclip": "robust:TrustedClip",
+    "krum": "robust:Krum",
     "grammerge": "grammerge:GramMerge",
     "flame": "flame:Flame",
     "globalbalance": "globalbalance:GlobalBalancing",
     **ADAPTERS_ONLY,
     "calmerge": "calmerge:CalMerge",
+    "flexmoe": "flexmoe:FlexMoE",
 }
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)

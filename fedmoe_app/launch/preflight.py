@@ -210,7 +210,8 @@ def _is_embedded_as_it_comes(data: DataConfig, num_clients: int) -> bool:
         data.source == EMBEDDED
         and data.kind.classifies
         and (data.text_field, data.label_field) == ("text", "label")
-        and not (data.test_source or data.label_names or data.label_names_file)
+        and not (data.test_source or data.validation_source)
+        and not (data.label_names or data.label_names_file)
         and data.partition_by in ("", "label")
     )
     splits = {
@@ -233,6 +234,7 @@ def check_files(data: DataConfig) -> None:
     if data.source not in (EMBEDDED, NODES):
         _check_value("data.source", data.source)
     _check_value("data.test-source", data.test_source)
+    _check_value("data.validation-source", data.validation_source)
 
 
 def _check_value(key: str, value: str) -> None:

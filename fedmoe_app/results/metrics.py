@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.wire.metrics import COLUMNS, CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
 
@@ -74,10 +75,17 @@ class RoundRecord:
         bytes_down_to: of what asked a client to train, by client.
         bytes_down: of all messages.
         lost_state: clients that had lost what they kept.
+        guarded: what the guard did; None without one.
         diagnostics: of the scheme, by name.
         evaluation: ``loss`` and ``accuracy``; None if there was none.
+        validation: likewise, on the rows that choose the best round.
+        best: of :meth:`fedmoe_app.results.best.BestRound.line`; empty without one.
         seconds: by phase of the round.
         round_trips: seconds from asking to the reply, by client or node.
+        privacy: what the run has spent so far; empty without differential privacy.
+        sums: figures of a masked sum; empty where there was none.
+        num_summed: clients in it.
+        is_private: whether it says nothing of single clients, or of how many there were.
     """
 
     server_round: int
@@ -92,10 +100,17 @@ class RoundRecord:
     bytes_down_to: Mapping[int, int] = field(default_factory=dict)
     bytes_down: int = 0
     lost_state: tuple[int, ...] = ()
+    guarded: Guarded | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
+    best: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     round_trips: Mapping[str, float] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    sums: Mapping[str, Any] = field(default_factory=dict)
+    num_summed: int = 0
+    is_private: bool = False
 
     @cached_property
     def line(self) -> dict[str, Any]:
@@ -107,14 +122,14 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
     """Describe a round as a line of ``metrics.jsonl``."""
     evaluation = dict(record.evaluation or {})
     updates = record.updates
-    return {
+    line = {
         "round": record.server_round,
         "status": "ok" if record.aggregated else "failed",
         "loss": evaluation.get("loss"),
         "accuracy": evaluation.get("accuracy"),
         "metric": record.metric,
         "train_loss": _mean_train_loss(updates),
-        "num_clients": len(updates),
+        "num_clients": record.num_summed or len(updates),
         "bytes_up": record.bytes_up_total,
         "bytes_down": record.bytes_down,
         "clients": [_client(position, record) for position in range(len(updates))],
@@ -125,16 +140,23 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
             "trained": [update.routing.trained.tolist() for update in updates],
         },
         "diagnostics": _compact(record.diagnostics),
+        **_guard(record.guarded),
+        **({"validation": dict(record.validation)} if record.validation is not None else {}),
+        **({"best": dict(record.best)} if record.best else {}),
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
         | client_seconds(updates, record.round_trips),
     }
+    if record.is_private:
+        line |= {"num_clients": None, "bytes_up": None, "bytes_down": None}
+    told = {"privacy": dict(record.privacy), "secure_sum": dict(record.sums)}
+    return line | {name: figures for name, figures in told.items() if figures}
 
 
 def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:
-    total = sum(update.num_examples for update in updates)
+    total = sum(update.counted for update in updates)
     if not total:
         return None
-    return sum(u.metrics["train-loss"] * u.num_examples for u in updates) / total
+    return sum(u.metrics["train-loss"] * u.counted for u in updates) / total
 
 
 def _client(position: int, record: RoundRecord) -> dict[str, Any]:
@@ -150,7 +172,20 @@ def _client(position: int, record: RoundRecord) -> dict[str, Any]:
         "bytes_down": record.bytes_down_to.get(update.client, 0),
         "codec": update.codec,
         "experts_sent": int((update.routing.trained > 0).sum()),
+        **_guarded(update, record.guarded),
     }
+
+
+def _guard(guarded: Guarded | None) -> dict[str, Any]:
+    """Return the norms that the guard's bounds were multiples of, by kind of block."""
+    return {} if guarded is None else {"guard": {"typical": _compact(dict(guarded.typical))}}
+
+
+def _guarded(update: ClientUpdate, guarded: Guarded | None) -> dict[str, Any]:
+    """Return what a client counted as, and how much was left of its most clipped block."""
+    if guarded is None:
+        return {}
+    return {"counts_as": update.counted, "clipped_to": _compact(guarded.factors[update.client])}
 
 
 def _selection_ratio(record: RoundRecord, position: int) -> float | None:

@@ -15,12 +15,14 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from scipy.stats import binomtest
 
+from fedmoe_app.config.data import template_for
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import CARD_FILE, licence_of
+from fedmoe_app.results.best import kept_line, kept_note
 from fedmoe_app.results.folder import CONFIG_FILE, read_metrics
 from fedmoe_app.shown.tables import markdown, markdown_cell
 
@@ -96,13 +98,24 @@ def model_card(
             "",
             "## Limits",
             "",
-            "The figures hold for data like those they were measured on. Updates that clients sent "
-            "can tell something about their texts, and so can the model: it has no differential "
-            "privacy.",
+            f"The figures hold for data like those they were measured on. {_privacy(lines)}",
             "",
         ]
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _privacy(lines: Sequence[Mapping[str, Any]]) -> str:
+    spent = next((line["privacy"] for line in reversed(lines) if line.get("privacy")), None)
+    if spent is None:
+        return (
+            "Updates that clients sent can tell something about their texts, and so can the model: "
+            "it has no differential privacy."
+        )
+    return (
+        f"The model is ({spent['epsilon']:.3g}, {spent['delta']:g})-differentially private with "
+        "respect to all of one client's data."
+    )
 
 
 def accuracy_interval(accuracy: float, items: int) -> tuple[float, float]:
@@ -115,28 +128,40 @@ def _what_was_done(flat: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
     trained = [line for line in lines if line["round"] != 0]
     clients = {client["client"] for line in lines for client in line["clients"]}
     examples = {c["client"]: c["num_examples"] for line in lines for c in line["clients"]}
+    is_private = flat.get("privacy.dp", "none") != "none"
     kind = str(flat["data.partition"])
     return {
         "base model": _last_part(str(flat["model.name"])),
         "trained": str(flat["model.train"]),
         "scheme": str(flat["scheme"]),
         "rounds": str(len(trained)),
-        "clients": str(len(clients)),
-        "training examples": str(sum(examples.values())),
+        **({"kept model": note} if (note := kept_note(lines)) else {}),
+        "clients": "not told" if is_private else str(len(clients)),
+        "training examples": "not told" if is_private else str(sum(examples.values())),
         "data": "each client's own" if flat["data.source"] == "nodes" else _sources(flat),
         "split over clients": f"{kind} {flat['data.alpha']:g}" if kind == "dirichlet" else kind,
         "task": str(flat["data.task"]),
+        **_template(flat),
         "tokens a text": f"at most {flat['data.max-length']}",
         "learning rate": f"{flat['train.learning-rate']:g}",
         "seed": str(flat["seed"]),
     }
 
 
+def _template(flat: Mapping[str, Any]) -> dict[str, str]:
+    """Return what stood around every text, as a JSON string; nothing where nothing did."""
+    found = template_for(str(flat.get("data.template", "auto")), str(flat["model.name"]))
+    if not TASKS[str(flat["data.task"])].classifies or found == "{text}":
+        return {}
+    return {"text template": json.dumps(found, ensure_ascii=False)}
+
+
 def _figures(lines: Sequence[Mapping[str, Any]], items: int) -> dict[str, str]:
     known = [line for line in lines if line.get("accuracy") is not None]
     if not known:
         return {"accuracy": "not measured"}
-    first, last = known[0], known[-1]
+    kept = kept_line(lines)
+    first, last = known[0], kept if kept.get("accuracy") is not None else known[-1]
     found = {f"{last['metric']} after round {last['round']}": f"{last['accuracy']:.3f}"}
     if items:
         low, high = accuracy_interval(last["accuracy"], items)

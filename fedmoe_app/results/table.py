@@ -21,16 +21,19 @@ def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
     """Build the table of the metrics lines (see :mod:`fedmoe_app.results.folder`).
 
     Columns: round, loss, accuracy (or the task's metric), bytes up and down of all clients
-    together, clients that replied, clients that failed, seconds.
+    together, clients that replied, clients that failed, seconds; ε spent so far in a run with
+    differential privacy.
     """
     metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     metric = visible(metric, MAX_METRIC)
     headers = ("round", "loss", metric, "bytes up", "bytes down", "clients", "failed", "seconds")
-    for header in headers:
+    spends = any(line.get("privacy") for line in lines)
+    for header in (*headers, *(["epsilon"] if spends else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(*_cells(line), style="red" if _failed(line) else None)
+        spent = [_number((line.get("privacy") or {}).get("epsilon"), digits=2)] if spends else []
+        table.add_row(*_cells(line), *spent, style="red" if _failed(line) else None)
     return table
 
 
@@ -69,10 +72,14 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         _number(line.get("accuracy")),
         human_bytes(line.get("bytes_up") if trained else None),
         human_bytes(line.get("bytes_down") if trained else None),
-        str(line.get("num_clients", MISSING)) if trained else MISSING,
+        _count(line.get("num_clients")) if trained else MISSING,
         str(_num_failed(line)) if trained else MISSING,
         _number((line.get("seconds") or {}).get("round"), digits=1),
     )
+
+
+def _count(value: int | None) -> str:
+    return MISSING if value is None else str(value)
 
 
 def _num_failed(line: dict[str, Any]) -> int:

@@ -16,9 +16,10 @@ from fedmoe_app.config.names import (
     unknown_scheme,
 )
 from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.schemes.average import Averaged
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.closedhead import ClosedFormHead
 from fedmoe_app.schemes.combine import Combination
+from fedmoe_app.schemes.withhead import ClosedFormHead
 
 
 class _Schemes(Mapping[str, type[Scheme]]):
@@ -40,17 +41,32 @@ SCHEMES: Mapping[str, type[Scheme]] = _Schemes()
 
 
 def make_scheme(config: RunConfig) -> Scheme:
-    """Build the scheme that the run config names, with the head that it asks for.
+    """Build the scheme that the run config names, with head and average that it asks for.
 
     Raises:
         ConfigError: if the name is unknown, a user's class cannot be imported, or it refuses
             its arguments.
     """
-    scheme, head = _named_scheme(config), config.head
+    scheme = _with_head(_named_scheme(config), config)
+    average = config.average
+    if average.of == "none":
+        return scheme
+    return Averaged(scheme, average.of, average.beta, average.models)
+
+
+def _with_head(scheme: Scheme, config: RunConfig) -> Scheme:
+    head = config.head
     if head.closed_form == "none":
         return scheme
     return ClosedFormHead(
-        scheme, head.closed_form, head.method, head.shrinkage, head.logit_rms, head.fixed
+        scheme,
+        when=head.closed_form,
+        method=head.method,
+        shrinkage=head.shrinkage,
+        logit_rms=head.logit_rms,
+        fixed=head.fixed,
+        leave_one_out=head.leave_one_out,
+        held_back=head.held_back,
     )
 
 

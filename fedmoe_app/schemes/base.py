@@ -27,6 +27,7 @@ from fedmoe_app.schemes.parts import (
     Histogram,
     InBatch,
     Keeps,
+    Logits,
     MeanGradient,
     Measured,
     OfOutput,
@@ -221,7 +222,7 @@ class Plan:
     @property
     def needs_outputs(self) -> bool:
         """Whether the loss reads logits, labels or features of a step."""
-        return any(self._all(kind) for kind in (TaskLoss, OutputTerm, FeatureTerm))
+        return any(self._all(kind) for kind in (TaskLoss, OutputTerm, FeatureTerm, Logits))
 
     @property
     def needs_teacher(self) -> bool:
@@ -230,8 +231,13 @@ class Plan:
 
     @property
     def needs_features(self) -> bool:
-        """Whether a term of the loss reads features."""
-        return bool(self._all(FeatureTerm))
+        """Whether a part of the loss reads features."""
+        return bool(self._all(FeatureTerm)) or self.recalls
+
+    @property
+    def recalls(self) -> bool:
+        """Whether clients keep the features that they send into sums without training."""
+        return self.client.logits is not None
 
     @property
     def keeps_state(self) -> bool:
@@ -261,6 +267,12 @@ class Plan:
     @property
     def _apart(self) -> tuple[tuple[Step, ...], ...]:
         return self.server.before, self.server.refresh, self.server.after
+
+    @cached_property
+    def told_apart(self) -> set[str]:
+        """Names of the signals that are told in such exchanges, and told on until the next one."""
+        telling = [step for step in parts_in(*self._apart) if isinstance(step, Telling)]
+        return _named(part for part in parts_in(*telling) if isinstance(part, Signal))
 
     @property
     def has_steps(self) -> bool:
@@ -295,6 +307,8 @@ class Plan:
                 "nodes choose the experts that they hold round by round; set "
                 'model.experts-in-memory = "all"'
             )
+        if self.server.assign is not None:
+            return "the server assigns experts to all clients after each round"
         if self.client.start_gates or self.client.start_experts:
             return (
                 "this scheme's clients start from what they kept and not from the global state, so "
@@ -326,6 +340,11 @@ class Plan:
             for part in self._all(Measured, *self._apart)
             if not isinstance(part, OfOutput)
         ]
+        if self.server.assign is not None and not self.chooses_once:
+            faults.append(
+                f"{type(self.server.assign).__name__}: assigns experts, so Client.select must be a "
+                "Once part, which chooses until then"
+            )
         names = [type(statistic).__name__ for statistic in self.measured]
         faults += [f"two statistics {n} that differ" for n in set(names) if names.count(n) > 1]
         return sorted(faults)
@@ -357,6 +376,11 @@ def signals_of(flat: Mapping[str, Tensor]) -> dict[Signal, Any]:
 def step_prefix(position: int) -> str:
     """Return how the names of a step's state begin in the state of all."""
     return f"steps.{position}."
+
+
+def reported_prefix(position: int) -> str:
+    """Return how the names of the state of a step of the reported model begin."""
+    return f"reported.{position}."
 
 
 def _named(signals: Iterable[Signal]) -> set[str]:

@@ -35,6 +35,7 @@ from fedmoe_app.schemes.views import (
     Outputs,
     Reply,
     RoundInfo,
+    SharedUpdates,
     Trained,
 )
 
@@ -346,6 +347,35 @@ class TaskLoss(Part):
         """Return a scalar with graph, in place of the mean cross-entropy of ``step.logits``."""
 
 
+class Logits(Part):
+    """Puts other logits in the place of the model's, for the loss and all of its terms.
+
+    It reads what an :class:`OutputTerm` and a :class:`FeatureTerm` do, and ``step.recalled``: the
+    features of the same examples as the client sent them into sums when nobody trained. So a loss
+    can see an example as a model would that has not learnt it. Scores are the model's own.
+    """
+
+    @abstractmethod
+    def logits(self, step: LocalStep) -> Tensor:
+        """Return logits of the batch with graph, of the shape of ``step.logits``."""
+
+
+class Split(Part):
+    """Which of its examples a client trains on; the others only go into sums over outputs."""
+
+    @abstractmethod
+    def trained(self, labels: Tensor, seed: int) -> Tensor:
+        """Return whether an example is trained on, ``[n]`` bool, and at least one is.
+
+        Those that are not, or all if all are, are what the client's :class:`OfOutput` statistics
+        are worked out from.
+
+        Args:
+            labels: classes of the client's training examples, ``[n]``, hold-out left out.
+            seed: of this client, the same in every round.
+        """
+
+
 class Freeze(Part):
     """Tensors that local training leaves as they were received; they still travel."""
 
@@ -504,6 +534,21 @@ class Rescaling(Weighted):
         """Return what to set instead, with the key."""
 
 
+class Admit(Part):
+    """How much each client counts, decided once for its whole update, before any rule.
+
+    It is decided on what all clients train, and holds for their experts, too: an expert has too few
+    members for a decision of its own. All replies wait for each other.
+    """
+
+    @abstractmethod
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return a factor ≥ 0 of each client's n_i, ``[N]``; 0 leaves it out of every block.
+
+        A rule that weighs clients by something else than n_i feels the 0 only.
+        """
+
+
 # -- on the server: once a round ---------------------------------------------------------------
 
 
@@ -525,6 +570,28 @@ class Telling(Part):
     @abstractmethod
     def tell(self, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
         """Return what to tell; ``state`` is the new one if the part is a :class:`Step`, too."""
+
+
+class Assign(Part):
+    """Decides on the server which experts each client gets, and trains, in its next rounds.
+
+    A client that it has not assigned any yet chooses for itself (``Client.select``, a :class:`Once`
+    part), which also says how many it can train.
+    """
+
+    @abstractmethod
+    def assign(
+        self, replies: Sequence[Reply], state: Mapping[str, Tensor]
+    ) -> tuple[Mapping[int, Tensor], Tensors]:
+        """Return the experts by client number, ``[L, E]`` bool, and the state, all of it.
+
+        It is asked once a round. Who is not among the returned clients keeps what it had.
+
+        Args:
+            replies: of the round, in client order, without their changes; each tells routing and
+                ``expert_budget``.
+            state: what it returned after the round before, by name; empty in the first.
+        """
 
 
 class Probe(Part):
@@ -564,16 +631,21 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "start_experts": (Start,),
     "loss": (TaskLoss,),
     "terms": (Term,),
+    "logits": (Logits,),
+    "split": (Split,),
     "freeze": (Freeze,),
     "personal": (PersonalCopy,),
     "dense": (Rule,),
     "gates": (Rule,),
     "experts": (Rule,),
+    "assign": (Assign,),
     "steps": (Step, Telling),
     "before": (Step,),
     "refresh": (Step,),
     "after": (Step,),
+    "reported": (Step,),
     "probes": (RoundProbe, ExpertProbe),
+    "admit": (Admit,),
 }
 
 
@@ -604,6 +676,8 @@ class Client:
         start_gates, start_experts: which other values they start from.
         loss: what stands in the place of the task's own loss.
         terms: what is added to its loss.
+        logits: what the loss sees in the place of the model's logits.
+        split: which of its examples it trains on, and which go into sums instead.
         freeze: what it does not train.
         personal: a model of its own beside the global one.
     """
@@ -613,6 +687,8 @@ class Client:
     start_experts: Start | None = None
     loss: TaskLoss | None = None
     terms: tuple[Term, ...] = ()
+    logits: Logits | None = None
+    split: Split | None = None
     freeze: Freeze | None = None
     personal: PersonalCopy | None = None
 
@@ -628,21 +704,31 @@ class Server:
 
     Attributes:
         dense, gates, experts: how their changes are combined.
+        assign: which experts each client gets and trains next.
         steps: what happens once a round with the combined change, in this order.
         before, refresh, after: steps before the first round, after every round, and after the last
             one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
-            numbers that these hold, of the global model as it is then.
+            numbers that these hold, of the global model as it is then. What one of them tells is
+            told until it tells anew.
+        reported: steps that make of the global model the one that is evaluated and saved, once a
+            round, when all else has moved it: ``now.values`` are its values, ``now.change`` is
+            empty. Clients go on from the global model. A tensor without change is reported as it
+            is.
         probes: what is told of a round.
+        admit: how much each client counts.
     """
 
     dense: Rule = Mean()
     gates: Rule = ByExamples()
     experts: Rule = Mean()
+    assign: Assign | None = None
     steps: tuple[Step | Telling, ...] = ()
     before: tuple[Step, ...] = ()
     refresh: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
+    reported: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
+    admit: Admit | None = None
 
     def __post_init__(self) -> None:
         """Refuse a part in the wrong slot."""

@@ -29,9 +29,18 @@ from torch import Tensor
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.parts import Rule, Server, Signal, Telling, Together, Weighted
+from fedmoe_app.schemes.parts import (
+    Admit,
+    Mean,
+    Rule,
+    Server,
+    Signal,
+    Telling,
+    Together,
+    Weighted,
+)
 from fedmoe_app.schemes.ranges import in_range, whole
-from fedmoe_app.schemes.views import BlockUpdates, Now
+from fedmoe_app.schemes.views import BlockUpdates, Now, SharedUpdates
 
 logger = logging.getLogger("fedmoe")
 
@@ -73,10 +82,7 @@ class NearMost(Weighted):
         squares = updates.norms.square()  # [M]
         products = updates.cosines * torch.outer(updates.norms, updates.norms)
         distances = (squares[:, None] + squares - 2 * products).clamp_min(0)  # [M, M]
-        others = distances.fill_diagonal_(torch.inf).sort(dim=1).values
-        near = others[:, : max(1, count - self.bad - 2)].sum(dim=1)
-        keep = min(self.keep or count - self.bad, count)
-        chosen = near.argsort(stable=True)[: max(keep, 1)]
+        chosen = nearest(distances, self.bad, self.keep)
         return torch.zeros(count).index_fill(0, chosen, 1 / len(chosen))
 
 
@@ -130,6 +136,112 @@ class CentredClip(Together):
             scale = (most / lengths.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
             centre = centre + (scale.float().unsqueeze(1) * away).mean(dim=0)
         return centre
+
+
+# -- decided by client, on what all of them train ----------------------------------------------
+
+
+@dataclass(frozen=True)
+class NearCentre(Admit):
+    """Clients by their weight in the geometric median of the shared parts.
+
+    Weiszfeld's steps on inner products: a_i ← (w_i/‖Δ_i − Σ_j a_j·Δ_j‖) / Σ,  w_i = n_i/Σn.
+
+    Attributes:
+        iterations: how many.
+    """
+
+    iterations: int = 12
+
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return a_i/w_i, ``[N]``."""
+        given = _by_examples(shared)
+        return (geometric_median(shared.gram, given, self.iterations) / given).float()
+
+
+@dataclass(frozen=True)
+class ClippedToCentre(Admit):
+    """Clients by their weight in a centre that clips them: those far from it have less.
+
+    v ← v + Σ_i w_i·s_i·(Δ_i − v) with s_i = min(1, r/‖Δ_i − v‖), from the geometric median on. v
+    stays a weighted mean of the Δ_i, whose weights are what is returned.
+
+    Attributes:
+        radius: r, as a multiple of the median distance.
+        iterations: how often the centre moves.
+    """
+
+    radius: float = 1.0
+    iterations: int = 3
+
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return a_i/w_i, ``[N]``."""
+        given = _by_examples(shared)
+        centre = geometric_median(shared.gram, given)
+        for _ in range(self.iterations):
+            lengths = distances_to(shared.gram, centre)
+            scale = given * (self.radius * lengths.median() / lengths).clamp_max(1)
+            centre = centre * (1 - scale.sum()) + scale
+        return (centre / given).float()
+
+
+@dataclass(frozen=True)
+class NearOthers(Admit):
+    """Multi-Krum over the shared parts as a whole.
+
+    Attributes:
+        bad, keep: of :class:`NearMost`.
+    """
+
+    bad: int = 1
+    keep: int = 0
+
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return 1 for those that are kept, 0 for the others, ``[N]``."""
+        chosen = nearest(shared.distances, self.bad, self.keep)
+        return torch.zeros(len(shared.replies)).index_fill(0, chosen, 1.0)
+
+
+def geometric_median(gram: Tensor, weights: Tensor, iterations: int = 12) -> Tensor:
+    """Return a of the point Σ_i a_i·v_i with the least Σ_i w_i·‖v_i − ·‖, ``[N]`` float64, sum 1.
+
+    Args:
+        gram: ⟨v_i, v_j⟩, ``[N, N]`` float64.
+        weights: w > 0, ``[N]`` float64, sum 1.
+        iterations: of Weiszfeld's algorithm; each comes nearer.
+    """
+    found = weights
+    for _ in range(iterations):
+        closer = weights / distances_to(gram, found)
+        found = closer / closer.sum()
+    return found
+
+
+def distances_to(gram: Tensor, weights: Tensor) -> Tensor:
+    """Return ‖v_i − Σ_j a_j·v_j‖, ``[N]`` float64, at least a millionth of the largest ‖v_i‖."""
+    squares = gram.diagonal()
+    least = 1e-12 * float(squares.max()) or 1.0
+    found = squares - 2 * gram @ weights + weights @ gram @ weights
+    return found.clamp_min(least).sqrt()
+
+
+def nearest(distances: Tensor, bad: int, keep: int) -> Tensor:
+    """Return Multi-Krum's choice among M vectors: positions of those that are kept.
+
+    Args:
+        distances: squared, ``[M, M]``.
+        bad: f, vectors that may be hostile.
+        keep: how many are kept; 0 is M − f.
+    """
+    count = len(distances)
+    others = distances.clone().fill_diagonal_(torch.inf).sort(dim=1).values
+    near = others[:, : max(1, count - bad - 2)].sum(dim=1)
+    return near.argsort(stable=True)[: max(min(keep or count - bad, count), 1)]
+
+
+def _by_examples(shared: SharedUpdates) -> Tensor:
+    examples = shared.num_examples.double()
+    return examples / examples.sum()
 
 
 def _everywhere(rule: Rule) -> Server:
@@ -204,3 +316,70 @@ class CentredClipping(Scheme):
     def server(self, model: ModelShape) -> Server:
         """Clip every block."""
         return _everywhere(CentredClip(self.radius, self.iterations))
+
+
+def _by_client(admit: Admit) -> Server:
+    """Average what is left; an expert over those that trained it."""
+    return Server(admit=admit, experts=Mean("members"))
+
+
+@dataclass(frozen=True)
+class GeometricMedian(Scheme):
+    """Clients weighed by the geometric median of what all of them train.
+
+    Attributes:
+        iterations: of :class:`NearCentre`.
+    """
+
+    iterations: int = 12
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        whole("geometricmedian", iterations=self.iterations)
+        in_range("geometricmedian", iterations=(self.iterations, 1, 1000))
+
+    def server(self, model: ModelShape) -> Server:
+        """Weigh clients."""
+        return _by_client(NearCentre(self.iterations))
+
+
+@dataclass(frozen=True)
+class TrustedClip(Scheme):
+    """Clients weighed by centred clipping of what all of them train.
+
+    Attributes:
+        radius, iterations: of :class:`ClippedToCentre`.
+    """
+
+    radius: float = 1.0
+    iterations: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        whole("trustedclip", iterations=self.iterations)
+        in_range("trustedclip", radius=(self.radius, 0, None), iterations=(self.iterations, 1, 100))
+
+    def server(self, model: ModelShape) -> Server:
+        """Weigh clients."""
+        return _by_client(ClippedToCentre(self.radius, self.iterations))
+
+
+@dataclass(frozen=True)
+class Krum(Scheme):
+    """Multi-Krum that keeps or drops whole clients.
+
+    Attributes:
+        bad, keep: of :class:`NearOthers`.
+    """
+
+    bad: int = 1
+    keep: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        whole("krum", bad=self.bad, keep=self.keep)
+        in_range("krum", bad=(self.bad, 0, 1e6), keep=(self.keep, 0, 1e6))
+
+    def server(self, model: ModelShape) -> Server:
+        """Choose clients."""
+        return _by_client(NearOthers(self.bad, self.keep))

@@ -107,6 +107,15 @@ def cosines(vectors: Tensor) -> Tensor:
     return cosines.clamp(-1, 1).fill_diagonal_(1.0)
 
 
+def gram(vectors: Tensor) -> Tensor:
+    """Return ⟨v_i, v_j⟩ of ``[N, P]``, ``[N, N]`` float64; a block of columns at a time."""
+    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for block in vectors.split(BLOCK, dim=1):
+        wide = block.double()
+        total += wide @ wide.T
+    return total
+
+
 def norms(rows: Sequence[Tensor] | Tensor) -> Tensor:
     """‖v_i‖ of N vectors ``[P]``, taken one at a time, ``[N]`` float64."""
     found = [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in rows]

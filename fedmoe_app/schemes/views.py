@@ -17,7 +17,15 @@ from torch import Tensor
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState, Tensors, expert_name, flatten, gate_name
-from fedmoe_app.schemes.sums import PairRule, cosines, dots, norms, project, weighted_sum
+from fedmoe_app.schemes.sums import (
+    PairRule,
+    cosines,
+    dots,
+    gram,
+    norms,
+    project,
+    weighted_sum,
+)
 
 if TYPE_CHECKING:  # the histogram's module imports models
     from fedmoe_app.moe.routing import RoutingStats
@@ -75,6 +83,7 @@ class Reply:
         routing: its routing histogram, ``[L, E]`` tensors.
         changes: local − received, float32.
         statistics: what its parts measured beside them, by ``Statistic/name``.
+        expert_budget: experts a layer that it can train; 0 where a scheme chooses none.
     """
 
     client: int
@@ -83,6 +92,7 @@ class Reply:
     routing: RoutingStats
     changes: ModelState
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    expert_budget: int = 0
 
     def change(self, block: Block) -> Mapping[str, Tensor] | None:
         """Return the changes of a block by the tensor's name; None if it did not train it."""
@@ -241,6 +251,49 @@ class BlockUpdates:
 ExpertUpdates = BlockUpdates  # by its older name
 
 
+@dataclass(frozen=True)
+class SharedUpdates:
+    """What all N clients of a round train: dense tensors and gates, in client order.
+
+    Without gates where each client keeps its own.
+
+    Attributes:
+        blocks: the dense tensors, and the gates.
+        replies: of the clients.
+        info: the round.
+    """
+
+    blocks: Sequence[Block]
+    replies: Sequence[Reply]
+    info: RoundInfo
+
+    @property
+    def num_examples(self) -> Tensor:
+        """n_i, ``[N]``."""
+        return self.info.num_examples
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """⟨Δ_i, Δ_j⟩ over all blocks, ``[N, N]`` float64; one block at a time is in memory.
+
+        A client that did not send a block has 0 in it.
+        """
+        total = torch.zeros(len(self.replies), len(self.replies), dtype=torch.float64)
+        for block in self.blocks:
+            sent = [(i, reply.change(block)) for i, reply in enumerate(self.replies)]
+            members = [i for i, change in sent if change is not None]
+            rows = [flatten(change, change) for _, change in sent if change is not None]
+            if rows:
+                total[torch.tensor(members).unsqueeze(1), members] += gram(torch.stack(rows))
+        return total
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """‖Δ_i − Δ_j‖², ``[N, N]`` float64."""
+        squares = self.gram.diagonal()
+        return (squares.unsqueeze(1) + squares - 2 * self.gram).clamp_min(0)
+
+
 class _Rows(Sequence[Tensor]):
     """Changes ``[P]`` by member, each read and flattened anew when it is asked for."""
 
@@ -339,6 +392,11 @@ class LocalStep:
         teacher: logits of the received model, ``[I, C]`` float32.
         features: what the classification head, or the output embeddings, see of each of the batch's
             B examples, ``[B, D]`` with graph.
+        recalled: what the head of the model saw of the same examples when the client last sent sums
+            without training, ``[B, D]`` float32; empty if it did not, or has lost it, or no
+            ``Logits`` reads it.
+        recalled_round: the round after which that was, 0 before the first; -1 if ``recalled`` is
+            empty.
     """
 
     parameters: Mapping[str, Tensor]
@@ -352,6 +410,8 @@ class LocalStep:
     label_counts: Tensor = EMPTY
     teacher: Tensor = EMPTY
     features: Tensor = EMPTY
+    recalled: Tensor = EMPTY
+    recalled_round: int = -1
 
 
 @dataclass(frozen=True)

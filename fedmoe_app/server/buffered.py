@@ -134,8 +134,8 @@ class Buffered:
         self._next = self._new_buffer(strategy, self._stores[0])
 
     def _new_buffer(self, strategy: MoEStrategy, store: Spool) -> UpdateCollector:
-        spec, bounds = strategy.update_spec(), strategy.task.bounds
-        return UpdateCollector(spec, strategy.registry, store, bounds=bounds)
+        spec, bounds, guard = strategy.update_spec(), strategy.task.bounds, strategy.guard
+        return UpdateCollector(spec, strategy.registry, store, bounds=bounds, guard=guard)
 
     def _pull(self, strategy: MoEStrategy, now: Round) -> bool:
         """Take the replies that are there until the buffer is full; return whether any was."""

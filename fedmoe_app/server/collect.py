@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Message
 
+from fedmoe_app.aggregation.guard import Guard, Guarded, Size, size_of
 from fedmoe_app.aggregation.store import Spool, SpoolError
 from fedmoe_app.aggregation.streaming import AtOnce
 from fedmoe_app.moe.state import ModelState
@@ -84,7 +85,7 @@ class WaitForAll:
         strategy.aggregation.store.clear()
         collector = strategy.collector(nodes, strategy.question(now.server_round))
         for message in replies:
-            collect(now, collector, message)
+            collect(now, collector, message, adjust=strategy.adjusted)
             del message  # before the next one is pulled
         return collector.finish()
 
@@ -102,12 +103,20 @@ class Collected:
         bytes_up: size of each usable reply, by client.
         rejected: reason by the client that the node is bound to, else by node.
         kinds: how many were rejected, by :attr:`InvalidUpdateError.kind`.
+        guarded: what the guard did; None without one.
+        sizes: of the usable replies as they came, by client, where there is a guard.
+        summed: clients whose changes are in the one update that a masked sum gives.
+        fault: why there is nothing, where that is known.
     """
 
     updates: list[ClientUpdate] = field(default_factory=list)
     bytes_up: dict[int, int] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+    guarded: Guarded | None = None
+    sizes: dict[int, Size] = field(default_factory=dict)
+    summed: list[int] = field(default_factory=list)
+    fault: str = ""
 
 
 class UpdateCollector:
@@ -125,6 +134,8 @@ class UpdateCollector:
         streaming: takes what need not wait until the round is complete.
         question: that was asked; None takes answers to any.
         bounds: of what clients may say of themselves.
+        guard: bounds what one client can do to the round; None leaves updates as they came.
+        num_asked: clients that were asked.
     """
 
     def __init__(
@@ -137,7 +148,11 @@ class UpdateCollector:
         streaming: AtOnce | None = None,
         question: Question | None = None,
         bounds: TaskBounds | None = None,
+        guard: Guard | None = None,
+        num_asked: int = 0,
     ) -> None:
+        self._guard, self._num_asked = guard, num_asked
+        self._sizes: dict[int, Size] = {}  # by node
         self._spec, self._registry, self._store = spec, registry, store
         self._holders, self._num_partitions = holders or {}, num_partitions
         self._streaming = streaming
@@ -175,7 +190,7 @@ class UpdateCollector:
             asked = question or self._question
             update = decode_update(message.content, self._spec, asked, self._bounds)
             self._registry.claim(node, update.client)
-            update = adjust(update)
+            update = self._measured(adjust(update), node)
             if update.statistics and self._store is not None:  # they may be as large as the model
                 stored = self._store.store(ModelState(dense=update.statistics))
                 update = replace(update, statistics=stored.dense)
@@ -207,7 +222,35 @@ class UpdateCollector:
             self._registry.name(node): why for node, why in self._rejected.items()
         }
         _drop_other_splits(collected, self._num_partitions)
+        self._close(collected)
         return collected
+
+    def _measured(self, update: ClientUpdate, node: int) -> ClientUpdate:
+        """Note how large a reply is; return it with the share that it may have."""
+        if self._guard is None:
+            return update
+        self._sizes[node] = size_of(update)
+        return self._guard.counted(update)
+
+    def _is_within(self, node: int) -> bool:
+        """Whether the guard will leave a reply as it is."""
+        return self._guard is None or self._guard.is_within(self._sizes[node], self._num_asked)
+
+    def _close(self, collected: Collected) -> None:
+        """Have the guard bound the updates."""
+        if self._guard is None:
+            return
+        nodes = {
+            client: node
+            for client, copies in self._updates.items()
+            for node in copies
+            if self._registry.client(node) == client
+        }
+        collected.sizes = {u.client: self._sizes[nodes[u.client]] for u in collected.updates}
+        summed = [c for c in nodes if self._streaming and self._streaming.sums.has_taken(c)]
+        collected.updates, collected.guarded = self._guard.close(
+            collected.updates, collected.sizes, summed
+        )
 
     def _why_not(self, node: int, client: int) -> str:
         """Return why a node whose reply waited for this round speaks for its client no more."""
@@ -224,7 +267,8 @@ class UpdateCollector:
         if self._store is None:
             copies[node] = update
             return
-        streaming = self._streaming
+        # What may still shrink when the round is complete is not summed before.
+        streaming = self._streaming if self._is_within(node) else None
         if streaming is None or not streaming.is_next(update, node):
             copies[node] = replace(update, changes=self._store.store(update.changes))
             if streaming is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.metrics import RoundRecord
@@ -30,6 +31,8 @@ from fedmoe_app.wire.update import ClientUpdate
 MAX_REASON = 1000  # characters of a failure's reason that are kept
 _NAMED = re.compile(r"client (\d+): (.*)")  # how a client's own errors begin
 EVALUATION = " (evaluation)"  # after the name of who failed in it
+OF_ALL = ("round", "measuring")  # who fails where it is no single client
+SOMEBODY = "a client"  # where its name is not told
 
 
 class Round:
@@ -43,12 +46,19 @@ class Round:
         registry: knows the clients' names.
         others: is told of nodes that work for another run.
         callbacks: are told of replies and failures.
+        expected: clients of a round in the mean, where nothing of single clients is told; None
+            where it is.
 
     Attributes:
+        reported: the state that is evaluated in the place of the global one; None is that one.
         failures: reason by client or node.
         aggregated: whether the global model changed.
         evaluation: of the global model.
+        validation: of it, on the rows that choose the best round.
+        best: what the round's line says of the best one so far.
         diagnostics: of the scheme.
+        privacy: what the run has spent so far.
+        sums: figures of a masked sum.
     """
 
     def __init__(
@@ -60,10 +70,13 @@ class Round:
         registry: ClientRegistry,
         others: OtherRuns,
         callbacks: Sequence[Callback] = (),
+        expected: int | None = None,
     ) -> None:
         self.server_round = server_round
         self.grid, self.arrays, self.timeout = grid, arrays, timeout
+        self.reported: ArrayRecord | None = None
         self._registry, self._others, self._callbacks = registry, others, callbacks
+        self._expected = expected
         self._started = time.monotonic()
         self._bytes_up = self._bytes_down = 0
         self._begin()
@@ -73,19 +86,30 @@ class Round:
         self.num_asked = 0
         self.aggregated = False
         self.diagnostics: Mapping[str, Any] = {}
+        self.privacy: Mapping[str, Any] = {}
+        self.sums: Mapping[str, Any] = {}
+        self._summed: Sequence[int] = ()
         self.evaluation: MetricRecord | None = None
+        self.validation: MetricRecord | None = None
+        self.best: Mapping[str, Any] = {}
         self._updates: tuple[ClientUpdate, ...] = ()
         self._rejected: Mapping[str, int] = {}
         self._bytes_up_by_client: Mapping[int, int] = {}
         self._bytes_down_to: Mapping[int, int] = {}
         self._bytes_down_to_node: dict[int, int] = {}
         self._lost_state: list[int] = []
+        self._guarded: Guarded | None = None
         self._seconds: dict[str, float] = {}
         self._round_trips: dict[str, float] = {}
         self._arrivals: dict[int, float] = {}  # node -> seconds from asking to its training reply
         # Failures of nodes whose client is not known yet: node, phase, reason.
         self._nameless: list[tuple[int, str, str]] = []
         self._to_ask: set[int] = set()  # nodes that would tell it
+
+    @property
+    def scored(self) -> ArrayRecord:
+        """The state that is evaluated."""
+        return self.arrays if self.reported is None else self.reported
 
     def repeat(self) -> None:
         """Forget the round so far but for the bytes that it took: it is done anew."""
@@ -102,8 +126,9 @@ class Round:
 
     def announce(self, num_asked: int) -> None:
         """Tell how many clients are asked to train."""
+        told = num_asked if self._expected is None else self._expected
         for callback in self._callbacks:
-            callback.on_ask(self.server_round, num_asked)
+            callback.on_ask(self.server_round, told)
 
     def sent(self, sizes: Mapping[int, int], to_train: bool) -> None:
         """Note messages: bytes by node."""
@@ -129,8 +154,15 @@ class Round:
         if reply.message is not None and reply.message.has_content():
             self._bytes_up += record_bytes(reply.message.content)
 
+    def came(self, client: int) -> None:
+        """Tell of a masked reply, which tells nothing but whose it is."""
+        for callback in self._callbacks:
+            callback.on_reply(f"client {client}", {"client": client})
+
     def good(self, update: ClientUpdate) -> None:
         """Tell of a training reply that is good."""
+        if self._is_private:
+            return
         counts = {
             "client": update.client,
             "num-examples": update.num_examples,
@@ -152,6 +184,9 @@ class Round:
 
     def fail(self, who: str, reason: str) -> None:
         """Note a failure of a client, a node, or the round."""
+        if self._is_private and who not in OF_ALL:
+            self._others.note(SOMEBODY, reason)
+            return
         reason = visible(reason, MAX_REASON)
         self._others.note(who, reason)
         self.failures[who] = reason
@@ -192,6 +227,11 @@ class Round:
         return reasons or "no reasons given"
 
     @property
+    def _is_private(self) -> bool:
+        """Whether nothing of single clients is told."""
+        return self._expected is not None
+
+    @property
     def working_elsewhere(self) -> Collection[str]:
         """Names of the nodes that work for another run."""
         return self._others.nodes
@@ -207,18 +247,42 @@ class Round:
         """Note that a client has lost what it kept."""
         self._lost_state.append(client)
 
-    def note_aggregated(self, updates: Sequence[ClientUpdate], bytes_up: Mapping[int, int]) -> None:
-        """Note what the new global model was made of; bytes by client."""
+    @property
+    def bytes_so_far(self) -> tuple[int, int]:
+        """Bytes up and down."""
+        return self._bytes_up, self._bytes_down
+
+    def note_aggregated(
+        self,
+        updates: Sequence[ClientUpdate],
+        bytes_up: Mapping[int, int],
+        guarded: Guarded | None = None,
+        summed: Sequence[int] = (),
+    ) -> None:
+        """Note what the new global model was made of.
+
+        Args:
+            updates: of the clients.
+            bytes_up: by client.
+            guarded: what the guard did.
+            summed: clients whose masked changes the one update is made of.
+        """
+        self._summed = tuple(summed)
+        self.aggregated = True
+        if self._is_private or summed:
+            return
+        self._guarded = guarded
         # The record outlives the round; the changes do not.
         self._updates = tuple(
             replace(update, changes=ModelState(), statistics={}) for update in updates
         )
         self._bytes_up_by_client = dict(bytes_up)
         self._bytes_down_to = self._registry.by_client(self._bytes_down_to_node)
-        self.aggregated = True
 
     def record(self, metric: str) -> RoundRecord:
         """Return what happened, now that the round is over."""
+        if self._is_private:
+            return self._private_record(metric)
         return RoundRecord(
             self.server_round,
             metric,
@@ -232,8 +296,26 @@ class Round:
             bytes_down_to=self._bytes_down_to,
             bytes_down=self._bytes_down,
             lost_state=tuple(self._lost_state),
+            guarded=self._guarded,
             diagnostics=self.diagnostics,
             evaluation=self.evaluation,
+            validation=self.validation,
+            best=self.best,
             seconds=self._seconds | {"round": time.monotonic() - self._started},
             round_trips=self._round_trips,
+            sums=dict(self.sums),
+            num_summed=len(self._summed),
+        )
+
+    def _private_record(self, metric: str) -> RoundRecord:
+        """Return what happened without a word of single clients, or of how many there were."""
+        return RoundRecord(
+            self.server_round,
+            metric,
+            self.aggregated,
+            failures=dict(self.failures),
+            evaluation=self.evaluation,
+            seconds={"round": time.monotonic() - self._started},
+            privacy=dict(self.privacy),
+            is_private=True,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -15,9 +15,9 @@ from fedmoe_app.server.collect import Collect, WaitForAll
 from fedmoe_app.server.other_runs import OtherRuns
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.validation import EvaluateFn, Validation
 from fedmoe_app.wire.arrays import view_state
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+from fedmoe_app.wire.records import encode_tensors
 
 
 class RunFailedError(RuntimeError):
@@ -30,20 +30,29 @@ class RoundLoop:
     Args:
         strategy: what is sent, and how replies are aggregated.
         collect: when a round is complete.
+        validation: how the global model is scored to choose the best round; None where the last
+            one is kept.
 
     Raises:
         ConfigError: if the scheme cannot be run so.
 
     Attributes:
         arrays: the last good global state, also when the run fails.
+        reported: what is evaluated and saved in its place; None is the global state itself.
         rounds_done: -1 until the initial model, which counts as round 0, is reported.
     """
 
-    def __init__(self, strategy: MoEStrategy, collect: Collect | None = None) -> None:
-        self.strategy = strategy
+    def __init__(
+        self,
+        strategy: MoEStrategy,
+        collect: Collect | None = None,
+        validation: Validation | None = None,
+    ) -> None:
+        self.strategy, self.validation = strategy, validation
         self.collect = collect or WaitForAll()
         strategy.plan.check(Run(strategy.task.shape, buffered=self.collect.is_buffered))
         self.arrays = ArrayRecord()
+        self.reported: ArrayRecord | None = None
         self.rounds_done = -1
         self._failed_in_a_row = 0  # the last rounds, as many as failed
         self._unevaluated = False  # the global state changed since the last evaluation
@@ -90,6 +99,8 @@ class RoundLoop:
             self.run_round(self.begin_round(number, grid, timeout), is_due, evaluate_fn, is_last)
             if self._failed_in_a_row >= self.strategy.limits.max_failed_rounds:
                 raise RunFailedError(self._why_failed())
+            if self.validation is not None and self.validation.is_over(number):
+                break
         if not self.strategy.num_aggregated:
             raise RunFailedError(self._why_failed())
         return self.arrays
@@ -121,6 +132,7 @@ class RoundLoop:
             if arrays is not None or not self._wait_for_other_runs(now):
                 break
             now.repeat()
+        before = self.arrays
         if arrays is not None:
             self.arrays = now.arrays = arrays
             self._unevaluated = True
@@ -128,12 +140,21 @@ class RoundLoop:
         server = self.strategy.plan.server
         refresh = server.refresh if arrays is not None else ()
         self._measure(now, (*refresh, *(server.after if is_last else ())))
+        if self.arrays is not before:
+            self.reported = self.strategy.report(now) or self.reported
+        now.reported = self.reported
         # 4. Evaluate the global model, and report.
         if self._unevaluated and is_due:
             with now.timed("evaluate"):
                 self._evaluate(now, evaluate_fn)
+                self._validate(now, evaluate_fn)
         self._failed_in_a_row = 0 if now.aggregated else self._failed_in_a_row + 1
         self._report(now)
+
+    @property
+    def result(self) -> ArrayRecord:
+        """The model of the run so far: what is saved."""
+        return self.arrays if self.reported is None else self.reported
 
     def check_end(self) -> None:
         """Call it when all rounds are done: a run whose last one failed is not complete.
@@ -158,7 +179,8 @@ class RoundLoop:
             strategy.num_aggregated,
             self._unevaluated,
             dict(strategy.last_replies),
-            dict(registry.clients),
+            # Who is there tells who was drawn.
+            dict(registry.clients) if strategy.private is None else {},
             strategy.placements.book() if strategy.placements is not None else {},
             dict(registry.sizes),
             registry.cooldown.dump(),
@@ -167,6 +189,9 @@ class RoundLoop:
         return Snapshot(
             *(self.rounds_done, strategy.run_key, strategy.state, strategy.broadcast, counters),
             strategy.step_state or {},
+            strategy.guard.dump() if strategy.guard is not None else {},
+            self.validation.best if self.validation is not None else None,
+            reported={} if self.reported is None else dict(view_state(self.reported).named()),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -178,6 +203,11 @@ class RoundLoop:
         strategy.num_aggregated = counters.num_folded
         strategy.run_key, strategy.broadcast = snapshot.run_key, snapshot.broadcast
         strategy.step_state = snapshot.step_state or None
+        if strategy.guard is not None:
+            strategy.guard.load(snapshot.guard)
+        self.reported = encode_tensors(snapshot.reported) if snapshot.reported else None
+        if strategy.assignments is not None:
+            strategy.assignments.restore(snapshot.step_state)
         strategy.last_replies = dict(counters.last_replies)
         registry.clients = counters.roster
         registry.sizes = dict(counters.sizes)
@@ -185,6 +215,8 @@ class RoundLoop:
         registry.cooldown.load(counters.rests)
         if strategy.placements is not None:
             strategy.placements.restore(counters.holding)
+        if self.validation is not None:
+            self.validation.restore(snapshot.best)
 
     # -- parts of a round ----------------------------------------------------------------------
 
@@ -194,6 +226,7 @@ class RoundLoop:
         return Round(
             *(server_round, grid, self.arrays, timeout),
             *(self.strategy.registry, self._others, self._callbacks),
+            None if (private := self.strategy.private) is None else private.expected,
         )
 
     def _measure(self, now: Round, steps: Sequence[Step]) -> bool:
@@ -216,17 +249,32 @@ class RoundLoop:
 
     def _evaluate(self, now: Round, evaluate_fn: EvaluateFn | None) -> None:
         """Score the global model on the server's test set, else on the clients' own."""
-        strategy = self.strategy
         if evaluate_fn is not None:
-            now.evaluation = evaluate_fn(now.server_round, now.arrays)
-        else:
-            nodes = self.collect.evaluators(strategy, now)
-            messages = strategy.configure_evaluate(now, nodes)
-            replies = strategy.exchange(now, messages, EVALUATION)
-            now.evaluation = strategy.aggregate_evaluate(now, replies)
+            now.evaluation = evaluate_fn(now.server_round, now.scored)
+        elif self.strategy.private is None and self.strategy.sums is None:
+            now.evaluation = self._score_by_clients(now)  # a score is of one client
         self._unevaluated = False
 
+    def _score_by_clients(self, now: Round) -> MetricRecord | None:
+        """Have the clients score the global model on their own test examples."""
+        strategy = self.strategy
+        nodes = self.collect.evaluators(strategy, now)
+        messages = strategy.configure_evaluate(now, nodes)
+        return strategy.aggregate_evaluate(now, strategy.exchange(now, messages, EVALUATION))
+
+    def _validate(self, now: Round, evaluate_fn: EvaluateFn | None) -> None:
+        """Score the global model on the rows that choose the best round."""
+        if self.validation is None:
+            return
+        if self.validation.evaluate_fn is not None:
+            now.validation = self.validation.evaluate_fn(now.server_round, now.scored)
+        else:  # without a test set of the server's the clients have just done it
+            now.validation = self._score_by_clients(now) if evaluate_fn else now.evaluation
+        self.validation.note(now.server_round, now.validation)
+
     def _report(self, now: Round) -> None:
+        if self.validation is not None:
+            now.best = self.validation.line(now.server_round)
         record = now.record(self.strategy.task.metric)
         self.rounds_done = record.server_round
         self._why = now.reasons()

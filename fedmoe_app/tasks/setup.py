@@ -20,7 +20,7 @@ from fedmoe_app.config.parse import check_labels_known
 from fedmoe_app.config.schema import NODES, DataConfig, ModelConfig, RunConfig
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
-from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
+from fedmoe_app.data.sources import TextData, load_node_file, load_text_data, load_validation
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_checkpoint
@@ -147,7 +147,9 @@ def assemble(
 ) -> Setup:
     """Open of a model, on its device, what the run trains; put it together with its task."""
     encoder_decoder = model.config.is_encoder_decoder
-    task = make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head, label_names))
+    task = make_task(
+        TaskSetting(config.data, tokenizer, encoder_decoder, head, label_names, config.template)
+    )
     task.check_fits(model, config.model.name)
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config.model, head), config.seed)
@@ -167,7 +169,9 @@ def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     check_model(spec)
     model = empty_model(spec)
     encoder_decoder = model.config.is_encoder_decoder
-    task = make_task(TaskSetting(data, tokenizer, encoder_decoder, head, label_names))
+    task = make_task(
+        TaskSetting(data, tokenizer, encoder_decoder, head, label_names, config.template)
+    )
     task.check_fits(model, name)
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config.model, head), config.seed)
@@ -265,7 +269,13 @@ def server_data(config: DataConfig) -> TextData:
     check_labels_known(config)
     labels = config.labels
     test = load_node_file(config.test_source, config, labels) if config.test_source else None
-    return TextData(train=Dataset.from_list([]), test=test, label_names=labels, fingerprint="")
+    return TextData(
+        train=Dataset.from_list([]),
+        test=test,
+        label_names=labels,
+        fingerprint="",
+        validation=load_validation(config, labels),
+    )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class ClientUpdate:
         placement: which experts the node has in its next round; None where nodes have all.
         server_round: of the message that it answers; 0 before it was sent.
         statistics: what the scheme's parts measured, float32, by ``Statistic/name``.
+        counts_as: examples that the guard lets it count for; 0 for all that it has.
     """
 
     client: int
@@ -43,6 +44,12 @@ class ClientUpdate:
     placement: Placement | None = None
     server_round: int = 0
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    counts_as: int = 0
+
+    @property
+    def counted(self) -> int:
+        """The examples that it is weighed by."""
+        return self.counts_as or self.num_examples
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,8 @@ OTHERS: dict[str, GoldenRun] = {
             "data.partition": "iid",
         }
     ),
+    "guarded": GoldenRun({**SHORT, "robust.guard": "default"}),
+    "guarded-resumed": GoldenRun(RESUMED | {"robust.guard": "tight"}, set_back=1),
     "projections": GoldenRun(
         {**SHORT, "scheme": "fcmoe", "exact-pairs-up-to": 1, "projection-size": 64}
     ),
@@ -194,6 +196,7 @@ def run_golden(run: GoldenRun, material: Path, folder: Path) -> Path:
     flat = flat_config(
         **COMMON
         | {
+            "robust.guard": "off",  # it came after most of these runs; some switch it on
             "model.name": str(material / "base"),
             "data.source": str(material / f"{run.rows}-train.jsonl"),
             "data.test-source": str(material / f"{run.rows}-test.jsonl"),

@@ -1,0 +1,187 @@
+"""What a hostile client costs: attack x scheme x rule, and what a rule costs without one.
+
+    python -m benchmarks.attacks              all tables of docs/trust.md
+    python -m benchmarks.attacks cost rules   some of them
+
+Tables: ``cost`` (rules without an attacker, paired by seed), ``guard`` (attacks on each scheme),
+``rules`` (attacks on FedAvg under each rule), ``app`` (a few of them in real rounds of the app).
+The others run on the toy of :mod:`benchmarks.toy_moe`. A figure is the final accuracy of the global
+model in percent, or points of it that were lost.
+
+Each run is written down when it is done, in ``$FEDMOE_HOME/benchmarks/attacks``, so that a
+benchmark that was stopped goes on where it was. Delete the folder after a change that matters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.attacks_in_app import federate_in_app
+from benchmarks.cells import print_markdown
+from benchmarks.hostile import ATTACKS
+from benchmarks.toy_moe import federate
+from fedmoe_app import make_scheme, parse_run_config
+from fedmoe_app.config.paths import home
+
+SCHEMES = ("fedavg", "fedprox", "fedmoe", "hfedmoe", "fcmoe", "fedalign")
+GUARDS = ("off", "default", "tight")
+# A rule is a scheme under a guard.
+RULES = {
+    "mean": ("fedavg", "off"),
+    "guard": ("fedavg", "default"),
+    "guard, tight": ("fedavg", "tight"),
+    "geometricmedian": ("geometricmedian", "default"),
+    "trustedclip": ("trustedclip", "default"),
+    "krum": ("krum", "default"),
+    "median": ("median", "default"),
+    "trimmedmean": ("trimmedmean", "default"),
+    "multikrum": ("multikrum", "default"),
+    "centredclip": ("centredclip", "default"),
+}
+ALPHA, SKEWED = 0.5, 0.1  # of Dirichlet
+SEEDS, COST_SEEDS = (0, 1), tuple(range(8))
+IN_APP = ("none", "scale", "examples", "forged", "sign")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run."""
+
+    scheme: str
+    attack: str
+    guard: str
+    alpha: float
+    seed: int
+    app: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name among the runs that are done."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+class Runs:
+    """What came of cells, in a file."""
+
+    def __init__(self) -> None:
+        folder = home() / "benchmarks" / "attacks"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "cells.jsonl"
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        self._found = {line["cell"]: line for line in map(json.loads, lines)}
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        """Return what came of a cell, which is run if it was not."""
+        if cell.key not in self._found:
+            started = time.process_time()
+            line = {"cell": cell.key, **run(cell)}
+            line["cpu_seconds"] = round(time.process_time() - started, 2)
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self._found[cell.key] = line
+        return self._found[cell.key]
+
+    def accuracy(self, cells: Iterable[Cell]) -> float:
+        """Return the mean accuracy in percent."""
+        return 100 * statistics.fmean(self.of(cell)["accuracy"] for cell in cells)
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Carry out a cell."""
+    if cell.app:
+        return federate_in_app(cell.scheme, cell.attack, cell.guard, cell.alpha, cell.seed)
+    scheme = make_scheme(parse_run_config({"scheme": cell.scheme}))
+    return asdict(federate(scheme, cell.attack, cell.guard, cell.alpha, cell.seed))
+
+
+def cost(runs: Runs) -> None:
+    """Print what each rule costs where nobody lies, paired by seed with the plain mean."""
+    rows = []
+    for name, (scheme, guard) in RULES.items():
+        row = [name]
+        for alpha in (SKEWED, ALPHA):
+            pairs = [
+                [
+                    100 * runs.of(Cell(one, "none", under, alpha, seed))["accuracy"]
+                    for one, under in (("fedavg", "off"), (scheme, guard))
+                ]
+                for seed in COST_SEEDS
+            ]
+            lost = [own - plain for plain, own in pairs]
+            error = statistics.stdev(lost) / len(lost) ** 0.5
+            own = statistics.fmean(own for _, own in pairs)
+            row += [f"{own:.1f}", f"{statistics.fmean(lost):+.2f} ± {error:.2f}"]
+        rows.append(row)
+    headers = ["rule"]
+    for alpha in (SKEWED, ALPHA):
+        headers += [f"Dirichlet {alpha}", "against the mean"]
+    print(f"\nNobody lies, {len(COST_SEEDS)} seeds:\n")
+    print_markdown(headers, rows)
+
+
+def guard_table(runs: Runs) -> None:
+    """Print accuracy without, and points lost to each attack, by scheme and guard."""
+    rows = [
+        [scheme, guard, *_losses(runs, scheme, guard, ATTACKS)]
+        for scheme in SCHEMES
+        for guard in GUARDS
+    ]
+    print(f"\nOne of ten lies, Dirichlet {ALPHA}, {len(SEEDS)} seeds; points lost:\n")
+    print_markdown(["scheme", "guard", *ATTACKS], rows)
+
+
+def rules_table(runs: Runs) -> None:
+    """Print the same by rule."""
+    rows = [[name, *_losses(runs, *RULES[name], ATTACKS)] for name in RULES]
+    print(f"\nFedAvg by rule, one of ten lies, Dirichlet {ALPHA}, {len(SEEDS)} seeds:\n")
+    print_markdown(["rule", *ATTACKS], rows)
+
+
+def app_table(runs: Runs) -> None:
+    """Print some of it in real rounds of the app, one seed."""
+    rows = []
+    for scheme in ("fedavg", "fcmoe"):
+        for guard in GUARDS:
+            cells = {
+                attack: runs.accuracy([Cell(scheme, attack, guard, ALPHA, 0, app=True)])
+                for attack in IN_APP
+            }
+            lost = [f"{cells['none'] - cells[attack]:.1f}" for attack in IN_APP[1:]]
+            rows.append([scheme, guard, f"{cells['none']:.1f}", *lost])
+    print("\nIn the app, one seed:\n")
+    print_markdown(["scheme", "guard", *IN_APP], rows)
+
+
+def _losses(runs: Runs, scheme: str, guard: str, attacks: Iterable[str]) -> list[str]:
+    """Return the accuracy without an attack, and the points lost to each."""
+    found = {
+        attack: runs.accuracy(Cell(scheme, attack, guard, ALPHA, seed) for seed in SEEDS)
+        for attack in attacks
+    }
+    honest = found.pop("none")
+    return [f"{honest:.1f}", *(f"{honest - accuracy:.1f}" for accuracy in found.values())]
+
+
+TABLES = {"cost": cost, "guard": guard_table, "rules": rules_table, "app": app_table}
+
+
+def main(names: Sequence[str] = ()) -> None:
+    """Print the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help=", ".join(TABLES))
+    torch.set_num_threads(1)
+    runs = Runs()
+    for name in names or parser.parse_args().tables or TABLES:
+        TABLES[name](runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a hostile client sends in place of its own update, for benchmarks of what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedmoe_app import ClientUpdate, ModelState
+from fedmoe_app.wire.bounds import TaskBounds
+
+Others = Sequence[ClientUpdate]  # what the honest clients of the round have sent
+Attack = Callable[[ClientUpdate, Others, TaskBounds], ClientUpdate]
+_MOST = 9e3  # of a value: the server refuses more than 1e4
+
+
+def no_attack(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Send what was trained."""
+    return update
+
+
+def scale(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Send ten times as much, the other way."""
+    return _scaled(update, -10)
+
+
+def examples(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Claim data of its own without end, with all tokens that they can have; turn the sign."""
+    lie = replace(_scaled(update, -1), num_examples=10**8, num_partitions=0)
+    return _with_tokens(lie, bounds.tokens(10**8), bounds.top_k)
+
+
+def forged(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Claim as many tokens as its examples can have, and a router that is sure; turn the sign."""
+    sure = torch.ones_like(update.routing.margin)
+    lie = replace(update, routing=replace(update.routing, margin=sure, peak=sure))
+    return _with_tokens(_scaled(lie, -1), bounds.tokens(update.num_examples), bounds.top_k)
+
+
+def sign(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Turn the sign."""
+    return _scaled(update, -1)
+
+
+def counts(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Claim more tokens than its examples can have; turn the sign."""
+    return _with_tokens(_scaled(update, -1), 10**12, bounds.top_k)
+
+
+def noise(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Send Gaussian noise of thirty times the size."""
+    generator = torch.Generator().manual_seed(update.num_examples)
+
+    def draw(key: str, change: Tensor) -> Tensor:
+        return 30 * change.std(correction=0) * torch.randn(change.shape, generator=generator)
+
+    return _changed(update, draw)
+
+
+def little(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Send mean - 1.5 deviations of what the others sent (Baruch et al. 2019, arXiv:1902.06156)."""
+    seen = [dict(other.changes.named()) for other in others]
+
+    def worst(key: str, change: Tensor) -> Tensor:
+        sent = [tensors[key] for tensors in seen if key in tensors]
+        if len(sent) < 2:
+            return -change
+        rows = torch.stack(sent)  # [M, ...]
+        return rows.mean(dim=0) - 1.5 * rows.std(dim=0)
+
+    return _changed(update, worst)
+
+
+LABELS = "labels"  # the client trains honestly, on turned labels: see `turned`
+ATTACKS: dict[str, Attack] = {
+    "none": no_attack,
+    "scale": scale,
+    "examples": examples,
+    "forged": forged,
+    "sign": sign,
+    LABELS: no_attack,
+    "counts": counts,
+    "noise": noise,
+    "little": little,
+}
+
+
+def turned(label: int, classes: int) -> int:
+    """Return the label that a client of the attack "labels" trains on."""
+    return classes - 1 - label
+
+
+def _scaled(update: ClientUpdate, factor: float) -> ClientUpdate:
+    return _changed(update, lambda key, change: (factor * change).clamp(-_MOST, _MOST))
+
+
+def _with_tokens(update: ClientUpdate, tokens: int, top_k: int) -> ClientUpdate:
+    """Claim so many tokens a layer, spread over all experts."""
+    routing = update.routing
+    count = torch.full_like(routing.count, max(1, tokens * top_k // routing.count.shape[1]))
+    seen = torch.full_like(routing.tokens, tokens)
+    return replace(update, routing=replace(routing, tokens=seen, count=count))
+
+
+def _changed(update: ClientUpdate, change: Callable[[str, Tensor], Tensor]) -> ClientUpdate:
+    changes = ModelState()
+    for key, tensor in update.changes.named():
+        changes.insert(key, change(key, tensor))
+    return replace(update, changes=changes)

@@ -1,0 +1,357 @@
+"""The guard: what one client can do to a round is bounded, whatever it sends. On by default.
+
+Of a client's reply, which is decoded and checked by then:
+
+    share   n_i   ← min(n_i, share·median_j n_j),  and the same of the tokens in its histogram,
+            whose counts shrink with them: FC-MoE weighs clients by these
+    norm    Δ_i,b ← Δ_i,b·min(1, slack·m_k/‖Δ_i,b‖)  for b of kind k, and then
+            Δ_i   ← Δ_i·min(1, slack·m_whole/‖Δ_i‖)
+
+A block b is what is clipped as one: all dense tensors, all gates, each expert. There is one m for
+the experts of a round, over all pairs of client and expert: an expert with two trainers has no
+median of its own that is worth the name. Each client counts once in it, however many experts it
+trained, so that nobody has more say by training more.
+
+**m_k** is the larger one of the medians of this round and of the last round with three replies or
+more. So the guard costs no waiting: a reply within the last round's bounds is within the larger
+ones, too, and is summed as it comes, untouched, bit for bit. Only one that is beyond them waits
+until the round is complete, and shrinks if it is still beyond. In a run's first round all wait
+anyway. **Medians of n and tokens** are taken over all clients that have replied in earlier rounds,
+or over this round's while these are fewer than three.
+
+Fewer than three replies have no majority: they are not clipped. A kind that fewer than half of the
+clients have moved at all (frozen, or thinned out by a codec) has no bound of its own, only that of
+the whole.
+
+Norms run in float64 over the decoded values, after codec and discount.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.state import ExpertKey, ModelState
+
+if TYPE_CHECKING:
+    from fedmoe_app.wire.update import ClientUpdate
+
+CHUNK = 1 << 17  # values whose squares are summed in float32: exact enough, and in a core's cache
+MAJORITY = 3  # replies, or clients, that have a median
+KINDS = ("dense", "gates", "expert", "whole")
+_Norms = Mapping[str, float]  # m_k or a bound by kind; a kind that is unknown is absent
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much beyond the median a client may be.
+
+    Attributes:
+        slack: times the median norm.
+        share: times the median client's examples and tokens.
+    """
+
+    slack: float
+    share: float
+
+
+STRENGTHS = {"default": Strength(3.0, 4.0), "tight": Strength(1.5, 2.0)}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a reply is, as it came.
+
+    Attributes:
+        dense, gates: ‖Δ‖ of all dense tensors, and of all gates.
+        experts: ‖Δ‖ of each expert.
+        examples: n_i.
+        tokens: of the layer that saw most.
+    """
+
+    dense: float
+    gates: float
+    experts: Mapping[ExpertKey, float]
+    examples: int
+    tokens: int
+
+    @property
+    def whole(self) -> float:
+        """‖Δ‖ of all together."""
+        return _root((self.dense, self.gates, *self.experts.values()))
+
+    def of(self, kind: str) -> list[float]:
+        """Return the norms of the blocks of a kind that moved at all."""
+        blocks = {
+            "dense": (self.dense,),
+            "gates": (self.gates,),
+            "expert": self.experts.values(),
+            "whole": (self.whole,),
+        }
+        return [norm for norm in blocks[kind] if norm > 0]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """By how much the blocks of a reply shrink: a factor each, 1 for one within its bound."""
+
+    dense: float = 1.0
+    gates: float = 1.0
+    experts: Mapping[ExpertKey, float] = field(default_factory=dict)
+
+    @property
+    def least(self) -> float:
+        """The smallest factor."""
+        return min((self.dense, self.gates, *self.experts.values()))
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What the guard did to a round.
+
+    Attributes:
+        factors: client -> the smallest factor of its blocks, 1 for one that was left as it came.
+        typical: m by kind, that of this round; the bound is slack times it.
+    """
+
+    factors: Mapping[int, float]
+    typical: _Norms
+
+
+class Guard:
+    """Bounds the replies of a run; it remembers what earlier rounds were like.
+
+    Args:
+        strength: how much beyond the median a client may be.
+
+    Attributes:
+        typical: m by kind of the last round that had a majority.
+        known: client -> examples and tokens in its last reply, as it came.
+    """
+
+    def __init__(self, strength: Strength) -> None:
+        self._strength = strength
+        self.typical: dict[str, float] = {}
+        self.known: dict[int, tuple[int, int]] = {}
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def dump(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, for :meth:`load`; JSON keeps these numbers exactly."""
+        known = {str(client): list(sizes) for client, sizes in self.known.items()}
+        return {"typical": dict(self.typical), "known": known}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`dump` returned; from nothing where the run had no guard."""
+        self.typical = dict(dumped.get("typical", {}))
+        known = dumped.get("known", {})
+        self.known = {int(c): (int(n), int(tokens)) for c, (n, tokens) in known.items()}
+
+    # -- a round -----------------------------------------------------------------------------------
+
+    def is_within(self, size: Size, num_asked: int) -> bool:
+        """Whether a reply is within the bounds already, whatever the others send.
+
+        Args:
+            size: of the reply.
+            num_asked: clients that were asked in its round.
+        """
+        if num_asked < MAJORITY and not self.typical:
+            return True  # the round will have no bounds
+        if len(self.known) < MAJORITY:
+            return False  # what it counts as is not known yet
+        slack = self._strength.slack
+        return all(
+            max(size.of(kind), default=0.0) <= slack * self.typical.get(kind, 0.0) for kind in KINDS
+        )
+
+    def counted(
+        self, update: ClientUpdate, known: Iterable[tuple[int, int]] | None = None
+    ) -> ClientUpdate:
+        """Return an update whose share is bounded, if that can be told before the round's end.
+
+        Args:
+            update: as it came.
+            known: examples and tokens of the clients whose medians are taken; None for those of
+                earlier rounds.
+        """
+        known = list(self.known.values() if known is None else known)
+        if len(known) < MAJORITY:
+            return update
+        most, most_tokens = (
+            self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
+        )
+        if update.num_examples > most:
+            update = replace(update, counts_as=max(1, int(most)))
+        tokens = tokens_of(update.routing)
+        if tokens > most_tokens:
+            update = replace(update, routing=shrunk(update.routing, most_tokens / tokens))
+        return update
+
+    def close(
+        self, updates: Sequence[ClientUpdate], sizes: Mapping[int, Size], summed: Iterable[int]
+    ) -> tuple[list[ClientUpdate], Guarded]:
+        """Bound the updates of a round that is complete.
+
+        Args:
+            updates: in client order.
+            sizes: client -> the size of its reply.
+            summed: clients whose changes are in the sums already; they were within the bounds.
+        """
+        own = [sizes[update.client] for update in updates]
+        typical = {
+            kind: max(self.typical.get(kind, 0.0), norm)
+            for kind, norm in (self.typical | typical_of(own)).items()
+        }
+        early = len(self.known) < MAJORITY
+        known = [(size.examples, size.tokens) for size in own] if early else ()
+        taken, found, factors = set(summed), [], {}
+        for update in updates:
+            clip = Clip()
+            if update.client not in taken:
+                clip = self._clip(sizes[update.client], typical)
+                update = clipped(update, clip)
+                update = self.counted(update, known) if early else update
+            found.append(update)
+            factors[update.client] = clip.least
+        return found, Guarded(factors, typical)
+
+    def learn(self, sizes: Mapping[int, Size]) -> None:
+        """Note what the replies of a round were like that became a new global state."""
+        self.typical |= typical_of(list(sizes.values()))
+        self.known |= {client: (size.examples, size.tokens) for client, size in sizes.items()}
+
+    def _clip(self, size: Size, typical: _Norms) -> Clip:
+        bounds = {kind: self._strength.slack * norm for kind, norm in typical.items()}
+        dense = _factor(size.dense, bounds.get("dense"))
+        gates = _factor(size.gates, bounds.get("gates"))
+        experts = {key: _factor(norm, bounds.get("expert")) for key, norm in size.experts.items()}
+        parts = (factor * size.experts[key] for key, factor in experts.items())
+        left = _root((dense * size.dense, gates * size.gates, *parts))
+        rest = _factor(left, bounds.get("whole"))
+        return Clip(dense * rest, gates * rest, {key: f * rest for key, f in experts.items()})
+
+
+# -- sizes -------------------------------------------------------------------------------------
+
+
+def size_of(update: ClientUpdate) -> Size:
+    """Return how large a reply is; it reads all of its changes once."""
+    changes = update.changes
+    gates = [tensor for tensors in changes.gates.values() for tensor in tensors.values()]
+    return Size(
+        norm_of(changes.dense.values()),
+        norm_of(gates),
+        {key: norm_of(tensors.values()) for key, tensors in sorted(changes.experts.items())},
+        update.num_examples,
+        tokens_of(update.routing),
+    )
+
+
+def norm_of(tensors: Iterable[Tensor]) -> float:
+    """‖·‖ of float32 tensors together.
+
+    Each chunk's root of squares is that of torch, whose bits, unlike those of a dot product, do not
+    depend on where in memory a tensor lies: the same replies have the same norms.
+    """
+    squares = 0.0
+    for tensor in tensors:
+        for chunk in tensor.reshape(-1).split(CHUNK):
+            squares += float(torch.linalg.vector_norm(chunk)) ** 2
+    return squares**0.5
+
+
+def tokens_of(routing: RoutingStats) -> int:
+    """Return the tokens of the layer that saw most."""
+    return int(routing.tokens.max()) if routing.tokens.numel() else 0
+
+
+def typical_of(sizes: Sequence[Size]) -> dict[str, float]:
+    """Return the median norm by kind; without the kinds, or rounds, that have none.
+
+    In the median of the experts each client weighs 1, shared out over those that it moved.
+    """
+    found: dict[str, float] = {}
+    if len(sizes) < MAJORITY:
+        return found
+    for kind in KINDS:
+        norms = [size.of(kind) for size in sizes]
+        if 2 * sum(bool(of_client) for of_client in norms) > len(sizes):
+            pairs = [(norm, 1 / len(of_client)) for of_client in norms for norm in of_client]
+            found[kind] = weighted_median(pairs)
+    return found
+
+
+def weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
+    """Return the smallest value up to which half of the weight lies.
+
+    Args:
+        pairs: of value and weight > 0, at least one.
+    """
+    pairs = sorted(pairs)
+    half, below = sum(weight for _, weight in pairs) / 2, 0.0
+    for value, weight in pairs[:-1]:
+        below += weight
+        if below >= half:
+            return value
+    return pairs[-1][0]
+
+
+# -- what is made of a reply -------------------------------------------------------------------
+
+
+class Shrunk(Mapping[str, Tensor]):
+    """Tensors times a factor, each made when it is asked for: they may lie on the disk."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], factor: float) -> None:
+        self._tensors, self._factor = tensors, factor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name] * self._factor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def clipped(update: ClientUpdate, clip: Clip) -> ClientUpdate:
+    """Return an update whose blocks shrink; one within its bounds is the same object."""
+    if clip.least >= 1:
+        return update
+    changes = update.changes
+    small: Any = ModelState(
+        _shrunk(changes.dense, clip.dense),
+        {layer: _shrunk(tensors, clip.gates) for layer, tensors in changes.gates.items()},
+        {key: _shrunk(tensors, clip.experts[key]) for key, tensors in changes.experts.items()},
+    )
+    return replace(update, changes=small)
+
+
+def shrunk(routing: RoutingStats, factor: float) -> RoutingStats:
+    """Return a histogram of fewer tokens; an expert that got one still has one."""
+    count = (routing.count.double() * factor).long()
+    return replace(
+        routing,
+        count=count.maximum(routing.count.clamp_max(1)),
+        tokens=(routing.tokens.double() * factor).long(),
+    )
+
+
+def _shrunk(tensors: Mapping[str, Tensor], factor: float) -> Any:
+    return tensors if factor >= 1 else Shrunk(tensors, factor)
+
+
+def _factor(norm: float, bound: float | None) -> float:
+    return 1.0 if bound is None or norm <= bound else bound / norm
+
+
+def _root(norms: Iterable[float]) -> float:
+    return sum(norm * norm for norm in norms) ** 0.5
