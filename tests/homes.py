@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from fedmoe_app.config.paths import cache_dir
+from fedmoe_app.report import plots
+from tests.toy import write_topics
+
+
+@contextmanager
+def home_with_topics(folder: Path) -> Iterator[Path]:
+    """Give runs a home with data of topics; they draw no plots, which take longest."""
+    home = home_with_cache(folder)
+    write_topics(home / "train.jsonl", 40)
+    write_topics(home / "test.jsonl", 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDMOE_HOME", str(home))
+        patch.setattr(plots, "plot_run", lambda folder: None)
+        yield home
 
 
 def home_with_cache(folder: Path) -> Path:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, Features, Value
+from datasets.table import InMemoryTable
+from pyarrow import json as arrow_json
 
 from fedmoe_app.config.files import build_once, write_atomic
 from fedmoe_app.config.paths import cache_dir
@@ -166,10 +168,8 @@ def _write_part(path: Path, pairs: Iterable[tuple[str, int]]) -> None:
 
 
 def _read_part(path: Path) -> Dataset:
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    columns = {name: [row[name] for row in rows] for name in _FEATURES}
-    return Dataset.from_dict(columns, features=_FEATURES)
+    rows = arrow_json.read_json(path)
+    return Dataset(InMemoryTable(rows.select(_FEATURES).cast(_FEATURES.arrow_schema)))
 
 
 def _digest(strings: Iterable[str]) -> str:

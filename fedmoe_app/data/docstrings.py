@@ -15,6 +15,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from fedmoe_app.config.errors import DataError
@@ -61,8 +62,9 @@ def library_folder(library: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+@cache  # asked for by every client in every round, and it reads files
 def library_version(library: str) -> str:
-    """Return the installed version of a library.
+    """Return the version of a library that this process has.
 
     Raises:
         CorpusError: when the library is not installed.

@@ -99,6 +99,7 @@ def vega_bundle() -> str:
     return (built / "vega.js").read_text(encoding="utf-8")
 
 
+@cache  # a live page is rendered after every round
 def _environment() -> Environment:
     sources = {
         "base": template.BASE,

@@ -11,6 +11,7 @@ from transformers import (
     LlamaForCausalLM,
     NllbMoeConfig,
     NllbMoeForConditionalGeneration,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -139,51 +140,30 @@ def test_wrong_names_shapes_and_places_are_refused_before_anything_is_written() 
     assert layers[0].expert(0)["gate_up_proj"].abs().sum() > 0
 
 
-def test_a_dense_model_is_refused() -> None:
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM has no Mixture-of-Experts"):
-        find_moe_layers(LlamaForCausalLM(config))
+TINY = {"vocab_size": 61, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+NLLB = {
+    **{"vocab_size": 61, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_experts": 4},
+    **{"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_sparse_step": 1},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_sparse_step": 1},
+}
+JET = TINY | {"intermediate_size": 16, "num_hidden_layers": 1, "kv_channels": 8}
 
 
-def test_nllb_moe_is_refused_with_the_reason() -> None:
-    config = NllbMoeConfig(
-        vocab_size=61,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_sparse_step=1,
-        decoder_sparse_step=1,
-        num_experts=4,
-    )
-    with pytest.raises(UnsupportedModelError, match="only ever runs experts 0 and 1"):
-        find_moe_layers(NllbMoeForConditionalGeneration(config))
-
-
-def test_experts_spread_over_several_modules_are_refused() -> None:
-    config = JetMoeConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_key_value_heads=2,
-        num_attention_heads=4,
-        kv_channels=8,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-    )
-    with pytest.raises(UnsupportedModelError, match="over several modules"):
-        find_moe_layers(JetMoeForCausalLM(config))
+@pytest.mark.parametrize(
+    ("family", "config", "why"),
+    [
+        (LlamaForCausalLM, LlamaConfig(**TINY, intermediate_size=48, num_hidden_layers=2),
+         "LlamaForCausalLM has no Mixture-of-Experts"),
+        (NllbMoeForConditionalGeneration, NllbMoeConfig(**NLLB), "only ever runs experts 0 and 1"),
+        (JetMoeForCausalLM, JetMoeConfig(**JET, num_local_experts=4, num_experts_per_tok=2),
+         "over several modules"),
+    ],
+)  # fmt: skip
+def test_a_model_without_layers_that_can_be_used_is_refused(
+    family: type[PreTrainedModel], config: PretrainedConfig, why: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=why):
+        find_moe_layers(family(config))
 
 
 @pytest.mark.parametrize("family", FUSED[:1])

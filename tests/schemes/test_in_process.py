@@ -12,10 +12,9 @@ import pytest
 
 from fedmoe_app import read_metrics
 from fedmoe_app.config.names import WITH_TABLE
-from fedmoe_app.report import plots
 from fedmoe_app.server.rounds import RunFailedError
 from tests.compare.test_in_process import after_round, run, without_times
-from tests.homes import home_with_cache, kept_files
+from tests.homes import home_with_topics, kept_files
 from tests.toy import TOPICS, write_topics
 
 LAYERS, EXPERTS = 2, 8  # of the model, qwen3moe-tiny
@@ -46,13 +45,7 @@ KEEPING = ("fcmoe paper", "fcmoe filtered", "fedalign private", "combine")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """``$FEDMOE_HOME`` of this file, with the data; runs draw no plots, which take longest."""
-    folder = home_with_cache(tmp_path_factory.mktemp("schemes"))
-    write_topics(folder / "train.jsonl", 40)
-    write_topics(folder / "test.jsonl", 10)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDMOE_HOME", str(folder))
-        patch.setattr(plots, "plot_run", lambda folder: None)
+    with home_with_topics(tmp_path_factory.mktemp("schemes")) as folder:
         yield folder
 
 

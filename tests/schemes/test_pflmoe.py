@@ -9,21 +9,15 @@ from typing import Any
 import pytest
 
 from fedmoe_app import ConfigError, PersonalCopy, PFLMoE, make_scheme, read_metrics
-from fedmoe_app.report import plots
 from tests.compare.test_in_process import run
 from tests.conftest import make_config
-from tests.homes import home_with_cache, kept_files
-from tests.toy import plan_of, write_topics
+from tests.homes import home_with_topics, kept_files
+from tests.toy import plan_of
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = home_with_cache(tmp_path_factory.mktemp("pflmoe"))
-    write_topics(folder / "train.jsonl", 40)
-    write_topics(folder / "test.jsonl", 10)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDMOE_HOME", str(folder))
-        patch.setattr(plots, "plot_run", lambda folder: None)
+    with home_with_topics(tmp_path_factory.mktemp("pflmoe")) as folder:
         yield folder
 
 
