@@ -17,7 +17,7 @@ from fedmoe_app.compare.compare import report, write_report
 from fedmoe_app.compare.execute import config_in, in_process, run_cells
 from fedmoe_app.compare.folder import ComparisonFolder
 from fedmoe_app.compare.plan import Cell, Partition, SchemeEntry, make_plan
-from fedmoe_app.compare.summary import Row
+from fedmoe_app.compare.summary import Result, Row
 from fedmoe_app.compare.tables import failures, markdown_table
 from fedmoe_app.config.overrides import Flat
 from fedmoe_app.config.paths import home
@@ -54,6 +54,37 @@ def measure(
     Raises:
         SystemExit: when a run failed: a table without it would mean something else.
     """
+    _, rows = _measured(name, schemes, partitions, overrides, seeds, clients, workers, centralised)
+    return rows
+
+
+def measure_results(
+    name: str,
+    schemes: Sequence[SchemeEntry],
+    partitions: Sequence[Partition],
+    overrides: Mapping[str, Any],
+    seeds: Sequence[int],
+    clients: int,
+    workers: int,
+    centralised: bool = True,
+) -> list[Result]:
+    """Do as :func:`measure`, but return what each cell came to."""
+    results, _ = _measured(
+        name, schemes, partitions, overrides, seeds, clients, workers, centralised
+    )
+    return results
+
+
+def _measured(
+    name: str,
+    schemes: Sequence[SchemeEntry],
+    partitions: Sequence[Partition],
+    overrides: Mapping[str, Any],
+    seeds: Sequence[int],
+    clients: int,
+    workers: int,
+    centralised: bool,
+) -> tuple[list[Result], list[Row]]:
     plan = make_plan(run_config(overrides), schemes, partitions, seeds, clients, None, centralised)
     with ComparisonFolder(home() / "benchmarks" / name) as folder:
         folder.write_plan(plan)
@@ -62,7 +93,7 @@ def measure(
         write_report(folder.path, plan, results, rows, metric)
     if outcomes.failures:
         raise SystemExit("\n".join(failures(results)))
-    return rows
+    return results, rows
 
 
 def run_config(overrides: Mapping[str, Any]) -> Flat:

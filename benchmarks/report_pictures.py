@@ -1,7 +1,8 @@
 """The pictures of docs/report.md: pages of a real run and of a comparison, in Chromium.
 
 Run it as ``python -m benchmarks.report_pictures``; it needs the dev extra and Debian's packages
-chromium and chromium-driver. Without RUN it trains FedAlign-MoE on 8 clients first (a minute).
+chromium and chromium-driver. Without RUN it trains FedAlign-MoE on 8 clients first (a minute), and
+without FOLDER it compares four schemes over three seeds (a quarter of an hour).
 
     python -m benchmarks.report_pictures --run RUN --comparison FOLDER
 """
@@ -13,27 +14,32 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedmoe_app import default_run_config, run_in_process
+from fedmoe_app import compare_schemes, default_run_config, run_in_process
 from fedmoe_app.cli.report import write_report
 from tests.report.html import browser
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
 WIDTH, HEIGHT = 1280, 900
+CLIENTS = 8
+SMALL = {"data.max-train-examples": 3000, "data.max-test-examples": 600}
 
 
 def train(folder: Path) -> Path:
     """Train what the picture shows, and return its result folder."""
-    flat = default_run_config() | {
-        "scheme": "fedalign",
-        "num-server-rounds": 5,
-        "data.alpha": 0.3,
-        "data.max-train-examples": 3000,
-        "data.max-test-examples": 600,
-        "output-dir": str(folder),
-        "run-name": "fedalign",
-    }
-    return run_in_process(flat, 8)
+    own = {"scheme": "fedalign", "num-server-rounds": 5, "data.alpha": 0.3}
+    flat = default_run_config() | SMALL | own
+    return run_in_process(flat | {"output-dir": str(folder), "run-name": "fedalign"}, CLIENTS)
+
+
+def compare(folder: Path) -> Path:
+    """Compare what the picture shows, and return the comparison's folder."""
+    schemes = ("fedavg", "fcmoe", "fedalign", "hfedmoe")
+    config = SMALL | {"num-server-rounds": 4}
+    output = folder / "comparison"
+    return compare_schemes(
+        schemes, alphas=(0.1,), clients=CLIENTS, config=config, output=output
+    ).path
 
 
 def picture(driver: Any, page: Path, anchor: str, name: str, dark: bool = False) -> Path:
@@ -52,12 +58,12 @@ def main() -> None:
     if why := browser.missing():
         raise SystemExit(f"no pictures: {why}")
     with TemporaryDirectory() as folder, browser.chromium() as driver:
-        page = write_report([given.run or train(Path(folder))])
+        runs = Path(folder)
+        page = write_report([given.run or train(runs)])
         print(picture(driver, page, "curves", "report-curves.png"))
         print(picture(driver, page, "experts", "report-experts.png", dark=True))
-        if given.comparison:
-            page = write_report([given.comparison])
-            print(picture(driver, page, "curves", "report-comparison.png"))
+        page = write_report([given.comparison or compare(runs)])
+        print(picture(driver, page, "curves", "report-comparison.png"))
 
 
 if __name__ == "__main__":

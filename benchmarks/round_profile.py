@@ -27,16 +27,16 @@ from fedmoe_app.server.rounds import RoundLoop
 # What is measured, and the functions that do it: end of the file's path, name.
 STEPS = {
     "the whole round": [("server/rounds.py", "run_round")],
-    "clients: training": [("local/train.py", "train")],
-    "clients: scoring": [("local/round.py", "_score")],
-    "clients: encoding, error feedback": [("local/sending.py", "encode_reply")],
-    "clients: received state": [("local/received.py", "complete")],
+    "clients: training": [("client/train.py", "train")],
+    "clients: scoring": [("client/round.py", "_score")],
+    "clients: encoding, error feedback": [("client/encode.py", "encode_reply")],
+    "clients: received state": [("client/received.py", "complete")],
     "server: messages out": [("strategy.py", "_address")],
     "server: decoding and checks": [("wire/replies.py", "decode_update")],
     "server: sums at once": [("streaming.py", "take"), ("streaming.py", "take_waiting")],
     "server: store": [("store.py", "store")],
     "server: aggregation and encoding": [("strategy.py", "_aggregate")],
-    "server: diagnostics": [("schemes/diagnostics.py", "add")],
+    "server: diagnostics": [("aggregation/diagnostics.py", "add")],
     "server: test set": [("fedmoe_app/server/run.py", "evaluate_global")],
     "server: log, checkpoint, report": [("server/rounds.py", "_report")],
 }

@@ -40,6 +40,7 @@ _BY_MODULE = {
     ),
     "schemes.parts": (
         "Admit",
+        "Assign",
         "Client",
         "ExpertProbe",
         "FeatureTerm",
@@ -48,6 +49,7 @@ _BY_MODULE = {
         "Histogram",
         "InBatch",
         "Keeps",
+        "Logits",
         "Mean",
         "MeanGradient",
         "OfInputs",
@@ -62,6 +64,7 @@ _BY_MODULE = {
         "Scaled",
         "Server",
         "Signal",
+        "Split",
         "Start",
         "Step",
         "Summed",
@@ -104,6 +107,7 @@ _BY_MODULE = {
     "moe.loading": ("LoadSpec", "load_model"),
 }
 PUBLIC = {name: f"{__name__}.{module}" for module, names in _BY_MODULE.items() for name in names}
+__all__ = list(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

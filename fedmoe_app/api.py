@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from fedmoe_app.config.config_file import read_config_file
 from fedmoe_app.config.overrides import with_absolute_paths
 from fedmoe_app.config.parse import default_run_config, parse_run_config
+from fedmoe_app.results.classes import kept_classes
 from fedmoe_app.results.finding import find_run
 from fedmoe_app.results.folder import CONFIG_FILE, ResultsError, read_rounds
 
@@ -77,6 +78,35 @@ class RunResult:
             {"round": line["round"]} | client for line in self.lines for client in line["clients"]
         ]
         return pd.DataFrame(rows).set_index(["round", "client"]) if rows else pd.DataFrame()
+
+    @property
+    def classes(self) -> pd.DataFrame:
+        """One row a class of the kept model on the server's test set; empty where it has none.
+
+        Test rows, precision, recall and F1; ``confusion`` has who is taken for whom.
+        """
+        import pandas as pd
+
+        found = kept_classes(self.path, self.lines)
+        if found is None:
+            return pd.DataFrame()
+        columns = {
+            "rows": found.support,
+            "precision": found.precision,
+            "recall": found.recall,
+            "f1": found.f1,
+        }
+        return pd.DataFrame(columns, index=pd.Index(found.names, name="class"))
+
+    @property
+    def confusion(self) -> pd.DataFrame:
+        """Test rows by their class (down) and the class given to them (right)."""
+        import pandas as pd
+
+        found = kept_classes(self.path, self.lines)
+        if found is None:
+            return pd.DataFrame()
+        return pd.DataFrame(found.confusion, index=found.names, columns=found.names)
 
     def model(self) -> PreTrainedModel:
         """Load the trained model by the transformers class that it was saved as.
@@ -190,10 +220,9 @@ def compare_schemes(
         ConfigError: for anything wrong that can be known before a run is started.
     """
     from fedmoe_app.compare.compare import Request, compare, folder_of, read_schemes
-    from fedmoe_app.launch.app_folder import app_folder
 
     request = Request(
-        app_folder(Path(".")),
+        Path("."),
         read_schemes(",".join(schemes)),
         tuple(seeds),
         tuple(alphas),

@@ -61,9 +61,14 @@ def train(message: Message, context: Context) -> Message:
             task = decode_task(content)
         update = train_client(config, node, task, watch)
         with watch.phase("encode"):
+            if config.privacy.has_dp:
+                from fedmoe_app.privacy.clipping import bounded
+
+                update = bounded(update, config.privacy.dp_clip)
             reply = encode_reply(update, task, config.seed, node.codec, version)
-        reply.metric_records["metrics"].update(watch.metrics())
-        seal(reply)
+        if not config.privacy.has_dp:  # how long things took tells of the data, too
+            reply.metric_records["metrics"].update(watch.metrics())
+            seal(reply)
     return Message(reply, reply_to=message)
 
 
@@ -163,13 +168,13 @@ def free(message: Message, context: Context) -> Message:
 def forget(message: Message, context: Context) -> Message:
     """Take note that a run has ended; drop what this client kept between its rounds if told so."""
     from fedmoe_app.client.serving import end_of_run
-    from fedmoe_app.client.store import drop_client
+    from fedmoe_app.client.store import PREFIX, drop_client
     from fedmoe_app.config.node import Node
 
     node = Node.from_config(context.node_config, context.node_id)
     task = message.content.config_records["task"]
     with name_errors(node.client):
         end_of_run(message.content, context.node_id)
-        if task.get("drop", True):
-            drop_client(str(task["run-key"]), node.client)
+        # What costs only time to make again goes in any case.
+        drop_client(str(task["run-key"]), node.client, "" if task.get("drop", True) else PREFIX)
     return Message(RecordDict({"metrics": MetricRecord({"client": node.client})}), reply_to=message)

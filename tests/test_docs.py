@@ -41,6 +41,7 @@ TABLES = {
 ARGUMENTS = (
     *("label-skew", "server-optimisers", "client-drift", "fairness", "robust"),
     *("expert-merging", "global-balance", "lora-halves", "calmerge"),
+    "flex-moe",
 )
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)
 HEAD = {"closed-form-head": "head"}  # goes with every scheme

@@ -39,6 +39,12 @@ def test_no_name_is_lost() -> None:
     assert set(CONTRACT) <= set(fedmoe_app.PUBLIC) <= set(dir(fedmoe_app))
 
 
+def test_a_star_gives_all_of_them() -> None:
+    found: dict[str, object] = {}
+    exec("from fedmoe_app import *", found)
+    assert found.keys() >= fedmoe_app.PUBLIC.keys()
+
+
 def test_no_name_stands_for_two_things() -> None:
     names = [name for names in fedmoe_app._BY_MODULE.values() for name in names]
     assert len(set(names)) == len(names)

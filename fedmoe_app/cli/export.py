@@ -16,7 +16,7 @@ from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.folder import CHECKPOINTS, ResultsError, list_checkpoints
 from fedmoe_app.results.model_card import write_model_card
-from fedmoe_app.server.checkpoint import Checkpoint
+from fedmoe_app.server.checkpoint import Checkpoint, best_state
 from fedmoe_app.server.resume import find_checkpoint
 from fedmoe_app.tasks.setup import Setup, load_setup
 
@@ -42,7 +42,9 @@ def write_model(run: Path, kind: Literal["hf", "peft"], folder: Path) -> None:
         )
     setup = load_setup(config, checkpoint.identity.label_names, on=config.server_device)
     _check_base(setup, checkpoint)
-    write_state(setup.model, setup.layers, checkpoint.snapshot.state)
+    best = checkpoint.snapshot.best
+    state = checkpoint.snapshot.state if best is None else best_state(run, best)
+    write_state(setup.model, setup.layers, state)
     if kind == "peft":
         base = "" if config.model.name in PRESETS else located(config.model.name)
         export_adapter(setup.model, setup.layers, folder, base)

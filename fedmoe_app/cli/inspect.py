@@ -6,10 +6,10 @@ import math
 
 from rich import box
 
-from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.names import CODEC_NAMES, TOPK
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.launch.preflight import check_model
 from fedmoe_app.moe.loading import DTYPES, PRESETS, LoadSpec, empty_model
 from fedmoe_app.moe.outline import Outline, outline
 from fedmoe_app.moe.state import ModelState
@@ -28,10 +28,10 @@ def inspect_model(config: RunConfig) -> Outline:
     """Count the model of a run config without reading its weights.
 
     Raises:
-        ModelNotFoundError, UnsupportedModelError, ValueError: see ``check_trainable``,
+        ModelNotFoundError, UnsupportedModelError, ValueError: see ``check_model``,
             ``empty_model`` and ``outline``.
     """
-    check_trainable(config)
+    check_model(config, weights=False)
     model = config.model
     head = head_of(config)
     vocab_size = len(load_tokenizer(model.name, PRESETS)) if model.name in PRESETS else 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.schemes.faults import PartError, shown
-from fedmoe_app.schemes.parts import FeatureTerm, OutputTerm, RouterTerm, TaskLoss, Term
+from fedmoe_app.schemes.parts import FeatureTerm, Logits, OutputTerm, RouterTerm, TaskLoss, Term
 from fedmoe_app.schemes.views import LocalStep
 
 
@@ -40,6 +40,28 @@ def check_loss(part: Term | TaskLoss, value: object, step: LocalStep, read: Tens
             "loss",
             f"returned {number} without graph, which would train nothing: work it out from what "
             "the step shows, without detach(), item() or torch.tensor()",
+        )
+    return value
+
+
+def check_logits(part: Logits, value: object, step: LocalStep) -> Tensor:
+    """Return the logits of a part.
+
+    Raises:
+        PartError: they are not of the shape of the model's, not finite though these are, or have
+            no graph though the features have one.
+    """
+    if not isinstance(value, Tensor) or value.shape != step.logits.shape:
+        raise PartError.of(
+            part,
+            "logits",
+            f"returned {shown(value)}: must be a tensor of shape {list(step.logits.shape)}",
+        )
+    if not _is_finite(value) and _is_finite(step.logits):
+        raise PartError.of(part, "logits", "returned NaN or infinity: must be finite")
+    if not value.requires_grad and step.features.requires_grad:
+        raise PartError.of(
+            part, "logits", "returned logits without graph, which would train nothing"
         )
     return value
 

@@ -10,15 +10,16 @@ hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedmoe_app.client.recall import NOTHING, Recalled
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.moe.training.adapt import classification_head
@@ -43,12 +44,7 @@ class FeatureTap:
         self._handle = self._head.register_forward_pre_hook(self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop to listen."""
         self._handle.remove()
 
@@ -77,17 +73,19 @@ class StepOutputs:
     Attributes:
         labels: all right classes of the client's training examples, to count them.
         teacher: logits of the received model, ``[n, C]`` by example; or empty.
+        recalled: features that the client sent into sums, by example; or none.
         tap: where a part reads features.
     """
 
     labels: Tensor
     teacher: Tensor = EMPTY
+    recalled: Recalled = NOTHING
     tap: FeatureTap | None = None
     _counts: Tensor = field(default_factory=lambda: EMPTY)
 
     def of(
         self, logits: Tensor, labels: Tensor, batch: Batch, examples: Sequence[int]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Return the fields of :class:`fedmoe_app.schemes.views.LocalStep` that hold outputs.
 
         Args:
@@ -98,13 +96,18 @@ class StepOutputs:
         if not len(self._counts):
             counts = torch.bincount(self.labels, minlength=logits.shape[1])  # [C]
             self._counts = counts.float().to(logits.device)
-        teacher = self.teacher[list(examples)] if len(self.teacher) else EMPTY
+        teacher, recalled = (
+            kept[list(examples)].to(logits.device) if len(kept) else EMPTY
+            for kept in (self.teacher, self.recalled.features)
+        )
         return {
             "logits": logits.float(),
             "labels": labels,
             "label_counts": self._counts,
-            "teacher": teacher.to(logits.device),
+            "teacher": teacher,
             "features": self.tap.of(batch) if self.tap is not None else EMPTY,
+            "recalled": recalled,
+            "recalled_round": self.recalled.server_round,
         }
 
 
@@ -127,13 +130,17 @@ def all_labels(rows: Sequence[Row], encoder_decoder: bool) -> Tensor:
 
 @contextmanager
 def step_outputs(
-    plan: Plan, model: PreTrainedModel, rows: Sequence[Row], teacher: Tensor
+    plan: Plan,
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    teacher: Tensor,
+    recalled: Recalled = NOTHING,
 ) -> Iterator[StepOutputs | None]:
     """Give the outputs that the parts of the loss read; None if no part does."""
     if not plan.needs_outputs:
         yield None
         return
-    outputs = StepOutputs(all_labels(rows, model.config.is_encoder_decoder), teacher)
+    outputs = StepOutputs(all_labels(rows, model.config.is_encoder_decoder), teacher, recalled)
     if not plan.needs_features:
         yield outputs
         return
@@ -155,12 +162,17 @@ def sums_of_outputs(
     rows: Sequence[Row],
     batch_size: int,
     statistics: Sequence[OfOutput],
+    note: Callable[[Tensor], None] = lambda features: None,
 ) -> Tensors:
-    """Return the statistics of a model's outputs on examples, float32, by ``Statistic/name``."""
+    """Return the statistics of a model's outputs on examples, float32, by ``Statistic/name``.
+
+    ``note`` is given the features of each batch, ``[I, D]`` float64, in the order of the rows.
+    """
     totals: Tensors = {}
     with FeatureTap(model) as tap:
         for batch, logits, labels in _predictions(model, task, rows, batch_size):
             out = Outputs(tap.of(batch).double().cpu(), logits.float().cpu(), labels.cpu())
+            note(out.features)
             for statistic in statistics:
                 add_named(totals, type(statistic).__name__, statistic.of_output(out))
     return {name: total.float() for name, total in totals.items()}

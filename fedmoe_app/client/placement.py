@@ -16,6 +16,7 @@ from torch import Tensor
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.routing import RoutingStats
+from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.schemes.faults import PartError, shown
 from fedmoe_app.schemes.parts import Once
 from fedmoe_app.schemes.views import LocalClient
@@ -87,6 +88,23 @@ def chosen_by(select: Once, client: LocalClient) -> list[list[int]]:
             f"returned {strange!r} for layer {layer}: must be experts 0 to {shape.num_experts - 1}",
         )
     return [[int(e) for e in experts] for experts in found]
+
+
+def assigned_by(task: TrainTask, shape: ModelShape) -> list[list[int]] | None:
+    """Return the experts that the server has this client train, by layer; None if it has not.
+
+    Raises:
+        ValueError: they are those of another model.
+    """
+    experts = task.assigned
+    if experts is None:
+        return None
+    if tuple(experts.shape) != (shape.num_layers, shape.num_experts):
+        raise ValueError(
+            f"assigned experts of shape {list(experts.shape)}: the model has {shape.num_layers} "
+            f"MoE layers of {shape.num_experts}"
+        )
+    return [row.nonzero().flatten().tolist() for row in experts]
 
 
 def _is_expert(expert: object, num_experts: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +23,10 @@ from fedmoe_app.client.memory import (
 from fedmoe_app.client.outputs import received_logits, step_outputs, sums_of_outputs
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.client.personal import OwnModel
-from fedmoe_app.client.placement import choose, chosen_by, experts_to_load
-from fedmoe_app.client.rows import ClientRows, client_rows
+from fedmoe_app.client.placement import assigned_by, choose, chosen_by, experts_to_load
+from fedmoe_app.client.prefix import prefix_once
+from fedmoe_app.client.recall import NOTHING, Recalled, recall, remember
+from fedmoe_app.client.rows import ClientRows, client_rows, divided
 from fedmoe_app.client.state import Keeping
 from fedmoe_app.client.timing import Stopwatch
 from fedmoe_app.client.train import (
@@ -43,6 +45,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.partial.streamed import all_experts
+from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.moe.training.trainable import Trainables
@@ -53,6 +56,7 @@ from fedmoe_app.schemes.views import EMPTY, NO_NUMBER, LocalClient, Trained
 from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
 from fedmoe_app.tasks.setup import Setup, check_base, load_setup
+from fedmoe_app.wire.metrics import EXPERT_BUDGET
 from fedmoe_app.wire.records import TrainTask
 from fedmoe_app.wire.update import ClientScore, ClientUpdate, Placement
 
@@ -70,21 +74,26 @@ def train_client(
     watch = watch or Stopwatch()
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, watch).run()
+        client = prepare_round(config, node, task, watch)
+        with client.prefix_once():
+            return client.run()
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placement:
     """Choose the experts that this node has in its first round, by the state without experts."""
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
-        return prepare_round(config, node, task, Stopwatch()).choose()
+        client = prepare_round(config, node, task, Stopwatch())
+        with client.prefix_once():
+            return client.choose()
 
 
 def measure_for_client(config: RunConfig, node: Node, task: TrainTask) -> Tensors:
     """Return what the steps hold for which nobody trains, of the received model."""
     with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
         client = prepare_round(config, node, task, Stopwatch())
-        return client.sums_of(client.plan.measured_apart)
+        with client.prefix_once():
+            return client.measure()
 
 
 def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwatch) -> ClientRound:
@@ -101,6 +110,7 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
         raise DataError("no example is left to train on: no text gives a token with this tokenizer")
     if (policy := node_policy()) is not None:
         policy.check_round(len(rows.train), config.train.num_steps(len(rows.train)))
+    rows = divided(rows, plan.client.split, client_seed(config.seed, 0, node.client))
     with watch.phase("apply"):
         write_state(setup.model, setup.layers, task.state)
     return ClientRound(config, node, task, plan, setup, rows, watch)
@@ -136,8 +146,12 @@ class ClientRound:
             # The next round's experts are chosen by the received values, like those of this one.
             select = self.plan.client.select
             once = select if isinstance(select, Once) else None
-            placement = choose(once, client) if loaded is not None and once else None
-            chosen = chosen_by(once, client) if once and loaded is None else loaded or None
+            assigns = self.plan.server.assign is not None
+            chooses = loaded is not None and once and not assigns
+            placement = choose(once, client) if once and chooses else None
+            chosen = loaded or assigned_by(self.task, self.setup.shape)
+            if chosen is None and once and loaded is None:
+                chosen = chosen_by(once, client)
             trainables = Trainables(self.setup.model, self.setup.layers, chosen)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
             with sums_of_inputs(self.plan, self.setup, trainables) as inputs:
@@ -166,7 +180,7 @@ class ClientRound:
         }
         return ClientUpdate(
             client=self.node.client,
-            num_examples=len(self.rows.train),
+            num_examples=self.rows.num_examples,
             num_partitions=self._num_partitions(),
             changes=changes,
             routing=routing,
@@ -175,22 +189,43 @@ class ClientRound:
             statistics=parts.measure(received_score) | sums | inputs.numbers(),
         )
 
-    def sums_of(self, statistics: Sequence[Measured]) -> Tensors:
+    def measure(self) -> Tensors:
+        """Return what is summed without training; remember of what, where the loss looks back."""
+        features: list[Tensor] = []
+        note = features.append if self.plan.recalls else None
+        sums = self.sums_of(self.plan.measured_apart, note)
+        if features:
+            remember(self.task, self.node.client, torch.cat(features))
+        return sums
+
+    def prefix_once(self) -> AbstractContextManager[HiddenStates | None]:
+        """Compute the model's frozen layers at most once a text inside; see there."""
+        key, client = self.task.run_key, self.node.client
+        return prefix_once(self.config, self.setup, self.rows, key, client)
+
+    def sums_of(
+        self, statistics: Sequence[Measured], note: Callable[[Tensor], None] | None = None
+    ) -> Tensors:
         """Return those of the statistics that are sums over the received model's outputs."""
         wanted = [statistic for statistic in statistics if isinstance(statistic, OfOutput)]
         if not wanted:
             return {}
+        forward = self._forward(self.rows.summed)
         with self.watch.phase("evaluate"), doing(SCORING):
-            return sums_of_outputs(*self._forward, wanted)
+            return sums_of_outputs(*forward, wanted, *([] if note is None else [note]))
 
     def _received_logits(self) -> Tensor:
         with self.watch.phase("evaluate"), doing(SCORING):
-            return received_logits(*self._forward)
+            return received_logits(*self._forward(self.rows.train))
 
-    @property
-    def _forward(self) -> tuple[PreTrainedModel, Task, Sequence[Row], int]:
+    def _recalled(self) -> Recalled:
+        if not self.plan.recalls or self.rows.apart is not None:  # none of these was summed
+            return NOTHING
+        return recall(self.task, self.node.client, len(self.rows.train))
+
+    def _forward(self, rows: Sequence[Row]) -> tuple[PreTrainedModel, Task, Sequence[Row], int]:
         size = self.config.train.per_device_eval_batch_size
-        return self.setup.model, self.setup.task, self.rows.train, size
+        return self.setup.model, self.setup.task, rows, size
 
     def choose(self) -> Placement:
         """Choose the experts to load, by the model as it is."""
@@ -242,7 +277,7 @@ class ClientRound:
         joint = own if own is not None and own.joint else None
         factor = self._learning_rate()
         beside = joint.training(self.config.train, factor) if joint else nullcontext()
-        reading = step_outputs(plan, setup.model, self.rows.train, teacher)
+        reading = step_outputs(plan, setup.model, self.rows.train, teacher, self._recalled())
         freeze = plan.client.freeze
         now = self.task.server_round
         frozen = [k for k in trainables.named_parameters() if freeze and freeze.frozen(k, now)]
@@ -261,6 +296,7 @@ class ClientRound:
                 plan.client.loss,
                 outputs,
                 frozen,
+                plan.client.logits,
             )
             result = train(run, self.rows.train, self.config.train, self._seed, factor)
         return result, recorder.stats(trainables.trained)
@@ -285,7 +321,7 @@ class ClientRound:
             "num-truncated": self.rows.train.num_cut,
         }
         if self.plan.client.select is not None:
-            metrics["expert-budget"] = self.plan.client.select.budget(client)
+            metrics[EXPERT_BUDGET] = self.plan.client.select.budget(client)
         if self._loads_chosen:
             metrics["experts-held"] = len(self.task.state.experts)
         return metrics
@@ -339,7 +375,8 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
             policy.check_round(len(rows.train), num_steps=0)
         write_state(setup.model, setup.layers, task.state)
         size = config.train.per_device_eval_batch_size
-        with doing(SCORING):
+        prefix = prefix_once(config, setup, rows, task.run_key, node.client)
+        with prefix, doing(SCORING):
             score = evaluate(setup.model, setup.task, rows.test, size)
         return ClientScore(node.client, score.loss, score.correct, score.items)
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import xxhash
+from torch import Tensor
 
 from fedmoe_app.config.files import build_once
 from fedmoe_app.config.lists import file_names
@@ -28,6 +30,8 @@ from fedmoe_app.data.language.templates import own_template
 from fedmoe_app.data.reading.stored import map_file, write_batches
 from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.moe.loading import PRESETS
+from fedmoe_app.schemes.faults import PartError, call, shown
+from fedmoe_app.schemes.parts import Split
 from fedmoe_app.tasks.setup import Setup, client_data
 from fedmoe_app.wire.records import TrainTask
 
@@ -37,10 +41,27 @@ _RECIPE_VERSION = 3  # raise it whenever the same config would be encoded or spl
 
 @dataclass(frozen=True)
 class ClientRows:
-    """Encoded examples of a client; ``test`` is empty when it has too few for a hold-out."""
+    """Encoded examples of a client.
+
+    Attributes:
+        train: what is trained on.
+        test: the hold-out; empty when the client has too few for one.
+        apart: what sums over outputs are of in the place of ``train``; None is ``train``.
+    """
 
     train: Encoded
     test: Encoded
+    apart: Encoded | None = None
+
+    @property
+    def summed(self) -> Encoded:
+        """What sums over outputs are of."""
+        return self.train if self.apart is None else self.apart
+
+    @property
+    def num_examples(self) -> int:
+        """Examples that are trained on or summed, which the client weighs in means."""
+        return len(self.train) + len(self.apart or ())
 
 
 def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> ClientRows:
@@ -62,6 +83,30 @@ def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) ->
         lambda draft: _write(draft, _encode(config, node, task, setup)),
     )
     return _read(folder)
+
+
+def divided(rows: ClientRows, part: Split | None, seed: int) -> ClientRows:
+    """Divide what a client trains on, as a scheme's part says.
+
+    Raises:
+        PartError: what it returned is no such division.
+    """
+    if part is None:
+        return rows
+    labels = torch.tensor([int(row["labels"]) for row in rows.train])  # type: ignore[arg-type]
+    found = call(part, "trained", labels, seed)
+    is_mask = isinstance(found, Tensor) and found.dtype == torch.bool
+    if not is_mask or found.shape != labels.shape or not found.any():
+        raise PartError.of(
+            part,
+            "trained",
+            f"returned {shown(found)} for {len(labels)} examples: must be bool of shape "
+            f"[{len(labels)}], and true of at least one",
+        )
+    if found.all():
+        return rows
+    mask = found.numpy()
+    return replace(rows, train=rows.train.keep(mask), apart=rows.train.keep(~mask))
 
 
 def _tokens_key(config: RunConfig, setup: Setup) -> str | None:
@@ -96,7 +141,7 @@ def _encode(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> Cli
 
 
 def _write(folder: Path, rows: ClientRows) -> None:
-    for name, part in vars(rows).items():
+    for name, part in {"train": rows.train, "test": rows.test}.items():
         table = part.table().replace_schema_metadata({_NUM_CUT: str(part.num_cut)})
         write_batches(folder / f"{name}.arrow", table.schema, [table])
 

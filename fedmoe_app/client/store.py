@@ -5,6 +5,7 @@
     $FEDMOE_HOME/clients/<run key>/client-3/round-5.safetensors           what the scheme keeps
     $FEDMOE_HOME/clients/<run key>/client-3/residuals/round-5.safetensors what encoding lost
     $FEDMOE_HOME/clients/<run key>/client-3/received/<version>.safetensors
+    $FEDMOE_HOME/clients/<run key>/client-3/prefix/<key>-0.safetensors    of the frozen layers
 
 The key is the server's, the same when a run is resumed. Encoded rows are no client's: they lie in
 the cache, under what they are made of (:mod:`fedmoe_app.client.rows`).
@@ -29,6 +30,7 @@ from fedmoe_app.config.files import private_folder, write_atomic
 from fedmoe_app.config.paths import home
 
 MAX_AGE_DAYS = 30  # what runs that never ended left behind is dropped after so long
+PREFIX = "prefix"  # the kind of file that the next run makes anew (client/prefix.py)
 _RUN_KEY = re.compile(r"[0-9a-f]{8,64}")
 _ROUND = re.compile(r"round-(\d+)")
 _ENDING = ".safetensors"
@@ -133,14 +135,14 @@ class RoundStore(ClientStore):
         return sorted(int(found[1]) for name in self.names() if (found := _ROUND.fullmatch(name)))
 
 
-def drop_client(run_key: str, client: int) -> None:
-    """Drop every file of a client in a run.
+def drop_client(run_key: str, client: int, part: str = "") -> None:
+    """Drop every file of a client in a run, or those of one kind.
 
     Raises:
         ValueError: if the key is not hexadecimal.
     """
     run = _run_folder(run_key)
-    shutil.rmtree(run / f"client-{client}", ignore_errors=True)
+    shutil.rmtree(run / f"client-{client}" / part, ignore_errors=True)
     with suppress(OSError):  # other clients of this machine have not forgotten yet
         run.rmdir()
 

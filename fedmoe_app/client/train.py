@@ -21,14 +21,15 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from fedmoe_app.client.losses import check_loss
+from fedmoe_app.client.losses import check_logits, check_loss
 from fedmoe_app.client.outputs import StepOutputs
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.moe.training.trainable import Trainables
-from fedmoe_app.schemes.parts import RouterTerm, Signal, TaskLoss, Term
+from fedmoe_app.schemes.faults import call
+from fedmoe_app.schemes.parts import Logits, RouterTerm, Signal, TaskLoss, Term
 from fedmoe_app.schemes.views import LocalStep
 from fedmoe_app.tasks.base import Task
 
@@ -162,6 +163,7 @@ class LocalRun:
     task_loss: TaskLoss | None = None  # in the place of the task's own
     outputs: StepOutputs | None = None  # where a part of the loss reads them
     frozen: Collection[str] = ()  # full names of what is not trained
+    relogit: Logits | None = None  # in the place of the model's logits
 
 
 def train(
@@ -250,6 +252,9 @@ def _task_loss(
     logits, labels = run.task.predict(run.model, batch)
     seen: dict[str, Any] = run.outputs.of(logits, labels, batch, examples)
     step = replace(step, **seen)
+    if run.relogit is not None:
+        found = call(run.relogit, "logits", step)
+        step = replace(step, logits=check_logits(run.relogit, found, step))
     if run.task_loss is None:
         return F.cross_entropy(step.logits, labels), step
     loss = run.task_loss.loss(step)

@@ -29,6 +29,7 @@ from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import results_dir
 from fedmoe_app.config.schema import DataConfig, ModelConfig
+from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.preflight import check_method, check_sources
 from fedmoe_app.shown.terminal import say
 
@@ -40,7 +41,8 @@ class Request:
     """What is asked for.
 
     Attributes:
-        app: folder of the Flower app, whose defaults are the base of every run config.
+        app: folder of the Flower app, whose defaults are the base of every run config; where "."
+            holds none, the installed app.
         schemes: the rows, the first of which the others are held against.
         seeds: one run of every row and column for each.
         alphas: Dirichlet concentrations, one a column; empty for the run config's own partition.
@@ -82,7 +84,11 @@ def compare(request: Request) -> bool:
     with ComparisonFolder(folder_of(request, plan)) as folder:
         folder.write_plan(plan)
         say(f"comparison: {folder.path}")
-        run = partial(simulated, request.app.absolute()) if request.simulation else in_process
+        run = (
+            partial(simulated, app_folder(request.app).absolute())
+            if request.simulation
+            else in_process
+        )
         outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)
@@ -117,7 +123,7 @@ def _check_sources(plan: Plan) -> None:
 
 def plan_of(request: Request) -> Plan:
     """Make the cells; raises as :func:`compare` before a run."""
-    shared = app_defaults(request.app) | request.overrides
+    shared = app_defaults(app_folder(request.app)) | request.overrides
     shared = with_absolute_paths(shared, Path.cwd())
     fixed = {} if request.rounds is None else {"num-server-rounds": request.rounds}
     columns = dirichlet(request.alphas, shared) if request.alphas else [own_partition(shared)]

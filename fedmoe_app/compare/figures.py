@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedmoe_app.results.best import ended_early, kept_line
 from fedmoe_app.results.folder import ResultsError
 
 Curve = tuple[tuple[int, float], ...]
@@ -20,7 +21,8 @@ class Figures:
     Attributes:
         metric: what accuracy means: ``accuracy`` or ``token accuracy``.
         curve: (round, accuracy of the global model) of every round that has one.
-        accuracy: of the global model after the last round, on the server's test set.
+        accuracy: of the global model after the last round, or of the best round where the run
+            keeps that, on the server's test set.
         loss: likewise, in nats.
         initial_loss: of the model before round 1.
         local_accuracy: mean over the clients of the last round, each after its local training
@@ -32,6 +34,7 @@ class Figures:
         failed_rounds: rounds that left the global model as it was.
         missing_replies: replies that were asked for and could not be used, sum over the rounds.
         failure: why the run counts as failed: it has no accuracy after the last round.
+        validation: of the same model, on validation rows; None without any.
     """
 
     metric: str
@@ -47,6 +50,7 @@ class Figures:
     failed_rounds: int = 0
     missing_replies: int = 0
     failure: str | None = None
+    validation: Mapping[str, float] | None = None
 
 
 def figures_of(lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
@@ -55,7 +59,7 @@ def figures_of(lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
     Raises:
         ResultsError: when lines or keys are missing: the run did not come to its end.
     """
-    if not lines or lines[-1].get("round") != rounds:
+    if not lines or (lines[-1].get("round") != rounds and not ended_early(lines)):
         raise ResultsError(f"the last line of metrics.jsonl is not that of round {rounds}")
     try:
         return _figures(lines)
@@ -65,9 +69,9 @@ def figures_of(lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
 
 
 def _figures(lines: Sequence[dict[str, Any]]) -> Figures:
-    last = lines[-1]
+    last = kept_line(lines)
     own = [c["local_accuracy"] for c in last["clients"] if c["local_accuracy"] is not None]
-    trained = [int(line["bytes_up"]) for line in lines if line["round"] != 0]
+    trained = [int(line["bytes_up"] or 0) for line in lines if line["round"] != 0]
     return Figures(
         metric=str(last["metric"]),
         curve=tuple(
@@ -86,6 +90,7 @@ def _figures(lines: Sequence[dict[str, Any]]) -> Figures:
         failed_rounds=sum(line.get("status", "ok") != "ok" for line in lines),
         missing_replies=sum(len(_by_clients(line)) for line in lines),
         failure=_why_failed(lines) if last["accuracy"] is None else None,
+        validation=last.get("validation"),
     )
 
 

@@ -18,19 +18,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from fedmoe_app.compare.figures import Figures, figures_of
 from fedmoe_app.compare.plan import Cell, Plan
 from fedmoe_app.config.files import write_atomic
-from fedmoe_app.results.folder import CONFIG_FILE, METRICS_FILE, ResultsError, nest, read_metrics
+from fedmoe_app.results.folder import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    ResultsError,
+    nest,
+    read_metrics,
+)
 from fedmoe_app.shown.logs import toml_text
 
 PLAN_FILE = "comparison.toml"
 CELL_FILE = "cell.json"
 LOG_FILE = "run.log"
-_KEPT = (METRICS_FILE, CONFIG_FILE, CELL_FILE, LOG_FILE)
+_KEPT = (METRICS_FILE, CLASSES_FILE, CONFIG_FILE, CELL_FILE, LOG_FILE)
 
 
 class ComparisonFolder:
@@ -70,12 +76,7 @@ class ComparisonFolder:
         shutil.rmtree(self.path / "failed", ignore_errors=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Drop what is unfinished, and unlock."""
         self._drop_unfinished()
         os.close(self._lock)

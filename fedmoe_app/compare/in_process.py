@@ -18,8 +18,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe_app import client_app
-from fedmoe_app.client.trainable_modes import check_trainable
 from fedmoe_app.config.parse import parse_run_config
+from fedmoe_app.launch.preflight import check_model
 from fedmoe_app.results.events import log_to_stdout
 from fedmoe_app.server.run import run_server
 
@@ -121,7 +121,7 @@ def run_in_process(
     )
     config = parse_run_config(run_config)
     log_to_stdout()
-    check_trainable(config)
+    check_model(config)
     with task_identity():
         return run_server(InProcessGrid(client_app.app, run_config, configs), config)
 

@@ -22,7 +22,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import Flat, check
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import NODES, DataConfig
-from fedmoe_app.schemes import make_scheme
+from fedmoe_app.launch.preflight import check_scheme
 
 CENTRALISED = "centralised"  # the reference: one client that holds all data
 FEDERATED = "federated"
@@ -253,7 +253,7 @@ def _cell(entry: SchemeEntry, partition: str, flat: Flat, seed: int, clients: in
     try:
         config = check(flat, clients)
         _check_runs_here(config.data)
-        make_scheme(config)
+        check_scheme(config)
     except ConfigError as error:
         raise ConfigError(f"{entry.name}: {error}") from None
     return Cell(entry.name, partition, seed, clients, flatten_run_config(config), entry.kind)

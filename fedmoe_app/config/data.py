@@ -71,6 +71,12 @@ class DataConfig(Section):
         "file(s) with the server's test set; \"\" = the source's own test split, if any",
         holds="files",
     )
+    validation_source: str = key(
+        "",
+        "file(s) with rows of the server's, neither training nor test, on which keep-best chooses "
+        "the round",
+        holds="files",
+    )
     encoding: Text = key(
         "auto",
         "encoding of text files: auto (UTF-8, or what a byte order mark says), cp1252, utf-16, ...",
@@ -85,8 +91,8 @@ class DataConfig(Section):
     )
     metric: Literal[("auto", *METRICS)] = key(  # type: ignore[valid-type]
         "auto",
-        "causal-lm: token-accuracy (auto) or exact-match (the generated answer's last number); "
-        "multiple-choice: accuracy (auto) or acc-norm (length-normalised)",
+        "what counts as right; auto: the first that the task has; "
+        + "; ".join(f"{name}: {what}" for name, what in METRICS.items() if what),
     )
     text_field: Text = key("text", "classification: the column with the input text")
     label_field: Text = key("label", "classification: the column with the class's name")

@@ -52,6 +52,7 @@ WITH_ARGS = {
     "globalbalance": "globalbalance:GlobalBalancing",
     **ADAPTERS_ONLY,
     "calmerge": "calmerge:CalMerge",
+    "flexmoe": "flexmoe:FlexMoE",
 }
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)

@@ -75,6 +75,8 @@ class Policy(BaseModel):
     tasks: list[str] = list(TASKS)
     max_rounds: int | None = Field(None, ge=1)
     max_local_steps: int | None = Field(None, ge=1)
+    max_threads: int | None = Field(None, ge=1)
+    keep_client_state: bool = True
     min_examples: int = Field(1, ge=1)
     may_leave: list[Leaving] = [
         "update",
@@ -128,6 +130,13 @@ class Policy(BaseModel):
             isinstance(rounds, int) and rounds <= self.max_rounds
         ):
             yield _named(run, "num-server-rounds")
+        threads = run.get("train.threads")
+        if self.max_threads is not None and not (
+            isinstance(threads, int) and threads <= self.max_threads
+        ):
+            yield _named(run, "train.threads")
+        if not self.keep_client_state and run.get("keep-client-state") is not False:
+            yield _named(run, "keep-client-state")
         for what in sorted(_leaves(run) - set(self.may_leave)):
             yield f"{what} to leave the node, which the run needs"
 
@@ -221,8 +230,10 @@ def node_policy() -> Policy | None:
 def _leaves(run: Mapping[str, Any]) -> set[str]:
     """Return what leaves a node in a run of this config."""
     leaves = {"update", "num-examples", "histogram", "metrics"}
-    if not run.get("data.test-source") and run.get("data.source") == NODES:
-        leaves.add("scores")  # the server has no test set: nodes score the global model on theirs
+    on_server = run.get("data.test-source") or run.get("data.source") != NODES
+    chosen_by_nodes = run.get("keep-best") and not run.get("data.validation-source")
+    if not on_server or chosen_by_nodes:
+        leaves.add("scores")  # the server has no rows for it: nodes score the global model
     scheme = run.get("scheme")
     own = ":" in str(scheme)
     if own or "fedalign" in (scheme, run.get("combine.experts")):

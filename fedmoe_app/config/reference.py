@@ -17,6 +17,7 @@ from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.parse import nearest_keys
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.config.section import Section, table_of, traits_of
+from fedmoe_app.config.tasks import TASKS
 
 WRITE = "fedmoe config --write"
 PAGE = Path("docs/reference/run-config.md")
@@ -107,7 +108,16 @@ def page() -> str:
     parts = [f"{_PAGE_HEAD}\n{_page_table('', RunConfig)}"]
     for name, table in _tables():
         parts.append(f"## {name}\n\n{_summary(table)}\n\n{_page_table(f'{name}.', table)}")
-    return "\n".join(parts)
+    return "\n".join([*parts, f"## Tasks\n\n{_tasks_table()}"])
+
+
+def _tasks_table() -> str:
+    head = ("data.task", "what the model learns", "data.metric", "columns are named by")
+    rows = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for name, kind in TASKS.items():
+        keys = ", ".join(f"`data.{key}`" for key in kind.column_keys)
+        rows.append(f"| {name} | {kind.learnt} | {', '.join(kind.metrics)} | {keys} |")
+    return "\n".join(rows) + "\n"
 
 
 def _page_table(prefix: str, table: type[Section]) -> str:

@@ -23,6 +23,7 @@ from fedmoe_app.config.names import (
     check_codec,
     parse_codecs,
 )
+from fedmoe_app.config.privacy import PrivacyConfig
 from fedmoe_app.config.schemes import (
     CombineConfig,
     FCMoEConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "Paragraph",
+    "PrivacyConfig",
     "RunConfig",
     "TrainConfig",
     "WireConfig",
@@ -142,6 +144,14 @@ class TrainConfig(Section):
         False, "compute activations again in the backward pass: less memory for more time"
     )
     threads: Annotated[int, Field(ge=1)] = key(1, "torch threads a client may use")
+    prefix_cache: Literal["auto", "on", "off"] = key(
+        "auto",
+        "hidden states of the frozen layers below the first trained one are computed once and kept "
+        "on the node's disk: auto: where that pays (docs/performance.md), on or off",
+    )
+    prefix_cache_mib: Annotated[int, Field(ge=1)] = key(
+        1024, "MiB of them that a client keeps at most, and the server of its test set in memory"
+    )
 
     @property
     def examples_per_step(self) -> int:
@@ -292,6 +302,16 @@ class RunConfig(Section):
         "rounds between evaluations of the global model; the last is always one",
         resumable=True,
     )
+    keep_best: Literal["", "accuracy", "loss"] = key(
+        "",
+        "keep the model of the round with the best accuracy or loss on the rows of "
+        'data.validation-source, else on the clients\' own hold-outs; "" = that of the last round',
+    )
+    patience: Annotated[int, Field(ge=0)] = key(
+        0,
+        "keep-best: rounds without a better one after which the run ends; 0 = it never ends early",
+        resumable=True,
+    )
     max_failed_rounds: Annotated[int, Field(ge=1)] = key(
         2, "failed rounds in a row after which the run stops", resumable=True
     )
@@ -349,6 +369,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     wire: WireConfig = WireConfig()
     robust: RobustConfig = RobustConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     fedprox: FedProxConfig = FedProxConfig()
     fedmoe: FedMoEConfig = FedMoEConfig()
     pflmoe: PFLMoEConfig = PFLMoEConfig()
@@ -369,6 +390,78 @@ class RunConfig(Section):
             raise ValueError(
                 f"clients-per-round = {self.clients_per_round} with min-clients = "
                 f"{self.min_clients}: choose at least min-clients, or 0 for fraction-train"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> RunConfig:
+        if fault := self._privacy_fault():
+            raise ValueError(fault)
+        return self
+
+    def _privacy_fault(self) -> str:
+        """Return what would undo the privacy that is asked for, with the way out; or ""."""
+        privacy = self.privacy
+        if not privacy.has_dp and not privacy.secure_sum:
+            return ""
+        what = "privacy.secure-sum = true" if privacy.secure_sum else f'privacy.dp = "{privacy.dp}"'
+        if self.rounds != "sync":
+            return f'{what} with rounds = "{self.rounds}": a sum needs one round\'s clients; "sync"'
+        if self.model.experts_in_memory != "all":
+            return (
+                f'{what} with model.experts-in-memory = "{self.model.experts_in_memory}": which '
+                'experts a node asks for tells what its data are; choose "all"'
+            )
+        if self.keep_best and not self.data.validation_source:
+            return (
+                f'{what} with keep-best = "{self.keep_best}": clients would send scores; set '
+                "data.validation-source, rows of the server's"
+            )
+        if privacy.secure_sum:
+            return self._sum_fault(what)
+        if self.sampling != "uniform":
+            return (
+                f'{what} with sampling = "{self.sampling}": chances would depend on the clients\' '
+                'data; choose "uniform"'
+            )
+        if self.fraction_train != 1 or self.clients_per_round:
+            return (
+                f"{what}: privacy.dp-sample-rate says who is asked; leave fraction-train = 1 and "
+                "clients-per-round = 0"
+            )
+        if self.wire.error_feedback and self.wire.codecs != ("fp32",):
+            return (
+                f'{what} with wire.codec = "{self.wire.codec}", wire.accept = '
+                f'"{self.wire.accept}": what encoding lost is sent in later rounds, so that a '
+                "client's round holds its earlier ones; set wire.error-feedback = false"
+            )
+        return ""
+
+    def _sum_fault(self, what: str) -> str:
+        if self.wire.codecs != ("fp32",):
+            return (
+                f'{what} with wire.codec = "{self.wire.codec}", wire.accept = '
+                f'"{self.wire.accept}": masked values are integers that no codec may round; choose '
+                '"fp32" for both'
+            )
+        if self.min_clients < 3:
+            return (
+                f"{what} with min-clients = {self.min_clients}: a sum of two tells each of them "
+                "the other; choose 3 or more, better 5"
+            )
+        return ""
+
+    def _patience_waits_for_something(self) -> RunConfig:
+        if self.patience and not self.keep_best:
+            raise ValueError(
+                f'patience = {self.patience} with keep-best = "": no round is the best; choose '
+                'keep-best = "accuracy" or "loss", or patience = 0'
+            )
+        if self.patience and self.patience < self.evaluate_every:
+            raise ValueError(
+                f"patience = {self.patience} with evaluate-every = {self.evaluate_every}: the run "
+                "would end before a round after the best is scored; raise the one or lower the "
+                "other"
             )
         return self
 

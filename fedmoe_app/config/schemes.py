@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedmoe_app.config.node import Budget, parse_budgets
 from fedmoe_app.config.section import Section, Share, Text, key
@@ -147,3 +147,35 @@ class HeadConfig(Section):
         2.0, "root mean square of the head's logits, less their mean; 0: as they come out"
     )
     fixed: bool = key(True, "clients do not train the head; means nothing with closed-form = after")
+    leave_one_out: bool = key(
+        False,
+        "in training each example meets the head that the sums without it give, or the head is so "
+        "sure of it that nothing is left to learn; the server tells all clients the sums",
+    )
+    held_back: Annotated[float, Field(ge=0, lt=1)] = key(
+        0.0,
+        "share of each class's examples that a client trains on and leaves out of its sums; 0: all "
+        "are in the sums, and all are trained on",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> HeadConfig:
+        if not self.leave_one_out and not self.held_back:
+            return self
+        if self.leave_one_out and self.held_back:
+            raise ValueError(
+                f"leave-one-out = true with held-back = {self.held_back:g}: what is held back is "
+                "in no sums; choose one of them"
+            )
+        own = "leave-one-out = true" if self.leave_one_out else f"held-back = {self.held_back:g}"
+        if self.closed_form not in ("before", "every-round"):
+            raise ValueError(
+                f'{own} with closed-form = "{self.closed_form}": no head of sums is trained under; '
+                'choose closed-form = "before" or "every-round"'
+            )
+        if self.leave_one_out and not self.fixed:
+            raise ValueError(
+                "leave-one-out = true with fixed = false: a head that is trained is not that of "
+                "the sums; choose fixed = true, or held-back in the place of leave-one-out"
+            )
+        return self

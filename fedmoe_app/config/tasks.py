@@ -1,10 +1,11 @@
-"""The tasks that ``data.task`` can name, and what config, data and model need to know of each.
+"""The tasks that ``data.task`` can name, and what all else needs to know of each.
 
 What a task does stands in the file of its name in ``fedmoe_app/tasks``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,12 +24,15 @@ class TaskKind:
     """What is known of a task before anything is loaded.
 
     Attributes:
-        metrics: what it can be scored by; the first is what ``data.metric = "auto"`` means.
+        learnt: what the model learns, for the reference page.
+        metrics: what it can be scored by, each with what it is where its name does not say so; the
+            first is what ``data.metric = "auto"`` means.
         rows: what a row of its data holds: a text and its "class", a question with "options", or
             "language": a text, a prompt with its answer, or a conversation.
     """
 
-    metrics: tuple[str, ...]
+    learnt: str
+    metrics: Mapping[str, str]
     rows: Literal["class", "options", "language"]
 
     @property
@@ -43,8 +47,16 @@ class TaskKind:
 
 
 TASKS = {
-    "classification": TaskKind(("accuracy",), rows="class"),
-    "causal-lm": TaskKind(("token-accuracy", "exact-match"), rows="language"),
-    "multiple-choice": TaskKind(("accuracy", "acc-norm"), rows="options"),
+    "classification": TaskKind("the class of a text", {"accuracy": ""}, rows="class"),
+    "causal-lm": TaskKind(
+        "a text, a prompt's answer or a conversation, token by token",
+        {"token-accuracy": "", "exact-match": "the generated answer's last number is right"},
+        rows="language",
+    ),
+    "multiple-choice": TaskKind(
+        "which option answers a question: the one that is the most likely",
+        {"accuracy": "", "acc-norm": "likelihoods are divided by the options' lengths"},
+        rows="options",
+    ),
 }
-METRICS = tuple(dict.fromkeys(metric for kind in TASKS.values() for metric in kind.metrics))
+METRICS = {metric: what for kind in TASKS.values() for metric, what in kind.metrics.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ _TYPES = {
     "answer": pa.int64(),
     "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
     "num_given": pa.int64(),
-    "source_row": pa.int64(),
+    "where": pa.string(),
 }
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def asked_columns(config: DataConfig, names: Sequence[str]) -> Asked:
         shape = shape_of(names, config)
         return Asked(by, shape.columns if shape else ())
     asked = asked_of_language(names, config)
-    return Asked((*asked.scalars, *by), asked.nested, asked.optional)
+    return replace(asked, scalars=(*asked.scalars, *by))
 
 
 def unify(

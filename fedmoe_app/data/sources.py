@@ -52,6 +52,7 @@ class TextData:
     test: Dataset | None
     label_names: tuple[str, ...]  # empty for causal-lm
     fingerprint: str  # hash of the training text: equal where two nodes hold the same
+    validation: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def load_text_data(config: DataConfig, with_test: bool = True) -> TextData:
 
     Args:
         config: the run's data section.
-        with_test: False leaves the test set out. Nodes need it not, and in a deployment they do
-            not have the server's ``test-source``.
+        with_test: False leaves test and validation rows out. Nodes need them not, and in a
+            deployment they do not have the server's files.
 
     Raises:
         DataError: naming file, row, value and choices.
@@ -88,7 +89,8 @@ def load_text_data(config: DataConfig, with_test: bool = True) -> TextData:
     train = _unify_all(raw.train, config, label_names, keep_partition_column=True)
     train = cap(train, config.max_train_examples)
     test = _test_set(raw, config, label_names) if with_test else None
-    return TextData(train, test, label_names, _fingerprint(train, label_names))
+    validation = load_validation(config, label_names) if with_test else None
+    return TextData(train, test, label_names, _fingerprint(train, label_names), validation)
 
 
 def _test_set(raw: RawData, config: DataConfig, label_names: Sequence[str]) -> Dataset | None:
@@ -100,6 +102,37 @@ def _test_set(raw: RawData, config: DataConfig, label_names: Sequence[str]) -> D
         return None
     test = _unify_all(tables, config, label_names, keep_partition_column=False)
     return cap(test, config.max_test_examples)
+
+
+def load_validation(config: DataConfig, label_names: Sequence[str]) -> Dataset | None:
+    """Return the rows of ``data.validation-source``; None without one.
+
+    Raises:
+        DataError: a file of them is the training or the test data, too. A round chosen on test rows
+            would make the test's figure too good.
+    """
+    if not config.validation_source:
+        return None
+    _refuse_shared_files(config)
+    files = find_files(config.validation_source, config.source_kind, test=True)
+    tables = [_read_file(path, config) for path in files.train]
+    return _unify_all(tables, config, label_names, keep_partition_column=False)
+
+
+def _refuse_shared_files(config: DataConfig) -> None:
+    mine = _resolved(config.validation_source)
+    for key, names in (("source", config.source), ("test-source", config.test_source)):
+        if shared := sorted(mine & _resolved(names)):
+            raise DataError(
+                f'data.validation-source = "{config.validation_source}": {shared[0]} is in '
+                f"data.{key}, too; give rows that are neither training nor test rows"
+            )
+
+
+def _resolved(names: str) -> set[str]:
+    return (
+        {str(Path(name).expanduser().resolve()) for name in file_names(names)} if names else set()
+    )
 
 
 def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[str]) -> Dataset:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Group, RenderableType
@@ -52,12 +51,7 @@ class Screen:
         """Begin."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End; nothing is left to do."""
 
     def hear(self, event: Event) -> None:
@@ -193,14 +187,9 @@ class LiveScreen(Screen):
         self._live.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take the table away: the whole one is printed at the end."""
-        self._live.__exit__(kind, error, traceback)
+        self._live.stop()
 
     def hear(self, event: Event) -> None:
         """Take an event into the table."""

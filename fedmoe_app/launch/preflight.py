@@ -45,7 +45,7 @@ def check_simulated(config: RunConfig, num_clients: int) -> None:
             choices.
     """
     check_scheme_name(config.scheme)
-    _check_scheme(config)
+    check_scheme(config)
     check_method(config, check_sources(config, num_clients))
     if config.resume:
         from fedmoe_app.server.resume import check_same_config
@@ -70,7 +70,7 @@ def check_sources(config: RunConfig, num_clients: int) -> tuple[str, ...]:
             f'client-list = "{config.client_list}": simulated nodes have no keys; leave it out, or '
             "run on the nodes of a SuperLink: fedmoe run APP CONNECTION"
         )
-    _check_model_files(config)
+    check_model(config)
     return _check_data(config, num_clients)
 
 
@@ -113,7 +113,7 @@ def _surely_fit(config: RunConfig, num_classes: int) -> bool:
         and (model.gates or model.train == "all")
         and config.fedmoe.experts_per_client <= PRESET_EXPERTS
         and config.rounds == "sync"
-        and (data.task == "classification" or config.scheme not in (*LABEL_SKEW, "calmerge"))
+        and (data.kind.classifies or config.scheme not in (*LABEL_SKEW, "calmerge"))
         and config.head.closed_form == "none"
         and data.metric != "exact-match"
         and num_classes <= PRESET_CLASSES
@@ -132,7 +132,12 @@ def check_scheme_name(name: str) -> None:
         raise ConfigError(unknown_scheme(name))
 
 
-def _check_scheme(config: RunConfig) -> None:
+def check_scheme(config: RunConfig) -> None:
+    """Check that a scheme can be made with its own keys and arguments.
+
+    Raises:
+        ConfigError, TypeError, ValueError: as it says itself.
+    """
     built_in = config.scheme in SCHEME_NAMES and config.scheme != COMBINE
     if built_in and not config.scheme_args and config.scheme not in ADAPTERS_ONLY:
         return  # the run config holds nothing else of it that could be wrong
@@ -141,14 +146,24 @@ def _check_scheme(config: RunConfig) -> None:
     make_scheme(config)
 
 
-def _check_model_files(config: RunConfig) -> None:
+def check_model(config: RunConfig, *, weights: bool = True) -> None:
+    """Check that a model is there and can be trained as the run config says; a preset passes.
+
+    Args:
+        config: of the run.
+        weights: whether its files of weights must be whole, too.
+
+    Raises:
+        ConfigError, ModelNotFoundError, UnsupportedModelError: as above.
+    """
     if config.model.name in PRESET_NAMES:
         return
     from fedmoe_app.client.trainable_modes import check_trainable
     from fedmoe_app.moe.checkpoint import check_checkpoint
 
     check_trainable(config)
-    check_checkpoint(config.model.name)
+    if weights:
+        check_checkpoint(config.model.name)
 
 
 def _check_data(config: RunConfig, num_clients: int) -> tuple[str, ...]:
@@ -174,23 +189,18 @@ def _check_data(config: RunConfig, num_clients: int) -> tuple[str, ...]:
 
 def _check_conversations(config: RunConfig, found: TextData) -> None:
     """Put the first conversations through the chat template, which may refuse some."""
-    named = {"data.source": found.train, "data.test-source": found.test}
-    parts = {key: part for key, part in named.items() if part and "messages" in part.column_names}
+    parts = [part for part in (found.train, found.test) if part and "messages" in part.column_names]
     if not parts:
         return
-    from fedmoe_app.config.errors import DataError
     from fedmoe_app.data.language.encode import row_encoder
     from fedmoe_app.data.tokenizer import load_tokenizer
     from fedmoe_app.moe.carve.preset import located
 
     data = config.data
     tokenizer = load_tokenizer(located(config.model.name), PRESET_NAMES)
-    for key, part in parts.items():
+    for part in parts:
         encoder = row_encoder(part.column_names, tokenizer, data.max_length, False, data)
-        try:
-            encoder.rows(part[:_LOOKED_AT])
-        except DataError as error:
-            raise DataError(f"{key}, {error}") from None
+        encoder.rows(part[:_LOOKED_AT])
 
 
 def _is_embedded_as_it_comes(data: DataConfig, num_clients: int) -> bool:
@@ -200,7 +210,8 @@ def _is_embedded_as_it_comes(data: DataConfig, num_clients: int) -> bool:
         data.source == EMBEDDED
         and data.kind.classifies
         and (data.text_field, data.label_field) == ("text", "label")
-        and not (data.test_source or data.label_names or data.label_names_file)
+        and not (data.test_source or data.validation_source)
+        and not (data.label_names or data.label_names_file)
         and data.partition_by in ("", "label")
     )
     splits = {
@@ -223,6 +234,7 @@ def check_files(data: DataConfig) -> None:
     if data.source not in (EMBEDDED, NODES):
         _check_value("data.source", data.source)
     _check_value("data.test-source", data.test_source)
+    _check_value("data.validation-source", data.validation_source)
 
 
 def _check_value(key: str, value: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -95,12 +94,7 @@ class RoutingRecorder:
             self._handles.append(layer.router.register_forward_hook(self._hook(layer)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop to record; what was recorded stays."""
         while self._handles:
             self._handles.pop().remove()

@@ -35,7 +35,7 @@ function remember(key, value) {
 
 // -- charts -------------------------------------------------------------------------------------
 
-const LEAST = 9, MOST = 64;  // pixels of a column of a map
+const LEAST = 9, NAMED = 15, MOST = 64;  // pixels of a column of a map
 
 // One drawing of a figure at a time: a change that comes meanwhile is drawn after it.
 class Drawing {
@@ -72,7 +72,9 @@ class Drawing {
   step(spec) {
     const rows = spec.params.find(each => each.name === "rows").value;
     const left = 34 + Math.max(...rows.map(name => name.length)) * 7;
-    return Math.max(LEAST, Math.min(MOST, Math.floor((this.width - left) / this.chart.columns)));
+    // Names that stand upright need room for their letters; a narrow page scrolls then.
+    const least = spec.encoding.x.axis.labelAngle ? NAMED : LEAST;
+    return Math.max(least, Math.min(MOST, Math.floor((this.width - left) / this.chart.columns)));
   }
 
   set(name, value) {

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmoe_app.config.lists import base_names
+from fedmoe_app.results.best import best_of, kept_line
 from fedmoe_app.results.folder import SAMPLES_FILE
+from fedmoe_app.results.metrics import CLIENT_COLUMNS
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.results.values import Line
 from fedmoe_app.shown.duration import duration
-from fedmoe_app.wire.metrics import COLUMNS, Metric
 
 MAX_FAILURES = 200
 MAX_SAMPLES = 20
@@ -49,16 +50,33 @@ def summary(flat: dict[str, Any], lines: Sequence[Line], metric: str) -> list[Fa
     return [
         Fact(f"global {metric}", *_last(lines, "accuracy", "{:.3f}")),
         Fact("loss", *_last(lines, "loss", "{:.3f} nats")),
+        *_kept(lines),
         Fact("scheme", str(flat["scheme"])),
         Fact("model", _base_name(flat["model.name"]), f"trained: {flat['model.train']}"),
         Fact("data", base_names(str(flat["data.source"])), _partition(flat)),
-        Fact("clients", str(len(clients)), "that sent a usable update"),
+        _clients(clients, rounds),
         Fact("rounds", f"{len(rounds)} of {flat['num-server-rounds']}", _failed_rounds(rounds)),
         Fact("sent up", human_bytes(_sum(rounds, "bytes_up")), "all clients and rounds"),
         Fact("sent down", human_bytes(_sum(rounds, "bytes_down")), "all clients and rounds"),
         Fact("time", duration(sum(_seconds(line) for line in lines)), "sum of the rounds"),
         Fact("lost replies", str(len(failures(rounds))), "failures of clients, see below"),
+        *_privacy(rounds),
     ]
+
+
+def _clients(clients: set[int], rounds: Sequence[Line]) -> Fact:
+    if any(line.get("num_clients", 0) is None for line in rounds):
+        return Fact("clients", MISSING, "not told: differential privacy")
+    return Fact("clients", str(len(clients)), "that sent a usable update")
+
+
+def _privacy(rounds: Sequence[Line]) -> list[Fact]:
+    """Return what the run has spent; nothing without differential privacy."""
+    spent = next((line["privacy"] for line in reversed(rounds) if line.get("privacy")), None)
+    if spent is None:
+        return []
+    note = f"δ = {spent['delta']:g}, {spent['releases']} releases"
+    return [Fact("privacy spent", f"ε = {spent['epsilon']:.3g}", note)]
 
 
 def where_scored(lines: Sequence[Line]) -> str:
@@ -116,9 +134,8 @@ def clients_table(clients: Sequence[dict[str, Any]], metric: str) -> Table:
         "last round": [_count(c["last_round"]) for c in clients],
         "examples": [_count(c.get("num_examples")) for c in clients],
         **{
-            each.title.format(metric=metric): [_told(each, c) for c in clients]
-            for each in COLUMNS
-            if each.title
+            title.format(metric=metric): [_told(c.get(key), whole) for c in clients]
+            for key, title, whole in CLIENT_COLUMNS
         },
         "experts sent": [_count(c.get("experts_sent")) for c in clients],
         "sent up": [_bytes(c["up"]) for c in clients],
@@ -176,13 +193,23 @@ def _cut(text: str) -> str:
 
 
 def _last(lines: Sequence[Line], key: str, form: str) -> tuple[str, str]:
-    """Return the last known value and the round that it is of."""
+    """Return the value of the kept model and the round that it is of."""
     known = [(line["round"], line[key]) for line in lines if line.get(key) is not None]
     if not known:
         return MISSING, "not known yet"
-    number, value = known[-1]
+    kept = kept_line(lines)
+    number, value = known[-1] if kept.get(key) is None else (kept["round"], kept[key])
     first = f", {form.format(known[0][1])} before round 1" if known[0][0] == 0 != number else ""
     return form.format(value), f"after round {number}{first}"
+
+
+def _kept(lines: Sequence[Line]) -> list[Fact]:
+    """Return which round's model is kept, where that is not the last one's."""
+    best = best_of(lines)
+    if best is None:
+        return []
+    note = f"best {best['by']} on validation rows, {best['value']:.3f}"
+    return [Fact("kept model", f"of round {best['round']}", note)]
 
 
 def _base_name(value: Any) -> str:
@@ -213,10 +240,8 @@ def _number(value: float | None, form: str = "{:.3f}") -> Cell:
     return Cell(MISSING) if value is None else Cell(form.format(value), value)
 
 
-def _told(metric: Metric, client: Mapping[str, Any]) -> Cell:
-    """Return what a client told of itself."""
-    show = _count if metric.allowed.whole else _number
-    return show(client.get(metric.column))
+def _told(value: float | None, whole: bool) -> Cell:
+    return _count(value) if whole else _number(value)
 
 
 def _count(value: float | None) -> Cell:

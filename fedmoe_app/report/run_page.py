@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.report import facts, maps, settings
+from fedmoe_app.report.classes import CUBE
+from fedmoe_app.report.classes import part_of as classes_part
 from fedmoe_app.report.heat import page_map
 from fedmoe_app.report.page import State, render, write_page
 from fedmoe_app.report.run_charts import charts_of, clients_chart, diagnostic_charts
+from fedmoe_app.results.best import ended_early
+from fedmoe_app.results.classes import kept_classes
 from fedmoe_app.results.folder import ResultsError, read_rounds
 from fedmoe_app.results.values import Line
 
@@ -33,6 +37,8 @@ def write_run_page(folder: Path) -> Path:
 def state_of(flat: dict[str, Any], lines: Sequence[Line]) -> State:
     """Tell from the lines alone whether a run came to its end."""
     done, asked = lines[-1]["round"], flat["num-server-rounds"]
+    if ended_early(lines):
+        return State("complete", f"{done} of {asked} rounds: no better one came")
     if done == asked:
         return State("complete", f"{asked} rounds")
     return State("incomplete", f"after round {done} of {asked}: stopped, or still running")
@@ -59,6 +65,8 @@ def _page(folder: Path, flat: dict[str, Any], lines: Sequence[Line], state: Stat
     clients = facts.last_of_clients(lines)
     cubes = maps.cubes_of(lines)
     charts, curves = charts_of(lines, metric), diagnostic_charts(lines)
+    scored = kept_classes(folder, lines)
+    classes = classes_part(scored) if scored is not None else None
     by_client = clients_chart(clients[:MAX_DOTS], metric)
     routing, inside = (
         {name: page_map(each, cubes[each.cube]) for name, each in maps.maps_for(of, cubes).items()}
@@ -70,7 +78,9 @@ def _page(folder: Path, flat: dict[str, Any], lines: Sequence[Line], state: Stat
     left_out = f" The first {MAX_DOTS} of {len(clients)} clients."
     content = {
         "metric": metric,
-        "summary": facts.summary(flat, lines, metric),
+        "summary": [*facts.summary(flat, lines, metric), *(classes.facts if classes else ())],
+        "classes": classes,
+        "classes_round": scored.round if scored is not None else None,
         "scored": facts.where_scored(lines),
         "rounds": facts.rounds_table(lines, metric),
         "clients": facts.clients_table(clients, metric),
@@ -90,6 +100,9 @@ def _page(folder: Path, flat: dict[str, Any], lines: Sequence[Line], state: Stat
         "notable": [each for each in all_settings if settings.is_notable(each)],
     }
     drawn = charts | {"by-client": by_client} | routing | curves | inside
+    if classes is not None:
+        drawn["confusion"] = classes.chart
+        cubes = {**cubes, CUBE: classes.cube}
     data = {
         "charts": {name: chart.to_json() for name, chart in drawn.items() if chart.spec},
         "cubes": {name: cube.to_json() for name, cube in cubes.items()},

@@ -58,7 +58,7 @@ button { cursor: pointer; }
 .fact dd + dd { font-size: 0.82rem; font-weight: 400; color: var(--quiet); }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr));
   gap: 18px; }
-.row + .row, .wide + .row, .row + .maps { margin-top: 18px; }
+.row + .row, .wide + .row, .row + .wide, .row + .maps { margin-top: 18px; }
 .row > *, figure { min-width: 0; }
 .row + h3 { margin-top: 26px; }
 .maps { columns: 440px 2; column-gap: 18px; }

@@ -106,7 +106,8 @@ else "The app's defaults are not at hand here, so nothing is marked." }}</p>{% e
 """
 
 RUN = """{% extends "base" %}{% from "macros" import table, chart, facts, settings %}
-{% block nav %}<nav><a href="#curves">Curves</a>{% if clients.rows %}<a href="#clients">Clients</a>\
+{% block nav %}<nav><a href="#curves">Curves</a>{% if classes %}\
+<a href="#classes">Classes</a>{% endif %}{% if clients.rows %}<a href="#clients">Clients</a>\
 {% endif %}{% if routing %}<a href="#experts">Experts</a>{% endif %}{% if inside or curves %}\
 <a href="#scheme">Inside the scheme</a>{% endif %}<a href="#failures">Failures</a>{% if samples %}\
 <a href="#samples">Samples</a>{% endif %}<a href="#rounds">Rounds</a>\
@@ -126,6 +127,12 @@ Click a name under a chart to hide or show it.</p>
 {% if clients.rows %}<div class="row">{{ chart("bytes", charts.bytes) }}\
 {{ chart("seconds", charts.seconds) }}</div>{% endif %}
 
+{% if classes %}<h2 id="classes">Classes</h2>
+<p class="quiet">The server's test set after round {{ classes_round }}. Click a column to
+sort by it.</p>
+<div class="row">{{ chart("confusion", classes.chart) }}</div>
+{{ table(classes.table) }}
+{% endif %}
 {% if clients.rows %}<h2 id="clients">Clients</h2>
 <p class="quiet">Figures of the last round that a client was in; bytes and lost state over all
 rounds. Click a column to sort by it.</p>

@@ -112,12 +112,35 @@ class RoundDone(Event):
     round: int
     num_rounds: int
     folded: bool
-    num_clients: int
+    num_clients: int | None  # None where that is not told
     num_failures: int
     seconds: float
     loss: float | None = None
     accuracy: float | None = None
     left: str = ""  # estimate of the time that is left
+
+
+@dataclass(frozen=True)
+class PrivacySpent(Event):
+    """What a run has spent of its privacy budget, after a release."""
+
+    kind = "privacy-spent"
+    round: int
+    epsilon: float
+    delta: float
+    releases: int
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class BestKept(Event):
+    """A run ends early: no round was better than ``best`` for as long as it was to wait."""
+
+    kind = "best-kept"
+    round: int
+    best: int
+    metric: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -204,6 +227,14 @@ def _text(event: Event) -> str:
             left = f"; {event.left}" if event.left else ""
             outcome = scores if event.folded else "FAILED"
             return f"{what}: {outcome} ({duration(event.seconds)}{left})"
+        case PrivacySpent():
+            spent = f"epsilon {event.epsilon:.3g} at delta {event.delta:g}"
+            return f"  privacy: {spent} after {event.releases} releases"
+        case BestKept():
+            return (
+                f"ends after round {event.round}: no {event.metric} on validation rows was better "
+                f"than {event.value:.3f} of round {event.best} (patience)"
+            )
         case LateReply():
             return f"{event.who}: late reply dropped; it is asked again"
         case Waiting():
@@ -229,8 +260,8 @@ def _number(value: Any) -> str:
 
 _KINDS: dict[str, type[Event]] = {
     event.kind: event
-    for event in (RoundStarted, Replied, Failed, RoundDone, LateReply, Waiting, ResultsAt,
-                  TableFollows)
+    for event in (RoundStarted, Replied, Failed, RoundDone, PrivacySpent, BestKept, LateReply,
+                  Waiting, ResultsAt, TableFollows)
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+CLASSES_FILE = "classes.jsonl"
 CONFIG_FILE = "config.toml"
 LAUNCH_FILE = "launch.json"  # written by fedmoe run
 REPORT_FILE = "report.html"
@@ -122,6 +123,11 @@ class RunFolder:
         """
         with self.writing():
             append_text(self.path / METRICS_FILE, _text([line]))
+
+    def append_classes(self, line: Mapping[str, Any]) -> None:
+        """Add one line to ``classes.jsonl`` (:mod:`fedmoe_app.results.classes`)."""
+        with self.writing():
+            append_text(self.path / CLASSES_FILE, _text([line]))
 
     def append_samples(self, server_round: int, samples: Sequence[Mapping[str, str]]) -> None:
         """Add the samples of one evaluation to ``samples.jsonl``; nothing if there are none."""

@@ -9,11 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.wire.metrics import COLUMNS, CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
+
+
+class ClientColumn(NamedTuple):
+    """What a line of ``metrics.jsonl`` holds of each client that told it, for tables.
+
+    ``title`` may hold ``{metric}``; ``whole`` is whether the values are counts.
+    """
+
+    key: str
+    title: str
+    whole: bool
+
+
+CLIENT_COLUMNS = tuple(
+    ClientColumn(each.column, each.title, each.allowed.whole) for each in COLUMNS if each.title
+)
 
 
 def client_seconds(
@@ -62,8 +78,12 @@ class RoundRecord:
         guarded: what the guard did; None without one.
         diagnostics: of the scheme, by name.
         evaluation: ``loss`` and ``accuracy``; None if there was none.
+        validation: likewise, on the rows that choose the best round.
+        best: of :meth:`fedmoe_app.results.best.BestRound.line`; empty without one.
         seconds: by phase of the round.
         round_trips: seconds from asking to the reply, by client or node.
+        privacy: what the run has spent so far; empty without differential privacy.
+        is_private: whether it says nothing of single clients, or of how many there were.
     """
 
     server_round: int
@@ -81,8 +101,12 @@ class RoundRecord:
     guarded: Guarded | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
+    best: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     round_trips: Mapping[str, float] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    is_private: bool = False
 
     @cached_property
     def line(self) -> dict[str, Any]:
@@ -94,7 +118,7 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
     """Describe a round as a line of ``metrics.jsonl``."""
     evaluation = dict(record.evaluation or {})
     updates = record.updates
-    return {
+    line = {
         "round": record.server_round,
         "status": "ok" if record.aggregated else "failed",
         "loss": evaluation.get("loss"),
@@ -113,9 +137,14 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
         },
         "diagnostics": _compact(record.diagnostics),
         **_guard(record.guarded),
+        **({"validation": dict(record.validation)} if record.validation is not None else {}),
+        **({"best": dict(record.best)} if record.best else {}),
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
         | client_seconds(updates, record.round_trips),
     }
+    if record.is_private:
+        line |= {"num_clients": None, "bytes_up": None, "bytes_down": None}
+    return line | ({"privacy": dict(record.privacy)} if record.privacy else {})
 
 
 def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:

@@ -18,13 +18,14 @@ from scipy.stats import binomtest
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import flatten_table
+from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import CARD_FILE, licence_of
+from fedmoe_app.results.best import kept_line, kept_note
 from fedmoe_app.results.folder import CONFIG_FILE, read_metrics
 from fedmoe_app.shown.tables import markdown, markdown_cell
 
 CONFIDENCE = 0.95
-_PIPELINES = {"classification": "text-classification"}  # all else generates text
 _CLASSES = {
     "sequence": "AutoModelForSequenceClassification",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -69,11 +70,12 @@ def model_card(
         items: test examples that the accuracy is over; 0 if that is not known.
     """
     base = located(str(flat["model.name"]))
+    classifies = TASKS[str(flat["data.task"])].classifies
     data = ModelCardData(
         license=licence_of(base),
         base_model=base if base not in PRESET_NAMES and not Path(base).is_absolute() else None,
         library_name="transformers",
-        pipeline_tag=_PIPELINES.get(str(flat["data.task"]), "text-generation"),
+        pipeline_tag=f"text-{'classification' if classifies else 'generation'}",
         tags=["mixture-of-experts", "federated-learning", "fedmoe", str(flat["scheme"])],
     )
     body = "\n".join(
@@ -95,13 +97,24 @@ def model_card(
             "",
             "## Limits",
             "",
-            "The figures hold for data like those they were measured on. Updates that clients sent "
-            "can tell something about their texts, and so can the model: it has no differential "
-            "privacy.",
+            f"The figures hold for data like those they were measured on. {_privacy(lines)}",
             "",
         ]
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _privacy(lines: Sequence[Mapping[str, Any]]) -> str:
+    spent = next((line["privacy"] for line in reversed(lines) if line.get("privacy")), None)
+    if spent is None:
+        return (
+            "Updates that clients sent can tell something about their texts, and so can the model: "
+            "it has no differential privacy."
+        )
+    return (
+        f"The model is ({spent['epsilon']:.3g}, {spent['delta']:g})-differentially private with "
+        "respect to all of one client's data."
+    )
 
 
 def accuracy_interval(accuracy: float, items: int) -> tuple[float, float]:
@@ -114,14 +127,16 @@ def _what_was_done(flat: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
     trained = [line for line in lines if line["round"] != 0]
     clients = {client["client"] for line in lines for client in line["clients"]}
     examples = {c["client"]: c["num_examples"] for line in lines for c in line["clients"]}
+    is_private = flat.get("privacy.dp", "none") != "none"
     kind = str(flat["data.partition"])
     return {
         "base model": _last_part(str(flat["model.name"])),
         "trained": str(flat["model.train"]),
         "scheme": str(flat["scheme"]),
         "rounds": str(len(trained)),
-        "clients": str(len(clients)),
-        "training examples": str(sum(examples.values())),
+        **({"kept model": note} if (note := kept_note(lines)) else {}),
+        "clients": "not told" if is_private else str(len(clients)),
+        "training examples": "not told" if is_private else str(sum(examples.values())),
         "data": "each client's own" if flat["data.source"] == "nodes" else _sources(flat),
         "split over clients": f"{kind} {flat['data.alpha']:g}" if kind == "dirichlet" else kind,
         "task": str(flat["data.task"]),
@@ -135,7 +150,8 @@ def _figures(lines: Sequence[Mapping[str, Any]], items: int) -> dict[str, str]:
     known = [line for line in lines if line.get("accuracy") is not None]
     if not known:
         return {"accuracy": "not measured"}
-    first, last = known[0], known[-1]
+    kept = kept_line(lines)
+    first, last = known[0], kept if kept.get("accuracy") is not None else known[-1]
     found = {f"{last['metric']} after round {last['round']}": f"{last['accuracy']:.3f}"}
     if items:
         low, high = accuracy_interval(last["accuracy"], items)

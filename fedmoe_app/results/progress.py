@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedmoe_app.results.callbacks import Callback
-from fedmoe_app.results.events import Failed, Replied, RoundDone, RoundStarted, tell
+from fedmoe_app.results.events import Failed, PrivacySpent, Replied, RoundDone, RoundStarted, tell
 from fedmoe_app.shown.duration import duration
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Progress(Callback):
                 number,
                 self._num_rounds,
                 record.aggregated,
-                num_clients=len(record.updates),
+                num_clients=None if record.is_private else len(record.updates),
                 num_failures=len(record.failures),
                 seconds=round(seconds, 3),
                 loss=metrics.get("loss"),
@@ -69,6 +69,8 @@ class Progress(Callback):
                 left=f"about {duration(left * self._mean())} left" if left and number else "",
             )
         )
+        if record.privacy:
+            tell(PrivacySpent(number, **record.privacy))
 
     def _mean(self) -> float:
         """Mean seconds of a round; the first counts only while it is the only one.

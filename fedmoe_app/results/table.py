@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from rich import box
 
+from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.shown.terminal import Console, Table
 from fedmoe_app.shown.text import visible
 
@@ -21,16 +22,19 @@ def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
     """Build the table of the metrics lines (see :mod:`fedmoe_app.results.folder`).
 
     Columns: round, loss, accuracy (or the task's metric), bytes up and down of all clients
-    together, clients that replied, clients that failed, seconds.
+    together, clients that replied, clients that failed, seconds; ε spent so far in a run with
+    differential privacy.
     """
     metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     metric = visible(metric, MAX_METRIC)
     headers = ("round", "loss", metric, "bytes up", "bytes down", "clients", "failed", "seconds")
-    for header in headers:
+    spends = any(line.get("privacy") for line in lines)
+    for header in (*headers, *(["epsilon"] if spends else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(*_cells(line), style="red" if _failed(line) else None)
+        spent = [_number((line.get("privacy") or {}).get("epsilon"), digits=2)] if spends else []
+        table.add_row(*_cells(line), *spent, style="red" if _failed(line) else None)
     return table
 
 
@@ -69,15 +73,26 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         _number(line.get("accuracy")),
         human_bytes(line.get("bytes_up") if trained else None),
         human_bytes(line.get("bytes_down") if trained else None),
-        str(line.get("num_clients", MISSING)) if trained else MISSING,
+        _count(line.get("num_clients")) if trained else MISSING,
         str(_num_failed(line)) if trained else MISSING,
         _number((line.get("seconds") or {}).get("round"), digits=1),
     )
 
 
+def _count(value: int | None) -> str:
+    return MISSING if value is None else str(value)
+
+
 def _num_failed(line: dict[str, Any]) -> int:
-    """Count the clients that failed; a failed round notes itself among its failures."""
-    return sum(failure.get("who") != "round" for failure in line.get("failures") or ())
+    """Count the clients that failed.
+
+    A failed round notes itself among its failures. A node whose policy does not allow what it was
+    asked, to train or to score, has not failed.
+    """
+    return sum(
+        failure.get("who") != "round" and REFUSED not in str(failure.get("reason"))
+        for failure in line.get("failures") or ()
+    )
 
 
 def _failed(line: dict[str, Any]) -> bool:

@@ -67,6 +67,7 @@ def _all(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if trained:
         failures = line.get("failures") or ()
         yield "clients/failed", sum(failure["who"] != "round" for failure in failures)
+    yield "privacy/epsilon", (line.get("privacy") or {}).get("epsilon")
     for name, seconds in (line.get("seconds") or {}).items():
         yield f"seconds/{name}", seconds
     for client in line.get("clients") or ():
@@ -234,6 +235,8 @@ class Trackers(Callback):
         """Pass the numbers of a round on."""
         if self._trackers:
             values = scalars(record.line)
+            if (macro_f1 := (record.evaluation or {}).get("macro-f1")) is not None:
+                values[tag("global/macro_f1")] = float(macro_f1)
             self._tell(lambda tracker: tracker.log(record.server_round, values))
 
     def on_end(self, error: BaseException | None) -> None:

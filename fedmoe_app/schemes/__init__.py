@@ -17,8 +17,8 @@ from fedmoe_app.config.names import (
 )
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.schemes.base import Scheme
-from fedmoe_app.schemes.closedhead import ClosedFormHead
 from fedmoe_app.schemes.combine import Combination
+from fedmoe_app.schemes.withhead import ClosedFormHead
 
 
 class _Schemes(Mapping[str, type[Scheme]]):
@@ -50,7 +50,14 @@ def make_scheme(config: RunConfig) -> Scheme:
     if head.closed_form == "none":
         return scheme
     return ClosedFormHead(
-        scheme, head.closed_form, head.method, head.shrinkage, head.logit_rms, head.fixed
+        scheme,
+        when=head.closed_form,
+        method=head.method,
+        shrinkage=head.shrinkage,
+        logit_rms=head.logit_rms,
+        fixed=head.fixed,
+        leave_one_out=head.leave_one_out,
+        held_back=head.held_back,
     )
 
 

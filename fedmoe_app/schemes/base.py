@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.tasks import TASKS, TaskKind
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.faults import call, named
@@ -26,6 +27,7 @@ from fedmoe_app.schemes.parts import (
     Histogram,
     InBatch,
     Keeps,
+    Logits,
     MeanGradient,
     Measured,
     OfOutput,
@@ -78,10 +80,10 @@ _GONE = {
 
 
 _NO_CLASSES = {
-    "causal-lm": "a client lacks nearly all tokens of the vocabulary, and nearly all of its tokens "
+    "language": "a client lacks nearly all tokens of the vocabulary, and nearly all of its tokens "
     "are rare, so that what it says of absent or rare classes would hold for all of the model's "
     'output; only scheme = "logitadjust" carries over, with token frequencies as its prior',
-    "multiple-choice": "options are answers to one question, not classes that questions share, so "
+    "options": "options are answers to one question, not classes that questions share, so "
     "that there is no label skew to correct",
 }
 
@@ -94,7 +96,7 @@ class Run:
         model: its sizes.
         buffered: whether replies may start from older states (``rounds = "buffered"``).
         chosen: whether nodes load only the experts that they train.
-        task: "classification", "causal-lm" or "multiple-choice".
+        task: one of :data:`fedmoe_app.config.tasks.TASKS`.
     """
 
     model: ModelShape
@@ -102,14 +104,19 @@ class Run:
     chosen: bool = False
     task: str = "classification"
 
+    @property
+    def kind(self) -> TaskKind:
+        """What is known of the task."""
+        return TASKS[self.task]
+
     def needs_classes(self, what: str) -> None:
         """Refuse a task whose labels are no classes that examples share.
 
         Raises:
             ConfigError: with the reason; ``what`` begins the message.
         """
-        if self.task != "classification":
-            raise ConfigError(f'{what}: data.task = "{self.task}": {_NO_CLASSES[self.task]}')
+        if not self.kind.classifies:
+            raise ConfigError(f'{what}: data.task = "{self.task}": {_NO_CLASSES[self.kind.rows]}')
 
 
 @dataclass(frozen=True)
@@ -215,7 +222,7 @@ class Plan:
     @property
     def needs_outputs(self) -> bool:
         """Whether the loss reads logits, labels or features of a step."""
-        return any(self._all(kind) for kind in (TaskLoss, OutputTerm, FeatureTerm))
+        return any(self._all(kind) for kind in (TaskLoss, OutputTerm, FeatureTerm, Logits))
 
     @property
     def needs_teacher(self) -> bool:
@@ -224,8 +231,13 @@ class Plan:
 
     @property
     def needs_features(self) -> bool:
-        """Whether a term of the loss reads features."""
-        return bool(self._all(FeatureTerm))
+        """Whether a part of the loss reads features."""
+        return bool(self._all(FeatureTerm)) or self.recalls
+
+    @property
+    def recalls(self) -> bool:
+        """Whether clients keep the features that they send into sums without training."""
+        return self.client.logits is not None
 
     @property
     def keeps_state(self) -> bool:
@@ -255,6 +267,12 @@ class Plan:
     @property
     def _apart(self) -> tuple[tuple[Step, ...], ...]:
         return self.server.before, self.server.refresh, self.server.after
+
+    @cached_property
+    def told_apart(self) -> set[str]:
+        """Names of the signals that are told in such exchanges, and told on until the next one."""
+        telling = [step for step in parts_in(*self._apart) if isinstance(step, Telling)]
+        return _named(part for part in parts_in(*telling) if isinstance(part, Signal))
 
     @property
     def has_steps(self) -> bool:
@@ -289,6 +307,8 @@ class Plan:
                 "nodes choose the experts that they hold round by round; set "
                 'model.experts-in-memory = "all"'
             )
+        if self.server.assign is not None:
+            return "the server assigns experts to all clients after each round"
         if self.client.start_gates or self.client.start_experts:
             return (
                 "this scheme's clients start from what they kept and not from the global state, so "
@@ -320,6 +340,11 @@ class Plan:
             for part in self._all(Measured, *self._apart)
             if not isinstance(part, OfOutput)
         ]
+        if self.server.assign is not None and not self.chooses_once:
+            faults.append(
+                f"{type(self.server.assign).__name__}: assigns experts, so Client.select must be a "
+                "Once part, which chooses until then"
+            )
         names = [type(statistic).__name__ for statistic in self.measured]
         faults += [f"two statistics {n} that differ" for n in set(names) if names.count(n) > 1]
         return sorted(faults)

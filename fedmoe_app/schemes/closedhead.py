@@ -26,19 +26,16 @@ numbers travel as float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
-from fedmoe_app.schemes.base import Run, Scheme
-from fedmoe_app.schemes.parts import Client, Field, Freeze, OfOutput, Server, Step
+from fedmoe_app.schemes.parts import Field, Freeze, OfOutput, Step
 from fedmoe_app.schemes.views import Now, Outputs
 
 _MOST_EXAMPLES = 1e8
@@ -78,8 +75,7 @@ def lda_head(sums: Sums, shrinkage: float, has_bias: bool) -> Head:
     total, dims = counts.sum(), sums.features.shape[1]
     means = sums.features / counts.clamp_min(1)[:, None]  # [C, D]
     mean = sums.features.sum(dim=0) / total  # [D]
-    within = sums.moment - (counts[:, None] * means).T @ means
-    within = within / max(float(total) - int(present.sum()), 1.0)
+    within = within_scatter(sums) / max(float(total) - int(present.sum()), 1.0)
     within = _shrunk(within, shrinkage, (1 - shrinkage, shrinkage), dims)
     weight = torch.linalg.solve(within, means.T).T  # [C, D]
     bias = -0.5 * (means * weight).sum(dim=1)  # [C]
@@ -91,6 +87,19 @@ def lda_head(sums: Sums, shrinkage: float, has_bias: bool) -> Head:
         return Head(weight, bias)
     length = mean.square().sum()
     return Head(weight + bias[:, None] * mean / length if length else weight, None)
+
+
+def within_scatter(sums: Sums) -> Tensor:
+    """Return Σ over all examples of (f − μ_c)·(f − μ_c)ᵀ, ``[D, D]``."""
+    means = sums.features / sums.counts.clamp_min(1)[:, None]  # [C, D]
+    return sums.moment - (sums.counts[:, None] * means).T @ means
+
+
+def centred_moment(sums: Sums) -> Tensor:
+    """Return Σ over all examples of (f − m)·(f − m)ᵀ, ``[D, D]``."""
+    total = sums.counts.sum()
+    mean = sums.features.sum(dim=0) / total  # [D]
+    return sums.moment - total * torch.outer(mean, mean)
 
 
 def ridge_head(sums: Sums, shrinkage: float, has_bias: bool) -> Head:
@@ -107,20 +116,19 @@ def ridge_head(sums: Sums, shrinkage: float, has_bias: bool) -> Head:
         return Head(torch.linalg.solve(moment, sums.features.T).T, None)
     total = sums.counts.sum()
     mean = sums.features.sum(dim=0) / total  # [D]
-    moment = sums.moment - total * torch.outer(mean, mean)
-    moment = _shrunk(moment, shrinkage, (1.0, shrinkage), dims)
+    moment = _shrunk(centred_moment(sums), shrinkage, (1.0, shrinkage), dims)
     centred = sums.features - torch.outer(sums.counts, mean)
     weight = torch.linalg.solve(moment, centred.T).T
     return Head(weight, sums.counts / total - weight @ mean)
 
 
-def rescaled(head: Head, sums: Sums, logit_rms: float) -> Head:
-    """Return a head whose logits, less their mean over classes, have this root mean square.
+def scale_of(head: Head, sums: Sums, logit_rms: float) -> float:
+    """Return κ, by which a head's logits, less their mean over classes, get a root mean square.
 
     Args:
         head: any.
         sums: of the examples over which it is taken.
-        logit_rms: r > 0; 0 leaves the head as it is.
+        logit_rms: r > 0; 0 leaves the head as it is, κ = 1.
     """
     weight = head.weight - head.weight.mean(dim=0)
     square = ((weight @ sums.moment) * weight).sum()
@@ -130,8 +138,18 @@ def rescaled(head: Head, sums: Sums, logit_rms: float) -> Head:
         square = square + sums.counts.sum() * bias.square().sum()
     rms = float((square / (sums.counts.sum() * len(weight))).clamp_min(0).sqrt())
     if not logit_rms or not rms:
+        return 1.0
+    return logit_rms / rms
+
+
+def rescaled(head: Head, sums: Sums, logit_rms: float) -> Head:
+    """Return κ·(W, b), see :func:`scale_of`."""
+    return _times(head, scale_of(head, sums, logit_rms))
+
+
+def _times(head: Head, factor: float) -> Head:
+    if factor == 1.0:
         return head
-    factor = logit_rms / rms
     return Head(factor * head.weight, None if head.bias is None else factor * head.bias)
 
 
@@ -203,14 +221,19 @@ class EstimateHead(Step):
         if not sums.counts.sum() > 0:
             return dict(now.change), {}
         has_bias = f"{head}.bias" in now.values
-        found = _METHODS[self.method](sums, self.shrinkage, has_bias)
-        found = rescaled(found, sums, self.logit_rms)
+        found, _ = self._estimated(sums, has_bias)
         change = dict(now.change)
         for name, value in zip(("weight", "bias"), found, strict=True):
             if value is not None:
                 old = now.values[f"{head}.{name}"]
                 change[f"{head}.{name}"] = value.float().to(old) - old
         return change, {}
+
+    def _estimated(self, sums: Sums, has_bias: bool) -> tuple[Head, float]:
+        """Return the head, and the κ that is in it."""
+        found = _METHODS[self.method](sums, self.shrinkage, has_bias)
+        factor = scale_of(found, sums, self.logit_rms)
+        return _times(found, factor), factor
 
 
 @dataclass(frozen=True)
@@ -222,73 +245,3 @@ class FixedHead(Freeze):
     def frozen(self, key: str, server_round: int) -> bool:
         """Whether the tensor belongs to it."""
         return key.startswith(f"{self.head}.")
-
-
-@dataclass(frozen=True)
-class ClosedFormHead(Scheme):
-    """Any scheme, with its classification head in closed form.
-
-    Attributes:
-        scheme: whose everything else is.
-        when: "before" the run, "every-round" as well, or "after" the run.
-        method: "lda" or "ridge".
-        shrinkage: γ.
-        logit_rms: r; 0 leaves the head's scale as it comes out.
-        fixed: clients do not train the head; means nothing with "after".
-    """
-
-    scheme: Scheme
-    when: str = "before"
-    method: str = "lda"
-    shrinkage: float = 0.1
-    logit_rms: float = 2.0
-    fixed: bool = True
-
-    def check(self, run: Run) -> Sequence[str]:
-        """Refuse a run without such a head, or with sums of different models."""
-        key = f'head.closed-form = "{self.when}"'
-        run.needs_classes(key)
-        if not run.model.head:
-            raise ConfigError(
-                f"{key}: the model has no classification head that is trained; choose "
-                'model.head = "sequence", a family that has such a head, and model.train-head = '
-                "true"
-            )
-        if run.chosen:
-            raise ConfigError(
-                f"{key}: nodes that load other experts compute other features, whose sums mean "
-                'nothing; set model.experts-in-memory = "all"'
-            )
-        if run.buffered and self.when == "every-round":
-            raise ConfigError(
-                f"{key}: in buffered rounds some nodes still train, so that their sums would be "
-                'missing; choose "before" or "after", or rounds = "sync"'
-            )
-        return self.scheme.check(run)
-
-    def client(self, model: ModelShape) -> Client:
-        """Leave the head alone, if it is fixed."""
-        half = self.scheme.client(model)
-        if half.personal is not None:
-            raise ValueError(
-                "head.closed-form: a personal copy of the model has a head of its own; choose "
-                'head.closed-form = "none"'
-            )
-        if not self.fixed or self.when == "after":
-            return half
-        if half.freeze is not None:
-            raise ValueError(
-                f"head.fixed = true: {type(half.freeze).__name__} freezes tensors already; choose "
-                "head.fixed = false"
-            )
-        return replace(half, freeze=FixedHead(model.head))
-
-    def server(self, model: ModelShape) -> Server:
-        """Estimate the head when it is due."""
-        half = self.scheme.server(model)
-        sums = FeatureSums(model.head)
-        step = EstimateHead(sums, self.method, self.shrinkage, self.logit_rms)
-        if self.when == "after":
-            return replace(half, after=(*half.after, step))
-        refresh = (*half.refresh, step) if self.when == "every-round" else half.refresh
-        return replace(half, before=(*half.before, step), refresh=refresh)

@@ -102,7 +102,7 @@ class LogitAdjust(Scheme):
 
     def check(self, run: Run) -> Sequence[str]:
         """Refuse options, which are no classes; tokens are."""
-        if run.task == "multiple-choice":
+        if run.kind.rows == "options":
             run.needs_classes('scheme = "logitadjust"')
         return ()
 

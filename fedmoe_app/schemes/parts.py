@@ -347,6 +347,35 @@ class TaskLoss(Part):
         """Return a scalar with graph, in place of the mean cross-entropy of ``step.logits``."""
 
 
+class Logits(Part):
+    """Puts other logits in the place of the model's, for the loss and all of its terms.
+
+    It reads what an :class:`OutputTerm` and a :class:`FeatureTerm` do, and ``step.recalled``: the
+    features of the same examples as the client sent them into sums when nobody trained. So a loss
+    can see an example as a model would that has not learnt it. Scores are the model's own.
+    """
+
+    @abstractmethod
+    def logits(self, step: LocalStep) -> Tensor:
+        """Return logits of the batch with graph, of the shape of ``step.logits``."""
+
+
+class Split(Part):
+    """Which of its examples a client trains on; the others only go into sums over outputs."""
+
+    @abstractmethod
+    def trained(self, labels: Tensor, seed: int) -> Tensor:
+        """Return whether an example is trained on, ``[n]`` bool, and at least one is.
+
+        Those that are not, or all if all are, are what the client's :class:`OfOutput` statistics
+        are worked out from.
+
+        Args:
+            labels: classes of the client's training examples, ``[n]``, hold-out left out.
+            seed: of this client, the same in every round.
+        """
+
+
 class Freeze(Part):
     """Tensors that local training leaves as they were received; they still travel."""
 
@@ -477,7 +506,7 @@ def _fit(weights: object, updates: BlockUpdates) -> bool:
     """Whether weights are ``[M]``, or ``[M, R]`` where a tensor of the block has R rows."""
     if not isinstance(weights, Tensor) or weights.dim() not in (1, 2):
         return False
-    rows = {len(value) for value in updates.values.values() if value.dim()}
+    rows = {len(change) for change in updates.changes[0].values() if change.dim()}
     has_rows = weights.dim() == 1 or weights.shape[1] in rows
     return len(weights) == len(updates.members) and has_rows
 
@@ -543,6 +572,28 @@ class Telling(Part):
         """Return what to tell; ``state`` is the new one if the part is a :class:`Step`, too."""
 
 
+class Assign(Part):
+    """Decides on the server which experts each client gets, and trains, in its next rounds.
+
+    A client that it has not assigned any yet chooses for itself (``Client.select``, a :class:`Once`
+    part), which also says how many it can train.
+    """
+
+    @abstractmethod
+    def assign(
+        self, replies: Sequence[Reply], state: Mapping[str, Tensor]
+    ) -> tuple[Mapping[int, Tensor], Tensors]:
+        """Return the experts by client number, ``[L, E]`` bool, and the state, all of it.
+
+        It is asked once a round. Who is not among the returned clients keeps what it had.
+
+        Args:
+            replies: of the round, in client order, without their changes; each tells routing and
+                ``expert_budget``.
+            state: what it returned after the round before, by name; empty in the first.
+        """
+
+
 class Probe(Part):
     """Tells numbers of a round for ``metrics.jsonl``; a fault in it costs these numbers only.
 
@@ -580,11 +631,14 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "start_experts": (Start,),
     "loss": (TaskLoss,),
     "terms": (Term,),
+    "logits": (Logits,),
+    "split": (Split,),
     "freeze": (Freeze,),
     "personal": (PersonalCopy,),
     "dense": (Rule,),
     "gates": (Rule,),
     "experts": (Rule,),
+    "assign": (Assign,),
     "steps": (Step, Telling),
     "before": (Step,),
     "refresh": (Step,),
@@ -621,6 +675,8 @@ class Client:
         start_gates, start_experts: which other values they start from.
         loss: what stands in the place of the task's own loss.
         terms: what is added to its loss.
+        logits: what the loss sees in the place of the model's logits.
+        split: which of its examples it trains on, and which go into sums instead.
         freeze: what it does not train.
         personal: a model of its own beside the global one.
     """
@@ -630,6 +686,8 @@ class Client:
     start_experts: Start | None = None
     loss: TaskLoss | None = None
     terms: tuple[Term, ...] = ()
+    logits: Logits | None = None
+    split: Split | None = None
     freeze: Freeze | None = None
     personal: PersonalCopy | None = None
 
@@ -645,10 +703,12 @@ class Server:
 
     Attributes:
         dense, gates, experts: how their changes are combined.
+        assign: which experts each client gets and trains next.
         steps: what happens once a round with the combined change, in this order.
         before, refresh, after: steps before the first round, after every round, and after the last
             one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
-            numbers that these hold, of the global model as it is then.
+            numbers that these hold, of the global model as it is then. What one of them tells is
+            told until it tells anew.
         probes: what is told of a round.
         admit: how much each client counts.
     """
@@ -656,6 +716,7 @@ class Server:
     dense: Rule = Mean()
     gates: Rule = ByExamples()
     experts: Rule = Mean()
+    assign: Assign | None = None
     steps: tuple[Step | Telling, ...] = ()
     before: tuple[Step, ...] = ()
     refresh: tuple[Step, ...] = ()

@@ -83,6 +83,7 @@ class Reply:
         routing: its routing histogram, ``[L, E]`` tensors.
         changes: local − received, float32.
         statistics: what its parts measured beside them, by ``Statistic/name``.
+        expert_budget: experts a layer that it can train; 0 where a scheme chooses none.
     """
 
     client: int
@@ -91,6 +92,7 @@ class Reply:
     routing: RoutingStats
     changes: ModelState
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    expert_budget: int = 0
 
     def change(self, block: Block) -> Mapping[str, Tensor] | None:
         """Return the changes of a block by the tensor's name; None if it did not train it."""
@@ -163,7 +165,8 @@ class BlockUpdates:
         block: which one.
         members: M positions among the round's N clients.
         replies: of all N clients.
-        values: the block's global values, which fix the order of names.
+        values: the block's global values, which fix the order of names; copies, made when they are
+            asked for.
         info: the round.
         pairs: how cosines between changes are worked out.
     """
@@ -209,7 +212,7 @@ class BlockUpdates:
 
         Beyond the limit of :attr:`pairs` they are those of random projections.
         """
-        num_values = sum(value.numel() for value in self.values.values())
+        num_values = sum(change.numel() for change in self.changes[0].values())
         if self.pairs.is_exact(len(self.members), num_values):
             return cosines(self.deltas)
         return cosines(project(self.rows, num_values, self.pairs))
@@ -231,10 +234,10 @@ class BlockUpdates:
                 go by examples.
         """
         changes, sums = self.changes, {}
-        for name, value in self.values.items():
-            fits = weights.dim() == 1 or (value.dim() > 0 and len(value) == weights.shape[1])
-            chosen = weights if fits else self.by_examples
-            sums[name] = weighted_sum(chosen, [change[name] for change in changes])
+        for name in self.values:
+            rows = [change[name] for change in changes]
+            fits = weights.dim() == 1 or (rows[0].dim() > 0 and len(rows[0]) == weights.shape[1])
+            sums[name] = weighted_sum(weights if fits else self.by_examples, rows)
         return flatten(sums, self.values)
 
     def routing_of(self, name: str) -> Tensor:
@@ -390,6 +393,11 @@ class LocalStep:
         teacher: logits of the received model, ``[I, C]`` float32.
         features: what the classification head, or the output embeddings, see of each of the batch's
             B examples, ``[B, D]`` with graph.
+        recalled: what the head of the model saw of the same examples when the client last sent sums
+            without training, ``[B, D]`` float32; empty if it did not, or has lost it, or no
+            ``Logits`` reads it.
+        recalled_round: the round after which that was, 0 before the first; -1 if ``recalled`` is
+            empty.
     """
 
     parameters: Mapping[str, Tensor]
@@ -403,6 +411,8 @@ class LocalStep:
     label_counts: Tensor = EMPTY
     teacher: Tensor = EMPTY
     features: Tensor = EMPTY
+    recalled: Tensor = EMPTY
+    recalled_round: int = -1
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedmoe_app.config.files import new_folder, sync_to_disk
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.results.best import Best
 from fedmoe_app.results.folder import CHECKPOINTS, list_checkpoints, round_of
 
 FORMAT = 1  # raised when an older program could misread a checkpoint
@@ -99,6 +100,7 @@ class Snapshot:
     counters: Counters
     step_state: dict[str, Tensor] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)  # of Guard.dump(); empty without one
+    best: Best | None = None  # round so far, where the run keeps that
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             counters=_counters(header["counters"]),
             step_state=tensors.get(STEPS_FILE, {}),
             guard=header.get("guard", {}),  # not in older ones
+            best=_best(header),
         ),
         _identity(header),
         header["versions"],
@@ -170,6 +173,28 @@ def read_identity(path: Path) -> tuple[int, Identity]:
     return header["round"], _identity(header)
 
 
+def read_best(path: Path) -> Best | None:
+    """Return the best round that a checkpoint knows; None without one, or if it is damaged."""
+    try:
+        return _best(_read_header(path / HEADER_FILE))
+    except CheckpointError:
+        return None
+
+
+def best_state(results: Path, best: Best) -> ModelState:
+    """Return the global state of the best round.
+
+    Raises:
+        CheckpointError: its checkpoint cannot be read.
+    """
+    path = results / CHECKPOINTS / f"round-{best.round:05d}"
+    return read_checkpoint(path).snapshot.state
+
+
+def _best(header: Mapping[str, Any]) -> Best | None:
+    return Best(**header["best"]) if header.get("best") else None
+
+
 def _identity(header: Mapping[str, Any]) -> Identity:
     identity = dict(header["identity"])
     identity["label_names"] = tuple(identity["label_names"])
@@ -177,9 +202,15 @@ def _identity(header: Mapping[str, Any]) -> Identity:
 
 
 def prune_checkpoints(results: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and what interrupted writes left."""
-    for path in list_checkpoints(results)[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove all but the ``keep`` newest checkpoints, and what interrupted writes left.
+
+    The best round of each of those stays, too: whoever goes on there may still have to save it.
+    """
+    found = list_checkpoints(results)
+    named = {best.round for path in found[:keep] if (best := read_best(path)) is not None}
+    for path in found[keep:]:
+        if round_of(path) not in named:
+            shutil.rmtree(path, ignore_errors=True)
     for path in (results / CHECKPOINTS).glob(".round-*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -205,6 +236,8 @@ def _header(
     }
     if snapshot.guard:
         header["guard"] = snapshot.guard
+    if snapshot.best is not None:
+        header["best"] = asdict(snapshot.best)
     return header | {"sha256": _own_digest(header)}
 
 

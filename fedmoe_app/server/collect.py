@@ -85,7 +85,7 @@ class WaitForAll:
         strategy.aggregation.store.clear()
         collector = strategy.collector(nodes, strategy.question(now.server_round))
         for message in replies:
-            collect(now, collector, message)
+            collect(now, collector, message, adjust=strategy.adjusted)
             del message  # before the next one is pulled
         return collector.finish()
 

@@ -15,12 +15,13 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import stepped
+from fedmoe_app.aggregation.aggregate import stepped, told_by
 from fedmoe_app.aggregation.unwritten import GuardedValues
-from fedmoe_app.moe.state import ModelState
+from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.base import flat_signals
 from fedmoe_app.schemes.faults import call, named
 from fedmoe_app.schemes.parts import Measured as Statistic
-from fedmoe_app.schemes.parts import Step
+from fedmoe_app.schemes.parts import Step, Telling
 from fedmoe_app.schemes.views import Now, RoundInfo
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.wire.errors import InvalidUpdateError
@@ -82,26 +83,49 @@ def decode_measured(
     return Answers(dict(sorted(good.items())), named)
 
 
-def moved(
-    state: ModelState,
-    steps: Sequence[Step],
-    statistics: Sequence[Mapping[str, Tensor]],
-    server_round: int,
-) -> ModelState:
+def info_of(server_round: int, statistics: Sequence[Mapping[str, Tensor]]) -> RoundInfo:
+    """Describe such an exchange to steps.
+
+    Args:
+        server_round: the last round so far; 0 before the first.
+        statistics: of the clients, in client order.
+    """
+    ones = torch.ones(len(statistics))
+    return RoundInfo(server_round, ones, ones, (), tuple(statistics))
+
+
+def told_after(state: ModelState, steps: Sequence[Step], info: RoundInfo) -> Tensors:
+    """Return what the steps tell, as it travels.
+
+    Args:
+        state: the global state that they have moved.
+        steps: in order; those that tell nothing are passed over.
+        info: of the exchange.
+
+    Raises:
+        PartError: a step raised, or returned what cannot be used.
+    """
+    now = Now(GuardedValues(dict(state.named())), {}, info)
+    telling = [step for step in steps if isinstance(step, Telling)]
+    return {
+        name: tensor
+        for step in telling
+        for name, tensor in flat_signals(told_by(step, now, {})).items()
+    }
+
+
+def moved(state: ModelState, steps: Sequence[Step], info: RoundInfo) -> ModelState:
     """Return the global state after the steps; what none of them moved is the same object.
 
     Args:
         state: before them.
         steps: in order.
-        statistics: of the clients, in client order.
-        server_round: of the last round so far; 0 before the first.
+        info: of the exchange.
 
     Raises:
         PartError: a step raised, returned what cannot be used, or wrote to the values.
         ValueError: a step gave NaN or infinity.
     """
-    ones = torch.ones(len(statistics))
-    info = RoundInfo(server_round, ones, ones, (), tuple(statistics))
     values, change = dict(state.named()), dict[str, Tensor]()
     for step in steps:
         # What a step writes to by mistake is a copy; init may return the values themselves.

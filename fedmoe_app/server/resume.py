@@ -16,6 +16,7 @@ from fedmoe_app.config.schema import resumable_keys
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.folder import (
     CHECKPOINTS,
+    CLASSES_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
     keep_rounds,
@@ -28,6 +29,7 @@ from fedmoe_app.server.checkpoint import (
     CheckpointError,
     Identity,
     drop_later,
+    read_best,
     read_checkpoint,
     read_identity,
 )
@@ -89,6 +91,7 @@ def check_same_config(path: Path, config: Mapping[str, Any]) -> None:
             done, stored = read_identity(candidate)
             _refuse(candidate, _config_differences(stored.config, config))
             _refuse_done(candidate, done, config)
+            _refuse_ended(candidate, done, config)
             return
 
 
@@ -109,6 +112,7 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, state: ModelState
     differences += _state_differences(checkpoint.snapshot.state, state)
     _refuse(checkpoint.path, differences)
     _refuse_done(checkpoint.path, checkpoint.snapshot.server_round, identity.config)
+    _refuse_ended(checkpoint.path, checkpoint.snapshot.server_round, identity.config)
 
 
 def _refuse(path: Path, differences: Sequence[str]) -> None:
@@ -129,8 +133,20 @@ def _refuse_done(path: Path, done: int, config: Mapping[str, Any]) -> None:
         )
 
 
+def _refuse_ended(path: Path, done: int, config: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that ended because no better round came."""
+    patience, best = config["patience"], read_best(path)
+    if patience and best is not None and done - best.round >= patience:
+        raise ConfigError(
+            f"resume = {str(path)!r}: no round was better than round {best.round} for patience = "
+            f"{patience} rounds, so the run is complete; give a higher patience to train on"
+        )
+
+
 def _config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     free = resumable_keys()
+    if now.get("privacy.dp", "none") != "none" and not now.get("privacy.dp-noise"):
+        free -= {"num-server-rounds", "privacy.dp-epsilon"}  # the noise is worked out from them
     if now.get("train.lr-scheduler-type") != "constant":  # the schedule runs over all rounds
         free -= {"num-server-rounds"}
     return [
@@ -179,9 +195,9 @@ def set_back(
     repeated = dict(before or {})
     for line in _lines_after(results, server_round):
         for key in ("bytes_up", "bytes_down"):
-            repeated[key] = repeated.get(key, 0) + line.get(key, 0)
+            repeated[key] = repeated.get(key, 0) + (line.get(key) or 0)
         repeated["rounds"] = repeated.get("rounds", 0) + 1
-    for name in (METRICS_FILE, SAMPLES_FILE):
+    for name in (METRICS_FILE, SAMPLES_FILE, CLASSES_FILE):
         keep_rounds(results / name, server_round)
     drop_later(results, server_round)
     return {"repeated": repeated} if repeated else {}

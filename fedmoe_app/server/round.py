@@ -31,6 +31,8 @@ from fedmoe_app.wire.update import ClientUpdate
 MAX_REASON = 1000  # characters of a failure's reason that are kept
 _NAMED = re.compile(r"client (\d+): (.*)")  # how a client's own errors begin
 EVALUATION = " (evaluation)"  # after the name of who failed in it
+OF_ALL = ("round", "measuring")  # who fails where it is no single client
+SOMEBODY = "a client"  # where its name is not told
 
 
 class Round:
@@ -44,12 +46,17 @@ class Round:
         registry: knows the clients' names.
         others: is told of nodes that work for another run.
         callbacks: are told of replies and failures.
+        expected: clients of a round in the mean, where nothing of single clients is told; None
+            where it is.
 
     Attributes:
         failures: reason by client or node.
         aggregated: whether the global model changed.
         evaluation: of the global model.
+        validation: of it, on the rows that choose the best round.
+        best: what the round's line says of the best one so far.
         diagnostics: of the scheme.
+        privacy: what the run has spent so far.
     """
 
     def __init__(
@@ -61,10 +68,12 @@ class Round:
         registry: ClientRegistry,
         others: OtherRuns,
         callbacks: Sequence[Callback] = (),
+        expected: int | None = None,
     ) -> None:
         self.server_round = server_round
         self.grid, self.arrays, self.timeout = grid, arrays, timeout
         self._registry, self._others, self._callbacks = registry, others, callbacks
+        self._expected = expected
         self._started = time.monotonic()
         self._bytes_up = self._bytes_down = 0
         self._begin()
@@ -74,7 +83,10 @@ class Round:
         self.num_asked = 0
         self.aggregated = False
         self.diagnostics: Mapping[str, Any] = {}
+        self.privacy: Mapping[str, Any] = {}
         self.evaluation: MetricRecord | None = None
+        self.validation: MetricRecord | None = None
+        self.best: Mapping[str, Any] = {}
         self._updates: tuple[ClientUpdate, ...] = ()
         self._rejected: Mapping[str, int] = {}
         self._bytes_up_by_client: Mapping[int, int] = {}
@@ -104,8 +116,9 @@ class Round:
 
     def announce(self, num_asked: int) -> None:
         """Tell how many clients are asked to train."""
+        told = num_asked if self._expected is None else self._expected
         for callback in self._callbacks:
-            callback.on_ask(self.server_round, num_asked)
+            callback.on_ask(self.server_round, told)
 
     def sent(self, sizes: Mapping[int, int], to_train: bool) -> None:
         """Note messages: bytes by node."""
@@ -133,6 +146,8 @@ class Round:
 
     def good(self, update: ClientUpdate) -> None:
         """Tell of a training reply that is good."""
+        if self._is_private:
+            return
         counts = {
             "client": update.client,
             "num-examples": update.num_examples,
@@ -154,6 +169,9 @@ class Round:
 
     def fail(self, who: str, reason: str) -> None:
         """Note a failure of a client, a node, or the round."""
+        if self._is_private and who not in OF_ALL:
+            self._others.note(SOMEBODY, reason)
+            return
         reason = visible(reason, MAX_REASON)
         self._others.note(who, reason)
         self.failures[who] = reason
@@ -194,6 +212,11 @@ class Round:
         return reasons or "no reasons given"
 
     @property
+    def _is_private(self) -> bool:
+        """Whether nothing of single clients is told."""
+        return self._expected is not None
+
+    @property
     def working_elsewhere(self) -> Collection[str]:
         """Names of the nodes that work for another run."""
         return self._others.nodes
@@ -216,6 +239,9 @@ class Round:
         guarded: Guarded | None = None,
     ) -> None:
         """Note what the new global model was made of, and what the guard did; bytes by client."""
+        self.aggregated = True
+        if self._is_private:
+            return
         self._guarded = guarded
         # The record outlives the round; the changes do not.
         self._updates = tuple(
@@ -223,10 +249,11 @@ class Round:
         )
         self._bytes_up_by_client = dict(bytes_up)
         self._bytes_down_to = self._registry.by_client(self._bytes_down_to_node)
-        self.aggregated = True
 
     def record(self, metric: str) -> RoundRecord:
         """Return what happened, now that the round is over."""
+        if self._is_private:
+            return self._private_record(metric)
         return RoundRecord(
             self.server_round,
             metric,
@@ -243,6 +270,21 @@ class Round:
             guarded=self._guarded,
             diagnostics=self.diagnostics,
             evaluation=self.evaluation,
+            validation=self.validation,
+            best=self.best,
             seconds=self._seconds | {"round": time.monotonic() - self._started},
             round_trips=self._round_trips,
+        )
+
+    def _private_record(self, metric: str) -> RoundRecord:
+        """Return what happened without a word of single clients, or of how many there were."""
+        return RoundRecord(
+            self.server_round,
+            metric,
+            self.aggregated,
+            failures=dict(self.failures),
+            evaluation=self.evaluation,
+            seconds={"round": time.monotonic() - self._started},
+            privacy=dict(self.privacy),
+            is_private=True,
         )

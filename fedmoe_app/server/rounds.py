@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -15,9 +15,8 @@ from fedmoe_app.server.collect import Collect, WaitForAll
 from fedmoe_app.server.other_runs import OtherRuns
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.strategy import MoEStrategy
+from fedmoe_app.server.validation import EvaluateFn, Validation
 from fedmoe_app.wire.arrays import view_state
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class RunFailedError(RuntimeError):
@@ -30,6 +29,8 @@ class RoundLoop:
     Args:
         strategy: what is sent, and how replies are aggregated.
         collect: when a round is complete.
+        validation: how the global model is scored to choose the best round; None where the last
+            one is kept.
 
     Raises:
         ConfigError: if the scheme cannot be run so.
@@ -39,8 +40,13 @@ class RoundLoop:
         rounds_done: -1 until the initial model, which counts as round 0, is reported.
     """
 
-    def __init__(self, strategy: MoEStrategy, collect: Collect | None = None) -> None:
-        self.strategy = strategy
+    def __init__(
+        self,
+        strategy: MoEStrategy,
+        collect: Collect | None = None,
+        validation: Validation | None = None,
+    ) -> None:
+        self.strategy, self.validation = strategy, validation
         self.collect = collect or WaitForAll()
         strategy.plan.check(Run(strategy.task.shape, buffered=self.collect.is_buffered))
         self.arrays = ArrayRecord()
@@ -90,6 +96,8 @@ class RoundLoop:
             self.run_round(self.begin_round(number, grid, timeout), is_due, evaluate_fn, is_last)
             if self._failed_in_a_row >= self.strategy.limits.max_failed_rounds:
                 raise RunFailedError(self._why_failed())
+            if self.validation is not None and self.validation.is_over(number):
+                break
         if not self.strategy.num_aggregated:
             raise RunFailedError(self._why_failed())
         return self.arrays
@@ -132,6 +140,7 @@ class RoundLoop:
         if self._unevaluated and is_due:
             with now.timed("evaluate"):
                 self._evaluate(now, evaluate_fn)
+                self._validate(now, evaluate_fn)
         self._failed_in_a_row = 0 if now.aggregated else self._failed_in_a_row + 1
         self._report(now)
 
@@ -158,7 +167,8 @@ class RoundLoop:
             strategy.num_aggregated,
             self._unevaluated,
             dict(strategy.last_replies),
-            dict(registry.clients),
+            # Who is there tells who was drawn.
+            dict(registry.clients) if strategy.private is None else {},
             strategy.placements.book() if strategy.placements is not None else {},
             dict(registry.sizes),
             registry.cooldown.dump(),
@@ -168,6 +178,7 @@ class RoundLoop:
             *(self.rounds_done, strategy.run_key, strategy.state, strategy.broadcast, counters),
             strategy.step_state or {},
             strategy.guard.dump() if strategy.guard is not None else {},
+            self.validation.best if self.validation is not None else None,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -181,6 +192,8 @@ class RoundLoop:
         strategy.step_state = snapshot.step_state or None
         if strategy.guard is not None:
             strategy.guard.load(snapshot.guard)
+        if strategy.assignments is not None:
+            strategy.assignments.restore(snapshot.step_state)
         strategy.last_replies = dict(counters.last_replies)
         registry.clients = counters.roster
         registry.sizes = dict(counters.sizes)
@@ -188,6 +201,8 @@ class RoundLoop:
         registry.cooldown.load(counters.rests)
         if strategy.placements is not None:
             strategy.placements.restore(counters.holding)
+        if self.validation is not None:
+            self.validation.restore(snapshot.best)
 
     # -- parts of a round ----------------------------------------------------------------------
 
@@ -197,6 +212,7 @@ class RoundLoop:
         return Round(
             *(server_round, grid, self.arrays, timeout),
             *(self.strategy.registry, self._others, self._callbacks),
+            None if (private := self.strategy.private) is None else private.expected,
         )
 
     def _measure(self, now: Round, steps: Sequence[Step]) -> bool:
@@ -219,17 +235,32 @@ class RoundLoop:
 
     def _evaluate(self, now: Round, evaluate_fn: EvaluateFn | None) -> None:
         """Score the global model on the server's test set, else on the clients' own."""
-        strategy = self.strategy
         if evaluate_fn is not None:
             now.evaluation = evaluate_fn(now.server_round, now.arrays)
-        else:
-            nodes = self.collect.evaluators(strategy, now)
-            messages = strategy.configure_evaluate(now, nodes)
-            replies = strategy.exchange(now, messages, EVALUATION)
-            now.evaluation = strategy.aggregate_evaluate(now, replies)
+        elif self.strategy.private is None:  # scores of clients have no noise
+            now.evaluation = self._score_by_clients(now)
         self._unevaluated = False
 
+    def _score_by_clients(self, now: Round) -> MetricRecord | None:
+        """Have the clients score the global model on their own test examples."""
+        strategy = self.strategy
+        nodes = self.collect.evaluators(strategy, now)
+        messages = strategy.configure_evaluate(now, nodes)
+        return strategy.aggregate_evaluate(now, strategy.exchange(now, messages, EVALUATION))
+
+    def _validate(self, now: Round, evaluate_fn: EvaluateFn | None) -> None:
+        """Score the global model on the rows that choose the best round."""
+        if self.validation is None:
+            return
+        if self.validation.evaluate_fn is not None:
+            now.validation = self.validation.evaluate_fn(now.server_round, now.arrays)
+        else:  # without a test set of the server's the clients have just done it
+            now.validation = self._score_by_clients(now) if evaluate_fn else now.evaluation
+        self.validation.note(now.server_round, now.validation)
+
     def _report(self, now: Round) -> None:
+        if self.validation is not None:
+            now.best = self.validation.line(now.server_round)
         record = now.record(self.strategy.task.metric)
         self.rounds_done = record.server_round
         self._why = now.reasons()

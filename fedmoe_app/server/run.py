@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,26 +23,37 @@ from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
+from fedmoe_app.moe.prefix.find import Prefix
+from fedmoe_app.moe.prefix.replay import replayed
+from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.training.lora import merge_adapters
+from fedmoe_app.privacy.client_level import ClientLevel
+from fedmoe_app.privacy.ledger import Ledger
+from fedmoe_app.results.best import kept_note
+from fedmoe_app.results.classes import Classes, kept_classes
 from fedmoe_app.results.events import ResultsAt, TableFollows, logger, tell
 from fedmoe_app.results.folder import RunFolder, read_metrics
 from fedmoe_app.results.lease import TakenOverError
 from fedmoe_app.results.table import print_table
 from fedmoe_app.results.trackers import require_trackers
 from fedmoe_app.schemes import make_scheme
+from fedmoe_app.schemes.base import Plan
 from fedmoe_app.schemes.checks import check_holds_chosen, check_run
 from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.server.buffered import Buffered
-from fedmoe_app.server.checkpoint import Identity
+from fedmoe_app.server.checkpoint import Identity, best_state
 from fedmoe_app.server.client_list import read_client_list
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import WaitForAll
 from fedmoe_app.server.placement import Placements
+from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.recorder import RunRecorder, open_recorder
-from fedmoe_app.server.rounds import EvaluateFn, RoundLoop
+from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
 from fedmoe_app.server.transport import is_deployed
+from fedmoe_app.server.validation import EvaluateFn, Validation, check_best, keeper_of
 from fedmoe_app.tasks.base import evaluate
+from fedmoe_app.tasks.prefix import described, frozen_prefix, pays, tried
 from fedmoe_app.tasks.seeding import one_client
 from fedmoe_app.tasks.setup import Setup, load_setup, server_data
 from fedmoe_app.wire.bounds import TaskBounds
@@ -87,9 +100,10 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
     data = server_data(config.data)
     check_holds_chosen(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
-    check_run(config, scheme, setup.shape)
+    plan = check_run(config, scheme, setup.shape)
+    prefix = frozen_prefix(config, setup)
     chosen = config.model.experts_in_memory == "chosen"
-    test = _encode(setup, data.test)
+    test = _encode(setup, data.test, "test set")
     state = read_state(setup.model, setup.layers)
     identity = Identity(
         flatten_run_config(config), data.label_names, data.fingerprint, setup.base_fingerprint
@@ -114,16 +128,21 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
             _guard(config),
         ),
         Placements(setup.shape, config.round_timeout) if chosen else None,
+        _private_rounds(config, plan, setup),
     )
     collect = Buffered(config.buffer_size) if config.rounds == "buffered" else WaitForAll()
-    loop = RoundLoop(strategy, collect)
+    check_best(config, strategy.plan)
+    loop = RoundLoop(strategy, collect, _validation(config, setup, data, prefix))
     about = {"flower_run": str(grid.run.run_id), "simulated": not is_deployed(grid)}
     recorder = open_recorder(config, identity, loop, state, about)
     folder = recorder.folder
     strategy.aggregation.store.folder = folder.path  # replies that do not fit in memory wait there
+    if strategy.private is not None:
+        done = strategy.num_aggregated
+        strategy.private.ledger = Ledger(strategy.private.level, folder.path, done)
     with recorder:
         tell(ResultsAt(str(folder.path)))
-        _run(grid, config, loop, setup, recorder, test)
+        _run(grid, config, loop, setup, recorder, test, prefix)
     items = len(test) if test is not None and config.data.kind.classifies else 0
     _write_card(folder.path, items)
     tell(ResultsAt(str(folder.path)))
@@ -131,8 +150,18 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
 
 
 def _guard(config: RunConfig) -> Guard | None:
+    """Return the bounds of single clients; where these are private they bound themselves."""
     strength = STRENGTHS.get(config.robust.guard)
-    return None if strength is None else Guard(strength)
+    private = config.privacy.has_dp or config.privacy.secure_sum
+    return None if strength is None or private else Guard(strength)
+
+
+def _private_rounds(config: RunConfig, plan: Plan, setup: Setup) -> PrivateRounds | None:
+    """Return the mechanism of a run with differential privacy."""
+    if not config.privacy.has_dp:
+        return None
+    shape = setup.shape
+    return PrivateRounds(ClientLevel.of(config, plan, shape.num_layers, shape.num_experts))
 
 
 def _write_card(run: Path, items: int) -> None:
@@ -188,16 +217,22 @@ def _run(
     setup: Setup,
     recorder: RunRecorder,
     test: Encoded | None,
+    prefix: Prefix | None,
 ) -> None:
     folder = recorder.folder
     loop.strategy.summary()
+    if prefix is not None:
+        logger.info("%s", described(config, setup, prefix))
+    if loop.strategy.private is not None:
+        num_values = sum(tensor.numel() for _, tensor in recorder.state.named())
+        loop.strategy.private.say_before(num_values, config.num_server_rounds)
     try:
         loop.run(
             grid,
             encode_state(recorder.state),
             config.num_server_rounds,
             config.round_timeout,
-            _evaluate_fn(config, setup, test, folder),
+            _evaluate_fn(config, setup, test, prefix, folder, loop.strategy.task.label_names),
             recorder.callbacks,
         )
     except TakenOverError:
@@ -206,35 +241,43 @@ def _run(
         # A run that fails late keeps the model of its last good round. Ctrl-C and a stopped
         # process do not wait for that: they leave the checkpoint.
         if loop.strategy.num_aggregated:
-            _save_if_possible(config, setup, loop.arrays, folder)
+            _save_if_possible(config, setup, loop, folder)
         raise
-    _save(config, setup, loop.arrays, folder)
+    _save(config, setup, loop, folder)
     loop.check_end()  # the nodes keep what they need to repeat the last rounds
-    loop.strategy.end_run(grid, forget=not config.keep_client_state)
+    loop.strategy.end_run(grid, not config.keep_client_state, prefix is not None)
 
 
-def _encode(setup: Setup, test: Dataset | None) -> Encoded | None:
-    """Tokenise the server's test set, if it has one.
+def _encode(setup: Setup, own: Dataset | None, what: str) -> Encoded | None:
+    """Tokenise rows of the server's, if it has some; ``what`` they are.
 
     Raises:
-        DataError: no text of it gives a token.
+        DataError: no text of them gives a token.
     """
-    if test is None or len(test) == 0:
+    if own is None or len(own) == 0:
         return None
-    rows = setup.task.encode(test)
+    rows = setup.task.encode(own)
     if not rows:
         raise DataError(
-            "the test set has no example left: no text gives a token with this model's tokenizer"
+            f"the {what} has no example left: no text gives a token with this model's tokenizer"
         )
     return rows
 
 
-def _save_if_possible(
-    config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder
-) -> None:
+def _validation(
+    config: RunConfig, setup: Setup, data: TextData, prefix: Prefix | None
+) -> Validation | None:
+    """Return how rounds are scored beside the test set, if they are."""
+    keeper, rows = keeper_of(config), _encode(setup, data.validation, "validation set")
+    if keeper is None and rows is None:
+        return None
+    return Validation(keeper, _evaluate_fn(config, setup, rows, prefix))
+
+
+def _save_if_possible(config: RunConfig, setup: Setup, loop: RoundLoop, folder: RunFolder) -> None:
     """Save the model of a run that failed; that must not hide why it did, such as a full disk."""
     try:
-        _save(config, setup, arrays, folder)
+        _save(config, setup, loop, folder)
     except Exception as error:
         logger.warning(
             "%s: the model of the last good round could not be saved (%s: %s); "
@@ -246,32 +289,64 @@ def _save_if_possible(
 
 
 def _evaluate_fn(
-    config: RunConfig, setup: Setup, rows: Encoded | None, folder: RunFolder
+    config: RunConfig,
+    setup: Setup,
+    rows: Encoded | None,
+    prefix: Prefix | None,
+    folder: RunFolder | None = None,
+    label_names: tuple[str, ...] = (),
 ) -> EvaluateFn | None:
-    """Return the function that scores a global state on the server's test set, if it has one.
+    """Return the function that scores a global state on rows of the server's, if it has some.
 
-    It also writes the samples of this state to the result folder.
+    With a folder it also writes the samples of this state there, and how each class did.
     """
     if rows is None:
         return None
 
+    once = _prefix_once(config, setup, rows, prefix)
+
     def evaluate_global(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         # The same threads every time: their number changes the last bits of a sum.
-        with one_client(config.seed, config.train.threads):
+        with one_client(config.seed, config.train.threads), once():
             write_state(setup.model, setup.layers, decode_state(arrays))
             score = evaluate(setup.model, setup.task, rows, config.train.per_device_eval_batch_size)
-            samples = setup.task.samples(setup.model, rows[: config.data.num_samples])
-        folder.append_samples(server_round, samples)
-        return MetricRecord(
+            asked = rows[: config.data.num_samples] if folder is not None else []
+            samples = setup.task.samples(setup.model, asked) if asked else []
+        if folder is not None:
+            folder.append_samples(server_round, samples)
+        figures = MetricRecord(
             {"loss": score.mean_loss, "accuracy": score.accuracy, "items": score.items}
         )
+        if folder is not None and score.confusion is not None:
+            classes = Classes(server_round, label_names, score.confusion.numpy())
+            folder.append_classes(classes.line())
+            figures["macro-f1"] = classes.macro_f1
+        return figures
 
     return evaluate_global
 
 
-def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolder) -> None:
-    """Save the final model, and its adapter if there is one; plot, and print the table."""
-    write_state(setup.model, setup.layers, decode_state(arrays))
+def _prefix_once(
+    config: RunConfig, setup: Setup, rows: Encoded, prefix: Prefix | None
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return what computes the frozen layers of the test set once for all evaluations.
+
+    Raises:
+        ConfigError: ``train.prefix-cache = "on"``, and the model cannot be run from there on.
+    """
+    if prefix is None or not pays(config.train, setup, rows, num_trained=0):
+        return nullcontext
+    if tried(config, setup, prefix) is None:
+        return nullcontext
+    states = HiddenStates(config.train.prefix_cache_mib * MIB)
+    return lambda: replayed(prefix, states)
+
+
+def _save(config: RunConfig, setup: Setup, loop: RoundLoop, folder: RunFolder) -> None:
+    """Save the kept model, and its adapter if there is one; plot, and print the table."""
+    best = loop.validation.best if loop.validation is not None else None
+    state = decode_state(loop.arrays) if best is None else best_state(folder.path, best)
+    write_state(setup.model, setup.layers, state)
     with folder.writing():
         if config.model.train == "expert-lora":
             _save_adapter(config, setup, folder)
@@ -281,7 +356,12 @@ def _save(config: RunConfig, setup: Setup, arrays: ArrayRecord, folder: RunFolde
 
         plot_run(folder.path)
     tell(TableFollows())
-    print_table(read_metrics(folder.path))
+    lines = read_metrics(folder.path)
+    print_table(lines)
+    if note := kept_note(lines):
+        logger.info("kept model: %s", note)
+    if (classes := kept_classes(folder.path, lines)) is not None:
+        logger.info("%s", classes.said())
 
 
 def _save_model(setup: Setup, path: Path) -> None:

@@ -19,20 +19,32 @@ from fedmoe_app.aggregation.aggregate import FoldError, aggregate
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.guard import Guard
 from fedmoe_app.aggregation.store import Spool
-from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, round_info
+from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, replies_of, round_info
 from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.privacy.client_level import private_plan
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
 from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.schemes.parts import Step
 from fedmoe_app.schemes.sums import PairRule
+from fedmoe_app.schemes.views import RoundInfo
+from fedmoe_app.server.assigning import Assignments
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
 from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
-from fedmoe_app.server.measuring import PHASE, QUERY, decode_measured, moved, specs_of
+from fedmoe_app.server.measuring import (
+    PHASE,
+    QUERY,
+    decode_measured,
+    info_of,
+    moved,
+    specs_of,
+    told_after,
+)
 from fedmoe_app.server.placement import Placements, placed_arrays
+from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.sync import DeltaSync
 from fedmoe_app.server.transport import exchange, is_deployed, wait_for_nodes
@@ -114,6 +126,7 @@ class MoEStrategy:
         registry: the clients, and who of them is drawn.
         aggregation: where and how changes are summed.
         placements: which experts each node has; None where all nodes have all.
+        private: draws clients and bounds their changes, where the run has differential privacy.
 
     Attributes:
         state: the global model.
@@ -129,6 +142,7 @@ class MoEStrategy:
         registry: ClientRegistry | None = None,
         aggregation: Aggregation | None = None,
         placements: Placements | None = None,
+        private: PrivateRounds | None = None,
     ) -> None:
         self.scheme = scheme
         self.limits = limits or Limits()
@@ -138,6 +152,10 @@ class MoEStrategy:
         self.registry = registry or ClientRegistry()
         self.aggregation = aggregation or Aggregation()
         self.placements = placements
+        self.private = private
+        if private is not None:
+            self.plan = private_plan(self.plan, private.level, private.randomness)
+        self.assignments = Assignments.of(self.plan, self.task.shape, placements)
         self.run_key = self.task.run_key or secrets.token_hex(16)
         self.sync = DeltaSync(self.task.changed_only, self.task.download_codec)
         self.busy = BusyNodes(self._late_reply)
@@ -168,16 +186,16 @@ class MoEStrategy:
         asked = f"{fixed} of the connected clients" if fixed else asked
         logger.info("each round: %s, at least %d", asked, self.limits.min_clients)
 
-    def end_run(self, grid: Grid, forget: bool = True) -> None:
+    def end_run(self, grid: Grid, forget: bool = True, prefix: bool = False) -> None:
         """Tell the nodes that the run has ended; call it when a complete run's model is saved.
 
         They are free for another one then, and drop what they kept if they are to ``forget`` it. A
         node that does not hear it does the first after some minutes and the second after some
-        weeks.
+        weeks. Hidden states of a frozen ``prefix`` are dropped in any case.
         """
         keeps = self.task.changed_only or self.task.offer.keeps_residuals
-        drop = forget and (self.plan.keeps_state or keeps)
-        if not drop and not is_deployed(grid):
+        drop = forget and (self.plan.keeps_state or self.plan.recalls or keeps)
+        if not drop and not prefix and not is_deployed(grid):
             return
         content = RecordDict({"task": ConfigRecord({"run-key": self.run_key, "drop": drop})})
         try:
@@ -197,6 +215,11 @@ class MoEStrategy:
         nodes = wait_for_nodes(
             now.grid, limits.min_clients, limits.wait_for_clients, self.busy, self.connected
         )
+        if self.private is not None:
+            self.private.ledger.check()  # before anybody trains in vain
+            nodes = self.private.draw(nodes)
+            now.num_asked = len(nodes)
+            return nodes
         awake = self.registry.awake(now.grid, nodes, now.server_round, limits.min_clients)
         size = min(self.sample_size(len(nodes)), len(awake))
         nodes = self.registry.draw(now.grid, awake, now.server_round, size)
@@ -247,12 +270,15 @@ class MoEStrategy:
         """Return one message a node, with what it holds and lacks of the state."""
         content, group = self._content(now.server_round, now.arrays), str(now.server_round)
         if self.placements is None:
-            messages, sizes = self.sync.address(content, nodes, kind, group)
+            own = {}
+            if self.assignments is not None and kind == MessageType.TRAIN:
+                own = self.assignments.records(self.registry, nodes)
+            messages, sizes = self.sync.address(content, nodes, kind, group, own)
         else:
             messages, sizes = [], {}
             for node in nodes:
-                own = self.placements.content_for(self.registry, node, content)
-                message, size = self.sync.address(own, [node], kind, group)
+                part = self.placements.content_for(self.registry, node, content)
+                message, size = self.sync.address(part, [node], kind, group)
                 messages, sizes = messages + message, sizes | size
         now.sent(sizes, to_train=kind == MessageType.TRAIN)
         return messages
@@ -302,12 +328,15 @@ class MoEStrategy:
             )
             return None
         try:
-            found = moved(self.state, steps, list(answers.by_client.values()), now.server_round)
+            info = info_of(now.server_round, list(answers.by_client.values()))
+            found = moved(self.state, steps, info)
+            told = told_after(found, steps, info)
         except PartError as error:
             now.fail("measuring", f"{error} ({self.scheme}); the global model stays as it was")
             return None
         arrays = encode_state(found)
         self.state = view_state(arrays)
+        self.broadcast |= told
         return arrays
 
     def _measured(self, now: Round, messages: Sequence[Message]) -> Iterator[Message]:
@@ -340,6 +369,10 @@ class MoEStrategy:
             del reply
         now.ask_names()
 
+    def adjusted(self, update: ClientUpdate) -> ClientUpdate:
+        """Return a good reply as it is aggregated."""
+        return update if self.private is None else self.private.bounded(update)
+
     def collector(self, asked: Sequence[int], question: Question) -> UpdateCollector:
         """Return what takes the replies of these nodes, summing at once what can be."""
         holders = self.registry.holders(asked)
@@ -351,7 +384,8 @@ class MoEStrategy:
         return UpdateCollector(
             *(self.update_spec(), self.registry, self.aggregation.store, holders, split, streaming),
             question=question,
-            bounds=self.task.bounds,
+            # Under differential privacy a reply tells no counts.
+            bounds=self.task.bounds if self.private is None else None,
             guard=self.guard,
             num_asked=len(asked),
         )
@@ -359,13 +393,14 @@ class MoEStrategy:
     def begin_sums(self) -> None:
         """Begin the sums of a round."""
         self._buffers = ArrayBuffers()
-        experts = not self.aggregation.diagnose
+        experts = not self.aggregation.diagnose or self.private is not None
         self._sums = RunningSums(self.plan.server, experts, self.state, self._buffers.zeros)
 
     def update_spec(self) -> UpdateSpec:
         """Return what a reply to the present state may hold."""
         task = self.task
-        top_k = 0 if self.placements is None else task.shape.top_k
+        chooses = self.placements is not None and self.assignments is None
+        top_k = task.shape.top_k if chooses else 0
         spec = UpdateSpec.of(self.state, self.region_size, task.offer.codecs, top_k)
         return replace(spec, statistics=specs_of(self.plan.measured, self.state))
 
@@ -377,12 +412,8 @@ class MoEStrategy:
         """
         self._note(now, collected)
         updates = collected.updates
-        if len(updates) < self.limits.min_clients:
-            now.fail(
-                "round",
-                f"{len(updates)} usable replies of {now.num_asked} clients asked, "
-                f"min-clients = {self.limits.min_clients}; the global model stays as it was",
-            )
+        if fault := self._too_few(now, len(updates)):
+            now.fail("round", f"{fault}; the global model stays as it was")
             return None
         arrays = self._aggregate(now, updates)
         if arrays is None:
@@ -394,6 +425,18 @@ class MoEStrategy:
         self._num_partitions = known[0] if known else self._num_partitions
         self.num_aggregated += 1
         return arrays
+
+    def _too_few(self, now: Round, usable: int) -> str:
+        """Return why so few usable replies make no round; "" if they do."""
+        if self.private is not None:
+            # Noise on fewer is as good; how many there were is nobody's business.
+            return "no usable reply" if now.num_asked and not usable else ""
+        if usable >= self.limits.min_clients:
+            return ""
+        return (
+            f"{usable} usable replies of {now.num_asked} clients asked, "
+            f"min-clients = {self.limits.min_clients}"
+        )
 
     def _note(self, now: Round, collected: Collected) -> None:
         """Note who failed and what the others told of themselves."""
@@ -409,6 +452,8 @@ class MoEStrategy:
         if refused:
             collected.kinds["refused"] += len(refused)
         now.collected(collected.kinds)
+        if self.private is not None:
+            return  # sizes, failures and rests would lie in the checkpoint
         updates, registry = collected.updates, self.registry
         registry.sizes |= {update.client: update.counted for update in updates}
         registry.tests |= {u.client: int(u.metrics.get(NUM_TEST_ITEMS, 0)) for u in updates}
@@ -422,8 +467,10 @@ class MoEStrategy:
     def _aggregate(self, now: Round, updates: Sequence[ClientUpdate]) -> ArrayRecord | None:
         """Aggregate the updates, or say why the global state stays as it was."""
         info = round_info(now.server_round, updates)
-        layers, experts = info.routing[0].count.shape
-        diagnostics = Diagnostics(layers, experts) if self.aggregation.diagnose else None
+        diagnostics = self._diagnostics(info)
+        if self.private is not None:
+            self.private.ledger.spend()
+            now.privacy = self.private.ledger.figures()
         try:
             outcome = aggregate(
                 *(self.state, updates, self.plan, info, self.step_state),
@@ -432,6 +479,8 @@ class MoEStrategy:
                 diagnostics=diagnostics,
             )
             arrays = encode_one_by_one(outcome.tensors, self._buffers)
+            if self.assignments is not None:
+                self.assignments.renew(replies_of(updates))
         except (FoldError, PartError) as error:
             logger.debug("round %d", now.server_round, exc_info=error)  # where in an own part
             now.fail("round", f"{error} ({self.scheme}); the global model stays as it was")
@@ -439,8 +488,18 @@ class MoEStrategy:
         self.state = view_state(arrays)
         if diagnostics is not None:
             now.diagnostics = diagnostics.result(self.plan.server, info)
-        self.broadcast, self.step_state = flat_signals(outcome.told), outcome.state
+        apart = self.plan.told_apart  # is told until the next exchange of its kind
+        told_on = {k: t for k, t in self.broadcast.items() if k.partition("/")[0] in apart}
+        self.broadcast = told_on | flat_signals(outcome.told)
+        assigned = self.assignments.state() if self.assignments is not None else {}
+        self.step_state = outcome.state | assigned
         return arrays
+
+    def _diagnostics(self, info: RoundInfo) -> Diagnostics | None:
+        if not self.aggregation.diagnose or self.private is not None:
+            return None
+        layers, experts = info.routing[0].count.shape
+        return Diagnostics(layers, experts)
 
     def _note_lost_state(self, now: Round, updates: Sequence[ClientUpdate]) -> None:
         """Tell which clients should have kept something of an earlier round and have not."""
@@ -472,4 +531,5 @@ class MoEStrategy:
 
     def _late_reply(self, node_id: int, content: RecordDict) -> None:
         """Tell of a late reply; nothing is learnt from it."""
-        tell(LateReply(self.registry.name(node_id)))
+        if self.private is None:
+            tell(LateReply(self.registry.name(node_id)))

@@ -10,7 +10,7 @@ reason, and is sent everything at once, within the same round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
@@ -41,7 +41,12 @@ class DeltaSync:
         self._full: dict[int, RecordDict] = {}
 
     def address(
-        self, content: RecordDict, nodes: Sequence[int], message_type: str, group_id: str = ""
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        message_type: str,
+        group_id: str = "",
+        own: Mapping[int, RecordDict] | None = None,
     ) -> tuple[list[Message], dict[int, int]]:
         """Return a message for each node, and their sizes in bytes by node.
 
@@ -52,20 +57,25 @@ class DeltaSync:
             content: from ``encode_task``, with the whole state in ``arrays``.
             nodes: to send it to.
             message_type, group_id: Flower's.
+            own: records that are one node's alone, by node.
         """
+        own = own or {}
         full = self._versioned(content)
         version = str(full.config_records["task"][VERSION])
         self._forget_old_versions(version)
         by_base: dict[str, tuple[RecordDict, int]] = {}
         messages, sizes = [], {}
         for node in nodes:
-            self._full[node] = full
+            more = own.get(node, RecordDict())
+            self._full[node] = RecordDict({**full, **more}) if more else full
             base = self._base(node)
             if base not in by_base:
                 of_base = self._laid_over(full, base) if base else full
                 by_base[base] = of_base, record_bytes(of_base)
-            messages.append(Message(by_base[base][0], node, message_type, group_id=group_id))
-            sizes[node] = by_base[base][1]
+            shared, size = by_base[base]
+            sent = RecordDict({**shared, **more}) if more else shared
+            messages.append(Message(sent, node, message_type, group_id=group_id))
+            sizes[node] = size + (record_bytes(more) if more else 0)
         return messages, sizes
 
     def exchange(

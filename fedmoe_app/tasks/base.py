@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
@@ -43,15 +43,31 @@ class Batch:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over scored items (examples or response tokens), so that scores can be added up."""
+    """Sums over scored items (examples or response tokens), so that scores can be added up.
+
+    Attributes:
+        loss: cross-entropy in nats.
+        correct: items that are right.
+        items: how many.
+        confusion: counts ``[C, C]`` int64 on the CPU, right class by given class; None where the
+            task has no classes.
+    """
 
     loss: float = 0.0
     correct: int = 0
     items: int = 0
+    confusion: Tensor | None = field(default=None, compare=False)
 
     def __add__(self, other: Score) -> Score:
         """Add the sums of two scores."""
-        return Score(self.loss + other.loss, self.correct + other.correct, self.items + other.items)
+        both = [each for each in (self.confusion, other.confusion) if each is not None]
+        confusion = both[0] + both[1] if len(both) == 2 else next(iter(both), None)
+        return Score(
+            self.loss + other.loss,
+            self.correct + other.correct,
+            self.items + other.items,
+            confusion,
+        )
 
     @property
     def mean_loss(self) -> float:
@@ -129,7 +145,13 @@ class Task(ABC):
         """Return the batch's summed loss and hits."""
         logits, labels = self.predict(model, batch)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        return Score(float(loss), int((logits.argmax(-1) == labels).sum()), len(labels))
+        given = logits.argmax(-1)
+        confusion = self.confusion(given, labels, logits.shape[-1])
+        return Score(float(loss), int((given == labels).sum()), len(labels), confusion)
+
+    def confusion(self, given: Tensor, labels: Tensor, classes: int) -> Tensor | None:
+        """Count classes ``[items]`` by given ones ``[items]``; None where these are tokens."""
+        return None
 
     def score_rows(self, model: PreTrainedModel, rows: Sequence[Row]) -> Score:
         """Return the metric of one batch of rows; subclasses may need more than one forward."""

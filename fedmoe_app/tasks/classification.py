@@ -48,6 +48,11 @@ class SequenceClassification(Task):
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         return out.logits, batch.labels
 
+    def confusion(self, given: Tensor, labels: Tensor, classes: int) -> Tensor:
+        """Return counts ``[C, C]``."""
+        flat = (labels * classes + given).cpu()
+        return torch.bincount(flat, minlength=classes * classes).view(classes, classes)
+
 
 class LabelWords(SequenceClassification):
     """Classification by label words: the model's own logits of the words after the last token.

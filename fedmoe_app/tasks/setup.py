@@ -20,7 +20,7 @@ from fedmoe_app.config.parse import check_labels_known
 from fedmoe_app.config.schema import NODES, DataConfig, ModelConfig, RunConfig
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
-from fedmoe_app.data.sources import TextData, load_node_file, load_text_data
+from fedmoe_app.data.sources import TextData, load_node_file, load_text_data, load_validation
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_checkpoint
@@ -265,7 +265,13 @@ def server_data(config: DataConfig) -> TextData:
     check_labels_known(config)
     labels = config.labels
     test = load_node_file(config.test_source, config, labels) if config.test_source else None
-    return TextData(train=Dataset.from_list([]), test=test, label_names=labels, fingerprint="")
+    return TextData(
+        train=Dataset.from_list([]),
+        test=test,
+        label_names=labels,
+        fingerprint="",
+        validation=load_validation(config, labels),
+    )
 
 
 @dataclass(frozen=True)

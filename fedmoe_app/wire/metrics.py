@@ -23,6 +23,7 @@ _MAX_EXPERTS = 10**6  # of a layer, or of a model
 
 PREFIX = "seconds-"  # of the names in a reply's metrics
 CPU = "cpu"
+EXPERT_BUDGET = "expert-budget"  # experts a layer that a client can train
 PHASES = ("download", "start", "load", "data", "apply", "evaluate", "train", "encode", CPU)
 
 
@@ -86,7 +87,7 @@ METRICS = (
     Metric("local-accuracy", _SHARE, title="own {metric} after", tracked=True),
     Metric("personal-accuracy", _SHARE, title="personal model", tracked=True),
     Metric("mixing-gate", _SHARE, title="mixing gate"),
-    Metric("expert-budget", _EXPERTS, "whole", title="expert budget"),
+    Metric(EXPERT_BUDGET, _EXPERTS, "whole", title="expert budget"),
     Metric("experts-held", _EXPERTS, "whole"),
     Metric(_NUM_STEPS, _COUNT, "whole"),
     Metric(NUM_TEST_ITEMS, _COUNT, ""),

@@ -4,6 +4,7 @@
     arrays     global values, all or those that changed (:mod:`fedmoe_app.server.sync`)
     broadcast  the scheme's tensors
     task       round, labels, data, codecs
+    assigned   the experts that this client trains; not there where it chooses, or trains all
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
@@ -20,6 +22,8 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.arrays import read_array, to_array
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.question import Question
+
+ASSIGNED, _EXPERTS = "assigned", "experts"
 
 
 class ProtocolError(ValueError):
@@ -39,6 +43,7 @@ class TrainTask:
     run_key: str = "0" * 32  # names the run in what a client keeps; the same after a resume
     offer: Offer = field(default_factory=Offer)  # how the reply may be encoded
     state_version: int = 0  # folds before the state
+    assigned: Tensor | None = None  # experts that the server has it train, [L, E] bool
 
     @property
     def question(self) -> Question:
@@ -111,6 +116,11 @@ def encode_task(
     )
 
 
+def encode_assigned(experts: Tensor) -> ArrayRecord:
+    """Encode the experts that a client is to train, ``[L, E]`` bool, for the record ASSIGNED."""
+    return ArrayRecord({_EXPERTS: to_array(experts.to(torch.uint8))})
+
+
 def check_protocol(content: RecordDict) -> ConfigRecord:
     """Return the task's settings.
 
@@ -146,4 +156,10 @@ def decode_task(content: RecordDict) -> TrainTask:
         offer=Offer(
             tuple(config["codecs"]), float(config["topk-share"]), bool(config["error-feedback"])
         ),
+        assigned=_assigned(content),
     )
+
+
+def _assigned(content: RecordDict) -> Tensor | None:
+    record = content.array_records.get(ASSIGNED)
+    return None if record is None else read_array(record[_EXPERTS]).bool()

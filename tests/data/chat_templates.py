@@ -162,5 +162,5 @@ def batch(*conversations: Sequence[dict[str, str]], given: int = 0) -> dict[str,
     return {
         "messages": list(conversations),
         "num_given": [given] * len(conversations),
-        "source_row": list(range(1, len(conversations) + 1)),
+        "where": [f"row {number}" for number in range(1, len(conversations) + 1)],
     }

@@ -125,14 +125,14 @@ def test_conversations_in_uniform_columns(lm: MakeConfig, cells: list[Any]) -> N
     assert unified[:] == {
         "messages": [CHAT, CHAT],
         "num_given": [0, 0],
-        "source_row": [1, 2],
+        "where": ["some.jsonl, row 1", "some.jsonl, row 2"],
         "site": ["n", "s"],
     }
     text = Value("string")
     assert unified.features == Features(
         messages=List({"role": text, "content": text}),
         num_given=Value("int64"),
-        source_row=Value("int64"),
+        where=text,
         site=text,
     )
     assert len(concatenate_datasets([unified, unified])) == 4
@@ -144,7 +144,7 @@ def test_rows_without_an_answer_are_dropped(
     rows = [CHAT, CHAT[:1], None, CHAT]
     with caplog.at_level(logging.WARNING):
         unified = unify(table(messages=rows), lm(), (), True)
-    assert unified["source_row"][:] == [1, 4]
+    assert unified["where"][:] == ["some.jsonl, row 1", "some.jsonl, row 4"]
     assert "some.jsonl: dropped 2 of 4 rows" in caplog.text and "row 2)" in caplog.text
     with pytest.raises(DataError, match="in no row does the assistant answer the user"):
         unify(table(messages=[CHAT[:1]]), lm(), (), True)
@@ -165,7 +165,7 @@ def test_texts_of_prompt_and_completion_stay_as_they_are(lm: MakeConfig) -> None
 def test_messages_of_prompt_and_completion(lm: MakeConfig) -> None:
     given, new = messages("Hi", "Yes?", "More"), [{"role": "assistant", "content": "No."}]
     rows = table(prompt=[given], completion=[new])
-    expected = {"messages": [given + new], "num_given": [3], "source_row": [1]}
+    expected = {"messages": [given + new], "num_given": [3], "where": ["some.jsonl, row 1"]}
     assert unify(rows, lm(), (), True)[:] == expected
     as_text = table(prompt=[json.dumps(given)], completion=["No."])
     assert unify(as_text, lm(), (), True)[:] == expected

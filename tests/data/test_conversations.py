@@ -146,8 +146,8 @@ def test_what_is_no_list_of_messages(cell: Any) -> None:
     ],
 )
 def test_whole_exchanges(said: str, system: str, exchanges: list[str], trimmed: bool) -> None:
-    found = as_conversation(3, turns(said))
-    assert found is not None and found.row == 3
+    found = as_conversation("x, row 3", turns(said))
+    assert found is not None and found.where == "x, row 3"
     assert list(found.system) == turns(system)
     assert [list(exchange) for exchange in found.exchanges] == [turns(e) for e in exchanges]
     assert found.trimmed is trimmed

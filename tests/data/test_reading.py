@@ -616,3 +616,33 @@ def test_a_comma_in_the_brackets_of_a_pattern(tmp_path: Path, config: MakeConfig
     pattern = f"{tmp_path}/[a,b].csv"
     assert len(labels_of(config, pattern, source_kind="glob")) == 4
     assert len(labels_of(config, f"{pattern}, {tmp_path}/c*.csv", source_kind="glob")) == 6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [(["a", "b"], "a list"), ([{"a": "b"}], "a list"), ({"a": "b"}, "an object")],
+)
+def test_a_prompt_that_is_neither_text_nor_messages(
+    tmp_path: Path, config: MakeConfig, prompt: object, kind: str
+) -> None:
+    lm = config(task="causal-lm", partition="iid")
+    for name, rows in (
+        ("a.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": prompt, "completion": "c"}]),
+        ("b.jsonl", [{"prompt": prompt, "completion": "c"}] * 2),
+    ):
+        file = jsonl(tmp_path / name, rows)
+        with pytest.raises(DataError, match=rf'{name}: .*"prompt" holds {kind}, neither'):
+            load_text_data(lm.model_copy(update={"source": file}))
+
+
+def test_a_prompt_of_messages_may_be_a_list_an_object_of_lists_or_text(
+    tmp_path: Path, config: MakeConfig
+) -> None:
+    turn = {"role": "user", "content": "Hi"}
+    forms = [[turn], {"role": ["user"], "content": ["Hi"]}, json.dumps([turn])]
+    file = jsonl(tmp_path / "a.jsonl", [{"prompt": form, "completion": "Yes"} for form in forms])
+    data = load_text_data(config(source=file, task="causal-lm", partition="iid"))
+    assert data.train["messages"][:] == [[turn, {"role": "assistant", "content": "Yes"}]] * 3
+    empty = jsonl(tmp_path / "e.jsonl", [{"prompt": p, "completion": "c"} for p in ([], "p")])
+    found = load_text_data(config(source=empty, task="causal-lm", partition="iid"))
+    assert found.train[:] == {"prompt": ["p"], "completion": ["c"]}

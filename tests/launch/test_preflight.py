@@ -148,7 +148,7 @@ def test_conversations_that_a_template_refuses_are_found(tmp_path: Path) -> None
     chats = {"data.source": str(path), "data.task": "causal-lm", "data.partition": "iid"}
     check_sources(make_config(**chats), 2)
     chats |= {"data.chat-template": GEMMA}
-    with pytest.raises(DataError, match=r"data\.source, row 2: .*System role not supported"):
+    with pytest.raises(DataError, match=r"chat\.jsonl, row 2: .*System role not supported"):
         check_sources(make_config(**chats), 2)
     check_sources(make_config(**chats, **{"data.system-messages": "merge"}), 2)
 

@@ -11,11 +11,13 @@ import pytest
 
 from fedmoe_app.results.events import (
     PREFIX,
+    BestKept,
     Ended,
     Event,
     EventLog,
     Failed,
     LateReply,
+    PrivacySpent,
     Replied,
     ResultsAt,
     Resumed,
@@ -87,7 +89,9 @@ EVENTS = [
     Replied("client 2", {"train-loss": 0.5, "num-examples": 7}, 1, 4, "about 5 s left"),
     Failed("node 812", "out of\u2028memory"),
     RoundDone(2, 3, True, 4, 1, 2.5, float("inf"), 0.5, "about 2 s left"),
+    PrivacySpent(2, 1.5, 1e-5, 2, 0.7),
     LateReply("client 1"),
+    BestKept(5, 3, "accuracy", 0.75),
     Waiting(1, {"client 1": "busy"}, 10.0, 60.0),
     ResultsAt("/there/a run"),
     TableFollows(),

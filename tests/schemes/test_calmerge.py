@@ -14,7 +14,6 @@ from fedmoe_app import ConfigError, ModelShape, ModelState, Reply, Run, make_sch
 from fedmoe_app.aggregation.streaming import BlockSums
 from fedmoe_app.schemes.base import Plan
 from fedmoe_app.schemes.calmerge import CalMerge
-from fedmoe_app.schemes.closedhead import ClosedFormHead
 from fedmoe_app.schemes.fedavg import FedAvg
 from fedmoe_app.schemes.fedexp import Extrapolated, FedExP
 from fedmoe_app.schemes.fedvls import VacantClasses
@@ -23,6 +22,7 @@ from fedmoe_app.schemes.grammerge import GramMerge, GramWeighted
 from fedmoe_app.schemes.logitadjust import LogitAdjust
 from fedmoe_app.schemes.parts import Client, Server
 from fedmoe_app.schemes.views import Block
+from fedmoe_app.schemes.withhead import ClosedFormHead
 from tests.conftest import make_config
 from tests.invariant.runs import GoldenRun, make_material, run_golden
 from tests.toy import toy_stats

@@ -13,7 +13,7 @@ from fedmoe_app import ModelState, Now, Step
 from fedmoe_app.compare.in_process import task_identity
 from fedmoe_app.schemes.closedhead import FeatureSums
 from fedmoe_app.server.clients import ClientRegistry
-from fedmoe_app.server.measuring import Answers, decode_measured, moved, specs_of
+from fedmoe_app.server.measuring import Answers, decode_measured, info_of, moved, specs_of
 from fedmoe_app.wire.numbers import encode_number
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.statistics import RECORD, encode_statistics
@@ -88,7 +88,7 @@ class Counts(Step):
 
 
 def test_steps_follow_each_other_and_what_none_moved_stays_the_same_object() -> None:
-    state = moved(STATE, (Counts(), Counts()), [GOOD, GOOD], 0)
+    state = moved(STATE, (Counts(), Counts()), info_of(0, [GOOD, GOOD]))
     assert state.dense["w"].tolist() == [17.0, 17.0]
     assert state.dense["score.weight"] is STATE.dense["score.weight"]
 
@@ -104,4 +104,4 @@ class Divides(Step):
 
 def test_a_step_that_gives_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="w: NaN or infinite"):
-        moved(STATE, (Divides(),), [GOOD], 0)
+        moved(STATE, (Divides(),), info_of(0, [GOOD]))

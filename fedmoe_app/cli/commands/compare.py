@@ -17,7 +17,6 @@ from fedmoe_app.cli.options import (
     RunConfigItems,
     allow_downloads,
 )
-from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.runner import INTERRUPTED
 from fedmoe_app.shown.terminal import say
 
@@ -67,7 +66,7 @@ def compare(
 
     allow_downloads(online)
     request = comparing.Request(
-        app=app_folder(app_dir),
+        app=app_dir,
         schemes=comparing.read_schemes(",".join(comparing.SCHEMES) if schemes is None else schemes),
         seeds=comparing.read_seeds(seeds),
         alphas=comparing.read_alphas(alphas) if alphas is not None else (),

@@ -13,6 +13,7 @@ import typer
 
 from fedmoe_app.cli.app import command
 from fedmoe_app.config.paths import results_dir
+from fedmoe_app.results.best import kept_note
 from fedmoe_app.results.finding import find_run
 from fedmoe_app.results.folder import METRICS_FILE, ResultsError, list_checkpoints, read_rounds
 from fedmoe_app.results.status import (
@@ -135,11 +136,13 @@ def _figures(lines: Sequence[Mapping[str, Any]], repeated: Mapping[str, float]) 
             f"metrics   round {last['round']}: loss {last['loss']:.4f}, "
             f"{last['metric']} {last['accuracy']:.4f}"
         )
+    if note := kept_note(lines):
+        yield f"kept      {note}"
     if len(lines) > 1:
         clients = ", ".join(str(client["client"]) for client in lines[-1]["clients"])
         yield f"clients   {clients or 'none'} in round {lines[-1]['round']}"
         up, down = (
-            sum(line[key] for line in lines) + repeated.get(key, 0)
+            sum(line[key] or 0 for line in lines) + repeated.get(key, 0)
             for key in ("bytes_up", "bytes_down")
         )
         note = f" ({repeated['rounds']:.0f} rounds of it were repeated)" if repeated else ""

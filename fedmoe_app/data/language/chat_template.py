@@ -96,7 +96,7 @@ class ChatTemplate:
         found: set[int] = set()
         for exchanges in ((_GREETING,), (_GREETING, _GREETING)):
             try:
-                (tokens,) = self.tokens([Conversation(0, (), exchanges, trimmed=False)])
+                (tokens,) = self.tokens([Conversation("", (), exchanges, trimmed=False)])
             except DataError:
                 continue
             learnt = [label != IGNORED_LABEL for label in tokens.labels]
@@ -118,10 +118,10 @@ class ChatTemplate:
         turns = [with_system(c.turns, self._system) for c in conversations]
         if self._marks:
             pairs = zip(conversations, turns, strict=True)
-            return [_at(c.row, self._by_marks, said) for c, said in pairs]
-        texts = [_at(c.row, self._text, t) for c, t in zip(conversations, turns, strict=True)]
+            return [_at(c.where, self._by_marks, said) for c, said in pairs]
+        texts = [_at(c.where, self._text, t) for c, t in zip(conversations, turns, strict=True)]
         spans = [
-            _at(c.row, self._spans, said, text)
+            _at(c.where, self._spans, said, text)
             for c, said, text in zip(conversations, turns, texts, strict=True)
         ]
         found = zip(tokenise(self._tokenizer, texts), spans, strict=True)
@@ -131,7 +131,7 @@ class ChatTemplate:
         """Return the token ids of all before the last answer, with the generation prompt."""
         turns = [with_system(c.turns, self._system)[:-1] for c in conversations]
         texts = [
-            _at(c.row, self._render, said, True)
+            _at(c.where, self._render, said, True)
             for c, said in zip(conversations, turns, strict=True)
         ]
         return [tokenised.ids for tokenised in tokenise(self._tokenizer, texts)]
@@ -337,12 +337,12 @@ class ChatTemplate:
 _GREETING = (Turn(USER, "Hello there"), Turn(ASSISTANT, "General greeting"))
 
 
-def _at(row: int, step: Any, *arguments: Any) -> Any:
-    """Put the row before what a step says is wrong with it."""
+def _at(where: str, step: Any, *arguments: Any) -> Any:
+    """Put file and row before what a step says is wrong with it."""
     try:
         return step(*arguments)
     except DataError as error:
-        raise DataError(f"row {row}: {error}") from None
+        raise DataError(f"{where}: {error}") from None
 
 
 def _is_syntax(error: Exception) -> bool:

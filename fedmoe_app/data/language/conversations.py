@@ -62,13 +62,13 @@ class Conversation:
     """Leading system messages and whole exchanges.
 
     Attributes:
-        row: number of the row in its file, from 1, for messages.
+        where: its file and row, for messages.
         system: the leading system messages.
         exchanges: each begins with the user and ends with the assistant.
         trimmed: whether messages of the row were left out.
     """
 
-    row: int
+    where: str
     system: tuple[Turn, ...]
     exchanges: tuple[tuple[Turn, ...], ...]
     trimmed: bool
@@ -107,16 +107,22 @@ def looks_like_messages(cell: Any) -> bool:
     """Tell whether a cell holds messages and not plain text."""
     if not isinstance(cell, str):
         return isinstance(cell, list | Mapping)
-    if not cell.lstrip().startswith("["):
+    if not cell.lstrip().startswith(("[", "{")):
         return False
     try:
-        found = json.loads(cell)
+        return are_messages(json.loads(cell))
     except (ValueError, RecursionError):
         return False
-    return bool(found) and all(isinstance(m, dict) and _has_role(m) for m in found)
 
 
-def as_conversation(row: int, turns: Sequence[Turn]) -> Conversation | None:
+def are_messages(value: list[Any] | Mapping[str, Any]) -> bool:
+    """Tell whether a list or object is one of messages; no messages are none."""
+    if isinstance(value, Mapping):
+        return _has_role(value) and all(isinstance(column, list) for column in value.values())
+    return bool(value) and all(isinstance(m, Mapping) and _has_role(m) for m in value)
+
+
+def as_conversation(where: str, turns: Sequence[Turn]) -> Conversation | None:
     """Return the whole exchanges of a row; None if it has none, or none that is to be learnt."""
     said = [turn for turn in turns if turn.content.strip() or turn.role in (SYSTEM, TOOL)]
     num_system = _first(said, lambda turn: turn.role != SYSTEM)
@@ -126,7 +132,7 @@ def as_conversation(row: int, turns: Sequence[Turn]) -> Conversation | None:
         return None
     exchanges = _exchanges(said[start:end])
     trimmed = num_system + end - start < len(turns)
-    return Conversation(row, tuple(said[:num_system]), exchanges, trimmed)
+    return Conversation(where, tuple(said[:num_system]), exchanges, trimmed)
 
 
 def with_system(turns: Iterable[Turn], handling: str) -> list[Turn]:

@@ -199,7 +199,7 @@ class TextEncoder(_Encoder):
 
 
 class ConversationEncoder(_Encoder):
-    """Columns ``messages``, ``num_given`` and ``source_row``.
+    """Columns ``messages``, ``num_given`` and ``where``.
 
     A conversation that is too long loses its first exchanges, system messages stay. Where the last
     exchange by itself does not fit, its tokens are cut by the rule of :func:`encode_causal_lm`:
@@ -252,7 +252,7 @@ class ConversationEncoder(_Encoder):
         most = len(conversation.exchanges) - 1
         dropped = _fewest(most, lambda n: self._fits(self._tokens(conversation, n).ids))
         tokens = self._tokens(conversation, dropped)
-        return tokens if self._fits(tokens.ids) else self._cut(tokens, conversation.row)
+        return tokens if self._fits(tokens.ids) else self._cut(tokens, conversation.where)
 
     def _fits(self, ids: Sequence[int]) -> bool:
         return len(ids) <= self.max_length
@@ -260,7 +260,7 @@ class ConversationEncoder(_Encoder):
     def _tokens(self, conversation: Conversation, dropped: int) -> Tokens:
         return self._format.tokens([conversation.without_first(dropped)])[0]
 
-    def _cut(self, tokens: Tokens, row: int) -> Tokens:
+    def _cut(self, tokens: Tokens, where: str) -> Tokens:
         """Cut the tokens of one exchange; a beginning token stays."""
         first = 1 if tokens.ids[0] == self.tokenizer.bos_token_id and tokens.answer else 0
         pairs = list(zip(tokens.ids, tokens.labels, strict=True))
@@ -269,7 +269,7 @@ class ConversationEncoder(_Encoder):
         kept = [*pairs[:first], *head, *tail]
         if all(label == IGNORED_LABEL for _, label in kept[1:]):
             raise DataError(
-                f"row {row}: data.max-length = {self.max_length} leaves no token of the answer "
+                f"{where}: data.max-length = {self.max_length} leaves no token of the answer "
                 "to learn; raise it"
             )
         ids, labels = (list(column) for column in zip(*kept, strict=True))
@@ -309,8 +309,8 @@ class ConversationEncoder(_Encoder):
 
 def read_batch(batch: Batch) -> list[Conversation]:
     """Return the conversations of a batch of uniform columns."""
-    columns = zip(batch["messages"], batch["num_given"], batch["source_row"], strict=True)
-    found = [as_conversation(row, _turns(messages, given)) for messages, given, row in columns]
+    columns = zip(batch["messages"], batch["num_given"], batch["where"], strict=True)
+    found = [as_conversation(where, _turns(messages, given)) for messages, given, where in columns]
     assert all(found)  # the others are no rows of the uniform data set
     return [conversation for conversation in found if conversation]
 

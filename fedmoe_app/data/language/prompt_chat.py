@@ -77,7 +77,7 @@ class PromptChat:
         turns = [*(conversation.system if number == 0 else ()), *conversation.exchanges[number]]
         if any(turn.role == TOOL for turn in turns):
             raise DataError(
-                f"row {conversation.row}: a message of role tool needs a chat template, and "
+                f"{conversation.where}: a message of role tool needs a chat template, and "
                 "data.prompt-format is none; write it into a message of the user, or choose a "
                 "data.chat-template"
             )
@@ -91,7 +91,7 @@ class PromptChat:
         text = "" if self._system == "drop" else _joined_texts(turns, SYSTEM)
         if text and self._system == "keep" and not self._layout.has("system"):
             raise DataError(
-                f"row {conversation.row}: a system message, and data.prompt-format has no "
+                f"{conversation.where}: a system message, and data.prompt-format has no "
                 '{system}; add it, or set data.system-messages = "merge" or "drop"'
             )
         return text

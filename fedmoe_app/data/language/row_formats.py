@@ -98,7 +98,9 @@ def asked_of_language(columns: Collection[str], config: DataConfig) -> Asked:
     kind = found.kind if found else config.named_rows
     if kind == INSTRUCTION and not (config.context_field or config.instruction_field):
         return Asked(names, optional=("context", "input"))  # of JSON, perhaps not in the first rows
-    return Asked(nested=names) if kind in (MESSAGES, COMPLETION) else Asked(names)
+    if kind == COMPLETION:
+        return Asked(nested=names, texts_or_messages=True)
+    return Asked(nested=names) if kind == MESSAGES else Asked(names)
 
 
 def log_format(table: Table, found: RowFormat) -> None:

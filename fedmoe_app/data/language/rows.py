@@ -4,9 +4,9 @@
 - prompt-completion of texts: ``prompt`` and ``completion``, as they stand;
 - plain text: ``text``;
 - conversations: ``messages`` (list of role and content), ``num_given`` (so many of the first
-  messages are never trained on) and ``source_row`` (the row's number in its file, from 1, for
-  messages). Prompt and completion that hold messages are conversations, and so is everything but
-  plain text where ``data.chat-template`` says that a template formats all.
+  messages are never trained on) and ``where`` (file and row, for messages). Prompt and completion
+  that hold messages are conversations, and so is everything but plain text where
+  ``data.chat-template`` says that a template formats all.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _conversations(
 ) -> tuple[Columns, list[int]]:
     """Keep the rows with an answer to learn; the ``given`` messages of a row are never trained."""
     learnable = [
-        as_conversation(0, [turn._replace(learnt=False) for turn in before] + after) is not None
+        as_conversation("", [turn._replace(learnt=False) for turn in before] + after) is not None
         for before, after in zip(given, new, strict=True)
     ]
     rows = [row for row, good in enumerate(learnable) if good]
@@ -198,7 +198,7 @@ def _columns(
             for turns in conversations
         ],
         "num_given": num_given,
-        "source_row": [table.first_row + row + 1 for row in rows],
+        "where": [table.where(row) for row in rows],
     }
 
 

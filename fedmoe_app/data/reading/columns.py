@@ -21,11 +21,14 @@ class Asked:
         scalars: that hold one value a row: text, a number, true or false.
         nested: that may also hold lists or objects; these come as JSON text.
         optional: scalars that need not be there.
+        texts_or_messages: whether ``nested`` hold either; a list of anything else, as JSON text,
+            would be taken for a text that somebody wrote.
     """
 
     scalars: tuple[str, ...] = ()
     nested: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    texts_or_messages: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from fedmoe_app.config.errors import DataError
+from fedmoe_app.data.language.conversations import are_messages
 from fedmoe_app.data.reading.columns import ROWS, Asked, Rows, json_text, schema_of
 from fedmoe_app.data.reading.streams import open_utf8
 
@@ -237,21 +238,24 @@ def _in_batches(path: Path, rows: Iterator[_Row], asked: Asked) -> Iterator[pa.R
     schema = schema_of(asked.names)
     while part := list(islice(rows, ROWS)):
         columns = [
-            [_cell(path, where, name, row.get(name), name in asked.nested) for where, row in part]
+            [_cell(path, where, name, row.get(name), asked) for where, row in part]
             for name in asked.names
         ]
         yield _batch(path, part, columns, schema)
 
 
-def _cell(path: Path, where: str, name: str, value: Any, nested: bool) -> str | None:
+def _cell(path: Path, where: str, name: str, value: Any, asked: Asked) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if nested:
+    if name in asked.nested and (not asked.texts_or_messages or are_messages(value)):
         return json_text(value)
+    if name in asked.nested and not value:
+        return None
     kind = "a list" if isinstance(value, list) else "an object"
-    raise DataError(f'{path}: {where}: column "{name}" holds {kind}, not a text')
+    wanted = "neither a text nor messages" if name in asked.nested else "not a text"
+    raise DataError(f'{path}: {where}: column "{name}" holds {kind}, {wanted}')
 
 
 def _batch(

@@ -20,7 +20,6 @@ Dense parameters and gates are trained where they require a gradient. Shapes: ``
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +79,7 @@ class Trainables:
         """Return self; leaving the ``with`` block detaches."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Detach, without merging."""
         self.detach()
 

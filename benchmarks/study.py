@@ -1,0 +1,350 @@
+"""Which scheme wins on a pre-trained model, with and without the head in closed form.
+
+    python -m benchmarks.study tune   [--data ag_news clinc150] [--head random closed-form]
+    python -m benchmarks.study final  [--data …] [--head …] [--seeds 5] [--workers 2]
+    python -m benchmarks.study report [--data …]
+
+The model is the preset ``smollm2-moe`` (135 M parameters, pre-trained); its experts, routers and,
+with a random head, its head are trained by ten clients, Dirichlet 0.1. ``tune`` runs every scheme
+at every learning rate of one grid on seeds that are not reported, scored on validation rows;
+``final`` runs each at its best rate on other seeds, scored on test rows, beside one client with
+all data (``centralised``) and, for the random head, clients that train alone. ``report`` prints
+the tables of docs/study.md and draws its figure.
+
+Every cell is kept in ``$FEDMOE_HOME/benchmarks/study-…``; a run that was stopped goes on there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import SHARED_DATA, measure_results, print_markdown
+from fedmoe_app.compare.plan import CENTRALISED, Partition, SchemeEntry
+from fedmoe_app.compare.summary import Result, estimate, paired_difference
+from fedmoe_app.config.paths import home
+
+CLIENTS = 10
+GRID = (1e-4, 3e-4, 1e-3)  # learning rates, the same for every scheme
+TUNING_SEEDS = (101,)
+FIRST_SEED = 1  # of those that are reported
+VALIDATION = 600  # rows taken from the training file where the set has no validation file
+SPLIT_SEED = 7
+RANDOM, CLOSED = "random", "closed-form"
+HEADS: Mapping[str, Mapping[str, Any]] = {
+    RANDOM: {"head.closed-form": "none"},
+    CLOSED: {"head.closed-form": "before"},
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Sizes of one data set; ``rounds`` by kind of head."""
+
+    train: int
+    test: int
+    max_length: int
+    rounds: Mapping[str, int]
+    alpha: float = 0.1
+
+
+DATA: Mapping[str, Data] = {
+    "ag_news": Data(1000, 1000, 64, {RANDOM: 6, CLOSED: 3}),
+    "clinc150": Data(2000, 1000, 24, {RANDOM: 6, CLOSED: 3}),
+    "banking77": Data(2000, 1000, 40, {RANDOM: 6, CLOSED: 3}),
+    "hwu64": Data(2000, 1000, 24, {RANDOM: 6, CLOSED: 3}),
+}
+
+
+def _args(**values: Any) -> dict[str, Any]:
+    return {"scheme-args": json.dumps(values)}
+
+
+# The first is what the others are held against.
+SCHEMES: Mapping[str, Mapping[str, Any]] = {
+    "fedavg": {},
+    "fedprox": {"scheme": "fedprox"},
+    "fedavgm": {"scheme": "fedavgm"},
+    "fedexp": {"scheme": "fedexp"},
+    "logitadjust": {"scheme": "logitadjust"},
+    "fedvls": {"scheme": "fedvls"},
+    "fedmoe": {"scheme": "fedmoe"},
+    "hfedmoe": {"scheme": "hfedmoe"},
+    "fcmoe": {"scheme": "fcmoe"},
+    "fcmoe, projection only": {
+        "scheme": "fcmoe", "fcmoe.importance": False, "fcmoe.retention": "none",
+    },
+    "fedalign": {"scheme": "fedalign"},
+    "fedalign, shared gates": {"scheme": "fedalign", "fedalign.gates": "consistency"},
+    "flame": {"scheme": "flame"},
+    "grammerge": {"scheme": "grammerge"},
+    "calmerge": {"scheme": "calmerge", **_args(head=False)},
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("tune", "final", "report"))
+    parser.add_argument("--data", nargs="+", choices=DATA, default=["ag_news"])
+    parser.add_argument("--head", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--seeds", type=int, default=5, help="reported ones, from 1 on")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    for name in options.data:
+        if not (SHARED_DATA / name).is_dir():
+            print(f"{name}: left out, {name}/train.jsonl.gz is not beside the repository")
+            continue
+        for head in options.head:
+            study = Study(name, head, tuple(options.schemes), options.workers)
+            if options.stage == "tune":
+                study.tune()
+            else:
+                study.final(options.seeds)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set with one kind of head."""
+
+    data: str
+    head: str
+    schemes: tuple[str, ...]
+    workers: int
+
+    def tune(self) -> None:
+        """Score every scheme at every rate of the grid on validation rows; keep the best."""
+        entries = [
+            SchemeEntry(f"{name} @ {rate:g}", {**SCHEMES[name], "train.learning-rate": rate})
+            for name in self.schemes
+            for rate in GRID
+        ]
+        results = self._run("tune", entries, self._settings("validation"), TUNING_SEEDS, False)
+        scores = {row: statistics.fmean(values.values()) for row, values in by_row(results).items()}
+        best = {
+            name: max(GRID, key=lambda rate: scores[f"{name} @ {rate:g}"]) for name in self.schemes
+        }
+        kept = self._rates() | best
+        self._rates_file().parent.mkdir(parents=True, exist_ok=True)
+        self._rates_file().write_text(json.dumps(kept, indent=1))
+        print(f"\n{self.data}, {self.head} head: validation accuracy, seed {TUNING_SEEDS}\n")
+        print_markdown(
+            ["scheme", *(f"{rate:g}" for rate in GRID)],
+            [
+                [name, *(f"{scores[f'{name} @ {rate:g}']:.3f}" for rate in GRID)]
+                for name in self.schemes
+            ],
+        )
+
+    def final(self, seeds: int) -> None:
+        """Run every scheme at its rate on the reported seeds and print the table."""
+        rates = self._rates()
+        if "fedavg" not in rates:
+            raise SystemExit(f"{self.data}, {self.head} head: run the stage tune first")
+        # Centralised training takes the rate that FedAvg was given.
+        shared = self._settings("test") | {"train.learning-rate": rates["fedavg"]}
+        entries = [
+            SchemeEntry(
+                name, {**SCHEMES[name], "train.learning-rate": rates.get(name, rates["fedavg"])}
+            )
+            for name in self.schemes
+        ]
+        chosen = range(FIRST_SEED, FIRST_SEED + seeds)
+        results = self._run("final", entries, shared, chosen, True)
+        print_final(self, results, rates)
+
+    def _settings(self, scored_on: str) -> dict[str, Any]:
+        sizes = DATA[self.data]
+        files = split_files(self.data)
+        return {
+            "num-server-rounds": sizes.rounds[self.head],
+            "data.source": str(files["train"]),
+            "data.test-source": str(files[scored_on]),
+            "data.max-train-examples": sizes.train,
+            "data.max-test-examples": min(sizes.test, VALIDATION)
+            if scored_on != "test"
+            else sizes.test,
+            "data.max-length": sizes.max_length,
+            "data.local-test-fraction": 0.1,
+            "model.name": "smollm2-moe",
+            "model.train": "experts",
+            "diagnostics": True,
+            **HEADS[self.head],
+        }
+
+    def _run(
+        self,
+        stage: str,
+        entries: Sequence[SchemeEntry],
+        settings: Mapping[str, Any],
+        seeds: Iterable[int],
+        centralised: bool,
+    ) -> list[Result]:
+        alpha = DATA[self.data].alpha
+        partition = Partition(
+            f"Dirichlet {alpha:g}", {"data.partition": "dirichlet", "data.alpha": alpha}
+        )
+        name = f"study-{stage}-{self.data}-{self.head}"
+        return measure_results(
+            name, entries, [partition], settings, tuple(seeds), CLIENTS, self.workers, centralised
+        )
+
+    def _rates_file(self) -> Path:
+        return home() / "benchmarks" / "study" / f"rates-{self.data}-{self.head}.json"
+
+    def _rates(self) -> dict[str, float]:
+        file = self._rates_file()
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def split_files(name: str) -> dict[str, Path]:
+    """Write train, validation and test rows of a set, once; its own validation file is taken."""
+    folder = home() / "benchmarks" / "study" / "data" / name
+    files = {part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")}
+    if all(file.is_file() for file in files.values()):
+        return files
+    train = _lines(SHARED_DATA / name / "train.jsonl.gz")
+    own = SHARED_DATA / name / "validation.jsonl.gz"
+    random.Random(SPLIT_SEED).shuffle(train)
+    parts = {
+        "train": train if own.is_file() else train[VALIDATION:],
+        "validation": _lines(own) if own.is_file() else train[:VALIDATION],
+        "test": _lines(SHARED_DATA / name / "test.jsonl.gz"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, lines in parts.items():
+        files[part].write_text("".join(map(_text_and_label, lines)), encoding="utf-8")
+    return files
+
+
+def _lines(file: Path) -> list[str]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return list(lines)
+
+
+def _text_and_label(line: str) -> str:
+    row = json.loads(line)
+    return json.dumps({"text": row["text"], "label": row["label_name"]}) + "\n"
+
+
+def by_row(results: Sequence[Result]) -> dict[str, dict[int, float]]:
+    """Return the final accuracy by row and seed; failed cells are left out."""
+    rows: dict[str, dict[int, float]] = {}
+    for result in results:
+        found = rows.setdefault(result.cell.scheme, {})
+        if result.finished and result.finished.accuracy is not None:
+            found[result.cell.seed] = result.finished.accuracy
+    return rows
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return Holm's adjusted p-values: the smallest times m, the next times m − 1, and so on."""
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, (name, value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, value * (len(p_values) - rank)))
+        adjusted[name] = highest
+    return adjusted
+
+
+def paired_p(values: Mapping[int, float], reference: Mapping[int, float]) -> float | None:
+    """Return the two-sided p-value of a paired t-test; None below two pairs or without spread."""
+    from scipy.stats import ttest_rel
+
+    seeds = sorted(values.keys() & reference.keys())
+    differences = [values[seed] - reference[seed] for seed in seeds]
+    if len(seeds) < 2 or len(set(differences)) < 2:
+        return None
+    return float(ttest_rel([values[s] for s in seeds], [reference[s] for s in seeds]).pvalue)
+
+
+def rounds_to_stay(curve: Sequence[tuple[int, float]], target: float) -> int | None:
+    """Return the first of two rounds in a row at the target; the last one may stand alone."""
+    reached = [(number, accuracy >= target) for number, accuracy in curve if number > 0]
+    for (number, now), (_, after) in zip(reached, [*reached[1:], (0, True)], strict=True):
+        if now and after:
+            return number
+    return None
+
+
+def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, float]) -> None:
+    """Print one table: accuracy, what it adds to FedAvg, rounds to FedAvg's end, bytes, time."""
+    values = by_row(results)
+    reference = values["fedavg"]
+    p_values = {
+        name: p
+        for name in study.schemes[1:]
+        if (p := paired_p(values.get(name, {}), reference)) is not None
+    }
+    adjusted = holm(p_values)
+    seeds = sorted(reference)
+    initial = [_at_start(result) for result in results if result.cell.scheme == "fedavg"]
+    print(
+        f"\n{study.data}, {study.head} head: {DATA[study.data].train} training rows, "
+        f"{CLIENTS} clients, Dirichlet {DATA[study.data].alpha:g}, "
+        f"{DATA[study.data].rounds[study.head]} rounds, seeds {seeds}; "
+        f"before training {statistics.fmean(initial):.3f}\n"
+    )
+    rows = []
+    for name in (CENTRALISED, *study.schemes):
+        mine = [r for r in results if r.cell.scheme == name and r.finished]
+        found, difference = estimate(list(values.get(name, {}).values())), None
+        if name not in (CENTRALISED, "fedavg"):
+            difference = paired_difference(values.get(name, {}), reference)
+        rows.append(
+            [
+                name,
+                "" if name == CENTRALISED else f"{rates.get(name, rates['fedavg']):g}",
+                _shown(found),
+                _points(difference),
+                f"{adjusted[name]:.2f}" if name in adjusted else "",
+                _rounds(mine, reference),
+                f"{statistics.fmean(r.finished.loss for r in mine):.3f}" if mine else "",
+                f"{statistics.fmean(r.finished.bytes_up for r in mine) / 1e6:.1f}" if mine else "",
+                f"{statistics.fmean(r.finished.seconds for r in mine):.0f}" if mine else "",
+            ]
+        )
+    headers = ["scheme", "rate", "accuracy", "minus fedavg, points", "p (Holm)", "rounds", "loss"]
+    print_markdown([*headers, "MB up a round", "s"], rows)
+
+
+def _at_start(result: Result) -> float:
+    return dict(result.finished.curve).get(0, float("nan")) if result.finished else float("nan")
+
+
+def _rounds(results: Sequence[Result], reference: Mapping[int, float]) -> str:
+    reached = [
+        rounds_to_stay(result.finished.curve, reference[result.cell.seed])
+        for result in results
+        if result.finished and result.cell.seed in reference
+    ]
+    known = [number for number in reached if number is not None]
+    if not known:
+        return f"never of {len(reached)}" if reached else ""
+    return f"{statistics.fmean(known):.1f} ({len(known)} of {len(reached)})"
+
+
+def _shown(found: Any) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:.3f}" + (f" ± {found.half_width:.3f}" if found.half_width else "")
+
+
+def _points(difference: Any) -> str:
+    if difference is None:
+        return ""
+    width = f" ± {100 * difference.half_width:.1f}" if difference.half_width is not None else ""
+    return f"{100 * difference.mean:+.1f}{width}"
+
+
+if __name__ == "__main__":
+    main()
