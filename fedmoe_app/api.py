@@ -201,6 +201,8 @@ def compare_schemes(
     config: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     centralised: bool = True,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    tuning_seeds: Sequence[int] = (101,),
 ) -> Comparison:
     """Compare schemes over the same partitions, seeds and initial weights.
 
@@ -215,11 +217,16 @@ def compare_schemes(
         config: keys of the run config for all runs.
         output: folder; None for one below ``$FEDMOE_HOME/results``.
         centralised: whether each seed gets a run of one client that holds all data.
+        grid: values to try by key; every scheme and partition is run with what is best for it on
+            validation rows.
+        tuning_seeds: of the runs that the grid tries; none of ``seeds``.
 
     Raises:
+        ResultsError: no point of the grid could be scored.
         ConfigError: for anything wrong that can be known before a run is started.
     """
     from fedmoe_app.compare.compare import Request, compare, folder_of, read_schemes
+    from fedmoe_app.compare.grid import grid_of
 
     request = Request(
         Path("."),
@@ -230,6 +237,7 @@ def compare_schemes(
         dict(config or {}),
         output=None if output is None else Path(output),
         centralised=centralised,
+        grid=grid_of(grid or {}, tuning_seeds, seeds),
     )
     compare(request)
     return Comparison(folder_of(request))

@@ -9,8 +9,9 @@ node's config should not take seconds to be found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -60,6 +61,11 @@ def train(message: Message, context: Context) -> Message:
             content, version = complete(message.content, node.client)
             task = decode_task(content)
         update = train_client(config, node, task, watch)
+        if config.privacy.secure_sum:
+            from fedmoe_app.client.summed import masked_reply
+
+            reply = masked_reply(update, message.content, context, config.privacy, version)
+            return Message(reply, reply_to=message)
         with watch.phase("encode"):
             if config.privacy.has_dp:
                 from fedmoe_app.privacy.clipping import bounded
@@ -141,8 +147,74 @@ def measure(message: Message, context: Context) -> Message:
     with name_errors(node.client), serving(message.content, context.node_id, shares):
         task = decode_task(message.content)
         sums = measure_for_client(config, node, task)
+        if config.privacy.secure_sum:
+            from fedmoe_app.client.summed import masked_numbers_reply
+
+            reply = masked_numbers_reply(sums, message.content, context, node.client)
+            return Message(reply, reply_to=message)
     content = encode_number(node.client, task.question)
     content[RECORD] = encode_statistics(sums)
+    return Message(content, reply_to=message)
+
+
+@app.query("sum_keys")
+def sum_keys(message: Message, context: Context) -> Message:
+    """Begin a masked sum: send public keys."""
+    from fedmoe_app.client.summed import send_keys
+
+    return _step_of_sum(message, context, send_keys)
+
+
+@app.query("sum_shares")
+def sum_shares(message: Message, context: Context) -> Message:
+    """Send shares of this client's secrets, encrypted for the others."""
+    from fedmoe_app.client.summed import send_shares
+
+    return _step_of_sum(message, context, send_shares)
+
+
+@app.query("sum_unmask")
+def sum_unmask(message: Message, context: Context) -> Message:
+    """Send the shares that take the masks off a sum."""
+    from fedmoe_app.client.summed import send_unmasking
+
+    return _step_of_sum(message, context, send_unmasking)
+
+
+@app.query("sum_values")
+def sum_values(message: Message, context: Context) -> Message:
+    """Send the masked changes that are asked for."""
+    from fedmoe_app.client.serving import serving
+    from fedmoe_app.client.summed import values_reply
+    from fedmoe_app.config.node import Node
+    from fedmoe_app.config.parse import parse_run_config
+
+    config = parse_run_config(context.run_config)
+    node = Node.from_config(context.node_config, context.node_id)
+    shares = config.wait_for_other_runs == 0
+    with name_errors(node.client), serving(message.content, context.node_id, shares):
+        reply = values_reply(message.content, context, node.client, config)
+    return Message(reply, reply_to=message)
+
+
+def _step_of_sum(
+    message: Message, context: Context, step: Callable[[RecordDict, Context], dict[str, Any]]
+) -> Message:
+    """Answer one of the protocol's messages that carry no values."""
+    from fedmoe_app.client.serving import serving
+    from fedmoe_app.config.node import Node
+    from fedmoe_app.config.parse import parse_run_config
+    from fedmoe_app.wire.masked import encode_answer
+    from fedmoe_app.wire.question import Question
+
+    config = parse_run_config(context.run_config)
+    node = Node.from_config(context.node_config, context.node_id)
+    shares = config.wait_for_other_runs == 0
+    with name_errors(node.client), serving(message.content, context.node_id, shares):
+        if not config.privacy.secure_sum:
+            raise ValueError("this run has no masked sums: privacy.secure-sum = false")
+        entries = step(message.content, context)
+    content = encode_answer(node.client, Question.of(message.content), entries)
     return Message(content, reply_to=message)
 
 

@@ -44,7 +44,8 @@ ARGUMENTS = (
     "flex-moe",
 )
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)
-HEAD = {"closed-form-head": "head"}  # goes with every scheme
+# These go with every scheme.
+HEAD = {"closed-form-head": "head", "averaged-model": "average"}
 PLOTS = {f"{name}.png" for name in FILES}
 FILE_ENDINGS = {"py", "toml", "png", "csv", "json", "jsonl", "md"}
 SECTIONS = sorted({key.split(".")[0] for key in flat_config() if "." in key})

@@ -19,7 +19,7 @@ from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
 from fedmoe_app.aggregation.unwritten import GuardedValues, Unwritten
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
-from fedmoe_app.schemes.base import Plan, step_prefix
+from fedmoe_app.schemes.base import Plan, reported_prefix, step_prefix
 from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
 from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
@@ -213,6 +213,42 @@ def _stepped(plan: Plan, now: Now, state: Mapping[str, Tensor]) -> tuple[Now, Te
             now = replace(now, change=change)
             next_state |= {f"{step_prefix(position)}{key}": tensor for key, tensor in new.items()}
     return now, next_state
+
+
+def reported(
+    values: Mapping[str, Tensor],
+    steps: Sequence[Step],
+    info: RoundInfo,
+    state: Mapping[str, Tensor],
+) -> tuple[Tensors, Tensors]:
+    """Make of the global model the one that is evaluated and saved.
+
+    Args:
+        values: of the global model, by full name; stay as they are.
+        steps: ``Server.reported``.
+        info: of the round.
+        state: theirs, by names that begin with :func:`reported_prefix`; empty in the first round.
+
+    Returns:
+        the values by full name, and the state for the next round.
+
+    Raises:
+        FoldError: a step gave values or a state that are not finite, or lost a part of it.
+        PartError: a step raised, or returned what cannot be used.
+    """
+    change, next_state = dict[str, Tensor](), dict[str, Tensor]()
+    for position, step in enumerate(steps):
+        prefix = reported_prefix(position)
+        own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+        own = own or dict(named(step, "init", "", call(step, "init", GuardedValues(values))))
+        change, new = stepped(step, Now(GuardedValues(values), change, info), own)
+        name = type(step).__name__
+        _check_same(name, "state", own, new)
+        among = {key: value for key, value in values.items() if key in change}
+        _check_same(name, "change", among, change)
+        next_state |= {f"{prefix}{key}": tensor for key, tensor in new.items()}
+    found = {k: v + change[k] if k in change else v for k, v in values.items()}
+    return {key: _finite(value, key) for key, value in found.items()}, next_state
 
 
 def stepped(step: Step, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:

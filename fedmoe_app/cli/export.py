@@ -43,7 +43,7 @@ def write_model(run: Path, kind: Literal["hf", "peft"], folder: Path) -> None:
     setup = load_setup(config, checkpoint.identity.label_names, on=config.server_device)
     _check_base(setup, checkpoint)
     best = checkpoint.snapshot.best
-    state = checkpoint.snapshot.state if best is None else best_state(run, best)
+    state = checkpoint.snapshot.result if best is None else best_state(run, best)
     write_state(setup.model, setup.layers, state)
     if kind == "peft":
         base = "" if config.model.name in PRESETS else located(config.model.name)

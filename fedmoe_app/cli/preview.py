@@ -140,7 +140,10 @@ def _formats(config: DataConfig, path: Path | None) -> list[str]:
 
 def _task(config: RunConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Task:
     encoder_decoder = is_encoder_decoder(located(config.model.name))
-    return make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head_of(config), labels))
+    head = head_of(config)
+    return make_task(
+        TaskSetting(config.data, tokenizer, encoder_decoder, head, labels, config.template)
+    )
 
 
 def _encoding(config: RunConfig, task: Task, train: Dataset) -> str:

@@ -119,7 +119,8 @@ def _forward(model: PreTrainedModel) -> Tensor:
 
 def _on(config: RunConfig, folder: Path) -> RunConfig:
     """Return the run config for a small model: short texts, one step."""
-    data = config.data.model_copy(update={"max_length": LENGTH, "max_new_tokens": 2})
+    short = {"max_length": LENGTH, "max_new_tokens": 2, "template": "auto"}
+    data = config.data.model_copy(update=short)
     steps = {"max_steps": 1, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     return config.model_copy(
         update={

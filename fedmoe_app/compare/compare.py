@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from fedmoe_app.compare.execute import Outcomes, in_process, run_cells, simulated
+from fedmoe_app.compare.execute import Outcomes, Run, in_process, run_cells, simulated
 from fedmoe_app.compare.folder import ComparisonFolder
+from fedmoe_app.compare.grid import Grid, Lines, choose, read_grid, tuned, tuning_cells
 from fedmoe_app.compare.page import write_comparison_page
 from fedmoe_app.compare.plan import (
+    Cell,
     Plan,
     SchemeEntry,
     dirichlet,
+    hash_of,
     make_plan,
     own_partition,
     read_alphas,
@@ -22,7 +25,14 @@ from fedmoe_app.compare.plan import (
 )
 from fedmoe_app.compare.reading import running
 from fedmoe_app.compare.summary import Result, Row, results_of, summarise
-from fedmoe_app.compare.tables import cells_csv, failures, markdown, print_summary, summary_csv
+from fedmoe_app.compare.tables import (
+    cells_csv,
+    chosen,
+    failures,
+    markdown,
+    print_summary,
+    summary_csv,
+)
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import WITH_TABLE as SCHEMES
 from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
@@ -31,9 +41,18 @@ from fedmoe_app.config.paths import results_dir
 from fedmoe_app.config.schema import DataConfig, ModelConfig
 from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.preflight import check_method, check_sources
+from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.shown.terminal import say
 
-__all__ = ["SCHEMES", "Request", "compare", "read_alphas", "read_schemes", "read_seeds"]
+__all__ = [
+    "SCHEMES",
+    "Request",
+    "compare",
+    "read_alphas",
+    "read_grid",
+    "read_schemes",
+    "read_seeds",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,7 @@ class Request:
         workers: runs at a time.
         simulation: run each through ``flwr run``, one at a time, instead of in process.
         centralised: whether each seed gets a run of one client that holds all data.
+        grid: settings of which each row and column is given the best.
     """
 
     app: Path
@@ -66,6 +86,7 @@ class Request:
     workers: int = 2
     simulation: bool = False
     centralised: bool = True
+    grid: Grid = field(default_factory=Grid)
 
 
 def compare(request: Request) -> bool:
@@ -80,6 +101,8 @@ def compare(request: Request) -> bool:
         KeyboardInterrupt: when interrupted; the finished runs stay.
     """
     plan = plan_of(request)
+    for point in request.grid.points:
+        plan_of(request, point)  # a wrong value is found before anything is run
     _check_sources(plan)
     with ComparisonFolder(folder_of(request, plan)) as folder:
         folder.write_plan(plan)
@@ -89,12 +112,17 @@ def compare(request: Request) -> bool:
             if request.simulation
             else in_process
         )
+        if request.grid.points:
+            plan = _tune(request, folder, run)
+            folder.write_plan(plan)
         outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)
         write_comparison_page(folder.path, running(folder, plan, outcomes))
     say()
     print_summary(plan, rows, metric)
+    for line in chosen(plan):
+        say(line)
     for line in failures(results):
         say(line)
     say(f"results: {folder.path}")
@@ -103,7 +131,33 @@ def compare(request: Request) -> bool:
 
 def folder_of(request: Request, plan: Plan | None = None) -> Path:
     """Return the folder that a comparison is written to."""
-    return request.output or results_dir() / f"compare-{(plan or plan_of(request)).key}"
+    if request.output:
+        return request.output
+    key = (plan or plan_of(request)).key
+    return (
+        results_dir()
+        / f"compare-{hash_of([key, request.grid.points]) if request.grid.points else key}"
+    )
+
+
+def _tune(request: Request, folder: ComparisonFolder, run: Run) -> Plan:
+    """Run every point of the grid with the tuning seeds; return the plan with what was chosen."""
+    points = request.grid.points
+    base = app_defaults(app_folder(request.app)) | request.overrides
+    keep_best = str(base["keep-best"])
+    scored: Flat = {"keep-best": keep_best or "accuracy"}  # also notes a score each round
+    seeds = replace(request, seeds=request.grid.seeds)
+    tried = tuning_cells([plan_of(seeds, point | scored) for point in points], points)
+    say(f"tuning: {len(points)} points, seeds {', '.join(map(str, request.grid.seeds))}")
+    cells = [cell for each in tried for cell in each]
+    outcomes = run_cells(cells, folder, request.workers, run, here=request.simulation)
+
+    def read(cell: Cell) -> Lines | None:
+        failed = cell.key in outcomes.failures
+        return None if failed else read_metrics(folder.cell_path(cell))
+
+    choices = choose(tried, points, str(scored["keep-best"]), bool(keep_best), read)
+    return tuned([plan_of(request, point) for point in points], points, choices)
 
 
 def _check_sources(plan: Plan) -> None:
@@ -121,11 +175,12 @@ def _check_sources(plan: Plan) -> None:
         check_method(config, names[seen.index(sources)])
 
 
-def plan_of(request: Request) -> Plan:
-    """Make the cells; raises as :func:`compare` before a run."""
+def plan_of(request: Request, point: Flat | None = None) -> Plan:
+    """Make the cells at a point of the grid; raises as :func:`compare` before a run."""
     shared = app_defaults(app_folder(request.app)) | request.overrides
     shared = with_absolute_paths(shared, Path.cwd())
-    fixed = {} if request.rounds is None else {"num-server-rounds": request.rounds}
+    fixed: Flat = {} if request.rounds is None else {"num-server-rounds": request.rounds}
+    fixed |= point or {}
     columns = dirichlet(request.alphas, shared) if request.alphas else [own_partition(shared)]
     return make_plan(
         shared,

@@ -14,14 +14,14 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from fedmoe_app.compare.figures import Figures, figures_of
-from fedmoe_app.compare.plan import Cell, Plan
+from fedmoe_app.compare.plan import Cell, Choice, Plan
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.results.folder import (
     CLASSES_FILE,
@@ -83,13 +83,16 @@ class ComparisonFolder:
 
     def write_plan(self, plan: Plan) -> None:
         """Note what is compared."""
-        asked = {
+        asked: dict[str, Any] = {
             "fedmoe-version": version("fedmoe"),
             "rows": list(plan.schemes),
             "partitions": list(plan.partitions),
             "seeds": list(plan.seeds),
             "clients": plan.clients,
         }
+        if plan.choices:  # the folder has the runs of the other points, too
+            asked["cells"] = [cell.key for cell in plan.cells]
+            asked["chosen"] = [_choice(choice) for choice in plan.choices]
         write_atomic(self.path / PLAN_FILE, toml_text(asked))
 
     def kept(self, cell: Cell) -> Figures | None:
@@ -165,3 +168,19 @@ class ComparisonFolder:
 
     def _drop_unfinished(self) -> None:
         shutil.rmtree(self.path / ".unfinished", ignore_errors=True)
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    """Return a choice as TOML, which has no null: a point that failed has no score."""
+    tried = [
+        {"point": point} | ({} if score is None else {"score": score})
+        for point, score in choice.scores.items()
+    ]
+    named = {"scheme": choice.scheme, "partition": choice.partition}
+    return {**named, "point": choice.point, "by": choice.by, "tried": tried}
+
+
+def read_choice(table: Mapping[str, Any]) -> Choice:
+    """Undo :func:`_choice`."""
+    scores = {each["point"]: each.get("score") for each in table["tried"]}
+    return Choice(table["scheme"], table["partition"], table["point"], table["by"], scores)

@@ -50,6 +50,7 @@ def comparison_page(title: str, comparison: Comparison) -> str:
         "rows": _rows_table(comparison, rows, metric),
         "runs": _runs_table(results, metric),
         "legend": legend(metric),
+        "chosen": _chosen_table(comparison.plan),
         "failures": _failures_table(comparison, results),
         "differing": _differing(comparison),
         **_settings(comparison),
@@ -113,6 +114,26 @@ def _rows_table(comparison: Comparison, rows: Sequence[Row], metric: str) -> Tab
     names = headers(first_scheme(comparison.plan), metric)
     body = [[Cell(text, _sort_key(text)) for text in shown(row)] for row in rows]
     return Table(names, body, frozenset(i for i, row in enumerate(rows) if row.failed))
+
+
+def _chosen_table(asked: plan.Plan) -> Table:
+    """Return what a grid chose, with the score of each point; without a grid no row."""
+    points = list(asked.choices[0].scores) if asked.choices else []
+    by = asked.choices[0].by if asked.choices else ""
+    rows = [
+        [
+            Cell(choice.scheme, choice.scheme),
+            Cell(choice.partition, choice.partition),
+            Cell(choice.point, choice.point),
+            *(
+                Cell(MISSING if (s := choice.scores[point]) is None else f"{s:.3f}", s)
+                for point in points
+            ),
+        ]
+        for choice in asked.choices
+    ]
+    headers = ("scheme", "partition", "chosen", *(f"{by}: {point}" for point in points))
+    return Table(headers, rows)
 
 
 def _sort_key(text: str) -> float | str | None:

@@ -59,14 +59,14 @@ def read_schemes(text: str) -> tuple[SchemeEntry, ...]:
     return entries
 
 
-def read_seeds(text: str) -> tuple[int, ...]:
+def read_seeds(text: str, option: str = "--seeds") -> tuple[int, ...]:
     """Read ``1,2,3``.
 
     Raises:
         ConfigError: for an empty list, a value that is no whole number, or one given twice.
     """
-    seeds = tuple(_read_seed(item) for item in _items(text, "--seeds"))
-    _refuse_twice(seeds, "--seeds")
+    seeds = tuple(_read_seed(item, option) for item in _items(text, option))
+    _refuse_twice(seeds, option)
     return seeds
 
 
@@ -96,10 +96,10 @@ def _read_scheme(item: str) -> SchemeEntry:
     return SchemeEntry(Path(item).stem, dict(read_config_file(Path(item), "--schemes")))
 
 
-def _read_seed(item: str) -> int:
+def _read_seed(item: str, option: str) -> int:
     # int() would also take 1_000 and digits of other scripts.
     if not (item.isascii() and item.isdigit()):
-        raise ConfigError(f"--seeds {item}: not a whole number of 0 or more, such as 1,2,3")
+        raise ConfigError(f"{option} {item}: not a whole number of 0 or more, such as 1,2,3")
     return int(item)
 
 
@@ -143,7 +143,10 @@ class Partition:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: the row and column it belongs to, and the whole flat run config."""
+    """One run: the row and column it belongs to, and the whole flat run config.
+
+    ``note`` tells runs of one row, column and seed apart for readers.
+    """
 
     scheme: str
     partition: str
@@ -151,17 +154,19 @@ class Cell:
     clients: int
     flat: Flat
     kind: str
+    note: str = ""
 
     @property
     def key(self) -> str:
         """Hash of everything that decides on the figures, but for the content of data files."""
-        return _hash([self.flat, self.clients, self.kind, version("fedmoe")])
+        return hash_of([self.flat, self.clients, self.kind, version("fedmoe")])
 
     @property
     def label(self) -> str:
         """Name for reading."""
         place = "" if self.partition == NO_PARTITION else f", {self.partition}"
-        return f"{self.scheme}{place}, seed {self.seed}"
+        note = f", {self.note}" if self.note else ""
+        return f"{self.scheme}{place}{note}, seed {self.seed}"
 
     @property
     def rounds(self) -> int:
@@ -170,21 +175,43 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The point of a grid that a row runs with on a partition, and the scores it was chosen by.
+
+    Attributes:
+        scheme, partition: the row and the column.
+        point: ``train.learning-rate = 0.001``.
+        by: the figure on validation rows, ``accuracy`` or ``loss``.
+        scores: mean over the tuning seeds by point; None where a run failed.
+    """
+
+    scheme: str
+    partition: str
+    point: str
+    by: str
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All cells, and the names of rows and columns in the order given."""
+    """All cells, and the names of rows and columns in the order given.
+
+    ``choices`` are those of a grid, if there was one.
+    """
 
     schemes: tuple[str, ...]
     partitions: tuple[str, ...]
     seeds: tuple[int, ...]
     clients: int
     cells: tuple[Cell, ...]
+    choices: tuple[Choice, ...] = ()
 
     @property
     def key(self) -> str:
         """Hash of the plan without its seeds: more seeds belong to the same comparison."""
         first = [cell for cell in self.cells if cell.seed == self.seeds[0]]
         rows = [[cell.scheme, {**cell.flat, "seed": 0}] for cell in first]
-        return _hash([rows, self.clients, version("fedmoe")])
+        return hash_of([rows, self.clients, version("fedmoe")])
 
 
 def make_plan(
@@ -270,7 +297,7 @@ def _check_runs_here(data: DataConfig) -> None:
 def _check_shared(entry: SchemeEntry, flat: Flat, shared: Flat) -> None:
     """Refuse a row that has data, model or rounds of its own."""
     for key, value in flat.items():
-        if _is_shared(key) and value != shared.get(key):
+        if is_shared(key) and value != shared.get(key):
             raise ConfigError(
                 f"{entry.name}: {key} = {value!r}, but {shared.get(key)!r} for the other rows: "
                 "all schemes of a comparison share data, model and rounds; set it for all with "
@@ -278,9 +305,11 @@ def _check_shared(entry: SchemeEntry, flat: Flat, shared: Flat) -> None:
             )
 
 
-def _is_shared(key: str) -> bool:
+def is_shared(key: str) -> bool:
+    """Tell whether all rows of a comparison must have the same value of a key."""
     return key == "num-server-rounds" or key.startswith(_SHARED_TABLES)
 
 
-def _hash(value: Any) -> str:
+def hash_of(value: Any) -> str:
+    """Return 16 hex digits of the hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedmoe_app.compare.execute import Outcomes
 from fedmoe_app.compare.figures import figures_of
-from fedmoe_app.compare.folder import CELL_FILE, PLAN_FILE, ComparisonFolder
+from fedmoe_app.compare.folder import CELL_FILE, PLAN_FILE, ComparisonFolder, read_choice
 from fedmoe_app.compare.plan import FEDERATED, NO_PARTITION, Cell, Plan, partition_name
 from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.results.folder import (
@@ -82,11 +82,12 @@ def read_comparison(folder: Path) -> Comparison:
     for row in _failed_rows(folder, {Path(cell.key).name for cell in cells}):
         scheme, partition = (written.get(row[key], row[key]) for key in ("scheme", "partition"))
         named = (scheme, partition, int(row["seed"]), int(asked["clients"]))
-        cell = KeptCell(*named, cells[0].flat, FEDERATED, row["cell"])
+        cell = KeptCell(*named, cells[0].flat, FEDERATED, folder=row["cell"])
         outcomes.failures[cell.key] = text_of_csv(row["failure"])
         cells.append(cell)
     rows, partitions, seeds = (tuple(asked[key]) for key in ("rows", "partitions", "seeds"))
-    plan = Plan(rows, partitions, seeds, int(asked["clients"]), tuple(cells))
+    choices = tuple(map(read_choice, asked.get("chosen", ())))
+    plan = Plan(rows, partitions, seeds, int(asked["clients"]), tuple(cells), choices)
     return Comparison(plan, outcomes, lines)
 
 
@@ -100,6 +101,7 @@ def _finished_cells(folder: Path, asked: dict[str, Any]) -> tuple[list[Cell], di
             about["scheme"] in asked["rows"]
             and about["partition"] in (NO_PARTITION, *asked["partitions"])
             and about["seed"] in asked["seeds"]
+            and path.name in asked.get("cells", [path.name])
         )
         if wanted:
             cell = _cell(path, about["scheme"], about["partition"], about["clients"])
@@ -162,7 +164,7 @@ def _row_names(flats: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
 def _cell(path: Path, scheme: str, partition: str, clients: int) -> Cell:
     flat = _flat(path)
     name = str(path.absolute())
-    return KeptCell(scheme, partition, int(flat["seed"]), clients, flat, FEDERATED, name)
+    return KeptCell(scheme, partition, int(flat["seed"]), clients, flat, FEDERATED, folder=name)
 
 
 def _place(cell: Cell) -> tuple[str, str, int]:

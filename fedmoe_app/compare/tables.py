@@ -10,7 +10,7 @@ from rich import box
 from rich.cells import cell_len
 
 from fedmoe_app.compare.figures import losses
-from fedmoe_app.compare.plan import CENTRALISED, Plan
+from fedmoe_app.compare.plan import CENTRALISED, NO_PARTITION, Plan
 from fedmoe_app.compare.summary import SHARES, Estimate, Reached, Result, Row
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.shown.duration import duration
@@ -33,6 +33,7 @@ def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric:
         + plain(legend(metric)),
         "",
         *markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows]),
+        *[f"\n{plain(line)}" for line in chosen(plan)],
         *[f"\n{plain(line)}" for line in failures(results)],
     ]
     return "\n".join(text) + "\n"
@@ -132,6 +133,20 @@ def _rounds(value: Reached | None) -> str:
 def failures(results: Iterable[Result]) -> list[str]:
     """Return a line for each run that failed."""
     return [f"failed: {r.cell.label}: {r.failure}" for r in results if r.failure]
+
+
+def chosen(plan: Plan) -> list[str]:
+    """Return a line for each row and partition: the point of the grid that it runs with."""
+    lines = []
+    for choice in plan.choices:
+        alone = choice.partition == NO_PARTITION
+        where = choice.scheme if alone else f"{choice.scheme}, {choice.partition}"
+        scores = "; ".join(
+            f"{point}: {'failed' if score is None else f'{score:.3f}'}"
+            for point, score in choice.scores.items()
+        )
+        lines.append(f"chosen: {where}: {choice.point} (validation {choice.by} of {scores})")
+    return lines
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedmoe_app.config.lists import as_list, label_names, read_label_names
+from fedmoe_app.config.names import SMOLLM2_MOE
 from fedmoe_app.config.section import Section, Text, key
 from fedmoe_app.config.tasks import METRICS, TASKS, TaskKind
 
@@ -21,6 +22,10 @@ NODES = "nodes"  # every node brings its own file
 
 # The words among the values of data.chat-template; all others are a template or a file with one.
 CHAT_TEMPLATES = ("auto", "always", "never")
+
+# What data.template = "auto" means: where a text ends, a causal model then says what it is about.
+# Measured by benchmarks/template.py; any other model gets the text alone.
+TEMPLATES = {SMOLLM2_MOE: '{text}\nThis sentence means in one word:"'}
 
 # What data.prompt-format can name.
 PLACEHOLDERS = ("system", "instruction", "context", "response")
@@ -50,6 +55,29 @@ def parse_prompt_format(text: str) -> tuple[Paragraph, ...]:
     if "instruction" not in names or names.count("response") != 1 or found[-1][-1][1] != "response":
         raise ValueError("it needs {instruction}, and {response} once, at its end")
     return found
+
+
+def parse_template(template: str) -> tuple[str, str]:
+    """Return what stands before and after the text.
+
+    Braces that stand for themselves are doubled, as in Python's ``str.format``.
+
+    Raises:
+        ValueError: an unknown placeholder, a single brace, or not one ``{text}``.
+    """
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{error}; a brace that is none of a placeholder is doubled") from None
+    names = [name for _, name, _, _ in pieces if name is not None]
+    for name in names:
+        if name != "text":
+            raise ValueError(f"unknown placeholder {{{name}}}; the only one is {{text}}")
+    if len(names) != 1 or any(spec or conversion for _, _, spec, conversion in pieces):
+        raise ValueError("it needs {text}, once and without a format")
+    place = [name for _, name, _, _ in pieces].index("text")
+    before, after = pieces[: place + 1], pieces[place + 1 :]
+    return "".join(piece[0] for piece in before), "".join(piece[0] for piece in after)
 
 
 class DataConfig(Section):
@@ -95,6 +123,11 @@ class DataConfig(Section):
         + "; ".join(f"{name}: {what}" for name, what in METRICS.items() if what),
     )
     text_field: Text = key("text", "classification: the column with the input text")
+    template: str = key(
+        "auto",
+        'classification: what stands around the text, such as "{text}\\nTopic:"; auto: the text '
+        f"alone, and for {SMOLLM2_MOE} a suffix (docs/pretrained.md)",
+    )
     label_field: Text = key("label", "classification: the column with the class's name")
     label_names: str = key(
         "",
@@ -262,6 +295,13 @@ class DataConfig(Section):
         parse_prompt_format(value)
         return value
 
+    @field_validator("template")
+    @classmethod
+    def _is_text_template(cls, value: str) -> str:
+        if value != "auto":
+            parse_template(value)
+        return value
+
     @field_validator("chat_template")
     @classmethod
     def _is_template(cls, value: str) -> str:
@@ -292,6 +332,15 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _template_is_of_texts(self) -> DataConfig:
+        if self.template != "auto" and not self.kind.classifies:
+            raise ValueError(
+                f'template with task = "{self.task}": it is for classification; choose '
+                "prompt-format or chat-template"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _labels_are_named_once(self) -> DataConfig:
         if self.label_names.strip() and self.label_names_file:
             raise ValueError(
@@ -309,6 +358,11 @@ class DataConfig(Section):
                 f"{', '.join(choices)}"
             )
         return self
+
+
+def template_for(template: str, model_name: str) -> str:
+    """Return a ``data.template`` with ``auto`` resolved for a ``model.name``."""
+    return TEMPLATES.get(model_name, "{text}") if template == "auto" else template
 
 
 def check_encoding(name: str) -> None:

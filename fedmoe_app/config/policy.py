@@ -15,6 +15,7 @@ owner's answer, and the SuperNode asks it before any of that code is stored or r
     max-local-steps = 500              # optimiser steps a round
     min-examples = 50                  # with fewer this node takes no part
     may-leave = ["update", "num-examples", "histogram", "metrics"]
+    secure-sum = "required"            # what leaves is masked, or this node takes no part
 
 Every list is a list of what is allowed; a key that is left out allows the default at its field.
 A refusal says which key of the run, and the value that *the run* asked for: never a path, a count
@@ -87,6 +88,7 @@ class Policy(BaseModel):
         "regions",
         "feature-sums",
     ]
+    secure_sum: Literal["allowed", "required"] = "allowed"
 
     def check_app(self, digest: str) -> None:
         """Refuse code that the node's owner has not listed.
@@ -137,6 +139,8 @@ class Policy(BaseModel):
             yield _named(run, "train.threads")
         if not self.keep_client_state and run.get("keep-client-state") is not False:
             yield _named(run, "keep-client-state")
+        if self.secure_sum == "required" and run.get("privacy.secure-sum") is not True:
+            yield _named(run, "privacy.secure-sum")
         for what in sorted(_leaves(run) - set(self.may_leave)):
             yield f"{what} to leave the node, which the run needs"
 
@@ -229,13 +233,17 @@ def node_policy() -> Policy | None:
 
 def _leaves(run: Mapping[str, Any]) -> set[str]:
     """Return what leaves a node in a run of this config."""
+    scheme = run.get("scheme")
+    own = ":" in str(scheme)
+    if not own and (run.get("privacy.secure-sum") or run.get("privacy.dp", "none") != "none"):
+        # Clipped, or masked; numbers beside it stay on the node.
+        has_head = run.get("head.closed-form", "none") != "none"
+        return {"update", "feature-sums"} if has_head else {"update"}
     leaves = {"update", "num-examples", "histogram", "metrics"}
     on_server = run.get("data.test-source") or run.get("data.source") != NODES
     chosen_by_nodes = run.get("keep-best") and not run.get("data.validation-source")
     if not on_server or chosen_by_nodes:
         leaves.add("scores")  # the server has no rows for it: nodes score the global model
-    scheme = run.get("scheme")
-    own = ":" in str(scheme)
     if own or "fedalign" in (scheme, run.get("combine.experts")):
         leaves.add("regions")  # mean hidden states of the tokens of each expert
     summed = scheme in ("grammerge", "calmerge") or run.get("head.closed-form", "none") != "none"

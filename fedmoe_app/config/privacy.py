@@ -49,7 +49,7 @@ class PrivacyConfig(Section):
         3, "secure-sum: an expert that fewer clients trained stays as it was"
     )
     weight_unit: Annotated[int, Field(ge=1)] = key(
-        10, "secure-sum: examples a unit of a client's weight, which is 1 to 1000 of them"
+        10, "secure-sum: examples a unit of a client's weight, which is 1 to 40 of them"
     )
     sum_range: Annotated[float, Field(gt=0)] = key(
         1.0, "secure-sum: largest change of a value that is summed; larger ones are cut to it"

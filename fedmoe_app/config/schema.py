@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmoe_app.config.data import EMBEDDED, NODES, DataConfig, Paragraph, parse_prompt_format
+from fedmoe_app.config.data import (
+    EMBEDDED,
+    NODES,
+    DataConfig,
+    Paragraph,
+    parse_prompt_format,
+    template_for,
+)
 from fedmoe_app.config.names import (
     CODEC_NAMES,
     PRESET_NAMES,
@@ -25,6 +32,7 @@ from fedmoe_app.config.names import (
 )
 from fedmoe_app.config.privacy import PrivacyConfig
 from fedmoe_app.config.schemes import (
+    AverageConfig,
     CombineConfig,
     FCMoEConfig,
     FedAlignConfig,
@@ -378,6 +386,7 @@ class RunConfig(Section):
     fedalign: FedAlignConfig = FedAlignConfig()
     combine: CombineConfig = CombineConfig()
     head: HeadConfig = HeadConfig()
+    average: AverageConfig = AverageConfig()
 
     @model_validator(mode="after")
     def _buffers_fill(self) -> RunConfig:
@@ -451,6 +460,7 @@ class RunConfig(Section):
             )
         return ""
 
+    @model_validator(mode="after")
     def _patience_waits_for_something(self) -> RunConfig:
         if self.patience and not self.keep_best:
             raise ValueError(
@@ -464,6 +474,11 @@ class RunConfig(Section):
                 "other"
             )
         return self
+
+    @property
+    def template(self) -> str:
+        """``data.template`` of this model, with ``auto`` resolved."""
+        return template_for(self.data.template, self.model.name)
 
     @property
     def scheme_kwargs(self) -> dict[str, Any]:

@@ -131,6 +131,20 @@ class CombineConfig(Section):
     experts: Text = key("fedavg", "whose way to combine experts")
 
 
+class AverageConfig(Section):
+    """A mean of the global models as the one that is evaluated and saved, with any scheme."""
+
+    of: Literal["none", "moving", "last"] = key(
+        "none",
+        "none: the last global model; moving: a moving average of all of them; last: the mean of "
+        "the last few",
+    )
+    beta: Annotated[float, Field(ge=0, lt=1)] = key(
+        0.5, "moving: share of the average so far; 0 is the last model"
+    )
+    models: Annotated[int, Field(ge=1, le=100)] = key(2, "last: how many")
+
+
 class HeadConfig(Section):
     """The classification head in closed form, with any scheme."""
 

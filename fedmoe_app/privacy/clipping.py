@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
@@ -50,7 +51,11 @@ def bounded(update: ClientUpdate, bound: float) -> ClientUpdate:
 
 def only_trained(routing: RoutingStats) -> RoutingStats:
     """Return a histogram that says which experts were trained, and otherwise the same of all."""
-    trained = (routing.trained > 0).long()  # [L, E]
+    return routing_of((routing.trained > 0).long())
+
+
+def routing_of(trained: Tensor) -> RoutingStats:
+    """Return the plainest histogram with these experts trained, ``[L, E]`` int64 of 0 and 1."""
     tokens = trained.sum(dim=1)  # [L]
     even = (tokens > 0).float().unsqueeze(1) / trained.shape[1]
     zeros = torch.zeros(trained.shape)

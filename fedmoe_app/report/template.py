@@ -195,6 +195,10 @@ it, and bars likewise. Click a name under a chart to hide or show it.</p>
 {{ table(rows, "fit") }}
 <p class="quiet">{{ legend }}</p>
 
+{% if chosen.rows %}<h3>What the grid chose</h3>
+<p class="quiet">Mean over the tuning seeds on validation rows.</p>
+{{ table(chosen, "text") }}{% endif %}
+
 <h2 id="runs">Runs</h2>
 {{ table(runs) }}
 

@@ -83,6 +83,8 @@ class RoundRecord:
         seconds: by phase of the round.
         round_trips: seconds from asking to the reply, by client or node.
         privacy: what the run has spent so far; empty without differential privacy.
+        sums: figures of a masked sum; empty where there was none.
+        num_summed: clients in it.
         is_private: whether it says nothing of single clients, or of how many there were.
     """
 
@@ -106,6 +108,8 @@ class RoundRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     round_trips: Mapping[str, float] = field(default_factory=dict)
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    sums: Mapping[str, Any] = field(default_factory=dict)
+    num_summed: int = 0
     is_private: bool = False
 
     @cached_property
@@ -125,7 +129,7 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
         "accuracy": evaluation.get("accuracy"),
         "metric": record.metric,
         "train_loss": _mean_train_loss(updates),
-        "num_clients": len(updates),
+        "num_clients": record.num_summed or len(updates),
         "bytes_up": record.bytes_up_total,
         "bytes_down": record.bytes_down,
         "clients": [_client(position, record) for position in range(len(updates))],
@@ -144,7 +148,8 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
     }
     if record.is_private:
         line |= {"num_clients": None, "bytes_up": None, "bytes_down": None}
-    return line | ({"privacy": dict(record.privacy)} if record.privacy else {})
+    told = {"privacy": dict(record.privacy), "secure_sum": dict(record.sums)}
+    return line | {name: figures for name, figures in told.items() if figures}
 
 
 def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from scipy.stats import binomtest
 
+from fedmoe_app.config.data import template_for
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import PRESET_NAMES
 from fedmoe_app.config.parse import flatten_table
@@ -140,10 +141,19 @@ def _what_was_done(flat: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
         "data": "each client's own" if flat["data.source"] == "nodes" else _sources(flat),
         "split over clients": f"{kind} {flat['data.alpha']:g}" if kind == "dirichlet" else kind,
         "task": str(flat["data.task"]),
+        **_template(flat),
         "tokens a text": f"at most {flat['data.max-length']}",
         "learning rate": f"{flat['train.learning-rate']:g}",
         "seed": str(flat["seed"]),
     }
+
+
+def _template(flat: Mapping[str, Any]) -> dict[str, str]:
+    """Return what stood around every text, as a JSON string; nothing where nothing did."""
+    found = template_for(str(flat.get("data.template", "auto")), str(flat["model.name"]))
+    if not TASKS[str(flat["data.task"])].classifies or found == "{text}":
+        return {}
+    return {"text template": json.dumps(found, ensure_ascii=False)}
 
 
 def _figures(lines: Sequence[Mapping[str, Any]], items: int) -> dict[str, str]:

@@ -61,7 +61,7 @@ class Progress(Callback):
                 number,
                 self._num_rounds,
                 record.aggregated,
-                num_clients=None if record.is_private else len(record.updates),
+                num_clients=None if record.is_private else record.num_summed or len(record.updates),
                 num_failures=len(record.failures),
                 seconds=round(seconds, 3),
                 loss=metrics.get("loss"),

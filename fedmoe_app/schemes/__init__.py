@@ -16,6 +16,7 @@ from fedmoe_app.config.names import (
     unknown_scheme,
 )
 from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.schemes.average import Averaged
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.combine import Combination
 from fedmoe_app.schemes.withhead import ClosedFormHead
@@ -40,13 +41,21 @@ SCHEMES: Mapping[str, type[Scheme]] = _Schemes()
 
 
 def make_scheme(config: RunConfig) -> Scheme:
-    """Build the scheme that the run config names, with the head that it asks for.
+    """Build the scheme that the run config names, with head and average that it asks for.
 
     Raises:
         ConfigError: if the name is unknown, a user's class cannot be imported, or it refuses
             its arguments.
     """
-    scheme, head = _named_scheme(config), config.head
+    scheme = _with_head(_named_scheme(config), config)
+    average = config.average
+    if average.of == "none":
+        return scheme
+    return Averaged(scheme, average.of, average.beta, average.models)
+
+
+def _with_head(scheme: Scheme, config: RunConfig) -> Scheme:
+    head = config.head
     if head.closed_form == "none":
         return scheme
     return ClosedFormHead(

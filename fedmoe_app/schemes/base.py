@@ -378,5 +378,10 @@ def step_prefix(position: int) -> str:
     return f"steps.{position}."
 
 
+def reported_prefix(position: int) -> str:
+    """Return how the names of the state of a step of the reported model begin."""
+    return f"reported.{position}."
+
+
 def _named(signals: Iterable[Signal]) -> set[str]:
     return {signal.name for signal in signals}

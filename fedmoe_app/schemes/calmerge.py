@@ -23,8 +23,8 @@ the head has η = 1, since it sees the classes' contrasts that cancel. s is smal
 absent classes that s would otherwise have to. A run config's own head.closed-form takes the place
 of ``head``. A model without a trained head, or with frozen routers, does without that part and
 says so. Not here: learning rates that differ by tensor or decay within a round
-(train.lr-scheduler-type decays over rounds), a second moment shared by Adam, the mean of the last
-two models as the reported one.
+(train.lr-scheduler-type decays over rounds), a second moment shared by Adam. The mean of the last
+two models as the reported one is average.of = "last", with any scheme.
 """
 
 from __future__ import annotations

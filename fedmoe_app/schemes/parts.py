@@ -643,6 +643,7 @@ _SLOTS: dict[str, tuple[type, ...]] = {
     "before": (Step,),
     "refresh": (Step,),
     "after": (Step,),
+    "reported": (Step,),
     "probes": (RoundProbe, ExpertProbe),
     "admit": (Admit,),
 }
@@ -709,6 +710,10 @@ class Server:
             one. Clients do not train for them: asked once more, they send the :class:`OfOutput`
             numbers that these hold, of the global model as it is then. What one of them tells is
             told until it tells anew.
+        reported: steps that make of the global model the one that is evaluated and saved, once a
+            round, when all else has moved it: ``now.values`` are its values, ``now.change`` is
+            empty. Clients go on from the global model. A tensor without change is reported as it
+            is.
         probes: what is told of a round.
         admit: how much each client counts.
     """
@@ -721,6 +726,7 @@ class Server:
     before: tuple[Step, ...] = ()
     refresh: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
+    reported: tuple[Step, ...] = ()
     probes: tuple[Probe, ...] = ()
     admit: Admit | None = None
 

@@ -5,6 +5,7 @@
     checkpoints/round-00005/state.safetensors       global values
     checkpoints/round-00005/broadcast.safetensors   what the scheme sends with the next round
     checkpoints/round-00005/server-state.safetensors  state of the scheme's steps, where it has any
+    checkpoints/round-00005/reported.safetensors    values that are saved instead, where others are
     checkpoints/round-00005/checkpoint.json         the rest, and the checksums of all of them
 
 A checkpoint is written to a temporary folder, synced and renamed, so that there is never half of
@@ -34,7 +35,7 @@ from fedmoe_app.results.folder import CHECKPOINTS, list_checkpoints, round_of
 FORMAT = 1  # raised when an older program could misread a checkpoint
 HEADER_FILE = "checkpoint.json"
 STATE_FILE, BROADCAST_FILE = "state.safetensors", "broadcast.safetensors"
-STEPS_FILE = "server-state.safetensors"
+STEPS_FILE, REPORTED_FILE = "server-state.safetensors", "reported.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -91,7 +92,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The server's state after a round."""
+    """The server's state after a round.
+
+    Attributes:
+        reported: values by full name that are evaluated and saved instead; empty where there are no
+            others.
+    """
 
     server_round: int
     run_key: str
@@ -101,6 +107,12 @@ class Snapshot:
     step_state: dict[str, Tensor] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)  # of Guard.dump(); empty without one
     best: Best | None = None  # round so far, where the run keeps that
+    reported: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def result(self) -> ModelState:
+        """The model that is evaluated and saved."""
+        return _state_of(self.reported) if self.reported else self.state
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,9 @@ def write_checkpoint(
             STATE_FILE: _write_tensors(draft / STATE_FILE, dict(snapshot.state.named())),
             BROADCAST_FILE: _write_tensors(draft / BROADCAST_FILE, snapshot.broadcast),
         }
-        if snapshot.step_state:
-            files[STEPS_FILE] = _write_tensors(draft / STEPS_FILE, snapshot.step_state)
+        for name, more in ((STEPS_FILE, snapshot.step_state), (REPORTED_FILE, snapshot.reported)):
+            if more:
+                files[name] = _write_tensors(draft / name, more)
         header = _header(snapshot, identity, versions, files)
         (draft / HEADER_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
         sync_to_disk(draft / HEADER_FILE)
@@ -143,24 +156,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     header = _read_header(path / HEADER_FILE)
     tensors = {name: _read_tensors(path / name, file) for name, file in header["files"].items()}
-    state = ModelState()
-    for key, tensor in tensors[STATE_FILE].items():
-        state.insert(key, tensor)
     return Checkpoint(
         path,
         Snapshot(
             server_round=header["round"],
             run_key=header["run_key"],
-            state=state,
+            state=_state_of(tensors[STATE_FILE]),
             broadcast=tensors[BROADCAST_FILE],
             counters=_counters(header["counters"]),
             step_state=tensors.get(STEPS_FILE, {}),
             guard=header.get("guard", {}),  # not in older ones
             best=_best(header),
+            reported=tensors.get(REPORTED_FILE, {}),
         ),
         _identity(header),
         header["versions"],
     )
+
+
+def _state_of(tensors: Mapping[str, Tensor]) -> ModelState:
+    state = ModelState()
+    for key, tensor in tensors.items():
+        state.insert(key, tensor)
+    return state
 
 
 def read_identity(path: Path) -> tuple[int, Identity]:
@@ -182,13 +200,13 @@ def read_best(path: Path) -> Best | None:
 
 
 def best_state(results: Path, best: Best) -> ModelState:
-    """Return the global state of the best round.
+    """Return the model of the best round: its global state, or what was reported in its place.
 
     Raises:
         CheckpointError: its checkpoint cannot be read.
     """
     path = results / CHECKPOINTS / f"round-{best.round:05d}"
-    return read_checkpoint(path).snapshot.state
+    return read_checkpoint(path).snapshot.result
 
 
 def _best(header: Mapping[str, Any]) -> Best | None:

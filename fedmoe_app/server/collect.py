@@ -105,6 +105,8 @@ class Collected:
         kinds: how many were rejected, by :attr:`InvalidUpdateError.kind`.
         guarded: what the guard did; None without one.
         sizes: of the usable replies as they came, by client, where there is a guard.
+        summed: clients whose changes are in the one update that a masked sum gives.
+        fault: why there is nothing, where that is known.
     """
 
     updates: list[ClientUpdate] = field(default_factory=list)
@@ -113,6 +115,8 @@ class Collected:
     kinds: Counter[str] = field(default_factory=Counter)
     guarded: Guarded | None = None
     sizes: dict[int, Size] = field(default_factory=dict)
+    summed: list[int] = field(default_factory=list)
+    fault: str = ""
 
 
 class UpdateCollector:

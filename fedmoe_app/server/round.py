@@ -50,6 +50,7 @@ class Round:
             where it is.
 
     Attributes:
+        reported: the state that is evaluated in the place of the global one; None is that one.
         failures: reason by client or node.
         aggregated: whether the global model changed.
         evaluation: of the global model.
@@ -57,6 +58,7 @@ class Round:
         best: what the round's line says of the best one so far.
         diagnostics: of the scheme.
         privacy: what the run has spent so far.
+        sums: figures of a masked sum.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Round:
     ) -> None:
         self.server_round = server_round
         self.grid, self.arrays, self.timeout = grid, arrays, timeout
+        self.reported: ArrayRecord | None = None
         self._registry, self._others, self._callbacks = registry, others, callbacks
         self._expected = expected
         self._started = time.monotonic()
@@ -84,6 +87,8 @@ class Round:
         self.aggregated = False
         self.diagnostics: Mapping[str, Any] = {}
         self.privacy: Mapping[str, Any] = {}
+        self.sums: Mapping[str, Any] = {}
+        self._summed: Sequence[int] = ()
         self.evaluation: MetricRecord | None = None
         self.validation: MetricRecord | None = None
         self.best: Mapping[str, Any] = {}
@@ -100,6 +105,11 @@ class Round:
         # Failures of nodes whose client is not known yet: node, phase, reason.
         self._nameless: list[tuple[int, str, str]] = []
         self._to_ask: set[int] = set()  # nodes that would tell it
+
+    @property
+    def scored(self) -> ArrayRecord:
+        """The state that is evaluated."""
+        return self.arrays if self.reported is None else self.reported
 
     def repeat(self) -> None:
         """Forget the round so far but for the bytes that it took: it is done anew."""
@@ -143,6 +153,11 @@ class Round:
         """Note the size of a reply of any kind."""
         if reply.message is not None and reply.message.has_content():
             self._bytes_up += record_bytes(reply.message.content)
+
+    def came(self, client: int) -> None:
+        """Tell of a masked reply, which tells nothing but whose it is."""
+        for callback in self._callbacks:
+            callback.on_reply(f"client {client}", {"client": client})
 
     def good(self, update: ClientUpdate) -> None:
         """Tell of a training reply that is good."""
@@ -232,15 +247,29 @@ class Round:
         """Note that a client has lost what it kept."""
         self._lost_state.append(client)
 
+    @property
+    def bytes_so_far(self) -> tuple[int, int]:
+        """Bytes up and down."""
+        return self._bytes_up, self._bytes_down
+
     def note_aggregated(
         self,
         updates: Sequence[ClientUpdate],
         bytes_up: Mapping[int, int],
         guarded: Guarded | None = None,
+        summed: Sequence[int] = (),
     ) -> None:
-        """Note what the new global model was made of, and what the guard did; bytes by client."""
+        """Note what the new global model was made of.
+
+        Args:
+            updates: of the clients.
+            bytes_up: by client.
+            guarded: what the guard did.
+            summed: clients whose masked changes the one update is made of.
+        """
+        self._summed = tuple(summed)
         self.aggregated = True
-        if self._is_private:
+        if self._is_private or summed:
             return
         self._guarded = guarded
         # The record outlives the round; the changes do not.
@@ -274,6 +303,8 @@ class Round:
             best=self.best,
             seconds=self._seconds | {"round": time.monotonic() - self._started},
             round_trips=self._round_trips,
+            sums=dict(self.sums),
+            num_summed=len(self._summed),
         )
 
     def _private_record(self, metric: str) -> RoundRecord:

@@ -17,6 +17,7 @@ from fedmoe_app.server.round import EVALUATION, Round
 from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.server.validation import EvaluateFn, Validation
 from fedmoe_app.wire.arrays import view_state
+from fedmoe_app.wire.records import encode_tensors
 
 
 class RunFailedError(RuntimeError):
@@ -37,6 +38,7 @@ class RoundLoop:
 
     Attributes:
         arrays: the last good global state, also when the run fails.
+        reported: what is evaluated and saved in its place; None is the global state itself.
         rounds_done: -1 until the initial model, which counts as round 0, is reported.
     """
 
@@ -50,6 +52,7 @@ class RoundLoop:
         self.collect = collect or WaitForAll()
         strategy.plan.check(Run(strategy.task.shape, buffered=self.collect.is_buffered))
         self.arrays = ArrayRecord()
+        self.reported: ArrayRecord | None = None
         self.rounds_done = -1
         self._failed_in_a_row = 0  # the last rounds, as many as failed
         self._unevaluated = False  # the global state changed since the last evaluation
@@ -129,6 +132,7 @@ class RoundLoop:
             if arrays is not None or not self._wait_for_other_runs(now):
                 break
             now.repeat()
+        before = self.arrays
         if arrays is not None:
             self.arrays = now.arrays = arrays
             self._unevaluated = True
@@ -136,6 +140,9 @@ class RoundLoop:
         server = self.strategy.plan.server
         refresh = server.refresh if arrays is not None else ()
         self._measure(now, (*refresh, *(server.after if is_last else ())))
+        if self.arrays is not before:
+            self.reported = self.strategy.report(now) or self.reported
+        now.reported = self.reported
         # 4. Evaluate the global model, and report.
         if self._unevaluated and is_due:
             with now.timed("evaluate"):
@@ -143,6 +150,11 @@ class RoundLoop:
                 self._validate(now, evaluate_fn)
         self._failed_in_a_row = 0 if now.aggregated else self._failed_in_a_row + 1
         self._report(now)
+
+    @property
+    def result(self) -> ArrayRecord:
+        """The model of the run so far: what is saved."""
+        return self.arrays if self.reported is None else self.reported
 
     def check_end(self) -> None:
         """Call it when all rounds are done: a run whose last one failed is not complete.
@@ -179,6 +191,7 @@ class RoundLoop:
             strategy.step_state or {},
             strategy.guard.dump() if strategy.guard is not None else {},
             self.validation.best if self.validation is not None else None,
+            reported={} if self.reported is None else dict(view_state(self.reported).named()),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -192,6 +205,7 @@ class RoundLoop:
         strategy.step_state = snapshot.step_state or None
         if strategy.guard is not None:
             strategy.guard.load(snapshot.guard)
+        self.reported = encode_tensors(snapshot.reported) if snapshot.reported else None
         if strategy.assignments is not None:
             strategy.assignments.restore(snapshot.step_state)
         strategy.last_replies = dict(counters.last_replies)
@@ -236,9 +250,9 @@ class RoundLoop:
     def _evaluate(self, now: Round, evaluate_fn: EvaluateFn | None) -> None:
         """Score the global model on the server's test set, else on the clients' own."""
         if evaluate_fn is not None:
-            now.evaluation = evaluate_fn(now.server_round, now.arrays)
-        elif self.strategy.private is None:  # scores of clients have no noise
-            now.evaluation = self._score_by_clients(now)
+            now.evaluation = evaluate_fn(now.server_round, now.scored)
+        elif self.strategy.private is None and self.strategy.sums is None:
+            now.evaluation = self._score_by_clients(now)  # a score is of one client
         self._unevaluated = False
 
     def _score_by_clients(self, now: Round) -> MetricRecord | None:
@@ -253,7 +267,7 @@ class RoundLoop:
         if self.validation is None:
             return
         if self.validation.evaluate_fn is not None:
-            now.validation = self.validation.evaluate_fn(now.server_round, now.arrays)
+            now.validation = self.validation.evaluate_fn(now.server_round, now.scored)
         else:  # without a test set of the server's the clients have just done it
             now.validation = self._score_by_clients(now) if evaluate_fn else now.evaluation
         self.validation.note(now.server_round, now.validation)

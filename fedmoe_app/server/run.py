@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedmoe_app.aggregation.guard import STRENGTHS, Guard
 from fedmoe_app.aggregation.store import MIB, Spool
-from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import RunConfig
@@ -44,12 +44,13 @@ from fedmoe_app.server.buffered import Buffered
 from fedmoe_app.server.checkpoint import Identity, best_state
 from fedmoe_app.server.client_list import read_client_list
 from fedmoe_app.server.clients import ClientRegistry
-from fedmoe_app.server.collect import WaitForAll
+from fedmoe_app.server.collect import Collect, WaitForAll
 from fedmoe_app.server.placement import Placements
 from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.recorder import RunRecorder, open_recorder
 from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
+from fedmoe_app.server.summed import MaskedSums, SummedRounds, sum_fault
 from fedmoe_app.server.transport import is_deployed
 from fedmoe_app.server.validation import EvaluateFn, Validation, check_best, keeper_of
 from fedmoe_app.tasks.base import evaluate
@@ -129,10 +130,10 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         ),
         Placements(setup.shape, config.round_timeout) if chosen else None,
         _private_rounds(config, plan, setup),
+        _masked_sums(config, plan),
     )
-    collect = Buffered(config.buffer_size) if config.rounds == "buffered" else WaitForAll()
     check_best(config, strategy.plan)
-    loop = RoundLoop(strategy, collect, _validation(config, setup, data, prefix))
+    loop = RoundLoop(strategy, _collect(config, strategy), _validation(config, setup, data, prefix))
     about = {"flower_run": str(grid.run.run_id), "simulated": not is_deployed(grid)}
     recorder = open_recorder(config, identity, loop, state, about)
     folder = recorder.folder
@@ -162,6 +163,25 @@ def _private_rounds(config: RunConfig, plan: Plan, setup: Setup) -> PrivateRound
         return None
     shape = setup.shape
     return PrivateRounds(ClientLevel.of(config, plan, shape.num_layers, shape.num_experts))
+
+
+def _masked_sums(config: RunConfig, plan: Plan) -> MaskedSums | None:
+    """Return the server's part in masked sums, if the run has them.
+
+    Raises:
+        ConfigError: the scheme is none of means by examples.
+    """
+    if not config.privacy.secure_sum:
+        return None
+    if fault := sum_fault(plan):
+        raise ConfigError(f'privacy.secure-sum = true with scheme = "{config.scheme}": {fault}')
+    return MaskedSums(config.privacy)
+
+
+def _collect(config: RunConfig, strategy: MoEStrategy) -> Collect:
+    if config.rounds == "buffered":
+        return Buffered(config.buffer_size)
+    return WaitForAll() if strategy.sums is None else SummedRounds(strategy.sums)
 
 
 def _write_card(run: Path, items: int) -> None:
@@ -345,7 +365,7 @@ def _prefix_once(
 def _save(config: RunConfig, setup: Setup, loop: RoundLoop, folder: RunFolder) -> None:
     """Save the kept model, and its adapter if there is one; plot, and print the table."""
     best = loop.validation.best if loop.validation is not None else None
-    state = decode_state(loop.arrays) if best is None else best_state(folder.path, best)
+    state = decode_state(loop.result) if best is None else best_state(folder.path, best)
     write_state(setup.model, setup.layers, state)
     with folder.writing():
         if config.model.train == "expert-lora":

@@ -8,14 +8,14 @@ for ever for missing nodes, polls slowly and lets a round in which all clients f
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedmoe_app.aggregation.aggregate import FoldError, aggregate
+from fedmoe_app.aggregation.aggregate import FoldError, aggregate, reported
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.guard import Guard
 from fedmoe_app.aggregation.store import Spool
@@ -24,6 +24,7 @@ from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.client_level import private_plan
+from fedmoe_app.privacy.member import SumError
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
 from fedmoe_app.schemes.faults import PartError
@@ -46,6 +47,7 @@ from fedmoe_app.server.measuring import (
 from fedmoe_app.server.placement import Placements, placed_arrays
 from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.round import EVALUATION, Round
+from fedmoe_app.server.summed import MaskedSums
 from fedmoe_app.server.sync import DeltaSync
 from fedmoe_app.server.transport import exchange, is_deployed, wait_for_nodes
 from fedmoe_app.wire.arrays import ArrayBuffers, encode_one_by_one, view_state
@@ -53,9 +55,16 @@ from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
 from fedmoe_app.wire.question import Question
-from fedmoe_app.wire.records import UpdateSpec, encode_state, encode_task, record_bytes
+from fedmoe_app.wire.records import (
+    UpdateSpec,
+    encode_state,
+    encode_task,
+    encode_tensors,
+    record_bytes,
+)
 from fedmoe_app.wire.update import ClientUpdate
 
+REPORTED = "reported."  # how the names of the reported model's state begin
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
 
 
@@ -127,6 +136,7 @@ class MoEStrategy:
         aggregation: where and how changes are summed.
         placements: which experts each node has; None where all nodes have all.
         private: draws clients and bounds their changes, where the run has differential privacy.
+        sums: lets clients mask what they send; None where the server sees it.
 
     Attributes:
         state: the global model.
@@ -143,6 +153,7 @@ class MoEStrategy:
         aggregation: Aggregation | None = None,
         placements: Placements | None = None,
         private: PrivateRounds | None = None,
+        sums: MaskedSums | None = None,
     ) -> None:
         self.scheme = scheme
         self.limits = limits or Limits()
@@ -152,7 +163,7 @@ class MoEStrategy:
         self.registry = registry or ClientRegistry()
         self.aggregation = aggregation or Aggregation()
         self.placements = placements
-        self.private = private
+        self.private, self.sums = private, sums
         if private is not None:
             self.plan = private_plan(self.plan, private.level, private.randomness)
         self.assignments = Assignments.of(self.plan, self.task.shape, placements)
@@ -164,6 +175,7 @@ class MoEStrategy:
         self.num_aggregated = 0
         self.last_replies: dict[int, int] = {}
         self._num_partitions = 0  # into which the clients of earlier rounds split the data
+        self._info: RoundInfo | None = None  # of the last round that was aggregated
         self.begin_sums()
 
     @property
@@ -193,7 +205,7 @@ class MoEStrategy:
         node that does not hear it does the first after some minutes and the second after some
         weeks. Hidden states of a frozen ``prefix`` are dropped in any case.
         """
-        keeps = self.task.changed_only or self.task.offer.keeps_residuals
+        keeps = self.task.changed_only or self.task.offer.keeps_residuals or self.sums is not None
         drop = forget and (self.plan.keeps_state or self.plan.recalls or keeps)
         if not drop and not prefix and not is_deployed(grid):
             return
@@ -239,16 +251,18 @@ class MoEStrategy:
         """Return the connected nodes that may take part, sorted by id."""
         return self.registry.connected(grid)
 
-    def configure_train(self, now: Round, nodes: Sequence[int]) -> list[Message]:
-        """Return the messages that ask these nodes to train."""
-        return self._address(now, nodes, MessageType.TRAIN)
+    def configure_train(
+        self, now: Round, nodes: Sequence[int], more: Mapping[str, ConfigRecord] | None = None
+    ) -> list[Message]:
+        """Return the messages that ask these nodes to train; ``more`` are further records."""
+        return self._address(now, nodes, MessageType.TRAIN, more)
 
     def configure_evaluate(self, now: Round, nodes: Sequence[int]) -> list[Message]:
         """Return the messages that ask nodes to score the global model on their own examples."""
         if (placements := self.placements) is not None:
             # A node that has not trained yet would score a model without experts.
             nodes = [node for node in nodes if placements.of(self.registry, node)]
-        return self._address(now, nodes, MessageType.EVALUATE)
+        return self._address(now, nodes, MessageType.EVALUATE, arrays=now.scored)
 
     def question(self, server_round: int) -> Question:
         """Return what a message of this round with the present state asks about."""
@@ -266,9 +280,18 @@ class MoEStrategy:
             self.busy.note(reply, placements.timeout)
         return [node for node in nodes if placements.of(self.registry, node) is not None]
 
-    def _address(self, now: Round, nodes: Sequence[int], kind: str) -> list[Message]:
-        """Return one message a node, with what it holds and lacks of the state."""
-        content, group = self._content(now.server_round, now.arrays), str(now.server_round)
+    def _address(
+        self,
+        now: Round,
+        nodes: Sequence[int],
+        kind: str,
+        more: Mapping[str, ConfigRecord] | None = None,
+        arrays: ArrayRecord | None = None,
+    ) -> list[Message]:
+        """Return one message a node, with what it holds and lacks of the state, or of others."""
+        content = self._content(now.server_round, now.arrays if arrays is None else arrays)
+        content.update(more or {})
+        group = str(now.server_round)
         if self.placements is None:
             own = {}
             if self.assignments is not None and kind == MessageType.TRAIN:
@@ -312,6 +335,8 @@ class MoEStrategy:
         )
         logger.info("%d clients measure the model; nobody trains", len(nodes))
         content = self._content(now.server_round, now.arrays)
+        if self.sums is not None:
+            return self._measure_masked(now, nodes, content, steps)
         now.sent_bytes(record_bytes(content) * len(nodes))
         answers = decode_measured(
             self._measured(now, [Message(content, node, QUERY) for node in nodes]),
@@ -327,8 +352,26 @@ class MoEStrategy:
                 f"min-clients = {limits.min_clients}; the global model stays as it was",
             )
             return None
+        return self._moved(now, steps, list(answers.by_client.values()))
+
+    def _measure_masked(
+        self, now: Round, nodes: Sequence[int], content: RecordDict, steps: Sequence[Step]
+    ) -> ArrayRecord | None:
+        assert self.sums is not None
         try:
-            info = info_of(now.server_round, list(answers.by_client.values()))
+            specs = specs_of(self.plan.measured_apart, self.state)
+            total = self.sums.measured(self, now, nodes, content, specs)
+        except (SumError, ValueError) as error:
+            now.name_failures()
+            now.fail("measuring", f"{error}; the global model stays as it was")
+            return None
+        return self._moved(now, steps, [total])
+
+    def _moved(
+        self, now: Round, steps: Sequence[Step], statistics: Sequence[Mapping[str, Tensor]]
+    ) -> ArrayRecord | None:
+        try:
+            info = info_of(now.server_round, statistics)
             found = moved(self.state, steps, info)
             told = told_after(found, steps, info)
         except PartError as error:
@@ -412,13 +455,14 @@ class MoEStrategy:
         """
         self._note(now, collected)
         updates = collected.updates
-        if fault := self._too_few(now, len(updates)):
+        fault = collected.fault or self._too_few(now, len(collected.summed or updates))
+        if fault:
             now.fail("round", f"{fault}; the global model stays as it was")
             return None
         arrays = self._aggregate(now, updates)
         if arrays is None:
             return None
-        now.note_aggregated(updates, collected.bytes_up, collected.guarded)
+        now.note_aggregated(updates, collected.bytes_up, collected.guarded, collected.summed)
         if self.guard is not None:
             self.guard.learn({update.client: collected.sizes[update.client] for update in updates})
         known = [update.num_partitions for update in updates if update.num_partitions]
@@ -454,12 +498,15 @@ class MoEStrategy:
         now.collected(collected.kinds)
         if self.private is not None:
             return  # sizes, failures and rests would lie in the checkpoint
-        updates, registry = collected.updates, self.registry
+        registry = self.registry
+        # A masked sum is nobody's update.
+        updates = [] if collected.summed else collected.updates
+        clients = collected.summed or [update.client for update in updates]
         registry.sizes |= {update.client: update.counted for update in updates}
         registry.tests |= {u.client: int(u.metrics.get(NUM_TEST_ITEMS, 0)) for u in updates}
-        good = [f"client {update.client}" for update in updates]
+        good = [f"client {client}" for client in clients]
         # Who works for another run is waited for, and has not failed.
-        waited_for = now.working_elsewhere if len(updates) < self.limits.min_clients else ()
+        waited_for = now.working_elsewhere if len(clients) < self.limits.min_clients else ()
         failed = [who for who in now.failures if who not in waited_for and who not in refused]
         registry.cooldown.note(now.server_round, failed, good)
         self._note_lost_state(now, updates)
@@ -492,11 +539,32 @@ class MoEStrategy:
         told_on = {k: t for k, t in self.broadcast.items() if k.partition("/")[0] in apart}
         self.broadcast = told_on | flat_signals(outcome.told)
         assigned = self.assignments.state() if self.assignments is not None else {}
-        self.step_state = outcome.state | assigned
+        kept = {k: t for k, t in (self.step_state or {}).items() if k.startswith(REPORTED)}
+        self.step_state = outcome.state | assigned | kept
+        self._info = info
         return arrays
 
+    def report(self, now: Round) -> ArrayRecord | None:
+        """Return the model that is evaluated and saved in the place of the global one.
+
+        None where the scheme has no such, and where a part of it failed: what was reported before
+        stays then.
+        """
+        steps = self.plan.server.reported
+        if not steps:
+            return None
+        info, state = self._info or info_of(now.server_round, ()), self.step_state or {}
+        try:
+            values, own = reported(dict(self.state.named()), steps, info, state)
+        except (FoldError, PartError) as error:
+            now.fail("reported model", f"{error} ({self.scheme}); it stays as it was")
+            return None
+        others = {k: t for k, t in state.items() if not k.startswith(REPORTED)}
+        self.step_state = others | own
+        return encode_tensors(values)
+
     def _diagnostics(self, info: RoundInfo) -> Diagnostics | None:
-        if not self.aggregation.diagnose or self.private is not None:
+        if not self.aggregation.diagnose or self.private is not None or self.sums is not None:
             return None
         layers, experts = info.routing[0].count.shape
         return Diagnostics(layers, experts)

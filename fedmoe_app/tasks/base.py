@@ -90,6 +90,7 @@ class TaskSetting:
         encoder_decoder: whether the model is one.
         head: the resolved way of classifying, ``sequence`` or ``label-words``.
         label_names: class names in index order; only for classification.
+        template: what stands around a text, with one ``{text}``; only for classification.
     """
 
     data: DataConfig
@@ -97,6 +98,7 @@ class TaskSetting:
     encoder_decoder: bool
     head: str
     label_names: Sequence[str]
+    template: str = "{text}"
 
 
 class Task(ABC):

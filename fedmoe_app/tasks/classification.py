@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fedmoe_app.config.data import parse_template
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.data.encoding import (
     Columns,
@@ -27,21 +29,46 @@ _EMPTY = Dataset.from_dict({"text": [""], "label": [0]})
 
 def make(setting: TaskSetting) -> Task:
     """Return the task of a run with ``data.task = "classification"``."""
+    tokenizer, length, template = setting.tokenizer, setting.data.max_length, setting.template
     if setting.head == "label-words":
-        return LabelWords(setting.tokenizer, setting.data.max_length, setting.label_names)
-    return SequenceClassification(setting.tokenizer, setting.data.max_length)
+        return LabelWords(tokenizer, length, setting.label_names, template)
+    return SequenceClassification(tokenizer, length, template)
 
 
 class SequenceClassification(Task):
-    """Classification by a linear head on the last token (transformers' own head)."""
+    """Classification by a linear head on the last token (transformers' own head).
+
+    Raises:
+        ConfigError: the template leaves no token for the text.
+    """
 
     columns = ("text", "label")
 
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, template: str = "{text}"
+    ) -> None:
+        super().__init__(tokenizer, max_length)
+        self.template = template
+        self._around = around_text(tokenizer, template)
+        length = sum(map(len, self._around))
+        if template != "{text}" and length >= max_length:
+            raise ConfigError(
+                f"data.template = {json.dumps(template, ensure_ascii=False)}: takes {length} "
+                f"tokens, special ones included, and data.max-length = {max_length} leaves none "
+                "for the text; raise data.max-length or shorten the template"
+            )
+
     def encode(self, dataset: Dataset) -> Encoded:
         """Tokenise ``text``; ``labels`` is the class index."""
-        rows = encode_classification(dataset, self.tokenizer, self.max_length)
-        empty = encode_classification(_EMPTY, self.tokenizer, self.max_length)[0]
+        rows = encode_classification(dataset, self.tokenizer, self.max_length, self._around)
+        empty = encode_classification(_EMPTY, self.tokenizer, self.max_length, self._around)[0]
         return drop_tokenless(rows, lambda row: text_has_tokens(row, empty), "text")
+
+    def described(self, columns: Sequence[str]) -> str:
+        """Say what stands around a text."""
+        if self.template == "{text}":
+            return ""
+        return f"every text stands in {json.dumps(self.template, ensure_ascii=False)}"
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return class logits ``[B, C]``."""
@@ -63,9 +90,13 @@ class LabelWords(SequenceClassification):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        label_names: Sequence[str],
+        template: str = "{text}",
     ) -> None:
-        super().__init__(tokenizer, max_length)
+        super().__init__(tokenizer, max_length, template)
         self.label_ids = torch.tensor(label_token_ids(tokenizer, label_names))  # [C]
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -96,14 +127,17 @@ class LabelWords(SequenceClassification):
 
 
 def encode_classification(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    around: tuple[list[int], list[int]] | None = None,
 ) -> Encoded:
     """Encode the columns ``text`` and ``label``.
 
-    The tokenizer's own special tokens are added. A text of more than ``max_length`` tokens loses
-    its end, but not its closing special token.
+    A text that does not fit into ``max_length`` tokens loses its end, but nothing of what stands
+    around it: the template, from :func:`around_text`, or else the tokenizer's own special tokens.
     """
-    start, end = special_tokens(tokenizer)
+    start, end = around or special_tokens(tokenizer)
     room = max_length - len(start) - len(end)
 
     def encode(batch: Columns) -> tuple[list[Row], int]:
@@ -115,6 +149,25 @@ def encode_classification(
         return rows, sum(len(ids) > room for ids in whole)
 
     return Encoded.of(dataset, encode)
+
+
+def around_text(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[list[int], list[int]]:
+    """Return the tokens before and after a text: special ones and those of a template.
+
+    Text and template are tokenised apart, so that every text has the same around it.
+
+    Args:
+        tokenizer: of the model.
+        template: with one ``{text}``.
+    """
+    start, end = special_tokens(tokenizer)
+    before, after = parse_template(template)
+    (letter,) = token_ids(tokenizer, ["a"])
+    # Beside a letter: some tokenizers put a space before what they take for the beginning.
+    (whole,) = token_ids(tokenizer, [f"a{after}"])
+    parts = whole[: len(letter)] == letter
+    suffix = whole[len(letter) :] if parts else token_ids(tokenizer, [after])[0]
+    return start + token_ids(tokenizer, [before])[0], suffix + end
 
 
 def text_has_tokens(row: Row, empty: Row) -> bool:

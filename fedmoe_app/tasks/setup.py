@@ -147,7 +147,9 @@ def assemble(
 ) -> Setup:
     """Open of a model, on its device, what the run trains; put it together with its task."""
     encoder_decoder = model.config.is_encoder_decoder
-    task = make_task(TaskSetting(config.data, tokenizer, encoder_decoder, head, label_names))
+    task = make_task(
+        TaskSetting(config.data, tokenizer, encoder_decoder, head, label_names, config.template)
+    )
     task.check_fits(model, config.model.name)
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config.model, head), config.seed)
@@ -167,7 +169,9 @@ def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     check_model(spec)
     model = empty_model(spec)
     encoder_decoder = model.config.is_encoder_decoder
-    task = make_task(TaskSetting(data, tokenizer, encoder_decoder, head, label_names))
+    task = make_task(
+        TaskSetting(data, tokenizer, encoder_decoder, head, label_names, config.template)
+    )
     task.check_fits(model, name)
     layers = find_moe_layers(model)
     adapt(model, layers, adaptation(config.model, head), config.seed)

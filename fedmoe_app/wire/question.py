@@ -45,6 +45,11 @@ class Question:
             int(task.get(TASK_STATE, cls.state_version)),
         )
 
+    @property
+    def name(self) -> str:
+        """Names the question in what both sides derive from it."""
+        return f"{self.run_key} {self.server_round} {self.state_version}"
+
     def task(self) -> dict[str, Any]:
         """Return the entries that a message to a client has in its record ``task``."""
         return {

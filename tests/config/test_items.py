@@ -177,7 +177,7 @@ def test_a_real_shell_reads_the_advice_as_shlex_does() -> None:
         ('scheme="fedmoe', "a quotation mark before and after it"),
         ("data.label_names=\"a,b\"", "unknown key.*the nearest key is data.label-names"),
         ("round-timeout=3,600", "write 3600 or 3.600"),  # which of them cannot be known
-        ("seed=[1, 2]", "give a number.*lists are for data.source, data.test-source, data.label-"),
+        ("seed=[1, 2]", "give a number.*lists are for data.source, data.test-source, data.validation-source"),
         ("data.partition=foo", "'foo' is none of iid, dirichlet, natural"),
         ("data.alpha=-1/2", "a fraction"),  # but -0.5 is out of range, and not proposed
         ("seed=five", "a whole number is written in digits"),

@@ -186,3 +186,22 @@ def test_where_a_policy_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert policy_path() == tmp_path / "named.toml"
     monkeypatch.delenv("FEDMOE_POLICY")
     assert policy_path() is None or os.path.exists("/etc/fedmoe/policy.toml")
+
+
+def test_a_node_that_asks_for_masked_sums_refuses_runs_without(site: Path) -> None:
+    policy = policy_of(site, **{"secure-sum": "required"})
+    assert list(policy.refusals(flat_config())) == ["privacy.secure-sum = 'False'"]
+    assert not list(policy.refusals(flat_config(**{"privacy.secure-sum": True})))
+    with pytest.raises(ValueError, match="allowed"):
+        policy_of(site, **{"secure-sum": "maybe"})
+
+
+@pytest.mark.parametrize("keys", [{"privacy.secure-sum": True}, {"privacy.dp": "fixed"}])
+def test_with_masks_or_noise_only_the_update_leaves(keys: dict[str, object], site: Path) -> None:
+    policy = policy_of(site, **{"may-leave": ["update"]})
+    nodes = {"data.source": "nodes"}
+    assert not list(policy.refusals(flat_config(**nodes | keys)))
+    assert len(list(policy.refusals(flat_config(**nodes)))) == 4
+    own = {"schemes": ["my.module:Class"], "may-leave": ["update"]}
+    run = flat_config(**keys | {"scheme": "my.module:Class"})
+    assert any("regions" in why for why in policy_of(site, **own).refusals(run))

@@ -42,6 +42,17 @@ def compare(
             show_default="the run config's own partition",
         ),
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=X,Y",
+            help="Try these values for every row, choose by validation rows (keep-best), and run "
+            "--seeds with what was chosen; repeat it for all combinations.",
+        ),
+    ] = None,
+    tuning_seeds: Annotated[
+        str, typer.Option(metavar="N,...", help="Seeds of the runs that --grid tries.")
+    ] = "101",
     clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = DEFAULT_CLIENTS,
     rounds: Rounds = None,
     run_config: RunConfigItems = None,
@@ -65,10 +76,11 @@ def compare(
     from fedmoe_app.compare import compare as comparing
 
     allow_downloads(online)
+    own_seeds = comparing.read_seeds(seeds)
     request = comparing.Request(
         app=app_dir,
         schemes=comparing.read_schemes(",".join(comparing.SCHEMES) if schemes is None else schemes),
-        seeds=comparing.read_seeds(seeds),
+        seeds=own_seeds,
         alphas=comparing.read_alphas(alphas) if alphas is not None else (),
         clients=clients,
         overrides=overrides_of("compare", run_config, app_dir),
@@ -77,6 +89,9 @@ def compare(
         workers=workers,
         simulation=simulation,
         centralised=not no_centralised,
+        grid=comparing.read_grid(
+            grid or (), comparing.read_seeds(tuning_seeds, "--tuning-seeds"), own_seeds
+        ),
     )
     try:
         complete = comparing.compare(request)

@@ -1,0 +1,188 @@
+"""A client's steps in a masked sum, from message to message.
+
+What it must remember between messages, its secrets, is in Flower's state of the node for the run;
+its trained changes wait on the node's disk, as what a scheme keeps does. Both are of one round: new
+keys begin a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, RecordDict
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from fedmoe_app.client.store import ClientStore
+from fedmoe_app.config.schema import PrivacyConfig, RunConfig
+from fedmoe_app.privacy.member import Member, SumError
+from fedmoe_app.privacy.ring import numbers_to_ring, value_bits, weight_of
+from fedmoe_app.privacy.sparse import counts_vector, values_vector
+from fedmoe_app.wire.masked import SUM, by_node, encode_answer, read_by_node, read_nodes
+from fedmoe_app.wire.question import Question
+from fedmoe_app.wire.update import ClientUpdate
+
+_STATE, _PART = "masked-sum", "summed"
+Vector = NDArray[np.unsignedinteger]
+
+
+def send_keys(content: RecordDict, context: Context) -> dict[str, Any]:
+    """Begin a round: make new secrets, and return the public keys."""
+    member = Member.begin(context.node_id, Question.of(content).name)
+    _remember(context, member)
+    return {"keys": list(member.public())}
+
+
+def send_shares(content: RecordDict, context: Context) -> dict[str, Any]:
+    """Return shares of this client's secrets for all others, encrypted."""
+    member = _member(content, context)
+    keys = read_by_node(content.config_records[SUM], each=3)
+    shares = member.share(keys)
+    _remember(context, member)
+    return by_node(shares)
+
+
+def send_counts(
+    content: RecordDict,
+    context: Context,
+    client: int,
+    num_examples: int,
+    trained: NDArray[np.bool_],
+    changes: Mapping[str, NDArray[np.float32]],
+    privacy: PrivacyConfig,
+) -> Vector:
+    """Keep the trained changes, and return the masked counts.
+
+    Args:
+        content: of the message that asked to train.
+        context: Flower's.
+        client: its number.
+        num_examples: of its own.
+        trained: experts that it trained, ``[L, E]``.
+        changes: by full name.
+        privacy: of the run config.
+
+    Raises:
+        SumError: no keys were agreed on, or a change is not finite.
+        OSError: no room for the changes.
+    """
+    member = _member(content, context)
+    weight = weight_of(num_examples, privacy.weight_unit)
+    for name, values in changes.items():
+        if not np.isfinite(values).all():
+            raise SumError(f"{name}: NaN or infinite values; training diverged")
+    members = read_nodes(content.config_records[SUM]["members"])
+    masked = member.masked(counts_vector(trained, weight), members, 0)
+    store, name = _store(content, client)
+    store.drop(store.names())  # of a round that never ended
+    store.write(name, save(dict(changes)))
+    _remember(context, member, weight)
+    return masked
+
+
+def send_numbers(
+    content: RecordDict, context: Context, numbers: Mapping[str, NDArray[np.floating]]
+) -> Vector:
+    """Return masked numbers that need no count first, joined in the order of their names."""
+    member = _member(content, context)
+    members = read_nodes(content.config_records[SUM]["members"])
+    joined = np.concatenate([numbers[name].reshape(-1) for name in sorted(numbers)])
+    masked = member.masked(numbers_to_ring(joined, len(members)), members, 0)
+    _remember(context, member)
+    return masked
+
+
+def send_values(
+    content: RecordDict, context: Context, client: int, seed: int, privacy: PrivacyConfig
+) -> Vector:
+    """Return the masked changes of what is asked for.
+
+    Raises:
+        SumError: they are there no more.
+    """
+    member = _member(content, context)
+    asked: Any = content.config_records[SUM]
+    store, name = _store(content, client)
+    changes = store.read(name, load_file)
+    if changes is None:
+        raise SumError("the trained changes are on this node's disk no more")
+    question = Question.of(content)
+    layout = list(zip(asked["names"], asked["sizes"], strict=True))
+    grid = privacy.sum_range, value_bits(len(member.members))
+    weight: Any = context.state.config_records[_STATE]["weight"]
+    seeds = (seed, question.server_round, client)
+    vector = values_vector(changes, layout, int(weight), grid, seeds)
+    masked = member.masked(vector, read_nodes(asked["members"]), 1)
+    store.drop([name])
+    _remember(context, member, int(weight))
+    return masked
+
+
+def send_unmasking(content: RecordDict, context: Context) -> dict[str, Any]:
+    """Return the shares that take the masks off a sum."""
+    member = _member(content, context)
+    asked: Any = content.config_records[SUM]
+    number = int(asked["number"])
+    if number == 0:
+        member.take_shares({node: own for node, (own,) in read_by_node(asked).items()})
+    shares = member.unmask(read_nodes(asked["alive"]), read_nodes(asked["gone"]), number)
+    weight: Any = context.state.config_records[_STATE].get("weight", 0)
+    _remember(context, member, int(weight))
+    return by_node(shares)
+
+
+def masked_reply(
+    update: ClientUpdate,
+    content: RecordDict,
+    context: Context,
+    privacy: PrivacyConfig,
+    version: str,
+) -> RecordDict:
+    """Keep what a client trained, and return its reply to the message that asked for it."""
+    vector = send_counts(
+        content,
+        context,
+        update.client,
+        update.num_examples,
+        (update.routing.trained > 0).numpy(),
+        {name: t.detach().cpu().float().numpy() for name, t in update.changes.named()},
+        privacy,
+    )
+    return encode_answer(update.client, Question.of(content), None, vector, version)
+
+
+def masked_numbers_reply(
+    numbers: Mapping[str, Tensor], content: RecordDict, context: Context, client: int
+) -> RecordDict:
+    """Return a client's reply to the message that asked for sums of the model's outputs."""
+    plain = {name: tensor.numpy() for name, tensor in numbers.items()}
+    vector = send_numbers(content, context, plain)
+    return encode_answer(client, Question.of(content), None, vector)
+
+
+def values_reply(
+    content: RecordDict, context: Context, client: int, config: RunConfig
+) -> RecordDict:
+    """Return a client's masked changes."""
+    vector = send_values(content, context, client, config.seed, config.privacy)
+    return encode_answer(client, Question.of(content), None, vector)
+
+
+def _store(content: RecordDict, client: int) -> tuple[ClientStore, str]:
+    question = Question.of(content)
+    return ClientStore(question.run_key, client, _PART), f"round-{question.server_round}"
+
+
+def _member(content: RecordDict, context: Context) -> Member:
+    state = context.state.config_records.get(_STATE)
+    member = None if state is None else Member.load(bytes(state["member"]))  # type: ignore[arg-type]
+    if member is None or member.context != Question.of(content).name:
+        raise SumError("no keys were agreed on for this round")
+    return member
+
+
+def _remember(context: Context, member: Member, weight: int = 0) -> None:
+    context.state[_STATE] = ConfigRecord({"member": member.dump(), "weight": weight})
