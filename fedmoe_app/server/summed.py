@@ -64,8 +64,6 @@ def sum_fault(plan: Plan) -> str:
             )
         if isinstance(rule, Mean) and rule.over not in ("all", "members"):
             return f"its {slot} are divided by {rule.over}, which masked sums do not; {way_out}"
-    if server.assign is not None:
-        return f"{type(server.assign).__name__} reads numbers of single clients; {way_out}"
     if fault := choice_fault(plan):
         return f"{fault}; {way_out}"
     for step in (*server.before, *server.refresh, *server.after):
