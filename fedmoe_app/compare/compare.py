@@ -39,7 +39,7 @@ from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import results_dir
 from fedmoe_app.config.schema import DataConfig, ModelConfig
-from fedmoe_app.launch.app_folder import app_folder
+from fedmoe_app.launch.app_folder import app_folder, let_import
 from fedmoe_app.launch.preflight import check_method, check_sources
 from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.shown.terminal import say
@@ -100,6 +100,7 @@ def compare(request: Request) -> bool:
         ResultsError: when the output folder cannot be used.
         KeyboardInterrupt: when interrupted; the finished runs stay.
     """
+    let_import(app_folder(request.app))
     plan = plan_of(request)
     for point in request.grid.points:
         plan_of(request, point)  # a wrong value is found before anything is run

@@ -130,6 +130,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         f"{SHOWN}/model: mixtral",
     ),
     "preview": (["-c", "{home}/data.toml"], "classification"),
+    "new": (["{new}"], SHOWN),
     "config": (["{name}"], f"{SHOWN}: unknown key"),
     "doctor": ([], f"{SHOWN}"),
     "resume": (["{run}", "--app", "{home}"], "pyproject.toml"),
