@@ -73,6 +73,7 @@ class Request:
         simulation: run each through ``flwr run``, one at a time, instead of in process.
         centralised: whether each seed gets a run of one client that holds all data.
         grid: settings of which each row and column is given the best.
+        command: the line that was typed, noted for captions; empty where none was.
     """
 
     app: Path
@@ -87,6 +88,7 @@ class Request:
     simulation: bool = False
     centralised: bool = True
     grid: Grid = field(default_factory=Grid)
+    command: str = ""
 
 
 def compare(request: Request) -> bool:
@@ -107,7 +109,7 @@ def compare(request: Request) -> bool:
     _check_sources(plan)
     died: list[str] = []
     with ComparisonFolder(folder_of(request, plan)) as folder:
-        folder.write_plan(plan)
+        folder.write_plan(plan, request.command)
         say(f"comparison: {folder.path}")
         run = (
             partial(simulated, app_folder(request.app).absolute())
@@ -116,7 +118,7 @@ def compare(request: Request) -> bool:
         )
         if request.grid.points:
             plan, died = _tune(request, folder, run)
-            folder.write_plan(plan)
+            folder.write_plan(plan, request.command)
         outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)
