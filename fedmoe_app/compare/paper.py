@@ -98,30 +98,47 @@ def clear_best(plan: Plan, results: Sequence[Result], partition: str) -> str | N
 
 
 def caption(comparison: Comparison, metric: str) -> str:
-    """Return what the figures of a comparison are, in sentences."""
-    plan = comparison.plan
-    flat = plan.cells[0].flat
-    seeds, rounds = len(plan.seeds), int(flat["num-server-rounds"])
-    spread = (
-        f"mean ± half width of the 95% Student-t interval over {seeds} seeds"
-        if seeds > 1
-        else "one seed"
-    )
-    where = ", ".join(name for name in plan.partitions if name != NO_PARTITION)
+    """Return what the figures of a table are, in sentences."""
     text = (
-        f"{visible(metric[:1].upper() + metric[1:])} of the global model on the test set of the "
-        f"server: {spread}. "
-        f"{plan.clients} clients ({visible(where)}), {rounds} round{'s' * (rounds != 1)}"
+        f"{_first_up(metric)} of the global model on the test set of the server: "
+        f"{_spread(comparison.plan)}. {_setting(comparison.plan)}"
     )
-    if "model.name" in flat:
-        text += f", model {visible(Path(str(flat['model.name'])).name)}"
-    text += "."
-    if seeds > 1:
+    if len(comparison.plan.seeds) > 1:
         text += (
             " Differences are taken seed by seed. Bold: above each other scheme beyond the "
             "interval of the paired difference."
         )
     return text
+
+
+def figure_caption(comparison: Comparison, metric: str) -> str:
+    """Return what the pictures show, in sentences, and the command that made them."""
+    plan = comparison.plan
+    made = f" Made by {visible(comparison.command)}." if comparison.command else ""
+    return (
+        f"{_first_up(metric)} of the global model over the rounds: {_spread(plan)}. "
+        f"{_setting(plan)}{made}"
+    )
+
+
+def _first_up(metric: str) -> str:
+    return visible(metric[:1].upper() + metric[1:])
+
+
+def _spread(plan: Plan) -> str:
+    if len(plan.seeds) < 2:
+        return "one seed"
+    return f"mean ± half width of the 95% Student-t interval over {len(plan.seeds)} seeds"
+
+
+def _setting(plan: Plan) -> str:
+    """Return clients, partitions, rounds and model, as one sentence."""
+    flat = plan.cells[0].flat
+    rounds = int(flat["num-server-rounds"])
+    where = ", ".join(name for name in plan.partitions if name != NO_PARTITION)
+    model = f", model {visible(Path(str(flat['model.name'])).name)}" if "model.name" in flat else ""
+    many = "s" * (rounds != 1)
+    return f"{plan.clients} clients ({visible(where)}), {rounds} round{many}{model}."
 
 
 def write_table(table: PaperTable, kind: str) -> str:
