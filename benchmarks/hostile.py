@@ -34,8 +34,9 @@ def examples(update: ClientUpdate, others: Others, bounds: TaskBounds) -> Client
 
 def forged(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
     """Claim as many tokens as its examples can have, and a router that is sure; turn the sign."""
-    sure = torch.ones_like(update.routing.margin)
-    lie = replace(update, routing=replace(update.routing, margin=sure, peak=sure))
+    routing = update.routing
+    sure = replace(routing, margin=routing.prob, peak=torch.ones_like(routing.peak))
+    lie = replace(update, routing=sure)
     return _with_tokens(_scaled(lie, -1), bounds.tokens(update.num_examples), bounds.top_k)
 
 

@@ -161,7 +161,8 @@ class _Round:
         rule, values = self.server.rule(block), _tensors(block, self.values)
         waited = self._waited(block)
         members = tuple(i for i, reply in enumerate(waited) if reply.change(block) is not None)
-        updates = BlockUpdates(block, members, waited, values, self.info, self.pairs)
+        shown_values = GuardedValues(values)
+        updates = BlockUpdates(block, members, waited, shown_values, self.info, self.pairs)
         if isinstance(rule, Summed):
             total = self.sums.pop(block)  # of the clients that did not wait
             if not members and not total.num_members:
@@ -170,7 +171,9 @@ class _Round:
             change = _result(rule, total.named(), block, values)
         elif isinstance(rule, Together) and members:
             size = sum(value.numel() for value in values.values())
+            unwritten = Unwritten("updates", values=shown_values)
             found = call(rule, "combine", updates)
+            unwritten.check(rule, "combine")
             whole = vector(rule, "combine", found, size, f"the values of {block.kind} {block.key}")
             change = unflatten(whole, values)
         else:
@@ -254,7 +257,7 @@ def stepped(step: Step, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors,
     Raises:
         PartError: it raised, returned something else, or wrote to what it was given to read.
     """
-    unwritten = Unwritten(values=now.values, change=now.change)
+    unwritten = Unwritten("now", values=now.values, change=now.change)
     found = call(step, "step", now, state)
     unwritten.check(step, "step")
     if not isinstance(found, tuple) or len(found) != 2:
@@ -346,7 +349,7 @@ def told_by(part: Telling, now: Now, state: Mapping[str, Tensor]) -> dict[Signal
     Raises:
         PartError: it raised, returned something else, or wrote to what it was given to read.
     """
-    unwritten = Unwritten(values=now.values, change=now.change)
+    unwritten = Unwritten("now", values=now.values, change=now.change)
     found = call(part, "tell", now, state)
     unwritten.check(part, "tell")
     if not isinstance(found, dict):

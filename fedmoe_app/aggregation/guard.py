@@ -3,7 +3,8 @@
 Of a client's reply, which is decoded and checked by then:
 
     share   n_i   ← min(n_i, share·median_j n_j),  and the same of the tokens in its histogram,
-            whose counts shrink with them: FC-MoE weighs clients by these
+            whose counts shrink with them, and of how sure its router is (the sum of its margins):
+            FC-MoE and FedAlign-MoE weigh clients by these
     norm    Δ_i,b ← Δ_i,b·min(1, slack·m_k/‖Δ_i,b‖)  for b of kind k, and then
             Δ_i   ← Δ_i·min(1, slack·m_whole/‖Δ_i‖)
 
@@ -16,7 +17,7 @@ trained, so that nobody has more say by training more.
 more. So the guard costs no waiting: a reply within the last round's bounds is within the larger
 ones, too, and is summed as it comes, untouched, bit for bit. Only one that is beyond them waits
 until the round is complete, and shrinks if it is still beyond. In a run's first round all wait
-anyway. **Medians of n and tokens** are taken over all clients that have replied in earlier rounds,
+anyway. **Medians of the shares** are taken over all clients that have replied in earlier rounds,
 or over this round's while these are fewer than three.
 
 Fewer than three replies have no majority: they are not clipped. A kind that fewer than half of the
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 17  # values whose squares are summed in float32: exact enough, and in a core's cache
 MAJORITY = 3  # replies, or clients, that have a median
 KINDS = ("dense", "gates", "expert", "whole")
+Shares = tuple[float, float, float]  # examples, tokens, margin
 _Norms = Mapping[str, float]  # m_k or a bound by kind; a kind that is unknown is absent
 
 
@@ -54,14 +56,14 @@ class Strength:
 
     Attributes:
         slack: times the median norm.
-        share: times the median client's examples and tokens.
+        share: times the median client's examples, tokens and margins.
     """
 
     slack: float
     share: float
 
 
-STRENGTHS = {"default": Strength(3.0, 4.0), "tight": Strength(1.5, 2.0)}
+STRENGTHS = {"default": Strength(2.0, 2.0), "tight": Strength(1.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Size:
         experts: ‖Δ‖ of each expert.
         examples: n_i.
         tokens: of the layer that saw most.
+        margin: by which the best expert of a token leads, mean over tokens and layers.
     """
 
     dense: float
@@ -80,6 +83,12 @@ class Size:
     experts: Mapping[ExpertKey, float]
     examples: int
     tokens: int
+    margin: float
+
+    @property
+    def shares(self) -> Shares:
+        """What schemes weigh clients by."""
+        return (self.examples, self.tokens, self.margin)
 
     @property
     def whole(self) -> float:
@@ -132,13 +141,13 @@ class Guard:
 
     Attributes:
         typical: m by kind of the last round that had a majority.
-        known: client -> examples and tokens in its last reply, as it came.
+        known: client -> the shares of its last reply, as it came.
     """
 
     def __init__(self, strength: Strength) -> None:
         self._strength = strength
         self.typical: dict[str, float] = {}
-        self.known: dict[int, tuple[int, int]] = {}
+        self.known: dict[int, Shares] = {}
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -151,7 +160,7 @@ class Guard:
         """Go on from what :meth:`dump` returned; from nothing where the run had no guard."""
         self.typical = dict(dumped.get("typical", {}))
         known = dumped.get("known", {})
-        self.known = {int(c): (int(n), int(tokens)) for c, (n, tokens) in known.items()}
+        self.known = {int(c): (n, tokens, margin) for c, (n, tokens, margin) in known.items()}
 
     # -- a round -----------------------------------------------------------------------------------
 
@@ -171,20 +180,18 @@ class Guard:
             max(size.of(kind), default=0.0) <= slack * self.typical.get(kind, 0.0) for kind in KINDS
         )
 
-    def counted(
-        self, update: ClientUpdate, known: Iterable[tuple[int, int]] | None = None
-    ) -> ClientUpdate:
+    def counted(self, update: ClientUpdate, known: Iterable[Shares] | None = None) -> ClientUpdate:
         """Return an update whose share is bounded, if that can be told before the round's end.
 
         Args:
             update: as it came.
-            known: examples and tokens of the clients whose medians are taken; None for those of
-                earlier rounds.
+            known: shares of the clients whose medians are taken; None for those of earlier
+                rounds.
         """
         known = list(self.known.values() if known is None else known)
         if len(known) < MAJORITY:
             return update
-        most, most_tokens = (
+        most, most_tokens, most_margin = (
             self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
         )
         if update.num_examples > most:
@@ -192,6 +199,10 @@ class Guard:
         tokens = tokens_of(update.routing)
         if tokens > most_tokens:
             update = replace(update, routing=shrunk(update.routing, most_tokens / tokens))
+        margin = margin_of(update.routing)
+        if margin > most_margin:
+            less = update.routing.margin * (most_margin / margin)
+            update = replace(update, routing=replace(update.routing, margin=less))
         return update
 
     def close(
@@ -210,7 +221,7 @@ class Guard:
             for kind, norm in (self.typical | typical_of(own)).items()
         }
         early = len(self.known) < MAJORITY
-        known = [(size.examples, size.tokens) for size in own] if early else ()
+        known = [size.shares for size in own] if early else ()
         taken, found, factors = set(summed), [], {}
         for update in updates:
             clip = Clip()
@@ -225,7 +236,7 @@ class Guard:
     def learn(self, sizes: Mapping[int, Size]) -> None:
         """Note what the replies of a round were like that became a new global state."""
         self.typical |= typical_of(list(sizes.values()))
-        self.known |= {client: (size.examples, size.tokens) for client, size in sizes.items()}
+        self.known |= {client: size.shares for client, size in sizes.items()}
 
     def _clip(self, size: Size, typical: _Norms) -> Clip:
         bounds = {kind: self._strength.slack * norm for kind, norm in typical.items()}
@@ -251,6 +262,7 @@ def size_of(update: ClientUpdate) -> Size:
         {key: norm_of(tensors.values()) for key, tensors in sorted(changes.experts.items())},
         update.num_examples,
         tokens_of(update.routing),
+        margin_of(update.routing),
     )
 
 
@@ -270,6 +282,11 @@ def norm_of(tensors: Iterable[Tensor]) -> float:
 def tokens_of(routing: RoutingStats) -> int:
     """Return the tokens of the layer that saw most."""
     return int(routing.tokens.max()) if routing.tokens.numel() else 0
+
+
+def margin_of(routing: RoutingStats) -> float:
+    """Return the mean lead of a token's best expert, over tokens and layers."""
+    return float(routing.margin.double().sum(dim=1).mean()) if routing.margin.numel() else 0.0
 
 
 def typical_of(sizes: Sequence[Size]) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""Global values as steps of the server see them: written to by mistake, they cost the round only.
+"""Global values as parts of the server see them: written to by mistake, they cost the round only.
 
 The global state is what the next round starts from, and its tensors cannot be made read-only. So a
-step is given a copy of each tensor that it looks at, made when it does; a step that looks at none,
-such as momentum, costs no memory. Which copies were written to tells torch's count of writes.
+step or rule is given a copy of each tensor that it looks at, made when it does; one that looks at
+none, such as momentum, costs no memory. Which copies were written to tells torch's count of writes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ class Unwritten:
     """Notes tensors before a part sees them, to find out whether it wrote to them.
 
     Args:
-        tensors: by what the part calls them, such as ``now.values``.
+        view: what the part calls the object that it is given, such as ``now``.
+        tensors: by the attribute of it that they are.
     """
 
-    def __init__(self, **tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, view: str, **tensors: Mapping[str, Tensor]) -> None:
+        self._view, self._tensors = view, tensors
         self._before = {what: versions(found) for what, found in tensors.items()}
 
     def check(self, part: object, method: str) -> None:
@@ -67,5 +68,6 @@ class Unwritten:
                 raise PartError.of(
                     part,
                     method,
-                    f"wrote in place to now.{what} ({', '.join(written[:5])}); return new tensors",
+                    f"wrote in place to {self._view}.{what} ({', '.join(written[:5])}); return new "
+                    "tensors",
                 )

@@ -76,6 +76,8 @@ class Policy(BaseModel):
     tasks: list[str] = list(TASKS)
     max_rounds: int | None = Field(None, ge=1)
     max_local_steps: int | None = Field(None, ge=1)
+    max_threads: int | None = Field(None, ge=1)
+    keep_client_state: bool = True
     min_examples: int = Field(1, ge=1)
     may_leave: list[Leaving] = [
         "update",
@@ -130,6 +132,13 @@ class Policy(BaseModel):
             isinstance(rounds, int) and rounds <= self.max_rounds
         ):
             yield _named(run, "num-server-rounds")
+        threads = run.get("train.threads")
+        if self.max_threads is not None and not (
+            isinstance(threads, int) and threads <= self.max_threads
+        ):
+            yield _named(run, "train.threads")
+        if not self.keep_client_state and run.get("keep-client-state") is not False:
+            yield _named(run, "keep-client-state")
         if self.secure_sum == "required" and run.get("privacy.secure-sum") is not True:
             yield _named(run, "privacy.secure-sum")
         for what in sorted(_leaves(run) - set(self.may_leave)):

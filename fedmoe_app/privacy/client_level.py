@@ -33,6 +33,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.state import Tensors, expert_of
 from fedmoe_app.privacy.accountant import noise_for
 from fedmoe_app.privacy.randomness import OfSystem, Randomness
+from fedmoe_app.schemes.average import LastModels, MovingAverage
 from fedmoe_app.schemes.base import Plan
 from fedmoe_app.schemes.equal import Equal
 from fedmoe_app.schemes.fedmoe import MostUsed
@@ -129,6 +130,8 @@ def dp_fault(plan: Plan, counted: bool = False) -> str:
                 f"its {slot} are combined by {type(rule).__name__}, which is no plain sum of what "
                 f"single clients send; {way_out}"
             )
+    if fault := choice_fault(plan):
+        return f"{fault}; {way_out}"
     if apart := (*server.before, *server.refresh, *server.after):
         return (
             f"{type(apart[0]).__name__} takes sums of the clients' features, on which there is no "
@@ -147,6 +150,20 @@ def dp_fault(plan: Plan, counted: bool = False) -> str:
             "its experts are averaged over all clients, so that counts of trainers have no use; "
             'choose privacy.dp = "fixed", or scheme = "fedmoe"'
         )
+    return ""
+
+
+def choice_fault(plan: Plan) -> str:
+    """Return which part of a scheme decides by what single clients sent, beside its sums; or "".
+
+    Means of the global models read those alone, which are released anyway.
+    """
+    server = plan.server
+    if chooses := [part for part in (server.admit, server.assign) if part is not None]:
+        return f"{type(chooses[0]).__name__} decides by what single clients sent"
+    for step in server.reported:
+        if not isinstance(step, MovingAverage | LastModels):
+            return f"{type(step).__name__} may read what single clients sent"
     return ""
 
 

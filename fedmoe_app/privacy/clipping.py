@@ -57,13 +57,13 @@ def only_trained(routing: RoutingStats) -> RoutingStats:
 def routing_of(trained: Tensor) -> RoutingStats:
     """Return the plainest histogram with these experts trained, ``[L, E]`` int64 of 0 and 1."""
     tokens = trained.sum(dim=1)  # [L]
-    even = (tokens > 0).float().unsqueeze(1) / trained.shape[1]
+    even = ((tokens > 0).float().unsqueeze(1) / trained.shape[1]).expand(trained.shape).contiguous()
     zeros = torch.zeros(trained.shape)
     return RoutingStats(
         count=trained,
-        prob=even.expand(trained.shape).contiguous(),
+        prob=even,
         margin=zeros,
-        peak=zeros,
+        peak=even,
         kl=zeros,
         trained=trained,
         tokens=tokens,

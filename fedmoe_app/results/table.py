@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from rich import box
 
+from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.shown.terminal import Console, Table
 from fedmoe_app.shown.text import visible
 
@@ -83,8 +84,15 @@ def _count(value: int | None) -> str:
 
 
 def _num_failed(line: dict[str, Any]) -> int:
-    """Count the clients that failed; a failed round notes itself among its failures."""
-    return sum(failure.get("who") != "round" for failure in line.get("failures") or ())
+    """Count the clients that failed.
+
+    A failed round notes itself among its failures. A node whose policy does not allow what it was
+    asked, to train or to score, has not failed.
+    """
+    return sum(
+        failure.get("who") != "round" and REFUSED not in str(failure.get("reason"))
+        for failure in line.get("failures") or ()
+    )
 
 
 def _failed(line: dict[str, Any]) -> bool:

@@ -537,7 +537,7 @@ def _fit(weights: object, updates: BlockUpdates) -> bool:
     """Whether weights are ``[M]``, or ``[M, R]`` where a tensor of the block has R rows."""
     if not isinstance(weights, Tensor) or weights.dim() not in (1, 2):
         return False
-    rows = {len(value) for value in updates.values.values() if value.dim()}
+    rows = {len(change) for change in updates.changes[0].values() if change.dim()}
     has_rows = weights.dim() == 1 or weights.shape[1] in rows
     return len(weights) == len(updates.members) and has_rows
 

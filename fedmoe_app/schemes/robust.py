@@ -1,6 +1,8 @@
 """Robust aggregation: rules that a few hostile or broken clients cannot carry off.
 
-By block (a dense tensor, a gate, an expert), over its M members with equal weights:
+By client, on what all clients train: :class:`GeometricMedian`, :class:`TrustedClip`, :class:`Krum`;
+docs/schemes/robust.md has their equations. By block (a dense tensor, a gate, an expert), over its M
+members with equal weights:
 
     median          by value, the middle one; of an even number, the mean of the two middle ones
     trimmedmean     by value, the mean without the ⌊β·M⌋ lowest and highest

@@ -165,7 +165,8 @@ class BlockUpdates:
         block: which one.
         members: M positions among the round's N clients.
         replies: of all N clients.
-        values: the block's global values, which fix the order of names.
+        values: the block's global values, which fix the order of names; copies, made when they are
+            asked for.
         info: the round.
         pairs: how cosines between changes are worked out.
     """
@@ -211,7 +212,7 @@ class BlockUpdates:
 
         Beyond the limit of :attr:`pairs` they are those of random projections.
         """
-        num_values = sum(value.numel() for value in self.values.values())
+        num_values = sum(change.numel() for change in self.changes[0].values())
         if self.pairs.is_exact(len(self.members), num_values):
             return cosines(self.deltas)
         return cosines(project(self.rows, num_values, self.pairs))
@@ -233,10 +234,10 @@ class BlockUpdates:
                 go by examples.
         """
         changes, sums = self.changes, {}
-        for name, value in self.values.items():
-            fits = weights.dim() == 1 or (value.dim() > 0 and len(value) == weights.shape[1])
-            chosen = weights if fits else self.by_examples
-            sums[name] = weighted_sum(chosen, [change[name] for change in changes])
+        for name in self.values:
+            rows = [change[name] for change in changes]
+            fits = weights.dim() == 1 or (rows[0].dim() > 0 and len(rows[0]) == weights.shape[1])
+            sums[name] = weighted_sum(weights if fits else self.by_examples, rows)
         return flatten(sums, self.values)
 
     def routing_of(self, name: str) -> Tensor:

@@ -31,7 +31,7 @@ from fedmoe_app.wire.update import ClientUpdate
 MAX_REASON = 1000  # characters of a failure's reason that are kept
 _NAMED = re.compile(r"client (\d+): (.*)")  # how a client's own errors begin
 EVALUATION = " (evaluation)"  # after the name of who failed in it
-OF_ALL = ("round", "measuring")  # who fails where it is no single client
+OF_ALL = ("round", "measuring", "reported model")  # who fails where it is no single client
 SOMEBODY = "a client"  # where its name is not told
 
 
@@ -315,6 +315,8 @@ class Round:
             self.aggregated,
             failures=dict(self.failures),
             evaluation=self.evaluation,
+            validation=self.validation,
+            best=self.best,
             seconds={"round": time.monotonic() - self._started},
             privacy=dict(self.privacy),
             is_private=True,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedmoe_app.config.schema import PrivacyConfig
 from fedmoe_app.moe.state import ModelState, expert_of
+from fedmoe_app.privacy.client_level import choice_fault
 from fedmoe_app.privacy.clipping import routing_of
 from fedmoe_app.privacy.member import Keys, SumError, check_keys, check_number, threshold, unmasked
 from fedmoe_app.privacy.ring import Ring, numbers_from_ring, value_bits
@@ -63,8 +64,8 @@ def sum_fault(plan: Plan) -> str:
             )
         if isinstance(rule, Mean) and rule.over not in ("all", "members"):
             return f"its {slot} are divided by {rule.over}, which masked sums do not; {way_out}"
-    if server.assign is not None:
-        return f"{type(server.assign).__name__} reads numbers of single clients; {way_out}"
+    if fault := choice_fault(plan):
+        return f"{fault}; {way_out}"
     for step in (*server.before, *server.refresh, *server.after):
         if not isinstance(step, EstimateHead):
             return f"{type(step).__name__} may read numbers of single clients; {way_out}"

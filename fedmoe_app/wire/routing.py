@@ -24,6 +24,7 @@ from fedmoe_app.wire.spec import UpdateSpec
 _COUNTS = ("count", "trained", "tokens")
 _MEANS = ("prob", "margin", "peak", "kl")
 _MAX_REGION = 1e9  # of a router's input; its square and sums of squares stay finite in float32
+_ROUNDING = 1e-3  # of probabilities that travel in float16
 _WIDTHS = (1, 2, 4, 8)  # bytes of an unsigned integer
 
 
@@ -60,6 +61,7 @@ def unpack_routing(data: memoryview, spec: UpdateSpec, lossless: bool) -> Routin
         tensors[name], data = _unpack_floats(data, shape, means, name)
     _check_values(tensors)
     _check_tokens(tensors)
+    _check_leads(tensors)
     trained = tensors["trained"] > 0
     region = None
     if spec.region_size:
@@ -169,3 +171,11 @@ def _check_tokens(routing: Mapping[str, Tensor]) -> None:
     total = routing["prob"].double().sum(dim=1)  # [L]
     if bool(((total - (tokens > 0).double()).abs() > 0.01).any()):
         raise InvalidUpdateError("routing.prob: a layer's probabilities do not sum to 1")
+
+
+def _check_leads(routing: Mapping[str, Tensor]) -> None:
+    """Refuse a lead over the other experts that is more than the probability that it is part of."""
+    if bool((routing["margin"] > routing["prob"] + _ROUNDING).any()):
+        raise InvalidUpdateError("routing.margin: an expert leads by more than its probability")
+    if bool((routing["peak"] < routing["prob"] - _ROUNDING).any()):
+        raise InvalidUpdateError("routing.peak: below the mean probability")

@@ -75,7 +75,7 @@ def test_one_bound_holds_for_all_experts_of_a_round() -> None:
 
 def test_who_trains_more_experts_has_no_more_say() -> None:
     def size(experts: dict[tuple[int, int], float]) -> Size:
-        return Size(1, 1, experts, 10, 10)
+        return Size(1, 1, experts, 10, 10, 0.5)
 
     few = [size({(0, 0): 1.0}) for _ in range(3)]
     many = size({key: 100.0 for key in ALL})
@@ -84,7 +84,7 @@ def test_who_trains_more_experts_has_no_more_say() -> None:
 
 def test_a_kind_that_most_clients_left_alone_has_only_the_bound_of_the_whole() -> None:
     def size(gates: float) -> Size:
-        return Size(1, gates, {(0, 0): 1.0}, 10, 10)
+        return Size(1, gates, {(0, 0): 1.0}, 10, 10, 0.5)
 
     assert "gates" not in typical_of([size(0), size(0), size(5)])
     updates = honest(4)
@@ -119,6 +119,16 @@ def test_a_forged_histogram_counts_for_four_medians_too() -> None:
     assert found[-1].routing.tokens.tolist() == [12, 12]
     assert found[-1].routing.count.tolist() == [[8, 8, 8], [8, 8, 8]]
     assert found[0].routing is honest()[0].routing or found[0].routing.tokens.tolist() == [3, 3]
+
+
+def test_a_router_that_is_surer_than_any_counts_for_four_medians_at_most() -> None:
+    def unsure(client: int) -> ClientUpdate:
+        update = toy_update(client, 10, 1, ALL)
+        return replace(update, routing=replace(update.routing, margin=torch.full((2, 3), 0.01)))
+
+    found, _ = closed(guard(), [*map(unsure, range(4)), toy_update(4, 10, 1, ALL)])  # margins 1/6
+    torch.testing.assert_close(found[-1].routing.margin, torch.full((2, 3), 0.04))
+    assert found[0].routing.margin.tolist() == unsure(0).routing.margin.tolist()
 
 
 def test_what_is_within_the_last_rounds_bounds_need_not_wait() -> None:

@@ -50,6 +50,11 @@ def combining(found: Callable[[], Any]) -> Together:
     return Mine()
 
 
+class Overwrites(Together):
+    def combine(self, updates: BlockUpdates) -> Tensor:
+        return torch.cat([value.add_(1).reshape(-1) for value in updates.values.values()])
+
+
 def weighing(found: Any) -> Weighted:
     class Mine(Weighted):
         def weights(self, updates: BlockUpdates) -> Tensor:
@@ -127,6 +132,10 @@ FAULTS: dict[str, tuple[Server, str]] = {
     "step writes to change": (
         Server(steps=(stepping(in_place("change")),)),
         r"Mine\.step: wrote in place to now\.change \(head\.weight, ",
+    ),
+    "rule writes to values": (
+        Server(experts=Overwrites()),
+        r"Overwrites\.combine: wrote in place to updates\.values \(up, down\)",
     ),
     "weight below 0": (
         Server(experts=sharing(-0.5)),

@@ -37,6 +37,8 @@ def policy_of(site: Path, **keys: object) -> Policy:
             "data-roots": [str(site)],
             "columns": ["text", "label"],
             "max-rounds": 50,
+            "max-threads": 4,
+            "keep-client-state": False,
         }
         | keys
     )
@@ -53,6 +55,7 @@ def policy_of(site: Path, **keys: object) -> Policy:
         {"data.source": "{site}/parts/*.jsonl", "data.source-kind": "glob"},
         {"data.source": "{site}/parts", "data.source-kind": "folder"},
         {"num-server-rounds": 50},
+        {"train.threads": 4},
         {"scheme": "combine", "combine.loss": "fedmoe"},
         {"data.chat-template": "{site}/chat.jinja"},
         {"data.chat-template": "always"},
@@ -93,6 +96,8 @@ def test_what_is_listed_is_allowed(site: Path, run: dict[str, object]) -> None:
         ("data.source", {"data.source": "{site}/out[1].jsonl", "data.source-kind": "glob"}),
         ("data.chat-template", {"data.chat-template": "/etc/chat.jinja"}),
         ("num-server-rounds", {"num-server-rounds": 51}),
+        ("train.threads", {"train.threads": 5}),
+        ("keep-client-state", {"keep-client-state": True}),
     ],
 )
 def test_what_is_not_listed_is_refused_by_key(site: Path, key: str, run: dict[str, object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,13 @@ from fedmoe_app import (
     FedAvg,
     FedMoE,
     FedProx,
+    ModelShape,
     ModelState,
+    Now,
     Plan,
     Scheme,
+    Server,
+    Step,
     make_scheme,
 )
 from fedmoe_app.aggregation.aggregate import aggregate
@@ -27,6 +31,7 @@ from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.privacy.client_level import ClientLevel, dp_fault, private_plan
 from fedmoe_app.privacy.clipping import bounded, whole_norm
 from fedmoe_app.privacy.randomness import OfSystem
+from fedmoe_app.schemes.average import Averaged, LastModels
 from tests.conftest import make_config
 from tests.toy import NUM_EXPERTS, NUM_LAYERS, own_update, plan_of, toy_state, toy_update
 
@@ -176,6 +181,7 @@ REFUSED = {
     "fedadam": "numbers of single clients",
     "grammerge": "GramWeighted|no plain sum",
     "scaffold": "single clients",
+    "flexmoe": "decides by what single clients sent",
 }
 
 
@@ -196,6 +202,26 @@ def test_schemes_that_are_no_sums_are_refused_by_the_types_of_their_parts(name: 
     with pytest.raises(ConfigError, match=told) as error:
         ClientLevel.of(config, plan, NUM_LAYERS, NUM_EXPERTS)
     assert any(word in str(error.value) for word in REFUSED[name].split("|"))
+
+
+def test_a_mean_of_released_models_is_reported_at_no_price() -> None:
+    plan = plan_of(Averaged(FedAvg(), "last"))
+    assert dp_fault(plan) == ""
+    assert private_plan(plan, LEVEL, Fixed(0.0)).server.reported == (LastModels(2),)
+
+
+def test_parts_that_may_read_single_clients_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Curious(Step):
+        def step(self, now: Now, state: Mapping[str, Any]) -> tuple[dict, dict]:
+            return dict(now.change), {}
+
+    @dataclass(frozen=True)
+    class Own(Scheme):
+        def server(self, model: ModelShape) -> Server:
+            return Server(reported=(Curious(),))
+
+    assert "Curious may read what single clients sent" in dp_fault(plan_of(Own()))
 
 
 def test_counts_without_use_are_refused() -> None:

@@ -21,6 +21,7 @@ from fedmoe_app.privacy.randomness import OfSystem
 from fedmoe_app.results.folder import RunFolder
 from fedmoe_app.server.rounds import RunFailedError
 from tests.privacy.conftest import short_run
+from tests.toy import write_topics
 
 CLIENTS = 4
 DP = {"privacy.dp": "fixed", "privacy.dp-noise": 0.5, "privacy.dp-clients": CLIENTS}
@@ -116,6 +117,16 @@ def test_two_runs_with_one_seed_differ(tmp_path: Path) -> None:
 def test_counted_denominators_serve_fedmoe(tmp_path: Path) -> None:
     lines = read_metrics(run(tmp_path, **{"privacy.dp": "counted", "scheme": "fedmoe"}))
     assert [line["status"] for line in lines] == ["ok"] * 3
+
+
+def test_the_best_round_is_chosen_on_rows_of_the_servers(tmp_path: Path) -> None:
+    rows = tmp_path / "validation.jsonl"
+    write_topics(rows, 3)
+    keys = {"keep-best": "loss", "data.validation-source": str(rows), "average.of": "last"}
+    lines = read_metrics(run(tmp_path, **keys))
+    assert all(line["validation"]["loss"] > 0 for line in lines[1:])
+    assert lines[-1]["best"]
+    assert lines[-1]["clients"] == []
 
 
 def test_a_draw_of_nobody_is_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,13 @@ def test_a_row_a_round() -> None:
     assert rows[3] == "1 1.2346 0.5000 1.23 MB 999 B 8 0 12.3"
 
 
+def test_a_node_whose_policy_refuses_has_not_failed() -> None:
+    why = "client 3: this node's policy does not allow scheme = 'fcmoe'"
+    lost = {"who": "client 4", "reason": "no reply within 60 s"}
+    failures = [{"who": "client 3 (evaluation)", "reason": why}, lost]
+    assert printed(line(1, failures=failures))[2].split()[-2] == "1"
+
+
 def test_a_failed_round_is_shown_as_failed() -> None:
     failure = {"client": 3, "reason": "nan"}
     rows = printed(line(1, status="failed", loss=None, accuracy=None, failures=[failure] * 8))

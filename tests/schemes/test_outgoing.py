@@ -159,7 +159,7 @@ def test_an_expert_that_nobody_trained_stays_under_a_fixed_number() -> None:
     ("server", "reason"),
     [
         (Server(experts=Mean(8)), "its experts are divided by 8"),
-        (Server(assign=BalancedFitness()), "BalancedFitness reads numbers of single clients"),
+        (Server(assign=BalancedFitness()), "BalancedFitness decides by what single clients sent"),
     ],
 )
 def test_masked_sums_refuse_what_they_would_leave_out(server: Server, reason: str) -> None:

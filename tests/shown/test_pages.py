@@ -33,6 +33,7 @@ def test_a_whole_page_shows_the_text(text: str) -> None:
         "runs": {"headers": [], "rows": [], "bad": []},
         "failures": {"headers": [], "rows": [], "bad": []},
         "differing": {"headers": [], "rows": [], "bad": []}, "all_settings": [], "changed": [],
+        "chosen": {"headers": [text], "rows": [[{"text": text, "sort": text}]], "bad": []},
     }  # fmt: skip
     page = render("comparison", text, State("failed", text), content, {"charts": {text: [text]}})
     assert not ACTING.search(page)

@@ -1,0 +1,388 @@
+"""What a curious server, or whoever gets the model, learns of a client; and what noise costs.
+
+    python -m benchmarks.privacy leaks [--clients 10] [--seeds 3]
+    python -m benchmarks.privacy sums [--clients 10]
+    python -m benchmarks.privacy budget [--clients 1000] [--rate 0.1] [--clip 3]
+
+``leaks``: clients with 30 rows of the embedded corpus each (Dirichlet 0.5) train qwen3moe-tiny for
+one round. Two attacks on what is seen, each with the best that it can hope for:
+
+    vocabulary   rows of the embedding by how far they moved, but for weight decay, the k first
+                 taken for the client's tokens; k is the number of its distinct tokens, so that
+                 precision is recall
+    label mix    the head's change of each class along the mean feature of public text (the test
+                 set's), and its correlation over the classes with the client's shares of them
+
+``sums``: bytes and seconds of a round of FedMoE with qwen3moe-tiny, plain and masked.
+
+``budget``: accuracy of the global model after ten rounds of FedAvg in one process: as it is, with
+the clip alone, and with noise for several ε. The model is qwen3moe-tiny in one layer of width 16
+with four experts, random at first: 36,864 values, all trained. Test rows: 800.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cells import print_markdown, run_config
+from fedmoe_app import FedAvg, ModelState, Plan, parse_run_config, read_metrics, run_in_process
+from fedmoe_app.aggregation.aggregate import aggregate
+from fedmoe_app.aggregation.streaming import round_info
+from fedmoe_app.client.round import prepare_round
+from fedmoe_app.client.timing import Stopwatch
+from fedmoe_app.config.node import Node
+from fedmoe_app.moe.layers import read_state
+from fedmoe_app.privacy.accountant import noise_for
+from fedmoe_app.privacy.client_level import ClientLevel, private_plan
+from fedmoe_app.privacy.clipping import bounded, whole_norm
+from fedmoe_app.privacy.member import Member
+from fedmoe_app.privacy.ring import from_ring, to_ring, value_bits, weight_of
+from fedmoe_app.results.table import human_bytes
+from fedmoe_app.tasks.seeding import client_seed, one_client
+from fedmoe_app.tasks.setup import load_setup, server_data
+from fedmoe_app.wire.records import TrainTask
+from fedmoe_app.wire.update import ClientUpdate
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "score.weight"
+ROWS = 30  # of a client in the mean
+DELTA, ROUNDS = 1e-5, 10
+SMALL = dict(
+    hidden_size=16,
+    moe_intermediate_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    num_experts=4,
+    layer_types=None,
+)
+
+
+# -- leaks -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What an attack is to find out of a client: its tokens, and its share of each class."""
+
+    tokens: frozenset[int]
+    shares: np.ndarray
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the model that all started from, what they sent, and what is public."""
+
+    state: ModelState
+    updates: Sequence[ClientUpdate]
+    secrets: Sequence[Secret]
+    feature: Tensor
+    plan: Plan
+
+
+def leaks(clients: int, seeds: int) -> None:
+    rounds = [one_round(clients, seed) for seed in range(seeds)]
+    norms = [whole_norm(u.changes) for each in rounds for u in each.updates]
+    clip = statistics.median(norms)
+    print(f"{clients} clients a round, {seeds} seeds; median norm of an update {clip:.3g}\n")
+    chance = statistics.fmean(
+        len(secret.tokens) / len(each.state.dense[EMBEDDING])
+        for each in rounds
+        for secret in each.secrets
+    )
+    rows = [
+        ["nothing", "server: one update", *_scores(rounds, lambda r, i: r.updates[i].changes)],
+        ["nothing", "others: the model's change", *_scores(rounds, lambda r, i: mean_of(r))],
+        [
+            "dp",
+            "server: one clipped update",
+            *_scores(rounds, lambda r, i: bounded(r.updates[i], clip).changes),
+        ],
+    ]
+    for target in (64.0, 8.0, 2.0):
+        level = ClientLevel(clip, noise_for(target, 1.0, ROUNDS, DELTA), 1.0, clients, DELTA)
+        rows.append(
+            [
+                f"dp, ε = {target:g} in {ROUNDS} rounds",
+                "others: the model's change",
+                *_scores(rounds, lambda r, i, level=level: noised(r, level)),
+            ]
+        )
+    rows += [
+        ["secure sums", "server: one masked update", *_scores(rounds, masked)],
+        ["secure sums", "server: the sum", *_scores(rounds, lambda r, i: mean_of(r))],
+        ["", "chance", f"{chance:.2f}", "0.00"],
+    ]
+    print_markdown(("mechanism", "what is seen", "vocabulary", "label mix"), rows)
+
+
+def one_round(clients: int, seed: int) -> Round:
+    config = parse_run_config(
+        run_config(
+            {
+                "seed": seed,
+                "data.max-train-examples": ROWS * clients,
+                "data.max-test-examples": 200,
+                "data.local-test-fraction": 0.0,
+                "data.min-partition-size": 10,
+            }
+        )
+    )
+    data = server_data(config.data)
+    setup = load_setup(config, data.label_names)
+    state = read_state(setup.model, setup.layers)
+    feature = _mean_feature(setup.model, setup.task, setup.task.encode(data.test))
+    updates, secrets = [], []
+    for client in range(clients):
+        node = Node(client, client, clients, None)
+        task = TrainTask(1, state, data.label_names, data.fingerprint)
+        with one_client(client_seed(seed, 1, client), 1):
+            ready = prepare_round(config, node, task, Stopwatch())
+            updates.append(ready.run())
+        secrets.append(_secret(ready.rows.train, len(data.label_names)))
+    plan = Plan.of(FedAvg(), setup.shape)
+    return Round(state, updates, secrets, feature, plan)
+
+
+def _secret(rows: Sequence[Mapping[str, Any]], classes: int) -> Secret:
+    tokens = frozenset(token for row in rows for token in row["input_ids"])
+    counts = np.bincount([int(row["labels"]) for row in rows], minlength=classes)
+    return Secret(tokens, counts / counts.sum())
+
+
+def _mean_feature(model: Any, task: Any, rows: Any) -> Tensor:
+    """Return the mean of what the head sees of public text, ``[D]``."""
+    seen: list[Tensor] = []
+    hook = model.score.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].detach().reshape(-1, args[0].shape[-1]))
+    )
+    with torch.no_grad():
+        for start in range(0, len(rows), 50):
+            batch = task.collate([rows[i] for i in range(start, min(start + 50, len(rows)))], "cpu")
+            task.score(model, batch)
+    hook.remove()
+    return torch.cat(seen).mean(dim=0)
+
+
+def mean_of(each: Round) -> ModelState:
+    """Return what FedAvg moves the model by."""
+    return _moved(each, each.plan, each.updates)
+
+
+def noised(each: Round, level: ClientLevel) -> ModelState:
+    """Return what the model moves by under differential privacy."""
+    cut = [bounded(update, level.clip) for update in each.updates]
+    return _moved(each, private_plan(each.plan, level), cut)
+
+
+def masked(each: Round, client: int) -> ModelState:
+    """Return what a masked update looks like to a server that takes it for an update."""
+    members = {node: Member.begin(node, "benchmark") for node in range(len(each.updates))}
+    keys = {node: member.public() for node, member in members.items()}
+    for member in members.values():
+        member.share(keys)
+    update, bits = each.updates[client], value_bits(len(members))
+    names = [EMBEDDING, HEAD]
+    joined = torch.cat([update.changes.dense[name].reshape(-1) for name in names]).numpy()
+    vector = to_ring(joined, 1.0, weight_of(update.num_examples, 10), bits, (client,))
+    seen = from_ring(members[client].masked(vector, list(members), 0), 1.0, bits)
+    found, start = ModelState(), 0
+    for name in names:
+        value = each.state.dense[name]
+        part = torch.from_numpy(seen[start : start + value.numel()]).float()
+        found.dense[name] = part.view_as(value)
+        start += value.numel()
+    return found
+
+
+def _moved(each: Round, plan: Plan, updates: Sequence[ClientUpdate]) -> ModelState:
+    result = aggregate(each.state, updates, plan, round_info(1, updates))
+    before, change = dict(each.state.named()), ModelState()
+    for name, tensor in result.tensors:
+        change.insert(name, tensor - before[name])
+    return change
+
+
+def _scores(rounds: Sequence[Round], seen: Any) -> tuple[str, str]:
+    """Return the attacks' means over clients and seeds."""
+    vocabulary, labels = [], []
+    for each in rounds:
+        for client, secret in enumerate(each.secrets):
+            change = seen(each, client).dense
+            vocabulary.append(_precision(change[EMBEDDING], each.state.dense[EMBEDDING], secret))
+            along = (change[HEAD].double() @ each.feature.double()).numpy()
+            labels.append(float(np.corrcoef(along, secret.shares)[0, 1]))
+    return f"{statistics.fmean(vocabulary):.2f}", f"{statistics.fmean(labels):.2f}"
+
+
+def _precision(change: Tensor, values: Tensor, secret: Secret) -> float:
+    """Return the share of right ones among the k rows that moved most, but for weight decay."""
+    length = values.square().sum(dim=1, keepdim=True).clamp_min(1e-12)
+    across = change - (change * values).sum(dim=1, keepdim=True) / length * values
+    guess = across.norm(dim=1).topk(len(secret.tokens)).indices.tolist()
+    return len(secret.tokens & set(guess)) / len(guess)
+
+
+# -- sums --------------------------------------------------------------------------------------
+
+
+def sums(clients: int) -> None:
+    keys = {
+        "scheme": "fedmoe",
+        "num-server-rounds": 1,
+        "data.max-train-examples": 100 * clients,
+        "data.max-test-examples": 200,
+        "min-clients": 3,
+        "diagnostics": False,
+    }
+    rows = []
+    for name, more in (("plain, fp32", {}), ("masked", {"privacy.secure-sum": True})):
+        with tempfile.TemporaryDirectory() as folder:
+            flat = run_config(keys | more | {"output-dir": folder})
+            line = read_metrics(run_in_process(flat, clients))[1]
+        seconds = f"{line['seconds']['round']:.1f}"
+        rows.append([name, human_bytes(line["bytes_up"]), human_bytes(line["bytes_down"]), seconds])
+        for step, (up, down) in line.get("secure_sum", {}).get("bytes", {}).items():
+            rows.append([f"- {step}", human_bytes(up), human_bytes(down), ""])
+    figures = line["secure_sum"]
+    print(f"\n{figures['open_experts']} experts open, {figures['closed_experts']} closed\n")
+    print_markdown(("round", "bytes up", "bytes down", "seconds"), rows)
+
+
+# -- budget ------------------------------------------------------------------------------------
+
+
+def budget(clients: int, rate: float, rows: int, targets: Sequence[float], clip: float) -> None:
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        size = _save_small_model(model)
+        names, nodes = _write_rows(Path(folder), clients, rows)
+        own = {"output-dir": folder, "model.name": str(model), "data.label-names": names}
+        own["data.test-source"] = str(Path(folder) / "test.jsonl")
+        for name, keys in _settings(clients, rate, targets, clip):
+            lines = read_metrics(run_in_process(_run() | keys | own, clients, nodes))
+            row = [name, *_noise(keys, clients, rate, size), f"{lines[-1]['accuracy']:.3f}"]
+            print(row, flush=True)
+            table.append(row)
+    print(f"\n{clients} clients of {rows} rows, each drawn with chance {rate:g}, clip {clip:g}\n")
+    print_markdown(("", "noise z", "noise / clip", "accuracy"), table)
+
+
+def _save_small_model(folder: Path) -> int:
+    """Write the model that is trained; return its number of values."""
+    config = parse_run_config(run_config({"data.max-train-examples": 100}))
+    setup = load_setup(config, server_data(config.data).label_names)
+    shape = copy.deepcopy(setup.model.config)
+    shape.update(SMALL)
+    torch.manual_seed(0)
+    model = type(setup.model)(shape)
+    model.save_pretrained(folder)
+    setup.tokenizer.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _write_rows(folder: Path, clients: int, rows: int) -> tuple[str, list[dict[str, Any]]]:
+    """Give each client a file with rows of the embedded corpus, drawn without regard to classes.
+
+    Returns:
+        the names of the classes, and the nodes' configs.
+    """
+    data = server_data(parse_run_config(run_config({})).data)
+    order = np.random.default_rng(0).permutation(len(data.train))[: rows * clients]
+    parts = {f"client-{i}": order[i * rows : (i + 1) * rows] for i in range(clients)}
+    for name, source, chosen in (
+        *((name, data.train, own) for name, own in parts.items()),
+        ("test", data.test, range(800)),
+    ):
+        lines = [source[int(i)] for i in chosen]
+        lines = [row | {"label": data.label_names[row["label"]]} for row in lines]
+        text = "\n".join(json.dumps(line) for line in lines)
+        (folder / f"{name}.jsonl").write_text(text)
+    return ", ".join(data.label_names), [
+        {"partition-id": i, "data-path": str(folder / f"client-{i}.jsonl")} for i in range(clients)
+    ]
+
+
+def _settings(
+    clients: int, rate: float, targets: Sequence[float], clip: float
+) -> list[tuple[str, dict[str, Any]]]:
+    own = {
+        "privacy.dp": "fixed",
+        "privacy.dp-clients": clients,
+        "privacy.dp-sample-rate": rate,
+        "privacy.dp-clip": clip,
+        "privacy.dp-delta": DELTA,
+        "fraction-train": 1.0,
+    }
+    plain = ("nothing", {"fraction-train": rate})
+    only_clip = ("clip alone", own | {"privacy.dp-noise": 1e-6})
+    noisy = [(f"ε = {target:g}", own | {"privacy.dp-epsilon": target}) for target in targets]
+    return [plain, only_clip, *noisy]
+
+
+def _run() -> dict[str, Any]:
+    return run_config(
+        {
+            "num-server-rounds": ROUNDS,
+            "evaluate-every": ROUNDS,
+            "min-clients": 1,
+            "diagnostics": False,
+            "train.learning-rate": 3e-2,
+            "train.num-train-epochs": 4.0,
+            "data.source": "nodes",
+            "data.local-test-fraction": 0.0,
+            "data.max-length": 32,
+        }
+    )
+
+
+def _noise(keys: Mapping[str, Any], clients: int, rate: float, size: int) -> tuple[str, str]:
+    """Return z, and how long the noise of a round is against the longest mean change."""
+    target = keys.get("privacy.dp-epsilon")
+    if not target:
+        return "-", "-"
+    noise = noise_for(target, rate, ROUNDS, DELTA)
+    return f"{noise:.2f}", f"{noise * math.sqrt(size) / (rate * clients):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_leaks = commands.add_parser("leaks")
+    of_leaks.add_argument("--clients", type=int, default=10)
+    of_leaks.add_argument("--seeds", type=int, default=3)
+    of_sums = commands.add_parser("sums")
+    of_sums.add_argument("--clients", type=int, default=10)
+    of_budget = commands.add_parser("budget")
+    of_budget.add_argument("--clients", type=int, default=100)
+    of_budget.add_argument("--rate", type=float, default=1.0)
+    of_budget.add_argument("--rows", type=int, default=9)
+    of_budget.add_argument("--clip", type=float, default=3.0)
+    of_budget.add_argument("--epsilons", type=float, nargs="+", default=[16.0, 8.0, 2.0])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.command == "leaks":
+        leaks(options.clients, options.seeds)
+    elif options.command == "sums":
+        sums(options.clients)
+    else:
+        budget(options.clients, options.rate, options.rows, options.epsilons, options.clip)
+
+
+if __name__ == "__main__":
+    main()
