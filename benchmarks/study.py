@@ -38,7 +38,7 @@ from fedmoe_app.compare.summary import Result, estimate, paired_difference
 from fedmoe_app.config.paths import home
 
 CLIENTS = 10
-GRID = (3e-4, 1e-3, 3e-3)  # learning rates, the same for every scheme
+GRID = (1e-3, 3e-3, 1e-2, 3e-2)  # learning rates, the same for every scheme
 TUNING_SEEDS = (101,)
 FIRST_SEED = 1  # of those that are reported
 VALIDATION = 600  # rows taken from the training file where the set has no validation file
