@@ -27,17 +27,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import (
+    REPOSITORY,
     SHARED_DATA,
     measure_results,
     print_markdown,
     run_federated_or_alone,
 )
 from benchmarks.shared_prefix import shared_prefix
+from benchmarks.study_picture import Part, draw
 from fedmoe_app.compare.plan import CENTRALISED, Cell, Partition, SchemeEntry
 from fedmoe_app.compare.summary import Result, estimate, paired_difference
 from fedmoe_app.config.paths import home
 
 CLIENTS = 10
+FIGURES = REPOSITORY / "docs" / "images"
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)  # learning rates, the same for every scheme
 TUNING_SEEDS = (101,)
 FIRST_SEED = 1  # of those that are reported
@@ -111,12 +114,17 @@ def main() -> None:
         if not (SHARED_DATA / name).is_dir():
             print(f"{name}: left out, {name}/train.jsonl.gz is not beside the repository")
             continue
+        parts = []
         for head in options.head:
             study = Study(name, head, tuple(options.schemes), options.workers)
             if options.stage == "tune":
                 study.tune()
             else:
-                study.final(options.seeds)
+                parts.append(study.final(options.seeds))
+        if options.stage == "report":
+            file = FIGURES / f"study-{name}.png"
+            about = f"{CLIENTS} clients, Dirichlet {DATA[name].alpha:g}, pre-trained smollm2-moe"
+            print(*draw(file, f"{name}: what each scheme comes to", about, parts))
 
 
 @dataclass(frozen=True)
@@ -152,8 +160,8 @@ class Study:
             ],
         )
 
-    def final(self, seeds: int) -> None:
-        """Run every scheme at its rate on the reported seeds and print the table."""
+    def final(self, seeds: int) -> Part:
+        """Run every scheme at its rate on the reported seeds, print the table, return its rows."""
         rates = self._rates()
         if "fedavg" not in rates:
             raise SystemExit(f"{self.data}, {self.head} head: run the stage tune first")
@@ -168,6 +176,7 @@ class Study:
         chosen = range(FIRST_SEED, FIRST_SEED + seeds)
         results = self._run("final", entries, shared, chosen, True)
         print_final(self, results, rates)
+        return Part(f"{self.head} head", start_of(results), by_row(results))
 
     def _settings(self, scored_on: str) -> dict[str, Any]:
         sizes = DATA[self.data]
@@ -302,12 +311,11 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
     }
     adjusted = holm(p_values)
     seeds = sorted(reference)
-    initial = [_at_start(result) for result in results if result.cell.scheme == "fedavg"]
     print(
         f"\n{study.data}, {study.head} head: {DATA[study.data].train} training rows, "
         f"{CLIENTS} clients, Dirichlet {DATA[study.data].alpha:g}, "
         f"{DATA[study.data].rounds[study.head]} rounds, seeds {seeds}; "
-        f"before training {statistics.fmean(initial):.3f}\n"
+        f"before training {start_of(results):.3f}\n"
     )
     rows = []
     for name in (CENTRALISED, *study.schemes):
@@ -330,6 +338,11 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
         )
     headers = ["scheme", "rate", "accuracy", "minus fedavg, points", "p (Holm)", "rounds", "loss"]
     print_markdown([*headers, "MB up a round", "s"], rows)
+
+
+def start_of(results: Sequence[Result]) -> float:
+    """Return the mean accuracy of FedAvg's runs before their first round."""
+    return statistics.fmean(_at_start(r) for r in results if r.cell.scheme == "fedavg")
 
 
 def _at_start(result: Result) -> float:
