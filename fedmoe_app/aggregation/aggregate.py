@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
-from fedmoe_app.aggregation.unwritten import GuardedValues, Unwritten
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
 from fedmoe_app.schemes.base import Plan, reported_prefix, step_prefix
 from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
 from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
+from fedmoe_app.schemes.unwritten import Changes, GuardedValues, Unwritten, tensors_of
 from fedmoe_app.schemes.views import (
     EXPERT,
     GATE,
@@ -122,7 +123,9 @@ def _admitted(
         return replies, info
     own = {EXPERT} if plan.client.start_gates is None else {EXPERT, GATE}
     blocks = [block for block in blocks_of(values) if block.kind not in own]
+    unwritten = Unwritten("shared", replies=Changes(replies), info=tensors_of(info))
     found = call(admit, "admit", SharedUpdates(blocks, replies, info))
+    unwritten.check(admit, "admit")
     factors = vector(admit, "admit", found, len(replies), "the clients").float()
     if bool((factors < 0).any()) or not bool((factors > 0).any()):
         raise PartError.of(
@@ -171,9 +174,7 @@ class _Round:
             change = _result(rule, total.named(), block, values)
         elif isinstance(rule, Together) and members:
             size = sum(value.numel() for value in values.values())
-            unwritten = Unwritten("updates", values=shown_values)
-            found = call(rule, "combine", updates)
-            unwritten.check(rule, "combine")
+            found = self._combined(rule, updates)
             whole = vector(rule, "combine", found, size, f"the values of {block.kind} {block.key}")
             change = unflatten(whole, values)
         else:
@@ -181,6 +182,23 @@ class _Round:
         if block.kind == EXPERT and self.diagnostics is not None:
             self.diagnostics.add(self.server, updates, flatten(change, values))
         return change
+
+    def _combined(self, rule: Together, updates: BlockUpdates) -> object:
+        """Return what a rule makes of a block, if it wrote to nothing."""
+        members = [updates.replies[i] for i in updates.members]
+        unwritten = Unwritten(
+            "updates",
+            values=updates.values,
+            changes=Changes(members, updates.block),
+            info=self._info_tensors,
+        )
+        found = call(rule, "combine", updates)
+        unwritten.check(rule, "combine")
+        return found
+
+    @cached_property
+    def _info_tensors(self) -> Mapping[str, Tensor]:
+        return tensors_of(self.info)
 
     def all_changes(self) -> Tensors:
         """Return the changes of all blocks, 0 where nobody trained: a step sees every tensor."""
@@ -257,7 +275,7 @@ def stepped(step: Step, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors,
     Raises:
         PartError: it raised, returned something else, or wrote to what it was given to read.
     """
-    unwritten = Unwritten("now", values=now.values, change=now.change)
+    unwritten = Unwritten("now", values=now.values, change=now.change, info=tensors_of(now.info))
     found = call(step, "step", now, state)
     unwritten.check(step, "step")
     if not isinstance(found, tuple) or len(found) != 2:
@@ -349,7 +367,7 @@ def told_by(part: Telling, now: Now, state: Mapping[str, Tensor]) -> dict[Signal
     Raises:
         PartError: it raised, returned something else, or wrote to what it was given to read.
     """
-    unwritten = Unwritten("now", values=now.values, change=now.change)
+    unwritten = Unwritten("now", values=now.values, change=now.change, info=tensors_of(now.info))
     found = call(part, "tell", now, state)
     unwritten.check(part, "tell")
     if not isinstance(found, dict):
