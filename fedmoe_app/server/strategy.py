@@ -493,8 +493,6 @@ class MoEStrategy:
         now.name_failures()
         # A node whose policy does not allow the run has not failed: it is asked like any other.
         refused = {who for who, why in now.failures.items() if REFUSED in why}
-        if refused:
-            collected.kinds["refused"] += len(refused)
         now.collected(collected.kinds)
         if self.private is not None:
             return  # sizes, failures and rests would lie in the checkpoint
