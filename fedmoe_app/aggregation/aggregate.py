@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedmoe_app.aggregation.admitted import admitted
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
@@ -71,6 +72,7 @@ def aggregate(
     sums: RunningSums | None = None,
     pairs: PairRule | None = None,
     diagnostics: Diagnostics | None = None,
+    root: ModelState | None = None,
 ) -> Aggregated:
     """Combine the changes of a round, block by block, and let the server's steps rewrite them.
 
@@ -83,12 +85,18 @@ def aggregate(
         sums: what was summed at once, of the first of ``updates``; it is used up.
         pairs: when cosines between changes are exact; None is the default.
         diagnostics: takes what the probes say of each expert; None leaves it uncomputed.
+        root: changes of the server's own training, where a part reads them.
 
     Raises:
         FoldError: a step gave a state that is not finite, or lost a part of it.
         PartError: a part raised, or returned what cannot be used; also while the tensors are made.
     """
-    replies, info = _admitted(plan, values, replies_of(updates), info, diagnostics)
+    replies = replies_of(updates)
+    if plan.server.admit is not None:
+        blocks = _shared_blocks(plan, values)
+        replies, info = admitted(
+            plan.server.admit, SharedUpdates(blocks, replies, info, root), diagnostics
+        )
     one = _Round(
         values,
         replies,
@@ -110,41 +118,10 @@ def aggregate(
     return Aggregated(tensors, next_state, _told(plan, now, next_state))
 
 
-def _admitted(
-    plan: Plan,
-    values: ModelState,
-    replies: Sequence[Reply],
-    info: RoundInfo,
-    diagnostics: Diagnostics | None,
-) -> tuple[Sequence[Reply], RoundInfo]:
-    """Let the scheme decide how much each client counts; one that does not has sent nothing."""
-    admit = plan.server.admit
-    if admit is None:
-        return replies, info
+def _shared_blocks(plan: Plan, values: ModelState) -> list[Block]:
+    """Return the blocks that all clients train: no experts, and no gates that they keep."""
     own = {EXPERT} if plan.client.start_gates is None else {EXPERT, GATE}
-    blocks = [block for block in blocks_of(values) if block.kind not in own]
-    unwritten = Unwritten("shared", replies=Changes(replies), info=tensors_of(info))
-    found = call(admit, "admit", SharedUpdates(blocks, replies, info))
-    unwritten.check(admit, "admit")
-    factors = vector(admit, "admit", found, len(replies), "the clients").float()
-    if bool((factors < 0).any()) or not bool((factors > 0).any()):
-        raise PartError.of(
-            admit, "admit", f"returned {factors.tolist()}: must be 0 or more, and not 0 for all"
-        )
-    if diagnostics is not None:
-        diagnostics.note("admitted", factors)
-    counted = info.num_examples * factors  # [N]
-    heard = [
-        replace(
-            reply,
-            num_examples=float(examples),
-            changes=reply.changes if factor else ModelState(),
-            statistics=reply.statistics if factor else {},
-        )
-        for reply, examples, factor in zip(replies, counted, factors, strict=True)
-    ]
-    statistics = tuple(reply.statistics for reply in heard)
-    return heard, replace(info, num_examples=counted, statistics=statistics)
+    return [block for block in blocks_of(values) if block.kind not in own]
 
 
 @dataclass(frozen=True)
