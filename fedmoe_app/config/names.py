@@ -47,6 +47,7 @@ WITH_ARGS = {
     "geometricmedian": "robust:GeometricMedian",
     "trustedclip": "robust:TrustedClip",
     "krum": "robust:Krum",
+    "fltrust": "robust:FLTrust",
     "grammerge": "grammerge:GramMerge",
     "flame": "flame:Flame",
     "globalbalance": "globalbalance:GlobalBalancing",
