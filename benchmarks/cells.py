@@ -14,7 +14,7 @@ from typing import Any
 
 from fedmoe_app import default_run_config, parse_run_config
 from fedmoe_app.compare.compare import report, write_report
-from fedmoe_app.compare.execute import config_in, in_process, run_cells
+from fedmoe_app.compare.execute import Run, config_in, in_process, run_cells
 from fedmoe_app.compare.folder import ComparisonFolder
 from fedmoe_app.compare.plan import Cell, Partition, SchemeEntry, make_plan
 from fedmoe_app.compare.summary import Result, Row
@@ -67,10 +67,11 @@ def measure_results(
     clients: int,
     workers: int,
     centralised: bool = True,
+    run: Run | None = None,
 ) -> list[Result]:
-    """Do as :func:`measure`, but return what each cell came to."""
+    """Do as :func:`measure`, but return what each cell came to; ``run`` runs a cell."""
     results, _ = _measured(
-        name, schemes, partitions, overrides, seeds, clients, workers, centralised
+        name, schemes, partitions, overrides, seeds, clients, workers, centralised, run
     )
     return results
 
@@ -84,11 +85,12 @@ def _measured(
     clients: int,
     workers: int,
     centralised: bool,
+    run: Run | None = None,
 ) -> tuple[list[Result], list[Row]]:
     plan = make_plan(run_config(overrides), schemes, partitions, seeds, clients, None, centralised)
     with ComparisonFolder(home() / "benchmarks" / name) as folder:
         folder.write_plan(plan)
-        outcomes = run_cells(plan.cells, folder, workers, run_federated_or_alone)
+        outcomes = run_cells(plan.cells, folder, workers, run or run_federated_or_alone)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)
     if outcomes.failures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from rich import box
@@ -100,7 +100,7 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         human_bytes(line.get("bytes_up") if trained else None),
         human_bytes(line.get("bytes_down") if trained else None),
         _count(line.get("num_clients")) if trained else MISSING,
-        str(_num_failed(line)) if trained else MISSING,
+        str(num_failed(line)) if trained else MISSING,
         _number((line.get("seconds") or {}).get("round"), digits=1),
     )
 
@@ -109,7 +109,7 @@ def _count(value: int | None) -> str:
     return MISSING if value is None else str(value)
 
 
-def _num_failed(line: dict[str, Any]) -> int:
+def num_failed(line: Mapping[str, Any]) -> int:
     """Count the clients that failed.
 
     A failed round notes itself among its failures. A node whose policy does not allow what it was
