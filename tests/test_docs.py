@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import pairwise
@@ -19,6 +20,7 @@ from fedmoe_app import SCHEMES, make_scheme, read_metrics, run_in_process
 from fedmoe_app.compare.plan import read_schemes
 from fedmoe_app.config.names import WITH_ARGS
 from fedmoe_app.config.overrides import read_overrides
+from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.report.plots import FILES
 from fedmoe_app.schemes import COMBINE
 from tests.compare.test_in_process import SMALL
@@ -124,6 +126,13 @@ def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = runpy.run_path(str(script))
     assert len(found["labels"]) == 8
     assert list(found["found"].summary["scheme"]) == ["fedavg", "fedprox"]
+
+
+def test_the_run_config_of_the_first_run_can_be_run() -> None:
+    text = re.search(r"```toml\n(.*?)```", text_of(DOCS / "first-run.md"), re.DOTALL)
+    assert text
+    config = make_config(**flatten_table(tomllib.loads(text[1])))
+    assert (config.num_server_rounds, config.data.label_field) == (5, "kind")
 
 
 # -- the site ----------------------------------------------------------------------------------
