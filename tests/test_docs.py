@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
@@ -294,3 +295,29 @@ def test_every_scheme_and_every_page_stands_in_the_overview() -> None:
 def test_every_experiment_with_a_scheme_stands_on_a_page() -> None:
     pages = "".join(scheme_page(name) for name in SCHEME_PAGES)
     assert [name for name in OF_SCHEMES if f"experiments/{name}.toml" not in pages] == []
+
+
+# -- Flower ------------------------------------------------------------------------------------
+
+
+def uses_what_flower_does_not_promise(path: Path) -> bool:
+    """Whether a module imports more of Flower than its public packages."""
+    public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.clientapp"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and (node.module or "").partition(".")[0] == "flwr"
+        and node.module not in public
+        for node in ast.walk(tree)
+    )
+
+
+def test_all_modules_that_depend_on_flowers_version_are_listed() -> None:
+    code = REPOSITORY / "fedmoe_app"
+    listed = set(re.findall(r"fedmoe_app/([\w/]+\.py)", text_of(DOCS / "reference" / "flower.md")))
+    found = {
+        path.relative_to(code).as_posix()
+        for path in code.rglob("*.py")
+        if uses_what_flower_does_not_promise(path)
+    }
+    assert found - listed == set()
