@@ -1,4 +1,5 @@
-"""What mkdocs is told beyond mkdocs.yml: README.md is the home page, links to code become names.
+"""What mkdocs is told beyond mkdocs.yml: README.md is the home page, links to code become names,
+and the pages of docs/schemes stand in the navigation by themselves.
 
 The pages are written to be read in the repository, too, where links to source files and to
 README.md lead somewhere; on the site there are only the pages.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,6 +18,33 @@ from mkdocs.structure.pages import Page
 
 HOME, README = "index.md", "README.md"
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages of the schemes to the navigation."""
+    config.nav = with_schemes(config.nav or [], Path(config.docs_dir))
+    return config
+
+
+def with_schemes(nav: list[Any], docs: Path) -> list[Any]:
+    """Return a navigation whose entry "Schemes" goes on with all other pages of that folder.
+
+    They stand in the order of the overview, then those that it does not name; each is called as it
+    is headed, up to a colon.
+    """
+    folder = docs / "schemes"
+    overview = (folder / README).read_text(encoding="utf-8")
+    named = re.findall(r"^\| \[`\w+`\]\(([\w-]+)\.md\)", overview, re.MULTILINE)
+    others = sorted(path.stem for path in folder.glob("*.md") if path.name != README)
+    pages = [
+        {_title(folder / f"{page}.md"): f"schemes/{page}.md"}
+        for page in dict.fromkeys([*named, *others])
+    ]
+    return [{"Schemes": entry["Schemes"] + pages} if "Schemes" in entry else entry for entry in nav]
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").partition(":")[0]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

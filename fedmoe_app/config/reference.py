@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.overview import OVERVIEW, overview
 from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.parse import nearest_keys
 from fedmoe_app.config.schema import RunConfig
@@ -195,7 +196,7 @@ def explain(name: str) -> str:
 def stale(app: Path) -> dict[Path, str]:
     """Return the generated files of an app's folder that say something else, with the new text.
 
-    The reference page is one of them only where there are docs.
+    The reference page and the overview of the schemes are among them only where there are docs.
 
     Raises:
         ConfigError: no ``pyproject.toml`` there, or none with the two lines around the run config.
@@ -206,6 +207,8 @@ def stale(app: Path) -> dict[Path, str]:
     wanted = {pyproject: _with_block(pyproject)}
     if (app / PAGE).parent.is_dir():
         wanted[app / PAGE] = page()
+    if text := overview(app):
+        wanted[app / OVERVIEW] = text
     return {path: text for path, text in wanted.items() if _read(path) != text}
 
 
