@@ -183,10 +183,10 @@ BESIDE: dict[str, Config] = {
 }
 
 # Those of the short runs that go another way than the rest; the others are slow tests.
-FAST = frozenset(
-    ("logitadjust", "fedvls", "feddecorr", "fedavgm", "fedexp", "scaffold", "qfedavg", "krum")
-    + ("grammerge", "fedexlora", "flexmoe", "calmerge", "head-left-out", "average-moving")
-)
+FAST = {
+    *("logitadjust", "fedvls", "feddecorr", "fedavgm", "fedexp", "scaffold", "qfedavg", "krum"),
+    *("grammerge", "fedexlora", "flexmoe", "calmerge", "head-left-out", "average-moving"),
+}
 SLOW = {*LATER, *BESIDE} - FAST
 
 
