@@ -21,7 +21,7 @@ from fedmoe_app.config.parse import check_labels_known
 from fedmoe_app.config.schema import NODES, DataConfig, RunConfig
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
-from fedmoe_app.data.sources import TextData, load_node_file, load_text_data, load_validation
+from fedmoe_app.data.sources import TextData, cap, load_node_file, load_text_data, load_validation
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_checkpoint
@@ -279,6 +279,21 @@ def server_data(config: DataConfig) -> TextData:
         fingerprint="",
         validation=load_validation(config, labels),
     )
+
+
+def root_data(config: RunConfig, data: TextData) -> Dataset | None:
+    """Return the rows that the server itself trains on; None where it has none.
+
+    Args:
+        config: of the run; ``robust.root-source``, else what the server has of the training rows.
+        data: of the server.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    named = config.robust.root_source
+    own = load_node_file(named, config.data, data.label_names) if named else data.train
+    return cap(own, config.robust.root_examples) if len(own) else None
 
 
 @dataclass(frozen=True)
