@@ -163,7 +163,7 @@ LATER = (
     *("logitadjust", "fedlc", "fedrs", "fedntd", "fedlmd", "fedvls", "feddecorr"),
     *("fedavgm", "fedadam", "fedyogi", "fedexp", "fednova", "scaffold", "feddyn", "qfedavg"),
     *("median", "trimmedmean", "multikrum", "centredclip"),
-    *("geometricmedian", "trustedclip", "krum"),
+    *("geometricmedian", "trustedclip", "krum", "fltrust"),
     *("grammerge", "flame", "globalbalance", "ffalora", "rolora", "fedexlora"),
     *("calmerge", "flexmoe", "localnoise"),
 )
