@@ -78,7 +78,9 @@ def play(flat: Mapping[str, Any], rounds: int = 1) -> Played:
     state = read_state(setup.model, setup.layers)
     before = {key: tensor.clone() for key, tensor in state.named()}
     book = Assignments.of(plan, setup.shape, None)
-    steps, shown, mean = None, {}, dict(before)
+    steps: Mapping[str, Tensor] | None = None
+    shown: Mapping[str, Tensor] = {}
+    mean: Mapping[str, Tensor] = before
     task = TrainTask(
         1, state, data.label_names, data.fingerprint, base_fingerprint=setup.base_fingerprint
     )
