@@ -25,7 +25,6 @@ from fedmoe_app.config.data import (
 from fedmoe_app.config.names import (
     CODEC_NAMES,
     PRESET_NAMES,
-    SCHEME_NAMES,
     SMOLLM2_MOE,
     check_codec,
     parse_codecs,
@@ -251,7 +250,7 @@ class RunConfig(Section):
 
     scheme: Text = key(
         "fedavg",
-        f'{", ".join(SCHEME_NAMES)}, or your own as "package.module:Class"',
+        'a scheme (docs/schemes), or your own as "package.module:Class"',
     )
     scheme_args: str = key(
         "", "JSON object of keyword arguments for your own scheme, e.g. '{\"lam\": 0.5}'"

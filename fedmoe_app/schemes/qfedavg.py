@@ -30,6 +30,8 @@ from fedmoe_app.schemes.views import Block, Reply, Trained
 if TYPE_CHECKING:
     from fedmoe_app.tasks.base import Score
 
+BUILT_IN = {"qfedavg": "QFedAvg"}
+
 _LEAST = 1e-10  # added to F, as the authors' code does: F^(q−1) at F = 0
 
 

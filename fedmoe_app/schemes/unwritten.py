@@ -53,7 +53,11 @@ class Changes(Mapping[str, Tensor]):
         for reply in replies:
             if block is None:
                 changes = reply.changes
-                every = [changes.dense, *changes.gates.values(), *changes.experts.values()]
+                every: list[Mapping[str, Tensor]] = [
+                    changes.dense,
+                    *changes.gates.values(),
+                    *changes.experts.values(),
+                ]
                 self._parts[reply.client] = every
             else:
                 self._parts[reply.client] = [reply.change(block) or {}]
