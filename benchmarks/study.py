@@ -83,6 +83,9 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "fedprox": {"scheme": "fedprox"},
     "fedavgm": {"scheme": "fedavgm"},
     "fedexp": {"scheme": "fedexp"},
+    # FedAvg whose server goes further than the mean; FedExP with a step that is said, not found.
+    "server step 2": {"scheme": "fedavgm", **_args(lr=2.0, beta=0.0)},
+    "server step 4": {"scheme": "fedavgm", **_args(lr=4.0, beta=0.0)},
     "logitadjust": {"scheme": "logitadjust"},
     "fedvls": {"scheme": "fedvls"},
     "fedmoe": {"scheme": "fedmoe"},
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=DATA, default=["ag_news"])
     parser.add_argument("--head", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--rates", type=float, nargs="+", default=GRID, help="of the stage tune")
     parser.add_argument("--seeds", type=int, default=5, help="reported ones, from 1 on")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -116,7 +120,7 @@ def main() -> None:
             continue
         parts = []
         for head in options.head:
-            study = Study(name, head, tuple(options.schemes), options.workers)
+            study = Study(name, head, tuple(options.schemes), options.workers, tuple(options.rates))
             if options.stage == "tune":
                 study.tune()
             else:
@@ -135,27 +139,29 @@ class Study:
     head: str
     schemes: tuple[str, ...]
     workers: int
+    grid: tuple[float, ...] = GRID
 
     def tune(self) -> None:
         """Score every scheme at every rate of the grid on validation rows; keep the best."""
         entries = [
             SchemeEntry(f"{name} @ {rate:g}", {**SCHEMES[name], "train.learning-rate": rate})
             for name in self.schemes
-            for rate in GRID
+            for rate in self.grid
         ]
         results = self._run("tune", entries, self._settings("validation"), TUNING_SEEDS, False)
         scores = {row: statistics.fmean(values.values()) for row, values in by_row(results).items()}
         best = {
-            name: max(GRID, key=lambda rate: scores[f"{name} @ {rate:g}"]) for name in self.schemes
+            name: max(self.grid, key=lambda rate: scores[f"{name} @ {rate:g}"])
+            for name in self.schemes
         }
         kept = self._rates() | best
         self._rates_file().parent.mkdir(parents=True, exist_ok=True)
         self._rates_file().write_text(json.dumps(kept, indent=1))
         print(f"\n{self.data}, {self.head} head: validation accuracy, seed {TUNING_SEEDS}\n")
         print_markdown(
-            ["scheme", *(f"{rate:g}" for rate in GRID)],
+            ["scheme", *(f"{rate:g}" for rate in self.grid)],
             [
-                [name, *(f"{scores[f'{name} @ {rate:g}']:.3f}" for rate in GRID)]
+                [name, *(f"{scores[f'{name} @ {rate:g}']:.3f}" for rate in self.grid)]
                 for name in self.schemes
             ],
         )
