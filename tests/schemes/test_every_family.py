@@ -18,8 +18,9 @@ import torch
 from fedmoe_app import SCHEMES, ConfigError, ModelState, Plan, Run, make_scheme, read_metrics
 from fedmoe_app.aggregation.aggregate import aggregate
 from fedmoe_app.aggregation.streaming import round_info
+from fedmoe_app.client.root import train_on_root
 from fedmoe_app.client.round import train_client
-from fedmoe_app.config.names import ADAPTERS_ONLY, COMBINE
+from fedmoe_app.config.names import ADAPTERS_ONLY, COMBINE, WITH_RESIDUAL
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.layers import UnsupportedModelError, read_state
@@ -95,7 +96,11 @@ def one_round(config: RunConfig, setup: Setup, plan: Plan, state: ModelState) ->
     task = TrainTask(1, state, data.label_names, data.fingerprint, base_fingerprint=fingerprint)
     nodes = [Node(client, client, CLIENTS, None) for client in range(CLIENTS)]
     updates = [train_client(config, node, task) for node in nodes]
-    found = aggregate(state, updates, plan, round_info(1, updates))
+    root = None
+    if plan.needs_root:
+        rows = setup.task.encode(data.test)
+        root = train_on_root(config, setup, rows, state, server_round=1)
+    found = aggregate(state, updates, plan, round_info(1, updates), root=root)
     after = ModelState()
     for key, tensor in found.tensors:
         after.insert(key, tensor)
@@ -104,14 +109,15 @@ def one_round(config: RunConfig, setup: Setup, plan: Plan, state: ModelState) ->
 
 
 @pytest.fixture(scope="module")
-def setups(home: Path) -> Callable[[RunConfig], Setup]:
-    """What the server loads, once for each way of training."""
-    loaded: dict[str, Setup] = {}
+def setups(home: Path) -> Callable[[RunConfig], tuple[Setup, ModelState]]:
+    """What the server loads and starts from, once for each way of training."""
+    loaded: dict[str, tuple[Setup, ModelState]] = {}
 
-    def get(config: RunConfig) -> Setup:
-        key = config.model.model_dump_json()
+    def get(config: RunConfig) -> tuple[Setup, ModelState]:
+        key = f"{config.model.model_dump_json()}, residual {config.scheme in WITH_RESIDUAL}"
         if key not in loaded:
-            loaded[key] = load_setup(config, server_data(config.data).label_names)
+            setup = load_setup(config, server_data(config.data).label_names)
+            loaded[key] = setup, read_state(setup.model, setup.layers)
         return loaded[key]
 
     return get
@@ -119,14 +125,13 @@ def setups(home: Path) -> Callable[[RunConfig], Setup]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_round_moves_the_model_and_stays_finite(
-    name: str, material: Path, setups: Callable[[RunConfig], Setup]
+    name: str, material: Path, setups: Callable[[RunConfig], tuple[Setup, ModelState]]
 ) -> None:
     with refused_with_a_way_out():
         config = config_of(name, LISTED, material)
-        setup = setups(config)
+        setup, state = setups(config)
         plan = Plan.of(make_scheme(config), setup.shape)
         plan.check(Run(setup.shape, task=config.data.task))
-    state = read_state(setup.model, setup.layers)
     before, after = dict(state.named()), dict(one_round(config, setup, plan, state).named())
     assert after.keys() == before.keys()
     assert all(bool(tensor.isfinite().all()) for tensor in after.values())
