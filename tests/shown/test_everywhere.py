@@ -142,6 +142,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "supernode": (["--isolation={name}"], "--isolation"),
     "superexec": (["--plugin-type={name}"], ""),
     "stop": ([], "SuperLink"),
+    "flwr": (["{name}"], "No such command"),
     "hook": ([], "FLWR_HOME"),  # without its argument: it writes into the environment
 }
 
