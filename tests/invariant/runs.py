@@ -12,8 +12,7 @@ only the experts that were chosen for them. These cases are absent, because fedm
 * buffered rounds of fcmoe with retention, fedalign and combine with private gates: their changes
   mean nothing to a newer state. They run with the settings that are allowed.
 
-What else can change a run's numbers has one case each (:data:`OTHERS`), and so has each kind of
-part that none of these schemes has (:data:`PARTS`).
+What else can change a run's numbers has one case each (:data:`OTHERS`).
 """
 
 from __future__ import annotations
@@ -156,35 +155,6 @@ OTHERS: dict[str, GoldenRun] = {
         {**SHORT, "scheme": "fcmoe", "exact-pairs-up-to": 1, "projection-size": 64}
     ),
 }
-ADAPTERS: Config = {"model.train": "expert-lora"}
-# Schemes that take arguments: each kind of part once, in the fewest rounds that reach it.
-PARTS: dict[str, GoldenRun] = {
-    "scaffold": GoldenRun(  # kept state, a statistic, a signal, a step's state, a resume
-        RESUMED | {"scheme": "scaffold", "scheme-args": f'{{"population": {CLIENTS}}}'}, set_back=1
-    ),
-    "calmerge": GoldenRun(  # a loss, a teacher, sums of inputs, the head in closed form
-        {**SHORT, "scheme": "calmerge"}
-    ),
-    "left-out-head": GoldenRun(  # logits of recalled features, exchanges, a reported model
-        {
-            **SHORT,
-            "head.closed-form": "every-round",
-            "head.leave-one-out": True,
-            "average.of": "moving",
-        }
-    ),
-    "flexmoe": GoldenRun(  # experts that the server assigns
-        {**SHORT, "scheme": "flexmoe", "scheme-args": '{"experts": 2, "usage_examples": 8}'}
-    ),
-    "krum": GoldenRun({"num-server-rounds": 1, "scheme": "krum"}),  # admission
-    "qfedavg": GoldenRun({"num-server-rounds": 1, "scheme": "qfedavg"}),  # the received loss
-    "feddecorr": GoldenRun({"num-server-rounds": 1, "scheme": "feddecorr"}),  # features
-    "localnoise": GoldenRun(  # what leaves a client
-        {"num-server-rounds": 1, "scheme": "localnoise", "scheme-args": '{"seeded": true}'}
-    ),
-    "rolora": GoldenRun({**SHORT, **ADAPTERS, "scheme": "rolora"}),  # frozen in turns
-    "fedexlora": GoldenRun({**SHORT, **ADAPTERS, "scheme": "fedexlora"}),  # a residual
-}
 
 
 def golden_runs() -> dict[str, GoldenRun]:
@@ -197,7 +167,7 @@ def golden_runs() -> dict[str, GoldenRun]:
         runs[f"{scheme}-resumed"] = GoldenRun(config | RESUMED, set_back=1)
         if scheme in CHOOSING:
             runs[f"{scheme}-chosen"] = GoldenRun(config | CHOSEN | CHOOSING[scheme])
-    return runs | OTHERS | PARTS
+    return runs | OTHERS
 
 
 RUNS = golden_runs()
