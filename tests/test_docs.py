@@ -129,7 +129,7 @@ def test_the_page_on_own_schemes_names_every_kind_of_part_and_counts_its_concept
     assert [n for n in kinds if n not in families and not re.search(rf"\b{n}\b", page)] == []
     rows = re.findall(r"^\| (\d+) \| \*\*", page, re.MULTILINE)
     assert rows == [str(i + 1) for i in range(len(rows))]
-    assert len(rows) == 18 and "**Eighteen in all**" in page
+    assert len(rows) == 17 and "**Seventeen in all**" in page
 
 
 def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
