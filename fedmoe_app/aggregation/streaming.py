@@ -29,7 +29,6 @@ from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.sums import add_scaled
 from fedmoe_app.schemes.unwritten import Unwritten
 from fedmoe_app.schemes.views import DENSE, EXPERT, GATE, Block, Reply, RoundInfo, blocks_of
-from fedmoe_app.wire.metrics import EXPERT_BUDGET
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
@@ -235,7 +234,7 @@ def reply_of(update: ClientUpdate) -> Reply:
         update.routing,
         update.changes,
         update.statistics,
-        int(update.metrics.get(EXPERT_BUDGET, 0)),
+        update.expert_budget,
     )
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmoe_app.moe.quantised.packed import PackedStack, packed_stacks
+from fedmoe_app.moe.state import RESIDUAL
 
 _ALIGNED = 16  # bytes that a row of a grouped product's matrices must be a multiple of
 _MOST_VALUES = 2**31  # bitsandbytes counts the values that it unpacks in 32 bits
@@ -48,6 +49,8 @@ def _groupable(module: nn.Module, weights: Sequence[Mapping[str, Any]], name: st
     """Tell whether a map is one frozen stack, with adapters on every expert, in whole rows."""
     if not all(f"{name}.lora_A" in tensors for tensors in weights):
         return False  # an expert is trained itself, or is not loaded here
+    if any(name + RESIDUAL in tensors for tensors in weights):
+        return False  # one by one
     stack = _base(module, name)
     lora_a, lora_b = weights[0][f"{name}.lora_A"], weights[0][f"{name}.lora_B"]
     inner, outer, rank = lora_a.shape[1], lora_b.shape[0], lora_a.shape[0]

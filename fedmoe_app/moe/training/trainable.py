@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
-from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
+from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors, moved_by_server
 from fedmoe_app.moe.training.slots import attach_slots, detach_slots, use_slots
 
 _MARK = "_fedmoe_trainables"  # attribute of a model that has trainables attached
@@ -237,9 +237,12 @@ def _gradients(tensors: Tensors) -> Iterator[Tensor]:
 
 
 def _trainable(parameters: Mapping[str, nn.Parameter]) -> Tensors:
-    """Return the floating-point ones, with ``requires_grad``; quantised weights stay out."""
-    floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
-    return {name: p.requires_grad_() for name, p in floating.items()}
+    """Return those to train, with ``requires_grad``; quantised weights and residuals stay out."""
+    return {
+        name: p.requires_grad_()
+        for name, p in parameters.items()
+        if p.is_floating_point() and not moved_by_server(name)
+    }
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Tensors:
