@@ -296,7 +296,7 @@ def budget(clients: int, rate: float, rows: int, targets: Sequence[float], clip:
         own = {"output-dir": folder, "model.name": str(model), "data.label-names": names}
         own["data.test-source"] = str(Path(folder) / "test.jsonl")
         for name, keys in _settings(clients, rate, targets, clip):
-            score = _kept(_run() | keys, (clients, rows), own, nodes)
+            score, _ = _kept(_run() | keys, (clients, rows), own, nodes)
             row = [name, *_noise(keys, clients, rate, size), f"{score:.3f}"]
             print(row, flush=True)
             table.append(row)
@@ -315,17 +315,17 @@ def examples(clients: int, rows: int, rate: float, clip: float, targets: Sequenc
         own["model.name"] = str(_public_base(own | {"model.name": str(model)}))
         for name, keys in _example_settings(rate, clip, targets):
             batch = {"train.per-device-train-batch-size": round(rate * rows)}
-            score = _kept(_run() | ADAPTERS | batch | keys, (clients, rows), own, nodes)
+            score, loss = _kept(_run() | ADAPTERS | batch | keys, (clients, rows), own, nodes)
             target = keys.get("privacy.example-epsilon")
             steps = EXAMPLE_ROUNDS * EXAMPLE_STEPS
             noise = f"{noise_for(target, rate, steps, DELTA):.2f}" if target else "-"
-            table.append([name, noise, f"{score:.3f}"])
+            table.append([name, noise, f"{loss:.3f}", f"{score:.3f}"])
             print(table[-1], flush=True)
     print(
         f"\n{clients} clients of {rows} rows, {EXAMPLE_ROUNDS} rounds of {EXAMPLE_STEPS} steps, "
         f"each example drawn with chance {rate:g}, clip {clip:g}\n"
     )
-    print_markdown(("", "noise z", "accuracy"), table)
+    print_markdown(("", "noise z", "loss", "accuracy"), table)
 
 
 def _public_base(own: Mapping[str, Any]) -> Path:
@@ -333,7 +333,8 @@ def _public_base(own: Mapping[str, Any]) -> Path:
     public = [{"partition-id": 0, "data-path": str(Path(own["output-dir"]) / "public.jsonl")}]
     keys = {"num-server-rounds": 2, "evaluate-every": 2, "run-name": "base"}
     results = run_in_process(_run() | keys | dict(own), 1, public)
-    print(f"base: accuracy {read_metrics(results)[-1]['accuracy']:.3f}", flush=True)
+    last = read_metrics(results)[-1]
+    print(f"base: loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f}", flush=True)
     return results / "model"
 
 
@@ -355,8 +356,8 @@ def _kept(
     size: tuple[int, int],
     own: Mapping[str, Any],
     nodes: Sequence[Mapping[str, Any]],
-) -> float:
-    """Return the accuracy of one setting, from its file if it was measured before.
+) -> tuple[float, float]:
+    """Return accuracy and loss of one setting, from its file if it was measured before.
 
     Args:
         keys: the run config that makes it what it is.
@@ -370,8 +371,10 @@ def _kept(
     if not path.exists():
         lines = read_metrics(run_in_process({**keys, **own}, size[0], nodes))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"accuracy": lines[-1]["accuracy"], "keys": keys}))
-    return float(json.loads(path.read_bytes())["accuracy"])
+        figures = {name: lines[-1][name] for name in ("accuracy", "loss")}
+        write_atomic(path, json.dumps(figures | {"keys": keys}))
+    found = json.loads(path.read_bytes())
+    return float(found["accuracy"]), float(found["loss"])
 
 
 def _save_small_model(folder: Path) -> int:
