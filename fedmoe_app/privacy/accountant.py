@@ -31,9 +31,11 @@ def rdp(rate: float, noise: float, order: int) -> float:
 
     Args:
         rate: q, 0 to 1.
-        noise: z > 0.
+        noise: z > 0; infinity is spent where its square is too small for a float64.
         order: α ≥ 2.
     """
+    if not 2 * noise**2 > 0:  # 0/0 would be NaN, which is below every limit
+        return math.inf
     if rate == 1:
         return order / (2 * noise**2)
     k = np.arange(order + 1)
@@ -66,6 +68,8 @@ def epsilon_of(spent: Sequence[float], delta: float) -> float:
     """
     if not any(spent):
         return 0.0
+    if any(math.isnan(divergence) for divergence in spent):
+        return math.inf  # nobody knows what was spent, so all of it
     found = (
         divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
         for order, divergence in zip(ORDERS, spent, strict=True)

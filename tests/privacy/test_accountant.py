@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fedmoe_app.privacy.accountant import epsilon, noise_for, rdp
+from fedmoe_app.privacy.accountant import ORDERS, epsilon, epsilon_of, noise_for, rdp
 
 # q, z, rounds; our own bound; the privacy loss distribution of dp-accounting 0.6 (and of
 # prv-accountant 0.2, the same to four digits), all at δ = 1e-5
@@ -59,3 +59,13 @@ def test_the_noise_for_an_epsilon_spends_just_that(rate: float) -> None:
 def test_an_epsilon_that_no_noise_reaches_is_refused() -> None:
     with pytest.raises(ValueError, match="epsilon = 1e-06"):
         noise_for(1e-6, 1.0, 25, 1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+@pytest.mark.parametrize("noise", [1e-200, 1e-162])
+def test_noise_whose_square_is_no_number_spends_everything(rate: float, noise: float) -> None:
+    assert epsilon(rate, noise, 5, 1e-5) == math.inf
+
+
+def test_a_divergence_that_is_no_number_spends_everything() -> None:
+    assert epsilon_of([math.nan, *[0.1] * (len(ORDERS) - 1)], 1e-5) == math.inf

@@ -73,3 +73,12 @@ def test_a_data_set_is_the_file_that_links_lead_to(tmp_path: Path) -> None:
     by_name = [data_set(Node(0, 0, None, str(path))) for path in (rows, link)]
     assert by_name == [str(rows.resolve())] * 2
     assert data_set(Node(1, 1, 4, None)) != data_set(Node(2, 2, 4, None))
+
+
+def test_noise_too_small_to_count_passes_no_limit(tmp_path: Path) -> None:
+    none = ExampleLevel(clip=1.0, noise=1e-200, rate=0.1, steps=5, rounds=4, delta=1e-5)
+    with pytest.raises(RefusedError):
+        NodeLedger(tmp_path).spend("rows", none.spent(), limit=1e6)
+    # Without a limit it is written down, and what is there can be read.
+    NodeLedger(tmp_path).spend("rows", none.spent())
+    assert NodeLedger(tmp_path).epsilon("rows", 1e-5) == float("inf")
