@@ -20,10 +20,16 @@ app = ClientApp()
 
 
 @contextmanager
-def name_errors(client: int) -> Iterator[None]:
+def name_errors(client: int, promised: str = "") -> Iterator[None]:
     """Put the client's number before the message of any error; the server may not know it yet.
 
     An error of too little memory gets a message that helps, and holds no tensor any more.
+
+    Args:
+        client: its number.
+        promised: what keeps the node's numbers from the server; then an error that may come of its
+            rows stays in the node's log. Which row has a class that a run does not name would tell
+            all classes, a row a run.
     """
     try:
         yield
@@ -33,10 +39,28 @@ def name_errors(client: int) -> Iterator[None]:
         if shortage := explain(error):
             release(error)
             raise RuntimeError(f"client {client}: {shortage}") from None
+        if promised and not _is_of_the_run(error):
+            raise RuntimeError(
+                f"client {client}: {type(error).__name__}; with {promised} the reason stays in "
+                "this node's log"
+            ) from error
         message = " ".join(str(error).split())
         if not isinstance(error, ValueError):  # this app's own errors are, and explain themselves
             message = f"{type(error).__name__}: {message}"
         raise RuntimeError(f"client {client}: {message}") from error
+
+
+def _is_of_the_run(error: Exception) -> bool:
+    """Whether an error tells of the run's config, messages or turn, and of no row of the node."""
+    from fedmoe_app.client.received import CannotBuildError
+    from fedmoe_app.client.serving import BusyError
+    from fedmoe_app.config.errors import ConfigError
+    from fedmoe_app.config.policy import RefusedError
+    from fedmoe_app.privacy.member import SumError
+    from fedmoe_app.wire.tasks import ProtocolError
+
+    kinds = BusyError | CannotBuildError | ConfigError | ProtocolError | RefusedError | SumError
+    return isinstance(error, kinds)
 
 
 @app.train()
@@ -51,7 +75,10 @@ def train(message: Message, context: Context) -> Message:
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
-    with name_errors(node.client), serving(message.content, context.node_id, shares):
+    with (
+        name_errors(node.client, config.privacy.promised),
+        serving(message.content, context.node_id, shares),
+    ):
         with watch.phase("start"):
             from fedmoe_app.client.encode import encode_reply
             from fedmoe_app.client.received import complete
@@ -91,7 +118,10 @@ def evaluate(message: Message, context: Context) -> Message:
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
-    with name_errors(node.client), serving(message.content, context.node_id, shares):
+    with (
+        name_errors(node.client, config.privacy.promised),
+        serving(message.content, context.node_id, shares),
+    ):
         content, version = complete(message.content, node.client)
         task = decode_task(content)
         score = evaluate_client(config, node, task)
@@ -123,7 +153,10 @@ def choose(message: Message, context: Context) -> Message:
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
-    with name_errors(node.client), serving(message.content, context.node_id, shares):
+    with (
+        name_errors(node.client, config.privacy.promised),
+        serving(message.content, context.node_id, shares),
+    ):
         task = decode_task(message.content)
         placement = choose_for_client(config, node, task)
     content = encode_number(node.client, task.question)
@@ -144,7 +177,10 @@ def measure(message: Message, context: Context) -> Message:
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
-    with name_errors(node.client), serving(message.content, context.node_id, shares):
+    with (
+        name_errors(node.client, config.privacy.promised),
+        serving(message.content, context.node_id, shares),
+    ):
         task = decode_task(message.content)
         sums = measure_for_client(config, node, task)
         if config.privacy.secure_sum:
@@ -192,7 +228,10 @@ def sum_values(message: Message, context: Context) -> Message:
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
-    with name_errors(node.client), serving(message.content, context.node_id, shares):
+    with (
+        name_errors(node.client, config.privacy.promised),
+        serving(message.content, context.node_id, shares),
+    ):
         reply = values_reply(message.content, context, node.client, config)
     return Message(reply, reply_to=message)
 
@@ -210,7 +249,10 @@ def _step_of_sum(
     config = parse_run_config(context.run_config)
     node = Node.from_config(context.node_config, context.node_id)
     shares = config.wait_for_other_runs == 0
-    with name_errors(node.client), serving(message.content, context.node_id, shares):
+    with (
+        name_errors(node.client, config.privacy.promised),
+        serving(message.content, context.node_id, shares),
+    ):
         if not config.privacy.secure_sum:
             raise ValueError("this run has no masked sums: privacy.secure-sum = false")
         entries = step(message.content, context)

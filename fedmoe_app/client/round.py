@@ -99,7 +99,13 @@ def _spend(level: ExampleLevel, node: Node, server_round: int) -> None:
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placement:
-    """Choose the experts that this node has in its first round, by the state without experts."""
+    """Choose the experts that this node has in its first round, by the state without experts.
+
+    Raises:
+        ConfigError: the run promises privacy, and which experts these are tells of the data.
+    """
+    if promised := config.privacy.promised:
+        raise ConfigError(f"{promised}: which experts fit this node's rows does not leave it")
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
         client = prepare_round(config, node, task, Stopwatch())
@@ -403,10 +409,13 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
     """Score the received model on this node's own test examples; zero items if it has none.
 
     Raises:
-        ConfigError: the run promises privacy to examples, and a score has no noise.
+        ConfigError: the run promises privacy, and a score has no noise and no mask.
+        RefusedError: the node's policy lets no score leave.
     """
-    if config.privacy.example_dp:
-        raise ConfigError("privacy.example-dp = true: no score of this node's rows leaves it")
+    if promised := config.privacy.promised:
+        raise ConfigError(f"{promised}: no score of this node's rows leaves it")
+    if (policy := node_policy()) is not None:
+        policy.check_leaves("scores")
     with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
         with doing(LOADING):
             setup = load_setup(config, task.label_names, experts_to_load(config, task))

@@ -76,6 +76,7 @@ def client_rows(config: RunConfig, node: Node, task: TrainTask, setup: Setup) ->
         own_template(config.data) if config.data.own_template else "",  # a file's may have changed
         [config.seed, node.partition_id, node.num_partitions],
         [task.label_names, task.data_fingerprint, source],
+        *(["no hold-out"] if config.privacy.example_dp else []),
     ]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
     folder = build_once(

@@ -201,6 +201,15 @@ class Policy(BaseModel):
             )
         return tuple(name for name in optional if name in self.columns)
 
+    def check_leaves(self, what: Leaving) -> None:
+        """Refuse a message that asks for what may not leave, whatever the run's config asks for.
+
+        Raises:
+            RefusedError: so it is.
+        """
+        if what not in self.may_leave:
+            raise RefusedError(f"{REFUSED} does not allow {what} to leave the node")
+
     def check_round(self, num_examples: int, num_steps: int) -> None:
         """Refuse a round; the numbers of the node are not told.
 

@@ -85,6 +85,15 @@ class PrivacyConfig(Section):
         return self.has_dp or self.example_dp
 
     @property
+    def promised(self) -> str:
+        """What keeps single numbers from the server, as key and value; "" if nothing does."""
+        if self.example_dp:
+            return "privacy.example-dp = true"
+        if self.secure_sum:
+            return "privacy.secure-sum = true"
+        return f'privacy.dp = "{self.dp}"' if self.has_dp else ""
+
+    @property
     def has_dp(self) -> bool:
         """Whether the model is released with noise."""
         return self.dp != NONE

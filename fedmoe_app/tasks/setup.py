@@ -309,6 +309,9 @@ def client_data(
 ) -> ClientData:
     """Load this node's own file or its partition, and split off its local test set.
 
+    With privacy of examples there is none: which rows are held out depends on how many there are,
+    so that one row more would change what others do. Nobody would hear of its scores, either.
+
     Raises:
         ConfigError: if the node's copy of the source differs from the server's.
     """
@@ -316,7 +319,8 @@ def client_data(
         own = load_node_file(Path(node.data_path), config.data, tuple(label_names))
     else:
         own = _partition(config, node, label_names, fingerprint)
-    train, test = split_local(own, config.data.local_test_fraction, config.seed)
+    held_out = 0.0 if config.privacy.example_dp else config.data.local_test_fraction
+    train, test = split_local(own, held_out, config.seed)
     return ClientData(train, test)
 
 

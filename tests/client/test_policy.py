@@ -77,3 +77,14 @@ def test_a_node_with_too_few_examples_takes_part_in_nothing(
     task = TrainTask(1, ModelState(), label_names=tuple(TOPICS))
     with pytest.raises(RefusedError, match="more examples than this node has"):
         work(make_config(**{"data.source": "nodes"}), Node(0, 0, None, str(rows)), task)  # type: ignore[operator]
+
+
+def test_a_score_leaves_only_where_the_policy_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that needs no scores is let in, and its server could ask for one all the same."""
+    rows = write_topics(tmp_path / "rows.jsonl", 4)
+    use_policy(tmp_path, monkeypatch, 'may-leave = ["update", "num-examples", "metrics"]')
+    task = TrainTask(1, ModelState(), label_names=tuple(TOPICS))
+    with pytest.raises(RefusedError, match="does not allow scores to leave"):
+        evaluate_client(make_config(), Node(0, 0, None, str(rows)), task)

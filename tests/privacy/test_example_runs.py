@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 
 from fedmoe_app import ConfigError, parse_run_config, read_metrics, run_in_process
-from fedmoe_app.client.round import evaluate_client
+from fedmoe_app.client.round import choose_for_client, evaluate_client
+from fedmoe_app.client_app import name_errors
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.policy import Policy
+from fedmoe_app.config.policy import Policy, RefusedError
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.accountant import epsilon
 from fedmoe_app.privacy.node_ledger import NodeLedger
 from fedmoe_app.server.rounds import RunFailedError
+from fedmoe_app.tasks.setup import client_data
 from fedmoe_app.wire.records import TrainTask
 from tests.conftest import flat_config
 from tests.privacy.conftest import short_run
-from tests.toy import TOPICS
+from tests.toy import TOPICS, write_topics
 
 DP = {
     "privacy.example-dp": True,
@@ -121,7 +123,51 @@ def test_schemes_that_tell_more_are_refused(tmp_path: Path, scheme: str, part: s
         run(tmp_path, scheme=scheme, **{"scheme-args": args})
 
 
-def test_a_node_gives_no_score() -> None:
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        (DP, "example-dp"),
+        ({"privacy.secure-sum": True, "min-clients": 3}, "secure-sum"),
+        ({"privacy.dp": "fixed", "privacy.dp-noise": 1.0, "privacy.dp-clients": 9}, "dp"),
+    ],
+)
+def test_a_node_gives_no_score_and_no_choice_whatever_it_is_asked(
+    keys: dict[str, Any], key: str
+) -> None:
+    config = parse_run_config({**keys, "train.max-steps": 2})
+    task = TrainTask(1, ModelState(), tuple(TOPICS))
+    with pytest.raises(ConfigError, match=rf"privacy.{key} = .*: no score of this node's rows"):
+        evaluate_client(config, Node(0, 0, 2, None), task)
+    with pytest.raises(ConfigError, match=rf"privacy.{key} = .*: which experts fit"):
+        choose_for_client(config, Node(0, 0, 2, None), task)
+
+
+def test_one_row_more_changes_no_other_row_that_is_trained_on(tmp_path: Path) -> None:
+    """A hold-out drawn by number of rows would exchange a fifth of them."""
+    more, fewer = tmp_path / "more.jsonl", tmp_path / "fewer.jsonl"
+    write_topics(more, 12)
+    rows = more.read_text().splitlines(keepends=True)
+    fewer.write_text("".join(rows[:20] + rows[21:]))
     config = parse_run_config({**DP, "train.max-steps": 2})
-    with pytest.raises(ConfigError, match="no score of this node's rows leaves it"):
-        evaluate_client(config, Node(0, 0, 2, None), TrainTask(1, ModelState(), tuple(TOPICS)))
+    found = [
+        client_data(config, Node(0, 0, None, str(path)), tuple(TOPICS), "")
+        for path in (more, fewer)
+    ]
+    texts = [list(data.train["text"]) for data in found]
+    assert len(texts[0]) == len(rows)
+    assert texts[1] == texts[0][:20] + texts[0][21:]
+    assert [data.test for data in found] == [None, None]
+
+
+def test_an_error_of_a_row_stays_on_the_node(tmp_path: Path) -> None:
+    """Which row has a class that a run does not name would tell all classes, a row a run."""
+    node = Node(3, 3, None, str(write_topics(tmp_path / "rows.jsonl", 12)))
+    names = (*list(TOPICS)[:-1], "another")
+    for keys, told in ((DP, "reason stays in this node's log"), ({}, "row 37")):
+        config = parse_run_config({**keys, "train.max-steps": 2})
+        promised = config.privacy.promised
+        with pytest.raises(RuntimeError, match=told) as caught, name_errors(3, promised):
+            client_data(config, node, names, "")
+        assert ("row" in str(caught.value).split()) == (not keys)
+    with pytest.raises(RuntimeError, match="does not allow scores"), name_errors(3, "so"):
+        raise RefusedError("this node's policy does not allow scores to leave the node")
