@@ -5,6 +5,8 @@ Of a client's reply, which is decoded and checked by then:
     share   n_i   ← min(n_i, share·median_j n_j),  and the same of the tokens in its histogram,
             whose counts shrink with them, and of how sure its router is (the sum of its margins):
             FC-MoE and FedAlign-MoE weigh clients by these
+    steps   n_i/τ_i ≤ share·median_j n_j/τ_j, and τ_i shrinks with n_i: FedNova divides by τ_i, and
+            goes as many steps as Σ n_i·τ_i says
     norm    Δ_i,b ← Δ_i,b·min(1, slack·m_k/‖Δ_i,b‖)  for b of kind k, and then
             Δ_i   ← Δ_i·min(1, slack·m_whole/‖Δ_i‖)
 
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 17  # values whose squares are summed in float32: exact enough, and in a core's cache
 MAJORITY = 3  # replies, or clients, that have a median
 KINDS = ("dense", "gates", "expert", "whole")
-Shares = tuple[float, float, float]  # examples, tokens, margin
+Shares = tuple[float, float, float, float]  # examples, tokens, margin, examples a step
 _Norms = Mapping[str, float]  # m_k or a bound by kind; a kind that is unknown is absent
 
 
@@ -76,6 +78,7 @@ class Size:
         examples: n_i.
         tokens: of the layer that saw most.
         margin: by which the best expert of a token leads, mean over tokens and layers.
+        steps: optimiser steps; 0 for none said.
     """
 
     dense: float
@@ -84,11 +87,12 @@ class Size:
     examples: int
     tokens: int
     margin: float
+    steps: float = 0.0
 
     @property
     def shares(self) -> Shares:
         """What schemes weigh clients by."""
-        return (self.examples, self.tokens, self.margin)
+        return (self.examples, self.tokens, self.margin, self.examples / max(self.steps, 1.0))
 
     @property
     def whole(self) -> float:
@@ -160,7 +164,8 @@ class Guard:
         """Go on from what :meth:`dump` returned; from nothing where the run had no guard."""
         self.typical = dict(dumped.get("typical", {}))
         known = dumped.get("known", {})
-        self.known = {int(c): (n, tokens, margin) for c, (n, tokens, margin) in known.items()}
+        # Older checkpoints have no examples a step: a client's own are noted when it comes again.
+        self.known = {int(c): (*shares, *(0.0,) * (4 - len(shares))) for c, shares in known.items()}
 
     # -- a round -----------------------------------------------------------------------------------
 
@@ -191,11 +196,12 @@ class Guard:
         known = list(self.known.values() if known is None else known)
         if len(known) < MAJORITY:
             return update
-        most, most_tokens, most_margin = (
+        most, most_tokens, most_margin, most_a_step = (
             self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
         )
         if update.num_examples > most:
             update = replace(update, counts_as=max(1, int(most)))
+        update = _with_steps(update, most_a_step)
         tokens = tokens_of(update.routing)
         if tokens > most_tokens:
             update = replace(update, routing=shrunk(update.routing, most_tokens / tokens))
@@ -263,6 +269,7 @@ def size_of(update: ClientUpdate) -> Size:
         update.num_examples,
         tokens_of(update.routing),
         margin_of(update.routing),
+        update.metrics.get("num-steps", 0.0),
     )
 
 
@@ -360,6 +367,20 @@ def shrunk(routing: RoutingStats, factor: float) -> RoutingStats:
         count=count.maximum(routing.count.clamp_max(1)),
         tokens=(routing.tokens.double() * factor).long(),
     )
+
+
+def _with_steps(update: ClientUpdate, most_a_step: float) -> ClientUpdate:
+    """Return an update that took as many steps as the examples give that it counts for.
+
+    Args:
+        update: with its share bounded.
+        most_a_step: examples that a step may have; 0 if that is not known.
+    """
+    said = max(update.steps, 1.0)
+    steps = said * update.counted / update.num_examples
+    if most_a_step:
+        steps = max(steps, update.counted / most_a_step)
+    return update if steps == said else replace(update, steps_as=steps)
 
 
 def _shrunk(tensors: Mapping[str, Tensor], factor: float) -> Any:

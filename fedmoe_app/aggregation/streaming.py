@@ -226,11 +226,10 @@ class AtOnce:
 
 def reply_of(update: ClientUpdate) -> Reply:
     """Return what a scheme's parts see of an update."""
-    steps = update.metrics.get("num-steps", 0.0)
     return Reply(
         update.client,
         float(update.counted),
-        steps,
+        update.steps,
         update.routing,
         update.changes,
         update.statistics,
@@ -246,7 +245,7 @@ def replies_of(updates: Sequence[ClientUpdate]) -> list[Reply]:
 def round_info(server_round: int, updates: Sequence[ClientUpdate]) -> RoundInfo:
     """Describe a round to the scheme; ``updates`` must be in client order."""
     examples = torch.tensor([float(update.counted) for update in updates])  # [N]
-    steps = torch.tensor([update.metrics.get("num-steps", 0.0) for update in updates])  # [N]
+    steps = torch.tensor([update.steps for update in updates])  # [N]
     routing = tuple(update.routing for update in updates)
     statistics = tuple(update.statistics for update in updates)
     return RoundInfo(server_round, examples, steps, routing, statistics)

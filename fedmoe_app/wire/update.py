@@ -33,6 +33,7 @@ class ClientUpdate:
         server_round: of the message that it answers; 0 before it was sent.
         statistics: what the scheme's parts measured, float32, by ``Statistic/name``.
         counts_as: examples that the guard lets it count for; 0 for all that it has.
+        steps_as: optimiser steps that the guard takes for its own; 0 for what it said.
     """
 
     client: int
@@ -46,11 +47,17 @@ class ClientUpdate:
     server_round: int = 0
     statistics: dict[str, Tensor] = field(default_factory=dict)
     counts_as: int = 0
+    steps_as: float = 0.0
 
     @property
     def counted(self) -> int:
         """The examples that it is weighed by."""
         return self.counts_as or self.num_examples
+
+    @property
+    def steps(self) -> float:
+        """The optimiser steps by which schemes divide; 0 where it said none."""
+        return self.steps_as or self.metrics.get("num-steps", 0.0)
 
     @property
     def expert_budget(self) -> int:

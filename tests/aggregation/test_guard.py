@@ -24,6 +24,7 @@ from fedmoe_app.aggregation.guard import (
     weighted_median,
 )
 from fedmoe_app.aggregation.streaming import round_info
+from fedmoe_app.schemes.fednova import FedNova
 from tests.toy import assert_same, fold_toy, toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
@@ -109,6 +110,40 @@ def test_a_client_counts_for_four_medians_at_most() -> None:
     assert [update.counted for update in found] == [10, 10, 10, 10, 40]
     assert found[-1].num_examples == 10**8  # what it said stays on record
     assert round_info(1, found).num_examples.tolist() == [10, 10, 10, 10, 40]
+
+
+def with_steps(client: int, examples: int, steps: int, change: float = 1.0) -> ClientUpdate:
+    return replace(toy_update(client, examples, change, ALL), metrics={"num-steps": float(steps)})
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps", "taken"),
+    [
+        (10**8, 6_250_000, 40),  # counts for 640 examples, 16 a step
+        (160, 1, 2.5),  # 64 examples a step at most
+        (160, 0, 2.5),  # said nothing
+        (16, 1, 1),  # a small client is left alone
+        (1600, 100, 40),  # a large one shrinks as a whole
+    ],
+)
+def test_steps_are_those_of_the_examples_that_a_client_counts_for(
+    examples: int, steps: int, taken: float
+) -> None:
+    honest = [with_steps(client, 160, 10) for client in range(4)]
+    found, _ = closed(guard(), [*honest, with_steps(4, examples, steps)])
+    assert found[-1].steps == taken
+    assert found[-1].metrics["num-steps"] == steps  # what it said stays on record
+    assert round_info(1, found).num_steps.tolist() == [10, 10, 10, 10, taken]
+    # FedNova goes Σpτ·Σp·Δ/τ: forged steps once took the model 138,890 changes away.
+    moved = fold_toy(FedNova(), found).dense["head.weight"] - toy_state().dense["head.weight"]
+    assert 0.9 < float(moved[0]) < 3.5
+
+
+def test_a_checkpoint_of_shares_without_steps_can_be_gone_on_from() -> None:
+    own = guard()
+    own.load({"typical": {}, "known": {str(client): [160, 3, 0.1] for client in range(4)}})
+    assert own.counted(with_steps(4, 160, 1)).steps == 1
+    assert own.counted(with_steps(4, 10**8, 10**6)).counted == 640
 
 
 def test_a_forged_histogram_counts_for_four_medians_too() -> None:
