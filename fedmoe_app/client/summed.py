@@ -20,7 +20,7 @@ from fedmoe_app.client.store import ClientStore
 from fedmoe_app.config.schema import PrivacyConfig, RunConfig
 from fedmoe_app.privacy.member import Member, SumError
 from fedmoe_app.privacy.ring import numbers_to_ring, value_bits, weight_of
-from fedmoe_app.privacy.sparse import counts_vector, values_vector
+from fedmoe_app.privacy.sparse import about_layout, counts_vector, values_vector
 from fedmoe_app.wire.masked import SUM, by_node, encode_answer, read_by_node, read_nodes
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.update import ClientUpdate
@@ -115,7 +115,7 @@ def send_values(
     weight: Any = context.state.config_records[_STATE]["weight"]
     seeds = (seed, question.server_round, client)
     vector = values_vector(changes, layout, int(weight), grid, seeds)
-    masked = member.masked(vector, read_nodes(asked["members"]), 1)
+    masked = member.masked(vector, read_nodes(asked["members"]), 1, about_layout(layout))
     store.drop([name])
     _remember(context, member, int(weight))
     return masked

@@ -93,6 +93,11 @@ def check_keys(keys: object) -> Keys:
     return tuple(keys)
 
 
+def _purpose(context: str, number: int, about: bytes) -> bytes:
+    """Return what a key stream is for: round, sum and what is in it."""
+    return b" ".join((f"{context} {number}".encode(), *([about] if about else ())))
+
+
 def private_key(scalar: bytes) -> ec.EllipticCurvePrivateKey:
     """Return the private key of a scalar."""
     return ec.derive_private_key(int.from_bytes(scalar, "big"), ec.SECP384R1())
@@ -173,13 +178,16 @@ class Member:
 
     # -- 3. vectors ----------------------------------------------------------------------------
 
-    def masked(self, vector: Ring, members: Collection[int], number: int) -> Ring:
+    def masked(
+        self, vector: Ring, members: Collection[int], number: int, about: bytes = b""
+    ) -> Ring:
         """Return the vector of one of the sums with all masks on it.
 
         Args:
             vector: this client's.
             members: all who made shares.
             number: 0 for the first sum, 1 for the second.
+            about: what is summed; masks of clients that were asked for other things stay on.
 
         Raises:
             SumError: another set of members than before, or too few of them.
@@ -188,7 +196,7 @@ class Member:
             self._join(members)
         elif set(members) != set(self.alive) or self.answered != [0]:
             raise SumError("the second sum is over those of the first whose vectors came")
-        context = f"{self.context} {number}".encode()
+        context = _purpose(self.context, number, about)
         total = vector + key_stream(self.seeds[number], context, vector)
         own = private_key(self.scalars[1 + number])
         for node in members:
@@ -301,6 +309,7 @@ def unmasked(
     gone: Collection[int],
     context: str,
     number: int,
+    about: bytes = b"",
 ) -> Ring:
     """Take all masks off a sum of masked vectors: the server's part.
 
@@ -312,6 +321,7 @@ def unmasked(
         gone: members whose vectors are not.
         context: run and round.
         number: of the sum.
+        about: what was summed.
 
     Raises:
         SumError: too few answers.
@@ -320,8 +330,9 @@ def unmasked(
     if len(answers) < needed:
         raise SumError(f"{len(answers)} of {needed} answers that it takes to unmask a sum came")
     chosen = list(answers)[:needed]
+    purpose = _purpose(context, number, about)
     try:
-        return _without_masks(total, keys, chosen, alive, gone, context, number)
+        return _without_masks(total, keys, chosen, alive, gone, purpose, number)
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise SumError(f"shares that came do not fit each other ({type(error).__name__})") from None
 
@@ -332,10 +343,9 @@ def _without_masks(
     chosen: list[Mapping[int, bytes]],
     alive: Collection[int],
     gone: Collection[int],
-    context: str,
+    purpose: bytes,
     number: int,
 ) -> Ring:
-    purpose = f"{context} {number}".encode()
     total = total.copy()
     for node in alive:
         seed = combine_shares([answer[node] for answer in chosen])

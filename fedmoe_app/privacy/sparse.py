@@ -11,6 +11,8 @@ and the open experts, in which a client sends zeros where it trained nothing::
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +117,16 @@ def values_vector(
         parts.append(np.zeros(size) if values is None else values.reshape(-1))
     joined = np.concatenate(parts) if parts else np.zeros(0)
     return to_ring(joined, grid[0], weight, grid[1], seed)
+
+
+def about_layout(layout: Sequence[tuple[str, int]]) -> bytes:
+    """Return what the masks of the second sum are bound to.
+
+    What a client has not trained counts as zeros. So a server that asked one client for an expert,
+    and the others for names that nobody has, would get that client's changes as the sum.
+    """
+    listed = json.dumps([[str(name), int(size)] for name, size in layout])
+    return hashlib.sha256(listed.encode()).hexdigest().encode()
 
 
 def mean_values(

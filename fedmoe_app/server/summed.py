@@ -27,7 +27,7 @@ from fedmoe_app.privacy.client_level import choice_fault
 from fedmoe_app.privacy.clipping import routing_of
 from fedmoe_app.privacy.member import Keys, SumError, check_keys, check_number, threshold, unmasked
 from fedmoe_app.privacy.ring import Ring, numbers_from_ring, value_bits
-from fedmoe_app.privacy.sparse import Counts, counts_of, mean_values
+from fedmoe_app.privacy.sparse import Counts, about_layout, counts_of, mean_values
 from fedmoe_app.schemes.base import Plan
 from fedmoe_app.schemes.closedhead import EstimateHead
 from fedmoe_app.schemes.parts import ByExamples, Mean, Server
@@ -268,7 +268,7 @@ class _Protocol:
         replies = self._asked(dict.fromkeys(alive, asked), VALUES)
         total, left = self._added(replies, sum(size for _, size in layout))
         counts.check_left(experts, len(alive) - len(left))
-        return self._unmasked(total, left, alive, _SUMMED), left
+        return self._unmasked(total, left, alive, _SUMMED, about_layout(layout)), left
 
     def numbers(self, content: RecordDict, size: int) -> Ring:
         """Return the sum of so many numbers that nodes measure when they are asked."""
@@ -303,7 +303,12 @@ class _Protocol:
         return total, sorted(alive)
 
     def _unmasked(
-        self, total: Ring, alive: Sequence[int], before: Sequence[int], number: int
+        self,
+        total: Ring,
+        alive: Sequence[int],
+        before: Sequence[int],
+        number: int,
+        about: bytes = b"",
     ) -> Ring:
         gone = sorted(set(before) - set(alive))
         lists = {"number": number, "alive": _texts(alive), "gone": _texts(gone)}
@@ -315,7 +320,8 @@ class _Protocol:
         for node, content in self._asked(contents, UNMASK):
             if (shares := self._shares(node, content, set(before))) is not None:
                 answers.append(shares)
-        return unmasked(total, self.keys, answers, alive, gone, self.question.name, number)
+        name = self.question.name
+        return unmasked(total, self.keys, answers, alive, gone, name, number, about)
 
     # -- messages ------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from fedmoe_app.privacy.ring import (
     value_bits,
     weight_of,
 )
+from fedmoe_app.privacy.sparse import about_layout, values_vector
 
 NODES = (7, 2**63 + 5, 31, 4, 99)  # Flower's ids have 64 bits
 CONTEXT = "run 3"
@@ -92,6 +93,25 @@ def test_one_masked_vector_looks_like_noise_and_each_sum_has_its_own_masks() -> 
     member.take_shares(box[7])
     member.unmask(NODES, [], 0)
     assert not np.array_equal(first, member.masked(zeros[7], NODES, 1))
+
+
+def test_clients_that_are_asked_for_other_tensors_give_no_sum() -> None:
+    """Else the names that nobody has, asked of all but one, would leave that one's changes."""
+    members, keys = begun()
+    box, nothing = shared(members, keys), np.zeros(3, np.uint32)
+    summed(members, keys, box, dict.fromkeys(NODES, nothing), list(NODES), [], 0)
+    real, unknown = [("expert", 3)], [("nothing", 3)]
+    changes = {"expert": np.full(3, 0.25, np.float32)}
+    total, grid = nothing, (1.0, value_bits(len(NODES)))
+    for node in NODES:
+        layout = real if node == 7 else unknown
+        vector = values_vector(changes, layout, 1, grid, (0,))
+        total = total + members[node].masked(vector, NODES, 1, about_layout(layout))
+    answers = [members[node].unmask(NODES, [], 1) for node in NODES]
+    for layout in (real, unknown):
+        about = about_layout(layout)
+        found = unmasked(total, keys, answers, NODES, [], CONTEXT, 1, about)
+        assert np.abs(from_ring(found, *grid) - 0.25).max() > 1e-3
 
 
 def test_keys_of_one_sum_do_not_open_the_other() -> None:
