@@ -250,8 +250,8 @@ def _explained(path: Path, dialect: Dialect) -> Iterator[None]:
 def _not_decodable(path: Path, dialect: Dialect) -> str | None:
     try:
         return undecodable(path, dialect.encoding)
-    except (OSError, EOFError, zlib.error):
-        return None  # the file breaks off before
+    except (OSError, EOFError, zlib.error, UnicodeError):
+        return None  # the file breaks off before, or the codec says no place (punycode)
 
 
 def _without_values(error: BaseException) -> str:
