@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fedmoe_app import ModelState
+from fedmoe_app.cli.commands.superexec import superexec
 from fedmoe_app.client.round import evaluate_client, measure_for_client, train_client
 from fedmoe_app.config.node import Node
-from fedmoe_app.config.policy import RefusedError
+from fedmoe_app.config.policy import Policy, RefusedError, node_policy
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.sources import load_node_file
 from fedmoe_app.wire.records import TrainTask
@@ -65,6 +66,21 @@ def use_policy(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> Non
     policy.write_text(f"apps = []\n{lines}\n")
     policy.chmod(0o600)
     monkeypatch.setenv("FEDMOE_POLICY", str(policy))
+
+
+def test_a_superexec_by_itself_hands_the_policy_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container of its own it once had none, and max-epsilon was never asked."""
+    use_policy(tmp_path, monkeypatch, "min-examples = 7")
+    monkeypatch.setattr("fedmoe_app.config.policy.DEFAULT_PATH", tmp_path / "policy.toml")
+    monkeypatch.delenv("FEDMOE_POLICY")
+    assert node_policy() is None
+    monkeypatch.setenv("FEDMOE_POLICY", "")  # so that it is put back
+    found: list[Policy | None] = []
+    monkeypatch.setattr("fedmoe_app.launch.warm.start", lambda *_: found.append(node_policy()))
+    superexec("supernode:9094")
+    assert found[0] is not None and found[0].min_examples == 7
 
 
 @pytest.mark.parametrize("work", [train_client, measure_for_client, evaluate_client])

@@ -16,6 +16,7 @@ import yaml
 
 from fedmoe_app import default_run_config, flatten_run_config, parse_run_config
 from fedmoe_app.config.overrides import read_overrides
+from fedmoe_app.config.policy import DEFAULT_PATH
 from fedmoe_app.launch.environment import default_environment
 from tests.conftest import REPOSITORY
 from tests.deploy.containers import read_services
@@ -73,6 +74,13 @@ def test_app_code_runs_apart_with_its_nodes_data_only() -> None:
     assert NODE["client-app"]["networks"] == ["own"]
     networks = yaml.safe_load((DOCKER / "compose.node.yaml").read_text())["networks"]
     assert networks["own"] == {"internal": True}
+
+
+def test_both_halves_of_a_node_see_its_policy() -> None:
+    policy = "${POLICY:-policy}:/etc/fedmoe:ro"
+    for service in ("supernode", "client-app"):
+        assert policy in NODE[service]["volumes"]
+    assert Path("/etc/fedmoe") == DEFAULT_PATH.parent
 
 
 def test_models_are_mounted_where_the_apps_code_runs() -> None:

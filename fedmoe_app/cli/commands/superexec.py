@@ -25,6 +25,9 @@ def superexec(
     ] = None,
 ) -> None:
     """Run the messages of a `fedmoe supernode --isolation process` that is in another container."""
+    from fedmoe_app.launch.supernode import use_policy
     from fedmoe_app.launch.warm import start
 
+    # What needs the node's data is asked in the processes that this one starts.
+    use_policy([])
     start(runtime_api_address, root_certificates, health_server_address)
