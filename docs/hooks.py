@@ -1,5 +1,6 @@
 """What mkdocs is told beyond mkdocs.yml: README.md is the home page, links to code become names,
-nothing is loaded from another host.
+nothing is loaded from another host, and the pages of docs/schemes stand in the navigation by
+themselves.
 
 The pages are written to be read in the repository, too, where links to source files and to
 README.md lead somewhere; on the site there are only the pages.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -19,6 +21,45 @@ from mkdocs.structure.pages import Page
 _SHIM, _OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "iframe-worker.js"
 HOME, README = "index.md", "README.md"
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages of the schemes to the navigation."""
+    config.nav = with_schemes(config.nav or [], Path(config.docs_dir))
+    return config
+
+
+def with_schemes(nav: list[Any], docs: Path) -> list[Any]:
+    """Return a navigation whose entry "Schemes" goes on with all other pages of that folder.
+
+    They stand in the order of the overview, then those that it does not name; each is called as it
+    is headed, up to a colon.
+    """
+    folder = docs / "schemes"
+    overview = (folder / README).read_text(encoding="utf-8")
+    named = re.findall(r"^\| \[`\w+`\]\(([\w-]+)\.md\)", overview, re.MULTILINE)
+    others = sorted(path.stem for path in folder.glob("*.md") if path.name != README)
+    pages = [
+        {_title(folder / f"{page}.md"): f"schemes/{page}.md"}
+        for page in dict.fromkeys([*named, *others])
+    ]
+    return [_with_pages(entry, pages) for entry in nav]
+
+
+def _with_pages(entry: Any, pages: list[Any]) -> Any:
+    """Return an entry of the navigation with the pages under "Schemes", however deep that is."""
+    if not isinstance(entry, dict):
+        return entry
+    return {
+        name: [_with_pages(each, pages) for each in below] + (pages if name == "Schemes" else [])
+        if isinstance(below, list)
+        else below
+        for name, below in entry.items()
+    }
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").partition(":")[0]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
