@@ -1,5 +1,6 @@
 """What mkdocs is told beyond mkdocs.yml: README.md is the home page, links to code become names,
-and the pages of docs/schemes stand in the navigation by themselves.
+nothing is loaded from another host, and the pages of docs/schemes stand in the navigation by
+themselves.
 
 The pages are written to be read in the repository, too, where links to source files and to
 README.md lead somewhere; on the site there are only the pages.
@@ -16,6 +17,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+# The theme's search loads it where pages are opened as files; iframe-worker.js does the same.
+_SHIM, _OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "iframe-worker.js"
 HOME, README = "index.md", "README.md"
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 
@@ -40,7 +43,18 @@ def with_schemes(nav: list[Any], docs: Path) -> list[Any]:
         {_title(folder / f"{page}.md"): f"schemes/{page}.md"}
         for page in dict.fromkeys([*named, *others])
     ]
-    return [{"Schemes": entry["Schemes"] + pages} if "Schemes" in entry else entry for entry in nav]
+    return _added(nav, pages)
+
+
+def _added(nav: list[Any], pages: list[Any]) -> list[Any]:
+    """Add pages to the entry "Schemes" that is a list, at whatever depth."""
+    found = []
+    for entry in nav:
+        ((name, below),) = entry.items()
+        if isinstance(below, list):
+            below = below + pages if name == "Schemes" else _added(below, pages)
+        found.append({name: below})
+    return found
 
 
 def _title(page: Path) -> str:
@@ -70,6 +84,17 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
         return f"{match['image']}[{match['text']}]({relative}{hash_sign}{anchor})"
 
     return _LINK.sub(site_link, markdown)
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Load the search's stand-in for workers from the site itself."""
+    own = posixpath.relpath(_OWN_SHIM, posixpath.dirname(page.file.dest_uri) or ".")
+    return output.replace(_SHIM, own)
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """Do the same in the page for addresses that there are not."""
+    return output_content.replace(_SHIM, _OWN_SHIM)
 
 
 def _on_site(path: str, known: set[str]) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import pairwise
@@ -20,6 +22,7 @@ from fedmoe_app.compare.plan import read_schemes
 from fedmoe_app.config.names import WITH_ARGS
 from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.config.overview import rows
+from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.report.plots import FILES
 from fedmoe_app.schemes import COMBINE
 from tests.compare.test_in_process import SMALL
@@ -119,6 +122,13 @@ def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = runpy.run_path(str(script))
     assert len(found["labels"]) == 8
     assert list(found["found"].summary["scheme"]) == ["fedavg", "fedprox"]
+
+
+def test_the_run_config_of_the_first_run_can_be_run() -> None:
+    text = re.search(r"```toml\n(.*?)```", text_of(DOCS / "first-run.md"), re.DOTALL)
+    assert text
+    config = make_config(**flatten_table(tomllib.loads(text[1])))
+    assert (config.num_server_rounds, config.data.label_field) == (5, "kind")
 
 
 # -- the site ----------------------------------------------------------------------------------
@@ -285,3 +295,29 @@ def test_the_overview_has_the_rows_of_the_pages() -> None:
 def test_every_experiment_with_a_scheme_stands_on_a_page() -> None:
     pages = "".join(scheme_page(name) for name in SCHEME_PAGES)
     assert [name for name in OF_SCHEMES if f"experiments/{name}.toml" not in pages] == []
+
+
+# -- Flower ------------------------------------------------------------------------------------
+
+
+def uses_what_flower_does_not_promise(path: Path) -> bool:
+    """Whether a module imports more of Flower than its public packages."""
+    public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.clientapp"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and (node.module or "").partition(".")[0] == "flwr"
+        and node.module not in public
+        for node in ast.walk(tree)
+    )
+
+
+def test_all_modules_that_depend_on_flowers_version_are_listed() -> None:
+    code = REPOSITORY / "fedmoe_app"
+    listed = set(re.findall(r"fedmoe_app/([\w/]+\.py)", text_of(DOCS / "reference" / "flower.md")))
+    found = {
+        path.relative_to(code).as_posix()
+        for path in code.rglob("*.py")
+        if uses_what_flower_does_not_promise(path)
+    }
+    assert found - listed == set()
