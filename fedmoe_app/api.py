@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmoe_app.config.config_file import read_config_file
-from fedmoe_app.config.overrides import with_absolute_paths
+from fedmoe_app.config.overrides import with_absolute_paths, with_output_dir
 from fedmoe_app.config.parse import default_run_config, parse_run_config
 from fedmoe_app.results.classes import kept_classes
 from fedmoe_app.results.finding import find_run
@@ -35,6 +35,20 @@ if TYPE_CHECKING:
     from fedmoe_app.config.schema import RunConfig
 
 _NESTED = ("clients", "routing", "diagnostics", "failures", "rejected", "seconds")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a notebook shows where it is a cell's last line.
+
+    Attributes:
+        path: its PNG file.
+    """
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,14 @@ class RunResult:
 
         return write_run_page(self.path)
 
+    def picture(self, name: str = "accuracy") -> Picture:
+        """Return a picture of the run: accuracy, bytes, routing, and those of its scheme.
+
+        Raises:
+            ResultsError: there is none of this name; it lists those that there are.
+        """
+        return _picture(self.path, name)
+
     def _model_folder(self) -> Path:
         folder = self.path / "model"
         if not folder.is_dir():
@@ -185,6 +207,14 @@ class Comparison:
         ``difference_*`` is the accuracy minus that of the first scheme, seed by seed (paired).
         """
         return self._table("summary.csv")
+
+    def picture(self, name: str = "accuracy") -> Picture:
+        """Return a picture of the comparison: accuracy (over the rounds) or final.
+
+        Raises:
+            ResultsError: there is none of this name; it lists those that there are.
+        """
+        return _picture(self.path, name)
 
     def _table(self, name: str) -> pd.DataFrame:
         import pandas as pd
@@ -267,5 +297,14 @@ def load_run(path: str | Path) -> RunResult:
     return RunResult(find_run(Path(path)))
 
 
+def _picture(folder: Path, name: str) -> Picture:
+    path = folder / f"{name}.png"
+    if path.parent != folder or not path.is_file():
+        there = ", ".join(sorted(each.stem for each in folder.glob("*.png"))) or "none"
+        raise ResultsError(f"{folder}: no picture {name!r}; there are: {there}")
+    return Picture(path)
+
+
 def _flat(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    return with_absolute_paths(default_run_config() | dict(config or {}), Path.cwd())
+    flat = with_absolute_paths(default_run_config() | dict(config or {}), Path.cwd())
+    return with_output_dir(flat) if flat["output-dir"] else flat

@@ -18,10 +18,11 @@ def main(grid: Grid, context: Context) -> None:
     # `fedmoe run` gives every run a name and reads its events; by hand `flwr run` gives it none.
     log_to_stdout(followed=bool(context.run_config.get("run-name")))
     logger.info("reading the data and building the model")  # torch alone takes seconds to import
+    from fedmoe_app.client.root import train_on_root
     from fedmoe_app.client.trainable_modes import check_trainable
     from fedmoe_app.server.run import run_server
 
     with kept_alive(grid):
         config = parse_run_config(context.run_config)
         check_trainable(config)
-        run_server(grid, config)
+        run_server(grid, config, train_on_root)

@@ -77,3 +77,10 @@ def test_a_comparison_has_frames(tmp_path: Path) -> None:
     assert list(found.cells["seed"]) == [1, 1]
     assert found.summary["difference_mean"].notna().tolist() == [False, True]
     assert (found.path / "report.html").is_file()
+
+
+def test_a_picture_that_is_not_there_names_those_that_are(done: RunResult) -> None:
+    assert done.picture("accuracy").path.name == "accuracy.png"
+    for name in ("nothing", "../accuracy"):
+        with pytest.raises(ResultsError, match=r"there are: accuracy, bytes, .*routing"):
+            done.picture(name)

@@ -40,7 +40,7 @@ TABLES = {
 # Pages of schemes that take their parameters from scheme-args.
 ARGUMENTS = (
     *("label-skew", "server-optimisers", "client-drift", "fairness", "robust"),
-    *("expert-merging", "global-balance", "lora-halves", "calmerge"),
+    *("expert-merging", "global-balance", "lora-halves", "exact-lora", "calmerge"),
     *("flex-moe", "local-noise"),
 )
 SCHEME_PAGES = (*TABLES, *ARGUMENTS)

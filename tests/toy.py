@@ -135,10 +135,14 @@ def fold(
     info: RoundInfo | None = None,
     diagnostics: Diagnostics | None = None,
     sums: RunningSums | None = None,
+    root: ModelState | None = None,
 ) -> ModelState:
     """The next global state; ``state`` stays as it is."""
     info, folded = info or round_info(1, updates), ModelState()
-    found = aggregate(state, updates, plan_of(scheme), info, sums=sums, diagnostics=diagnostics)
+    plan = plan_of(scheme)
+    if plan.needs_root and root is None:
+        root = toy_update(0, 1, 0.5, [*toy_state().experts]).changes
+    found = aggregate(state, updates, plan, info, sums=sums, diagnostics=diagnostics, root=root)
     for key, tensor in found.tensors:
         folded.insert(key, tensor)
     return folded

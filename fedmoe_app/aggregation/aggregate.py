@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fedmoe_app.aggregation.admitted import admitted
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.streaming import RunningSums, added_by, replies_of
-from fedmoe_app.aggregation.unwritten import GuardedValues, Unwritten
 from fedmoe_app.moe.state import ModelState, Tensors, flatten, unflatten
 from fedmoe_app.schemes.base import Plan, reported_prefix, step_prefix
 from fedmoe_app.schemes.faults import PartError, call, named, shown, vector
 from fedmoe_app.schemes.parts import Mean, Server, Signal, Step, Summed, Telling, Together
 from fedmoe_app.schemes.sums import PairRule, all_finite
+from fedmoe_app.schemes.unwritten import Changes, GuardedValues, Unwritten, tensors_of
 from fedmoe_app.schemes.views import (
     EXPERT,
     GATE,
@@ -70,6 +72,7 @@ def aggregate(
     sums: RunningSums | None = None,
     pairs: PairRule | None = None,
     diagnostics: Diagnostics | None = None,
+    root: ModelState | None = None,
 ) -> Aggregated:
     """Combine the changes of a round, block by block, and let the server's steps rewrite them.
 
@@ -82,12 +85,18 @@ def aggregate(
         sums: what was summed at once, of the first of ``updates``; it is used up.
         pairs: when cosines between changes are exact; None is the default.
         diagnostics: takes what the probes say of each expert; None leaves it uncomputed.
+        root: changes of the server's own training, where a part reads them.
 
     Raises:
         FoldError: a step gave a state that is not finite, or lost a part of it.
         PartError: a part raised, or returned what cannot be used; also while the tensors are made.
     """
-    replies, info = _admitted(plan, values, replies_of(updates), info, diagnostics)
+    replies = replies_of(updates)
+    if plan.server.admit is not None:
+        blocks = _shared_blocks(plan, values)
+        replies, info = admitted(
+            plan.server.admit, SharedUpdates(blocks, replies, info, root), diagnostics
+        )
     one = _Round(
         values,
         replies,
@@ -109,39 +118,10 @@ def aggregate(
     return Aggregated(tensors, next_state, _told(plan, now, next_state))
 
 
-def _admitted(
-    plan: Plan,
-    values: ModelState,
-    replies: Sequence[Reply],
-    info: RoundInfo,
-    diagnostics: Diagnostics | None,
-) -> tuple[Sequence[Reply], RoundInfo]:
-    """Let the scheme decide how much each client counts; one that does not has sent nothing."""
-    admit = plan.server.admit
-    if admit is None:
-        return replies, info
+def _shared_blocks(plan: Plan, values: ModelState) -> list[Block]:
+    """Return the blocks that all clients train: no experts, and no gates that they keep."""
     own = {EXPERT} if plan.client.start_gates is None else {EXPERT, GATE}
-    blocks = [block for block in blocks_of(values) if block.kind not in own]
-    found = call(admit, "admit", SharedUpdates(blocks, replies, info))
-    factors = vector(admit, "admit", found, len(replies), "the clients").float()
-    if bool((factors < 0).any()) or not bool((factors > 0).any()):
-        raise PartError.of(
-            admit, "admit", f"returned {factors.tolist()}: must be 0 or more, and not 0 for all"
-        )
-    if diagnostics is not None:
-        diagnostics.note("admitted", factors)
-    counted = info.num_examples * factors  # [N]
-    heard = [
-        replace(
-            reply,
-            num_examples=float(examples),
-            changes=reply.changes if factor else ModelState(),
-            statistics=reply.statistics if factor else {},
-        )
-        for reply, examples, factor in zip(replies, counted, factors, strict=True)
-    ]
-    statistics = tuple(reply.statistics for reply in heard)
-    return heard, replace(info, num_examples=counted, statistics=statistics)
+    return [block for block in blocks_of(values) if block.kind not in own]
 
 
 @dataclass(frozen=True)
@@ -171,9 +151,7 @@ class _Round:
             change = _result(rule, total.named(), block, values)
         elif isinstance(rule, Together) and members:
             size = sum(value.numel() for value in values.values())
-            unwritten = Unwritten("updates", values=shown_values)
-            found = call(rule, "combine", updates)
-            unwritten.check(rule, "combine")
+            found = self._combined(rule, updates)
             whole = vector(rule, "combine", found, size, f"the values of {block.kind} {block.key}")
             change = unflatten(whole, values)
         else:
@@ -181,6 +159,23 @@ class _Round:
         if block.kind == EXPERT and self.diagnostics is not None:
             self.diagnostics.add(self.server, updates, flatten(change, values))
         return change
+
+    def _combined(self, rule: Together, updates: BlockUpdates) -> object:
+        """Return what a rule makes of a block, if it wrote to nothing."""
+        members = [updates.replies[i] for i in updates.members]
+        unwritten = Unwritten(
+            "updates",
+            values=updates.values,
+            changes=Changes(members, updates.block),
+            info=self._info_tensors,
+        )
+        found = call(rule, "combine", updates)
+        unwritten.check(rule, "combine")
+        return found
+
+    @cached_property
+    def _info_tensors(self) -> Mapping[str, Tensor]:
+        return tensors_of(self.info)
 
     def all_changes(self) -> Tensors:
         """Return the changes of all blocks, 0 where nobody trained: a step sees every tensor."""
@@ -257,7 +252,7 @@ def stepped(step: Step, now: Now, state: Mapping[str, Tensor]) -> tuple[Tensors,
     Raises:
         PartError: it raised, returned something else, or wrote to what it was given to read.
     """
-    unwritten = Unwritten("now", values=now.values, change=now.change)
+    unwritten = Unwritten("now", values=now.values, change=now.change, info=tensors_of(now.info))
     found = call(step, "step", now, state)
     unwritten.check(step, "step")
     if not isinstance(found, tuple) or len(found) != 2:
@@ -349,7 +344,7 @@ def told_by(part: Telling, now: Now, state: Mapping[str, Tensor]) -> dict[Signal
     Raises:
         PartError: it raised, returned something else, or wrote to what it was given to read.
     """
-    unwritten = Unwritten("now", values=now.values, change=now.change)
+    unwritten = Unwritten("now", values=now.values, change=now.change, info=tensors_of(now.info))
     found = call(part, "tell", now, state)
     unwritten.check(part, "tell")
     if not isinstance(found, dict):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, cast
@@ -97,6 +96,8 @@ class Spool:
     def clear(self) -> None:
         """Begin a new round: what was stored must not be read any more."""
         self._kept = self._end = 0
+        if self._mapped is not None and self._mapped._version:
+            self._mapped = None  # pages that a part wrote to would hide the next round's
 
     def close(self) -> None:
         """Remove the file."""
@@ -113,6 +114,11 @@ class Spool:
             self._mapped = self._map()
         return self._mapped[start:end].view(shape)
 
+    @property
+    def version(self) -> int:
+        """How often what was read was written to, which changes nothing in the file."""
+        return 0 if self._mapped is None else self._mapped._version
+
     def _append(self, tensor: Tensor) -> None:
         if tensor.dtype != torch.float32:
             raise TypeError(f"changes are float32, not {tensor.dtype}")
@@ -127,10 +133,10 @@ class Spool:
 
     def _map(self) -> Tensor:
         assert self._file is not None
-        mapping = mmap.mmap(self._file.fileno(), self._end, access=mmap.ACCESS_READ)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the view is not writable: nobody writes to changes
-            return torch.frombuffer(mapping, dtype=torch.float32)
+        # A private copy of each page that is written to: a scheme's part that writes by mistake
+        # must not end the process, as it would with a mapping that can only be read.
+        mapping = mmap.mmap(self._file.fileno(), self._end, access=mmap.ACCESS_COPY)
+        return torch.frombuffer(mapping, dtype=torch.float32)
 
     def _stored(self, changes: ModelState, start: int) -> ModelState:
         """Describe changes that were written from ``start`` on, in the order of ``named()``."""
@@ -178,6 +184,10 @@ class _StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._layout)
+
+    def versions(self) -> dict[str, int]:
+        """Return how often what lies in the same file was written to."""
+        return dict.fromkeys(self._layout, self._spool.version)
 
 
 def _size(changes: ModelState) -> int:

@@ -27,8 +27,8 @@ from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.faults import PartError, call, shown
 from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.sums import add_scaled
+from fedmoe_app.schemes.unwritten import Unwritten
 from fedmoe_app.schemes.views import DENSE, EXPERT, GATE, Block, Reply, RoundInfo, blocks_of
-from fedmoe_app.wire.metrics import EXPERT_BUDGET
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
@@ -151,9 +151,11 @@ def added_by(rule: Summed, reply: Reply, block: Block) -> Mapping[str, Scaled | 
     """Return what a client adds to the sums of a block.
 
     Raises:
-        PartError: the rule raised, or returned something else.
+        PartError: the rule raised, returned something else, or wrote to the reply.
     """
+    unwritten = Unwritten("reply", changes=reply.change(block) or {})
     added = call(rule, "add", reply, block)
+    unwritten.check(rule, "add")
     if not isinstance(added, Mapping):
         raise PartError.of(rule, "add", f"returned {shown(added)}: must be a dict by name")
     for name, value in added.items():
@@ -232,7 +234,7 @@ def reply_of(update: ClientUpdate) -> Reply:
         update.routing,
         update.changes,
         update.statistics,
-        int(update.metrics.get(EXPERT_BUDGET, 0)),
+        update.expert_budget,
     )
 
 

@@ -43,7 +43,7 @@ def inspect_model(config: RunConfig) -> Outline:
         label_names=config.data.labels,
         dtype=model.dtype,
     )
-    return outline(empty_model(spec), adaptation(model, head))
+    return outline(empty_model(spec), adaptation(config, head))
 
 
 def print_outline(config: RunConfig, found: Outline, console: Console) -> None:

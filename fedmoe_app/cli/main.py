@@ -11,6 +11,7 @@ from fedmoe_app.cli import commands
 from fedmoe_app.cli.app import Invocation, app
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.launch.connections import LaunchError
+from fedmoe_app.launch.environment import set_default_environment
 from fedmoe_app.launch.processes import signals_raise
 from fedmoe_app.launch.runner import RunFailedError
 from fedmoe_app.results.folder import ResultsError
@@ -24,6 +25,7 @@ for _module in iter_modules(commands.__path__, f"{commands.__name__}."):
 def main() -> None:
     """Run the command line; an expected error is one paragraph and exit code 1 or 2."""
     say_whatever_the_encoding()
+    set_default_environment()  # what this process imports and starts reads it
     invocation = Invocation()
     try:
         with signals_raise(signal.SIGTERM, signal.SIGHUP):

@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.config.errors import ConfigError
-from fedmoe_app.config.schema import ModelConfig, RunConfig, TrainConfig
+from fedmoe_app.config.names import WITH_RESIDUAL
+from fedmoe_app.config.schema import RunConfig, TrainConfig
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
 from fedmoe_app.moe.partial.load import expert_files
 from fedmoe_app.moe.quantised.packed import BLOCK, packed_stacks
@@ -84,7 +85,7 @@ def estimate(setup: Setup, config: RunConfig) -> Need:
     )
     fixed += sum(p.numel() * (_STATE * p.element_size() + _BUFFERS) for p in trained)
     shapes = [_shapes(setup, layer) for layer in setup.layers]
-    return Need(fixed, sum(_of_expert(of_layer, config.model, width) for of_layer in shapes))
+    return Need(fixed, sum(_of_expert(of_layer, config, width) for of_layer in shapes))
 
 
 def largest_budget(need: Need, memory_budget: float, least: int, most: int) -> int:
@@ -116,13 +117,17 @@ def _gib(size: int) -> str:
     return f"{math.ceil(size / GIB * 100) / 100:.2f}"
 
 
-def _of_expert(shapes: Shapes, model: ModelConfig, width: int) -> int:
+def _of_expert(shapes: Shapes, config: RunConfig, width: int) -> int:
     """Return the bytes of holding and training one expert of a layer."""
+    model = config.model
     held = _expert_bytes(shapes, width, model.quantization)
     if model.train != "expert-lora":
         return held + sum(map(math.prod, shapes)) * (_STATE * width + _BUFFERS)
     adapters = sum(model.lora_rank * sum(shape) for shape in shapes if len(shape) == 2)
-    return held + adapters * (4 + _STATE * 4 + _BUFFERS)
+    total = held + adapters * (4 + _STATE * 4 + _BUFFERS)
+    if config.scheme not in WITH_RESIDUAL:
+        return total
+    return total + sum(4 * math.prod(shape) for shape in shapes if len(shape) == 2)
 
 
 def _expert_bytes(shapes: Shapes, width: int, quantization: str) -> int:

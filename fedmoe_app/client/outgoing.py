@@ -10,6 +10,7 @@ from torch import Tensor
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.faults import PartError, call, named
 from fedmoe_app.schemes.parts import Outgoing
+from fedmoe_app.schemes.unwritten import Unwritten
 
 
 def sent_by(
@@ -24,14 +25,17 @@ def sent_by(
         seed: of the client and the round.
 
     Raises:
-        PartError: a part raised, or returned other names or shapes, or NaN.
+        PartError: a part raised, returned other names or shapes, or NaN, or wrote to what it was
+            given: what the client keeps for itself is as it was trained.
     """
     if not parts:
         return changes, dict(statistics)
     before = dict(changes.named())
     sent: Mapping[str, Tensor] = {**before, **statistics}
     for part in parts:
+        unwritten = Unwritten("sent", tensors=sent)
         found = named(part, "send", "", call(part, "send", sent, seed))
+        unwritten.check(part, "send")
         _check(part, sent, found)
         sent = {name: found[name].detach().float() for name in sent}  # in the order given
     left = ModelState()

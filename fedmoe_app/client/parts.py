@@ -7,7 +7,8 @@ has its own names there; where several do, each part's names begin with its slot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.base import Plan
 from fedmoe_app.schemes.faults import named
 from fedmoe_app.schemes.parts import Keeps, OfReceived, OfUpdate, PersonalCopy, Start, Term
+from fedmoe_app.schemes.unwritten import Unwritten
 from fedmoe_app.schemes.views import Trained
 from fedmoe_app.tasks.base import Score
 
@@ -57,7 +59,9 @@ class ClientParts:
         for slot, part in self._keeping.items():
             own = self._of_slot(slot)
             if isinstance(part, Start) and own:
+                unwritten = Unwritten("received", values=values)
                 other = part.start(received, own)
+                unwritten.check(part, "start")
                 if slot == "gates":
                     started = replace(started, gates=other.gates)
                 else:
@@ -98,7 +102,8 @@ class ClientParts:
             if isinstance(statistic, OfUpdate):
                 slots = [slot for slot, part in self._keeping.items() if part == statistic]
                 kept = self._of_slot(slots[0]) if slots else {}
-                numbers = statistic.of_update(replace(self.done, kept=kept))
+                with _unwritten(statistic, "of_update", self.done):
+                    numbers = statistic.of_update(replace(self.done, kept=kept))
             elif isinstance(statistic, OfReceived) and score is not None:
                 numbers = statistic.of_received(score)
             name = type(statistic).__name__
@@ -121,7 +126,17 @@ class ClientParts:
 
 
 def _kept_by(part: Keeps, done: Trained) -> Mapping[str, Tensor]:
-    return named(part, "keep", "", part.keep(done))
+    with _unwritten(part, "keep", done):
+        return named(part, "keep", "", part.keep(done))
+
+
+@contextmanager
+def _unwritten(part: object, method: str, done: Trained) -> Iterator[None]:
+    """Refuse a part that writes to what is sent, or to what it started from."""
+    changes, received = dict(done.changes.named()), dict(done.received.named())
+    unwritten = Unwritten("done", changes=changes, received=received)
+    yield
+    unwritten.check(part, method)
 
 
 def _check_shapes(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

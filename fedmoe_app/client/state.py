@@ -17,6 +17,7 @@ from fedmoe_app.client.store import Kept, RoundStore
 from fedmoe_app.config.paths import home
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.tasks.setup import Setup
 from fedmoe_app.wire.records import MAX_CHANGE, TrainTask
 
@@ -47,6 +48,8 @@ class Keeping:
         if self.kept.tensors:
             try:
                 return self._start(setup, self.kept)
+            except PartError:  # a fault of the scheme, not of the file
+                raise
             except (KeyError, ValueError, RuntimeError) as error:
                 logger.warning("what was kept of round %d: %s", self.kept.server_round, error)
                 self.kept = Kept()

@@ -31,6 +31,7 @@ from fedmoe_app.moe.training.rows import RowsAdamW
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.faults import call
 from fedmoe_app.schemes.parts import Logits, RouterTerm, Signal, TaskLoss, Term
+from fedmoe_app.schemes.unwritten import Unwritten
 from fedmoe_app.schemes.views import LocalStep
 from fedmoe_app.tasks.base import Task
 
@@ -287,7 +288,9 @@ def _terms(run: LocalRun, step: LocalStep, task_loss: Tensor) -> Tensor | None:
     for term, kept in run.terms:
         probs = run.recorder.probs if isinstance(term, RouterTerm) else ()
         own = replace(step, router_probs=probs, kept=kept)
+        unwritten = Unwritten("step", parameters=own.parameters, received=own.received)
         value = term.loss(own)
+        unwritten.check(term, "loss")
         if value is not None:
             value = check_loss(term, value, own, read=task_loss)
             total = value if total is None else total + value

@@ -39,7 +39,7 @@ from fedmoe_app.config.overrides import Flat, app_defaults, with_absolute_paths
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.config.paths import results_dir
 from fedmoe_app.config.schema import DataConfig, ModelConfig
-from fedmoe_app.launch.app_folder import app_folder
+from fedmoe_app.launch.app_folder import app_folder, let_import
 from fedmoe_app.launch.preflight import check_method, check_sources
 from fedmoe_app.results.folder import read_metrics
 from fedmoe_app.shown.terminal import say
@@ -73,6 +73,7 @@ class Request:
         simulation: run each through ``flwr run``, one at a time, instead of in process.
         centralised: whether each seed gets a run of one client that holds all data.
         grid: settings of which each row and column is given the best.
+        command: the line that was typed, noted for captions; empty where none was.
     """
 
     app: Path
@@ -87,6 +88,7 @@ class Request:
     simulation: bool = False
     centralised: bool = True
     grid: Grid = field(default_factory=Grid)
+    command: str = ""
 
 
 def compare(request: Request) -> bool:
@@ -100,13 +102,14 @@ def compare(request: Request) -> bool:
         ResultsError: when the output folder cannot be used.
         KeyboardInterrupt: when interrupted; the finished runs stay.
     """
+    let_import(app_folder(request.app))
     plan = plan_of(request)
     for point in request.grid.points:
         plan_of(request, point)  # a wrong value is found before anything is run
     _check_sources(plan)
     died: list[str] = []
     with ComparisonFolder(folder_of(request, plan)) as folder:
-        folder.write_plan(plan)
+        folder.write_plan(plan, request.command)
         say(f"comparison: {folder.path}")
         run = (
             partial(simulated, app_folder(request.app).absolute())
@@ -115,7 +118,7 @@ def compare(request: Request) -> bool:
         )
         if request.grid.points:
             plan, died = _tune(request, folder, run)
-            folder.write_plan(plan)
+            folder.write_plan(plan, request.command)
         outcomes = run_cells(plan.cells, folder, request.workers, run, here=request.simulation)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)

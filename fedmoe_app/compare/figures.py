@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fedmoe_app.results.best import ended_early, kept_line
+from fedmoe_app.results.classes import kept_classes
 from fedmoe_app.results.folder import ResultsError
 
 Curve = tuple[tuple[int, float], ...]
@@ -35,6 +37,8 @@ class Figures:
         missing_replies: replies that were asked for and could not be used, sum over the rounds.
         failure: why the run counts as failed: it has no accuracy after the last round.
         validation: of the same model, on validation rows; None without any.
+        macro_f1: of the same model, the mean F1 over the test set's classes; None where nothing is
+            classified.
     """
 
     metric: str
@@ -51,6 +55,7 @@ class Figures:
     missing_replies: int = 0
     failure: str | None = None
     validation: Mapping[str, float] | None = None
+    macro_f1: float | None = None
 
 
 def figures_of(lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
@@ -66,6 +71,17 @@ def figures_of(lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
     except (KeyError, TypeError, AttributeError) as error:
         kind = type(error).__name__
         raise ResultsError(f"metrics.jsonl lacks figures ({kind}: {error})") from None
+
+
+def figures_in(folder: Path, lines: Sequence[dict[str, Any]], rounds: int) -> Figures:
+    """Read the figures of a run's folder: those of its lines, and macro-F1 where it classifies.
+
+    Raises:
+        ResultsError: as :func:`figures_of`, and for a broken ``classes.jsonl``.
+    """
+    figures = figures_of(lines, rounds)
+    classes = kept_classes(folder, lines)
+    return replace(figures, macro_f1=classes.macro_f1) if classes else figures
 
 
 def _figures(lines: Sequence[dict[str, Any]]) -> Figures:

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from fedmoe_app.compare.figures import Figures, figures_of
+from fedmoe_app.compare.figures import Figures, figures_in
 from fedmoe_app.compare.plan import Cell, Choice, Plan
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.results.folder import (
@@ -81,10 +81,11 @@ class ComparisonFolder:
         self._drop_unfinished()
         os.close(self._lock)
 
-    def write_plan(self, plan: Plan) -> None:
-        """Note what is compared."""
+    def write_plan(self, plan: Plan, command: str = "") -> None:
+        """Note what is compared, and the command line that asked for it, if one did."""
         asked: dict[str, Any] = {
             "fedmoe-version": version("fedmoe"),
+            **({"command": command} if command else {}),
             "rows": list(plan.schemes),
             "partitions": list(plan.partitions),
             "seeds": list(plan.seeds),
@@ -105,7 +106,7 @@ class ComparisonFolder:
         if not folder.is_dir():
             return None
         try:
-            return figures_of(read_metrics(folder), cell.rounds)
+            return figures_in(folder, read_metrics(folder), cell.rounds)
         except (OSError, UnicodeDecodeError) as error:
             raise ResultsError(f"{folder}: {error}") from None
 

@@ -18,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe_app import client_app
+from fedmoe_app.client.root import train_on_root
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.launch.preflight import check_model
 from fedmoe_app.results.events import log_to_stdout
@@ -123,7 +124,7 @@ def run_in_process(
     log_to_stdout()
     check_model(config)
     with task_identity():
-        return run_server(InProcessGrid(client_app.app, run_config, configs), config)
+        return run_server(InProcessGrid(client_app.app, run_config, configs), config, train_on_root)
 
 
 class task_identity:

@@ -12,7 +12,7 @@ from fedmoe_app.compare.plan import CENTRALISED, NO_PARTITION
 from fedmoe_app.compare.plots import charts_of
 from fedmoe_app.compare.reading import Comparison
 from fedmoe_app.compare.summary import Result, Row, results_of, summarise
-from fedmoe_app.compare.tables import first_scheme, headers, legend, shown
+from fedmoe_app.compare.tables import legend, text_table
 from fedmoe_app.config.lists import base_names
 from fedmoe_app.config.pairs import write_value
 from fedmoe_app.report import settings
@@ -111,8 +111,8 @@ def _advice(rows: Sequence[Row], metric: str) -> str:
 
 
 def _rows_table(comparison: Comparison, rows: Sequence[Row], metric: str) -> Table:
-    names = headers(first_scheme(comparison.plan), metric)
-    body = [[Cell(text, _sort_key(text)) for text in shown(row)] for row in rows]
+    names, cells = text_table(comparison.plan, rows, metric)
+    body = [[Cell(text, _sort_key(text)) for text in row] for row in cells]
     return Table(names, body, frozenset(i for i, row in enumerate(rows) if row.failed))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.compare.execute import Outcomes
-from fedmoe_app.compare.figures import figures_of
+from fedmoe_app.compare.figures import figures_in
 from fedmoe_app.compare.folder import CELL_FILE, PLAN_FILE, ComparisonFolder, read_choice
 from fedmoe_app.compare.plan import FEDERATED, NO_PARTITION, Cell, Plan, partition_name
 from fedmoe_app.config.parse import flatten_table
@@ -47,11 +47,15 @@ class KeptCell(Cell):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A plan, what became of its cells, and the metrics lines of the finished ones by key."""
+    """A plan, what became of its cells, and the metrics lines of the finished ones by key.
+
+    ``command`` is the line that asked for it, where it was typed.
+    """
 
     plan: Plan
     outcomes: Outcomes
     lines: Mapping[str, Lines]
+    command: str = ""
 
 
 def running(folder: ComparisonFolder, plan: Plan, outcomes: Outcomes) -> Comparison:
@@ -77,7 +81,7 @@ def read_comparison(folder: Path) -> Comparison:
         raise ResultsError(f"{folder}: no finished run in cells/; let `fedmoe compare` run first")
     outcomes = Outcomes()
     for cell in cells:
-        outcomes.add(cell, figures_of(lines[cell.key], cell.rounds))
+        outcomes.add(cell, figures_in(Path(cell.key), lines[cell.key], cell.rounds))
     written = {csv_cell(name): name for name in (*asked["rows"], *asked["partitions"])}
     for row in _failed_rows(folder, {Path(cell.key).name for cell in cells}):
         scheme, partition = (written.get(row[key], row[key]) for key in ("scheme", "partition"))
@@ -88,7 +92,7 @@ def read_comparison(folder: Path) -> Comparison:
     rows, partitions, seeds = (tuple(asked[key]) for key in ("rows", "partitions", "seeds"))
     choices = tuple(map(read_choice, asked.get("chosen", ())))
     plan = Plan(rows, partitions, seeds, int(asked["clients"]), tuple(cells), choices)
-    return Comparison(plan, outcomes, lines)
+    return Comparison(plan, outcomes, lines, str(asked.get("command", "")))
 
 
 def _finished_cells(folder: Path, asked: dict[str, Any]) -> tuple[list[Cell], dict[str, Lines]]:
@@ -128,7 +132,7 @@ def collect_runs(folders: Sequence[Path]) -> Comparison:
         found = read_rounds(path)
         rounds = int(flat["num-server-rounds"])
         try:
-            figures = figures_of(found, rounds)
+            figures = figures_in(path, found, rounds)
         except ResultsError as error:
             raise ResultsError(f"{path}: {error}; leave it out, or wait for its end") from None
         cell = _cell(path, names[path], partition_name(flat), _num_clients(found))

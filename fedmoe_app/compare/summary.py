@@ -122,6 +122,7 @@ class Row:
     seconds: float | None
     failed_rounds: int
     missing_replies: int
+    macro_f1: Estimate | None = None
 
     @property
     def seeds(self) -> int:
@@ -190,6 +191,7 @@ def _row(group: Sequence[Result], reference: Sequence[Result]) -> Row:
         seconds=statistics.fmean(f.seconds for f in done) if done else None,
         failed_rounds=sum(f.failed_rounds for f in done),
         missing_replies=sum(f.missing_replies for f in done),
+        macro_f1=estimate(_known(done, lambda figures: figures.macro_f1)),
     )
 
 

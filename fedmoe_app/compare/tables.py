@@ -32,7 +32,7 @@ def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric:
         f"{plan.clients} clients, {plan.cells[0].rounds} rounds, seeds {seeds}. "
         + plain(legend(metric)),
         "",
-        *markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows]),
+        *markdown_table(*text_table(plan, rows, metric)),
         *[f"\n{plain(line)}" for line in chosen(plan)],
         *[f"\n{plain(line)}" for line in failures(results)],
     ]
@@ -49,7 +49,8 @@ def legend(metric: str) -> str:
         "clients, averaged over the seeds. Rounds to a share of the centralised accuracy: mean "
         "over the seeds that reached it. Runs: those that the means are over; a run without an "
         "accuracy after the last round has failed; replies missing: asked for and not usable, "
-        "over all rounds and runs."
+        "over all rounds and runs. Macro-F1, of classifications: the mean F1 over the classes, of "
+        "the same model on the same rows as global accuracy."
     )
 
 
@@ -58,17 +59,28 @@ def first_scheme(plan: Plan) -> str:
     return next(name for name in plan.schemes if name != CENTRALISED)
 
 
-def headers(first: str, metric: str) -> list[str]:
+def text_table(plan: Plan, rows: Sequence[Row], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Return the headers and the cells of the table; macro-F1 where a row has it."""
+    macro = has_macro_f1(rows)
+    return headers(first_scheme(plan), metric, macro), [shown(row, macro) for row in rows]
+
+
+def has_macro_f1(rows: Sequence[Row]) -> bool:
+    """Tell whether the table has a column of macro-F1: texts that are generated have none."""
+    return any(row.macro_f1 for row in rows)
+
+
+def headers(first: str, metric: str, macro_f1: bool = False) -> list[str]:
     """Return the column headers; ``first`` is what the others are held against."""
     return [
         "scheme", "partition", f"global {visible(metric)}", "95% interval",
-        f"minus {readable(first)}",
+        f"minus {readable(first)}", *(["macro-F1"] if macro_f1 else []),
         "local accuracy", "variance", *(f"rounds to {n}%" for n in _TARGETS),
         "up a round", "time", "runs",
     ]  # fmt: skip
 
 
-def shown(row: Row) -> list[str]:
+def shown(row: Row, macro_f1: bool = False) -> list[str]:
     """Return a row as text."""
     return [
         readable(row.scheme),
@@ -76,6 +88,7 @@ def shown(row: Row) -> list[str]:
         mean_and_std(row.accuracy, row.seeds),
         _interval(row.accuracy, "{:.3f}"),
         _difference(row.difference, row.seeds),
+        *([mean_and_std(row.macro_f1, row.seeds)] if macro_f1 else []),
         f"{row.local_accuracy.mean:.3f}" if row.local_accuracy else MISSING,
         MISSING if row.local_variance is None else f"{row.local_variance:.4f}",
         *(_rounds(reached) for reached in row.rounds),
@@ -170,8 +183,7 @@ def print_summary(
     if file.isatty():
         Console(file=file).print(rich_table(plan, rows, metric))
     else:
-        table = markdown_table(headers(first_scheme(plan), metric), [shown(row) for row in rows])
-        for line in table:
+        for line in markdown_table(*text_table(plan, rows, metric)):
             say(line, file)
 
 
@@ -181,23 +193,26 @@ def rich_table(plan: Plan, rows: Sequence[Row], metric: str) -> Table:
     The lines under the first hold interval, variance, number of seeds and what went wrong.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    titles = _stacked_headers(headers(first_scheme(plan), metric))
+    macro = has_macro_f1(rows)
+    titles = _stacked_headers(headers(first_scheme(plan), metric, macro))
     for number, title in enumerate(titles):
         # On a narrow terminal texts wrap: a figure that is cut would be a wrong one.
         table.add_column(title, justify="right" if number else "left", overflow="fold")
     for position, row in enumerate(rows):
         if position and row.partition != rows[position - 1].partition:
             table.add_section()
-        table.add_row(*_stacked(row), style="red" if row.failed else None)
+        table.add_row(*_stacked(row, macro), style="red" if row.failed else None)
     return table
 
 
 def _stacked_headers(names: Sequence[str]) -> list[str]:
+    macro, names = _without_macro(names)
     scheme, partition, accuracy, interval, minus, local, variance, *rounds, up, time, runs = names
     return [
         f"{scheme}\n{partition}",
         f"{accuracy}\n{interval}",
         f"{minus}\n{interval}",
+        *macro,
         local.replace(" ", "\n") + f"\n{variance}",
         *(name.replace(" to ", "\nto ") for name in rounds),
         up.replace(" a ", "\na "),
@@ -206,14 +221,21 @@ def _stacked_headers(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _stacked(row: Row) -> list[str]:
-    text = shown(row)
+def _without_macro(cells: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the cell of macro-F1, if there is one, and the others: 12 of them."""
+    extra = len(cells) - 12
+    return [*cells[5 : 5 + extra]], [*cells[:5], *cells[5 + extra :]]
+
+
+def _stacked(row: Row, macro_f1: bool) -> list[str]:
+    macro, text = _without_macro(shown(row, macro_f1))
     minus, _, ends = text[4].replace(", ", "\n").partition(" (")
     rounds = [value.replace(" (reached ", "\n").rstrip(")") for value in text[7:9]]
     return [
         f"{text[0]}\n{text[1]}",
         text[2].replace(" (", "\n(") + f"\n{text[3]}",
         f"{minus}\n{ends.rstrip(')')}",
+        *(value.replace(" (", "\n(") for value in macro),
         f"{text[5]}\n{text[6]}",
         *rounds,
         *text[9:11],
@@ -223,7 +245,7 @@ def _stacked(row: Row) -> list[str]:
 
 _CSV_TARGETS = [f"{100 * share:.0f}" for share in SHARES]
 _CELL_COLUMNS = (
-    "scheme", "partition", "seed", "status", "accuracy", "loss", "initial_loss",
+    "scheme", "partition", "seed", "status", "accuracy", "loss", "initial_loss", "macro_f1",
     "local_accuracy_mean", "local_accuracy_variance", *(f"rounds_to_{n}" for n in _CSV_TARGETS),
     "bytes_up_per_round", "bytes_up_total", "seconds", "failed_rounds", "missing_replies",
     "cell", "failure",
@@ -231,7 +253,8 @@ _CELL_COLUMNS = (
 _ROW_COLUMNS = (
     "scheme", "partition", "runs", "failed", "accuracy_mean", "accuracy_std", "accuracy_low",
     "accuracy_high", "accuracy_seeds", "difference_mean", "difference_low", "difference_high",
-    "difference_seeds", "local_accuracy_mean", "local_accuracy_variance",
+    "difference_seeds", "macro_f1_mean", "macro_f1_std", "local_accuracy_mean",
+    "local_accuracy_variance",
     *(name for n in _CSV_TARGETS for name in (f"rounds_to_{n}", f"reached_{n}", f"reached_{n}_of")),
     "bytes_up_per_round", "seconds", "failed_rounds", "missing_replies",
 )  # fmt: skip
@@ -255,7 +278,7 @@ def _cell_values(result: Result) -> Sequence[object]:
         return (*name, *[None] * (len(_CELL_COLUMNS) - 6), cell.key, result.failure)
     rounds = result.rounds or [None] * len(SHARES)
     return (
-        *name, found.accuracy, found.loss, found.initial_loss, found.local_accuracy,
+        *name, found.accuracy, found.loss, found.initial_loss, found.macro_f1, found.local_accuracy,
         found.local_variance, *rounds, found.bytes_up, found.bytes_up_total,
         round(found.seconds, 3), found.failed_rounds, found.missing_replies,
         cell.key, result.failure,
@@ -269,6 +292,7 @@ def _row_values(row: Row) -> Sequence[object]:
         accuracy and accuracy.mean, accuracy and accuracy.std, *_ends(accuracy),
         accuracy and accuracy.n,
         difference and difference.mean, *_ends(difference), difference and difference.n,
+        row.macro_f1 and row.macro_f1.mean, row.macro_f1 and row.macro_f1.std,
         row.local_accuracy and row.local_accuracy.mean, row.local_variance,
         *(value for reached in row.rounds for value in _reached_values(reached)),
         row.bytes_up, row.seconds and round(row.seconds, 3),

@@ -28,7 +28,13 @@ LABEL_SKEW = {
     "feddecorr": "feddecorr:FedDecorr",
 }
 # Those that need adapters.
-ADAPTERS_ONLY = {"ffalora": "lorafreeze:FFALoRA", "rolora": "lorafreeze:RoLoRA"}
+ADAPTERS_ONLY = {
+    "ffalora": "lorafreeze:FFALoRA",
+    "rolora": "lorafreeze:RoLoRA",
+    "fedexlora": "fedexlora:FedExLoRA",
+}
+# Those whose adapters have a third matrix, which the server moves.
+WITH_RESIDUAL = frozenset({"fedexlora"})
 # Those that take their parameters from scheme-args, as a user's class does.
 WITH_ARGS = {
     **LABEL_SKEW,
@@ -47,6 +53,7 @@ WITH_ARGS = {
     "geometricmedian": "robust:GeometricMedian",
     "trustedclip": "robust:TrustedClip",
     "krum": "robust:Krum",
+    "fltrust": "robust:FLTrust",
     "grammerge": "grammerge:GramMerge",
     "flame": "flame:Flame",
     "globalbalance": "globalbalance:GlobalBalancing",

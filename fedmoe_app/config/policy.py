@@ -9,7 +9,7 @@ owner's answer, and the SuperNode asks it before any of that code is stored or r
     models = ["org/base"]              # hub names or folders, beside the presets
     sources = ["nodes"]                # what data.source may name
     data-roots = ["/data/site"]        # folders that files named by a run may lie in
-    columns = ["text", "label"]        # columns that a run may name
+    columns = ["text", "label"]        # columns that a run may read, named by it or guessed
     tasks = ["classification"]
     max-rounds = 50
     max-local-steps = 500              # optimiser steps a round
@@ -28,7 +28,7 @@ import glob
 import os
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -172,6 +172,28 @@ class Policy(BaseModel):
             )
         except (ValueError, OSError, RuntimeError):  # no list, no path, or links in a circle
             return False
+
+    def columns_read(self, needed: Iterable[str], optional: Iterable[str]) -> tuple[str, ...]:
+        """Refuse columns of a file that a run reads, whether it named them or they were guessed.
+
+        Args:
+            needed: names of those that it cannot do without.
+            optional: of those that need not be there.
+
+        Returns:
+            the optional ones that may be read; the others are left alone.
+
+        Raises:
+            RefusedError: one that is needed is not allowed; the node's names are not told.
+        """
+        if self.columns is None:
+            return tuple(optional)
+        if not set(needed) <= set(self.columns):
+            raise RefusedError(
+                f"{REFUSED} does not allow a column that the run would read here; name the allowed "
+                "ones in data.*-field"
+            )
+        return tuple(name for name in optional if name in self.columns)
 
     def check_round(self, num_examples: int, num_steps: int) -> None:
         """Refuse a round; the numbers of the node are not told.

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import re
 import textwrap
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
@@ -14,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.pairs import write_value
-from fedmoe_app.config.parse import nearest_keys
+from fedmoe_app.config.parse import default_run_config, nearest_keys
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.config.section import Section, table_of, traits_of
 from fedmoe_app.config.tasks import TASKS
@@ -53,10 +56,15 @@ _TEXTS = {
 # -- pyproject.toml ----------------------------------------------------------------------------
 
 
-def toml_block() -> str:
-    """Return the tables ``[tool.flwr.app.config…]`` with a comment for every key."""
-    tables = [_HEAD + _toml_table("", RunConfig)]
-    tables += [_toml_table(name, table) for name, table in _tables()]
+def toml_block(values: Mapping[str, Any] | None = None) -> str:
+    """Return the tables ``[tool.flwr.app.config…]`` with a comment for every key.
+
+    Args:
+        values: those of an app that are not the code's defaults, by their dotted keys.
+    """
+    values = values or {}
+    tables = [_HEAD + _toml_table("", RunConfig, values)]
+    tables += [_toml_table(name, table, values) for name, table in _tables()]
     return "\n".join([*tables, f"{_END}\n"])
 
 
@@ -65,9 +73,15 @@ def _tables() -> list[tuple[str, type[Section]]]:
     return [(str(field.alias), table) for field in fields if (table := table_of(field))]
 
 
-def _toml_table(name: str, table: type[Section]) -> str:
+def _toml_table(
+    name: str, table: type[Section], values: Mapping[str, Any] = MappingProxyType({})
+) -> str:
     head = f"# {_summary(table)}\n[{_TABLE}.{name}]\n" if name else f"[{_TABLE}]\n"
-    return head + "".join(_toml_key(field) for field in _keys(table))
+    prefix = f"{name}." if name else ""
+    return head + "".join(
+        _toml_key(field, values.get(f"{prefix}{field.alias}", field.default))
+        for field in _keys(table)
+    )
 
 
 def _summary(table: type[Section]) -> str:
@@ -78,9 +92,9 @@ def _keys(table: type[Section]) -> list[FieldInfo]:
     return [field for field in table.model_fields.values() if not table_of(field)]
 
 
-def _toml_key(field: FieldInfo) -> str:
+def _toml_key(field: FieldInfo, value: Any) -> str:
     """Return a line with its comment behind it, and above it where the value is long."""
-    pair = f"{field.alias} = {_default(field)}"
+    pair = f"{field.alias} = {write_value(value)}"
     column = _COLUMN if len(pair) < _COLUMN else len(pair) + 2
     if column > _WIDTH // 2:
         return f"{_comment(field, _WIDTH)}\n{pair}\n"
@@ -195,10 +209,12 @@ def explain(name: str) -> str:
 def stale(app: Path) -> dict[Path, str]:
     """Return the generated files of an app's folder that say something else, with the new text.
 
-    The reference page is one of them only where there are docs.
+    The reference page is one of them only where there are docs. fedmoe's own ``pyproject.toml``
+    gets the code's defaults; that of another app keeps its values and gets the keys that it lacks.
 
     Raises:
-        ConfigError: no ``pyproject.toml`` there, or none with the two lines around the run config.
+        ConfigError: no ``pyproject.toml`` there, or none with the two lines around the run config;
+            an app's own that has keys that there are not.
     """
     pyproject = app / "pyproject.toml"
     if not pyproject.is_file():
@@ -218,7 +234,23 @@ def _with_block(pyproject: Path) -> str:
             f'{pyproject}: the run config is not between the lines "{_BEGIN}" and "{_END}"; '
             "put it there"
         )
-    return before + toml_block() + after
+    return before + toml_block(_own_values(pyproject, text)) + after
+
+
+def _own_values(pyproject: Path, text: str) -> dict[str, Any]:
+    """Return the run config of an app that is not fedmoe itself."""
+    try:
+        parsed = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{pyproject}: {error}") from None
+    if parsed.get("project", {}).get("name") == "fedmoe":
+        return {}
+    values = default_run_config(pyproject)
+    if unknown := sorted(values.keys() - dict(RunConfig.all_keys()).keys()):
+        near = nearest_keys(unknown[0])
+        hint = f"rename it to {' or '.join(near)}, or take it out" if near else "take it out"
+        raise ConfigError(f"{pyproject}: {unknown[0]}: unknown key; {hint}, then write anew")
+    return values
 
 
 def _read(path: Path) -> str:

@@ -235,6 +235,15 @@ class RobustConfig(Section):
         "median client",
         resumable=True,
     )
+    root_source: str = key(
+        "",
+        'scheme = "fltrust": file(s) with rows that the server trusts and trains on; "" = of the '
+        "training rows that the server has, if it has some",
+        holds="files",
+    )
+    root_examples: Annotated[int, Field(ge=1)] = key(
+        100, 'scheme = "fltrust": at most so many of them, each class by its share'
+    )
 
 
 class RunConfig(Section):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -26,6 +26,7 @@ from datasets import ClassLabel, Dataset, concatenate_datasets
 
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.lists import file_names
+from fedmoe_app.config.policy import node_policy
 from fedmoe_app.config.schema import EMBEDDED, DataConfig
 from fedmoe_app.data.columns import Table, asked_columns, find_label_names, unify
 from fedmoe_app.data.corpus import load_corpus
@@ -38,6 +39,7 @@ from fedmoe_app.data.files import (
     read_columns,
 )
 from fedmoe_app.data.found import find_files
+from fedmoe_app.data.reading.columns import Asked
 
 # The caps draw the same examples in every run; the run seed only changes the partition.
 _CAP_SEED = 0
@@ -207,10 +209,23 @@ def _read_files(source: str, config: DataConfig) -> RawData:
 
 def _read_file(path: str, config: DataConfig, private: bool = False) -> Table:
     dialect = Dialect(config.encoding, config.delimiter)
-    asked = asked_columns(config, column_names(path, dialect, private))
+    asked = _allowed(asked_columns(config, column_names(path, dialect, private)))
     trim = config.kind.classifies  # a completion begins with its space
     found = read_columns(path, asked, dialect, not private, trim, private)
     return Table(found.dataset, path, private, found.names, found.declared, is_trimmed=trim)
+
+
+def _allowed(asked: Asked) -> Asked:
+    """Leave out what this node's policy does not let a run read.
+
+    Raises:
+        RefusedError: the run cannot do without it.
+    """
+    policy = node_policy()
+    if policy is None:
+        return asked
+    needed = (*asked.scalars, *asked.nested)
+    return replace(asked, optional=policy.columns_read(needed, asked.optional))
 
 
 def _read_hub(source: str, config: DataConfig) -> RawData:

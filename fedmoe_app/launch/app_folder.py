@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def app_folder(given: Path) -> Path:
         cache_dir() / "app" / _key(package, pyproject),
         lambda draft: _write_app(draft, package, pyproject),
     )
+
+
+def let_import(app: Path) -> None:
+    """Let this process import the packages of an app's folder, as Flower's own processes do.
+
+    A scheme of the app's own is looked at before anything is started. What is installed goes
+    first: a folder hides no library.
+    """
+    folder = str(app.absolute())
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _shipped_pyproject() -> Path | None:

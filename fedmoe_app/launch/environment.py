@@ -1,8 +1,9 @@
 """The environment that Flower and Ray are run in, and how ``flwr`` typed by hand gets it.
 
-``make install`` writes a ``.pth`` file into the virtual environment. Python reads it at every
-start, so ``.venv/bin/flwr`` has these variables whether or not the environment is activated;
-a variable that the user set stays as it is.
+``fedmoe`` sets it for itself and for the programs that it starts; ``fedmoe flwr`` starts Flower's
+own command in it. Who wants to type ``flwr`` alone asks for it: ``make flwr-hook`` writes a
+``.pth`` file into the virtual environment. Python reads it at every start, so all programs there
+have these variables, others than Flower's, too. A variable that the user set stays as it is.
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ def default_environment() -> dict[str, str]:
         "TQDM_DISABLE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
+
+
+def set_default_environment() -> None:
+    """Set those variables in this process, before a library reads them at its import."""
+    for name, value in default_environment().items():
+        os.environ.setdefault(name, value)
 
 
 def run_environment(flwr_home: Path) -> dict[str, str]:

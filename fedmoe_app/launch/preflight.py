@@ -7,7 +7,6 @@ which takes seconds.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from fedmoe_app.config.names import (
 )
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import EMBEDDED, NODES, DataConfig, RunConfig
-from fedmoe_app.launch.environment import default_environment
+from fedmoe_app.launch.environment import set_default_environment
 
 if TYPE_CHECKING:
     from fedmoe_app.data.sources import TextData
@@ -63,8 +62,7 @@ def check_sources(config: RunConfig, num_clients: int) -> tuple[str, ...]:
         ConfigError, DataError, ModelNotFoundError, UnsupportedModelError: as above.
     """
     # Read by datasets and transformers when they are imported; a user's own values stay.
-    for name, value in default_environment().items():
-        os.environ.setdefault(name, value)
+    set_default_environment()
     if config.client_list:
         raise ConfigError(
             f'client-list = "{config.client_list}": simulated nodes have no keys; leave it out, or '

@@ -26,6 +26,7 @@ from fedmoe_app.config.parse import check_labels_known, flatten_run_config
 from fedmoe_app.config.paths import home
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.launch import flower
+from fedmoe_app.launch.app_folder import let_import
 from fedmoe_app.launch.connections import find_connection
 from fedmoe_app.launch.launched import Launch, write_launch
 from fedmoe_app.launch.live import Screen, open_screen
@@ -83,6 +84,7 @@ def run_simulated(
         LaunchError: when Flower cannot be started.
         RunFailedError: when the run did not complete.
     """
+    let_import(app)
     flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
     require_trackers(config.track)

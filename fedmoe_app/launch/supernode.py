@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from fedmoe_app.config.policy import VARIABLE, policy_path, read_policy
 from fedmoe_app.launch.connections import LaunchError
-from fedmoe_app.launch.environment import default_environment
+from fedmoe_app.launch.environment import set_default_environment
 from fedmoe_app.launch.watched import CLOCK_IS_OFF, clock_fault
 from fedmoe_app.shown.terminal import say
 
@@ -41,8 +41,7 @@ def become_supernode(arguments: Sequence[str]) -> NoReturn:
     """
     arguments = use_policy(arguments)
     command = superexec_command(arguments, os.getpid())
-    for name, value in default_environment().items():
-        os.environ.setdefault(name, value)
+    set_default_environment()
     if fault := clock_fault(arguments):
         say(f"error: {fault}", file=sys.stderr)
         sys.exit(CLOCK_IS_OFF)

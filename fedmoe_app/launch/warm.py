@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fedmoe_app.launch.environment import default_environment
+from fedmoe_app.launch.environment import set_default_environment
 
 POLL_SECONDS = 0.1  # between two looks for a message
 _PARENT_SECONDS = 0.5  # between two looks for the parent
@@ -177,8 +177,7 @@ def start(
             messages are taken; None: nobody asks.
         parent: process id of the process to end with; None: no such one.
     """
-    for name, value in default_environment().items():
-        os.environ.setdefault(name, value)
+    set_default_environment()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     if parent is not None:

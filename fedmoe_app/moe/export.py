@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from fedmoe_app.config.files import new_folder
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError, dense_parameters
+from fedmoe_app.moe.state import moved_by_server
 from fedmoe_app.moe.training.adapt import head_parameters
 from fedmoe_app.moe.training.slots import slots_of
 
@@ -81,6 +82,11 @@ def _config(model: PreTrainedModel, layers: Sequence[MoELayer]) -> LoraConfig:
         raise UnsupportedModelError(
             f"{missing[0]}: its experts have no LoRA adapters, so there is no adapter folder to "
             'write; only model.train = "expert-lora" gives one'
+        )
+    if any(moved_by_server(name) for name in layers[0].adapters[0]):
+        raise UnsupportedModelError(
+            f"{layers[0].name}: its adapters have residuals, which no adapter folder can hold; use "
+            "the merged model"
         )
     rank, alpha = _rank_and_alpha(model, layers)
     return LoraConfig(

@@ -21,6 +21,8 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 ExpertKey = tuple[int, int]  # (MoE layer index, expert index)
 
+RESIDUAL = ".lora_R"  # ends the name of what the server adds to an adapter beside A and B
+
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.(.+)")
 _GATE = re.compile(r"layers\.(\d+)\.gate\.(.+)")
 
@@ -34,6 +36,11 @@ def expert_of(key: str) -> ExpertKey | None:
     """Return which expert a key belongs to; None for gates and dense tensors."""
     match = _EXPERT.fullmatch(key)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def moved_by_server(key: str) -> bool:
+    """Whether a tensor is never trained by clients, and so does not travel up."""
+    return key.endswith(RESIDUAL)
 
 
 def gate_of(key: str) -> int | None:

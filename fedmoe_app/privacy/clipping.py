@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.wire.update import ClientUpdate
+
+if TYPE_CHECKING:
+    from fedmoe_app.wire.update import ClientUpdate
 
 _SLACK = 1e-6  # products are rounded to float32: the norm stays below the bound all the same
 

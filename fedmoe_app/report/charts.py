@@ -184,7 +184,7 @@ def lines(title: str, series: Iterable[Series], axis: Axis, failed: Sequence[int
                          "shape": _by_series([each.shape or SHAPES[0] for each in found])},
         })  # fmt: skip
     if len(found) > MANY_LINES:
-        layers.append(_names_at_the_end(found, _domain(found, axis)))
+        layers.append(_names_at_the_end(found, ends_of(found, axis)))
     return _over_rounds(title, found, axis, rounds, failed, rows, layers, "line")
 
 
@@ -224,7 +224,9 @@ def _over_rounds(
         return Chart(title, {})
     first, last = min(rounds[0], *failed, rounds[0]), max(rounds[-1], *failed, rounds[-1])
     layers[0]["encoding"]["x"] = _x("round", [first - 0.5, last + 0.5])
-    layers[0]["encoding"]["y"] = _y("y", axis, _domain(series, axis))
+    # A band is the first layer, where there is one: its own field stays, the lower end.
+    field = layers[0]["encoding"]["y"]["field"]
+    layers[0]["encoding"]["y"] = _y(field, axis, ends_of(series, axis))
     marked = [{"from": number - 0.5, "to": number + 0.5} for number in failed]
     if marked:
         layers.append({
@@ -348,8 +350,18 @@ def _x(title: str | None = None, domain: Sequence[float] | None = None, field: s
     if domain is None:
         return channel
     scale = {"domain": list(domain), "nice": False, "zero": False}
-    axis = {"tickMinStep": 1, "grid": False, "format": "d", "labelOverlap": True}
+    axis = {"values": whole_ticks(*domain), "grid": False, "format": "d", "labelOverlap": True}
     return channel | {"title": title, "scale": scale, "axis": axis}
+
+
+def whole_ticks(low: float, high: float) -> list[int]:
+    """Return at most eleven whole numbers in an interval: 1, 2 or 5 times a power of ten apart.
+
+    Vega's own ticks of two rounds are halves, which it then writes as whole numbers.
+    """
+    steps = (factor * 10**power for power in range(18) for factor in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= 11)
+    return [*range(math.ceil(low / step) * step, math.floor(high) + 1, step)]
 
 
 def _y(field: str, axis: Axis | None = None, domain: Sequence[float] = ()) -> Spec:
@@ -373,7 +385,7 @@ def _written(axis: Axis, high: float) -> Spec:
     return {"format": "~r"}
 
 
-def _domain(series: Sequence[Series], axis: Axis) -> tuple[float, float]:
+def ends_of(series: Sequence[Series], axis: Axis) -> tuple[float, float]:
     """Return the ends of the vertical axis: all points and dots, bands as far as they help."""
     values = [point.y for each in series for point in each.points]
     values += [y for each in series for _, y in each.dots]
@@ -529,6 +541,11 @@ def _entry(each: Series | Dots, number: int, kind: str) -> Spec:
         "small": isinstance(each, Dots) and each.small,
         "series": [number],
     }
+
+
+def legend_of(series: Iterable[Series]) -> list[Spec]:
+    """Return the legend's lines of series that are drawn elsewhere."""
+    return [_entry(each, number, "line") for number, each in enumerate(series)]
 
 
 def once(legend: Iterable[Mapping[str, Any]]) -> tuple[Spec, ...]:

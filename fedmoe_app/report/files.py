@@ -33,17 +33,20 @@ _OWN = {"scale": {"color": "independent", "shape": "independent", "strokeDash": 
                   "size": "independent", "x": "independent", "y": "independent"}}  # fmt: skip
 
 
-def picture_of(parts: Iterable[Spec], legend: Sequence[Spec] = (), width: int = 2) -> Spec:
+def picture_of(
+    parts: Iterable[Spec], legend: Sequence[Spec] = (), width: int = 2, pixels: int | None = None
+) -> Spec:
     """Return a whole picture: parts below each other, and under them what the lines are.
 
     Args:
         parts: charts in a row or panels, see :func:`beside` and :func:`panels`.
         legend: entries of :class:`Chart`; equal names stand once.
         width: charts in the widest row.
+        pixels: that the legend may take; None for those of so many charts.
     """
     drawn = [*parts]
     if entries := once(legend):
-        drawn.append(_legend(entries, width * (WIDTH + 40)))
+        drawn.append(_legend(entries, pixels or width * (WIDTH + 40)))
     spec: Spec = {
         "$schema": SCHEMA,
         "config": CONFIG | {"font": FONT, "background": "white"},
@@ -56,26 +59,30 @@ def picture_of(parts: Iterable[Spec], legend: Sequence[Spec] = (), width: int = 
     return _ink(spec)
 
 
-def write_pictures(specs: Mapping[Path, Spec]) -> list[Path]:
+def write_pictures(specs: Mapping[Path, Spec], points: float | None = None) -> list[Path]:
     """Write picture files and return their paths; none, with a warning, where that fails.
 
     What is drawn took long to compute: a run or a comparison must not fail for its pictures.
+
+    Args:
+        specs: a picture for each file.
+        points: the width that each is scaled to, 72 an inch; None leaves it.
     """
     try:
-        return save(specs)
+        return save(specs, points)
     except DrawingError as error:
         logger.warning("%s", error)
         return []
 
 
 def beside(charts: Sequence[Chart], width: int = WIDTH) -> Spec:
-    """Return charts of the page in a row."""
-    drawn = [_sized(chart, width) for chart in charts]
+    """Return charts of the page in a row; one without a title gets none."""
+    drawn = [sized(chart, width) for chart in charts]
     return {"hconcat": drawn, "spacing": 34, "resolve": _OWN}
 
 
 def panels(maps: Sequence[Spec], columns: int = MAX_COLUMNS) -> Spec:
-    """Return maps in a grid."""
+    """Return maps, or charts of one size, in a grid."""
     return {"concat": list(maps), "columns": columns, "spacing": 22, "resolve": _OWN}
 
 
@@ -85,10 +92,13 @@ def alone(drawn: Spec) -> Spec:
                  "config": CONFIG | {"font": FONT, "background": "white"}})  # fmt: skip
 
 
-def _sized(chart: Chart, width: int) -> Spec:
+def sized(chart: Chart, width: int, height: int | None = None) -> Spec:
+    """Return a chart of the page as a part of a picture; None keeps its height."""
     left_out = ("$schema", "autosize", "params")
     spec = {key: value for key, value in chart.spec.items() if key not in left_out}
-    return {"title": titled(chart.title, chart.about, width), **spec, "width": width}
+    title = {"title": titled(chart.title, chart.about, width)} if chart.title else {}
+    tall = {} if height is None else {"height": height}
+    return {**title, **spec, "width": width, **tall}
 
 
 def titled(title: str, about: str, width: float) -> Spec:

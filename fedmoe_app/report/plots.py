@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmoe_app.report.charts import Spec
+from fedmoe_app.report.charts import Chart, Spec
 from fedmoe_app.report.cubes import EXPERT, LAYER, ROUND, Axis, Cube, evenly
 from fedmoe_app.report.files import (
     MAX_COLUMNS,
@@ -22,6 +22,7 @@ from fedmoe_app.report.files import (
 )
 from fedmoe_app.report.heat import Map, equal_use, file_map, matrix, scale_of
 from fedmoe_app.report.maps import DIAGNOSTICS, ROUTING, cubes_of
+from fedmoe_app.report.paper import Paper
 from fedmoe_app.report.run_charts import charts_of, diagnostic_charts
 from fedmoe_app.results.folder import ResultsError, read_metrics
 from fedmoe_app.results.values import Line
@@ -49,7 +50,9 @@ FILES: Mapping[str, File] = MappingProxyType({
 })  # fmt: skip
 
 
-def plot_run(folder: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
+def plot_run(
+    folder: Path, kinds: Sequence[str] = ("png",), paper: Paper | None = None
+) -> list[Path]:
     """Draw ``accuracy.png``, ``bytes.png``, ``routing.png`` and the scheme's diagnostics.
 
     They are written into the result folder. A picture for which the run has no numbers (bytes
@@ -58,6 +61,7 @@ def plot_run(folder: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
     Args:
         folder: of the run.
         kinds: ``png``, ``svg``, ``pdf``: a file of each for each picture.
+        paper: the width on paper, which is in the files' names, too; None for that of a screen.
 
     Returns:
         the paths of the files; none, with a warning in the log, where nothing can be drawn here:
@@ -69,13 +73,15 @@ def plot_run(folder: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
     lines = read_metrics(folder)
     if not lines:
         raise ResultsError(f"{folder}: metrics.jsonl is empty; there is nothing to draw yet")
-    specs = pictures_of(lines)
-    files = {folder / f"{name}.{kind}": spec for name, spec in specs.items() for kind in kinds}
-    return write_pictures(files)
+    specs = pictures_of(lines, paper)
+    end = f"-{paper.name}" if paper else ""
+    files = {folder / f"{name}{end}.{kind}": spec for name, spec in specs.items() for kind in kinds}
+    return write_pictures(files, paper.points if paper else None)
 
 
-def pictures_of(lines: Sequence[Line]) -> dict[str, Spec]:
+def pictures_of(lines: Sequence[Line], paper: Paper | None = None) -> dict[str, Spec]:
     """Return the picture of each of ``FILES`` that the run has numbers for."""
+    maps_a_row = paper.maps if paper else MAX_COLUMNS
     metric = next((str(line["metric"]) for line in lines if line.get("metric")), "accuracy")
     charts = charts_of(lines, metric) | diagnostic_charts(lines)
     cubes = cubes_of(lines)
@@ -89,38 +95,52 @@ def pictures_of(lines: Sequence[Line]) -> dict[str, Spec]:
     found = {}
     for name, file in FILES.items():
         drawn = [charts[chart] for chart in file.charts if chart in charts and charts[chart].spec]
-        parts = [beside(drawn)] if drawn else []
+        parts = _rows_of(drawn, paper)
         shown = [maps[each] for each in file.maps if each in maps]
         single = [each for each in shown if each.rows == LAYER]
         if single:
-            parts.append(panels([_panels_of(each, cubes[each.cube], {}) for each in single]))
+            all_layers = [_panels_of(each, cubes[each.cube], {}, maps_a_row) for each in single]
+            parts.append(panels(all_layers, 1 if paper else MAX_COLUMNS))
         parts += [
-            _panels_of(each, cubes[each.cube], budgets if each.cube == "trained" else {})
+            _panels_of(
+                each, cubes[each.cube], budgets if each.cube == "trained" else {}, maps_a_row
+            )
             for each in shown if each not in single and any(_places(each, cubes[each.cube]))
         ]  # fmt: skip
         if parts:
             legend = [entry for chart in drawn for entry in chart.legend]
-            found[name] = picture_of(parts, legend, len(drawn))
+            pixels = paper.legend if paper else None
+            found[name] = picture_of(parts, legend, len(drawn), pixels)
     return found
+
+
+def _rows_of(charts: Sequence[Chart], paper: Paper | None) -> list[Spec]:
+    """Return charts beside each other, on paper as many in a row as have room."""
+    if not charts or paper is None:
+        return [beside(charts)] if charts else []
+    most = min(len(charts), paper.charts)
+    width = paper.chart_width(most)
+    return [beside(charts[i : i + most], width) for i in range(0, len(charts), most)]
 
 
 def _chooses(client: Mapping[str, object]) -> bool:
     return any(client.get(key) is not None for key in ("selection_ratio", "expert_budget"))
 
 
-def _panels_of(each: Map, cube: Cube, budgets: Mapping[str, float]) -> Spec:
+def _panels_of(each: Map, cube: Cube, budgets: Mapping[str, float], columns: int) -> Spec:
     """Return a map in the last round that is no sum: a panel a layer, or one of all layers.
 
     Args:
         each: the map.
         cube: its numbers.
         budgets: experts that a client, by its name, may train; shown beside the name.
+        columns: panels in a row.
     """
     axes = {axis.name: axis for axis in cube.axes}
     places = list(_places(each, cube))
     shown = [matrix(cube, each.rows, each.columns, **place) for place in places]
     scale = scale_of(each, np.array(shown), 1, 2)
-    first_of_last_row = (len(places) - 1) // MAX_COLUMNS * MAX_COLUMNS
+    first_of_last_row = (len(places) - 1) // columns * columns
     drawn = []
     for number, (place, values) in enumerate(zip(places, shown, strict=True)):
         names = [axes[name].said(axes[name].labels[at]) for name, at in place.items()
@@ -129,13 +149,15 @@ def _panels_of(each: Map, cube: Cube, budgets: Mapping[str, float]) -> Spec:
         legend = number == first_of_last_row
         title = ", ".join(names)
         drawn.append(file_map(each, title, rows, axes[each.columns], values, scale, legend))
-    grid = panels(drawn)
+    grid = panels(drawn, columns)
     about = f"{each.title}, round {axes[ROUND].labels[places[0][ROUND]]}"
     if each.cube == "routing":
         about += f"; equal use: {equal_use(len(axes[EXPERT].labels))}"
     if EXPERT not in places[0] and LAYER in places[0] and len(places) < len(axes[LAYER].labels):
         about += f"; {len(places)} of {len(axes[LAYER].labels)} layers"
-    return grid | {"title": titled(about, each.about, 2 * WIDTH) | {"fontSize": 14}}
+    return grid | {
+        "title": titled(about, each.about, 2 * WIDTH * columns / MAX_COLUMNS) | {"fontSize": 14}
+    }
 
 
 def _with_budgets(rows: Axis, budgets: Mapping[str, float]) -> Axis:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.wire.metrics import COLUMNS, CPU, seconds_by_phase
 from fedmoe_app.wire.update import ClientUpdate
+
+if TYPE_CHECKING:
+    from fedmoe_app.aggregation.guard import Guarded
 
 
 class ClientColumn(NamedTuple):

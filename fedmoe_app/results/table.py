@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from rich import box
 
 from fedmoe_app.config.policy import REFUSED
+from fedmoe_app.shown.tables import latex, markdown_cell
 from fedmoe_app.shown.terminal import Console, Table
 from fedmoe_app.shown.text import visible
 
@@ -25,17 +26,42 @@ def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
     together, clients that replied, clients that failed, seconds; ε spent so far in a run with
     differential privacy.
     """
-    metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    metric = visible(metric, MAX_METRIC)
-    headers = ("round", "loss", metric, "bytes up", "bytes down", "clients", "failed", "seconds")
-    spends = any(line.get("privacy") for line in lines)
-    for header in (*headers, *(["epsilon"] if spends else [])):
+    headers, rows = _texts(lines)
+    for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
-    for line in lines:
-        spent = [_number((line.get("privacy") or {}).get("epsilon"), digits=2)] if spends else []
-        table.add_row(*_cells(line), *spent, style="red" if _failed(line) else None)
+    for line, cells in zip(lines, rows, strict=True):
+        table.add_row(*cells, style="red" if _failed(line) else None)
     return table
+
+
+def write_rounds(lines: Sequence[dict[str, Any]], form: str) -> str:
+    """Return the same table as text: ``latex`` (booktabs) or ``markdown``."""
+    headers, rows = _texts(lines)
+    if form == "markdown":
+        written = [[markdown_cell(text) for text in row] for row in (headers, *rows)]
+        rule = f"|{' ---: |' * len(headers)}"
+        found = [f"| {' | '.join(row)} |" for row in written]
+        return "\n".join([found[0], rule, *found[1:]]) + "\n"
+    body = [rf"  {' & '.join(map(latex, row))} \\" for row in (headers, *rows)]
+    columns = "r" * len(headers)
+    head = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"  \toprule"]
+    tail = [r"  \bottomrule", r"\end{tabular}"]
+    return "\n".join([*head, body[0], r"  \midrule", *body[1:], *tail]) + "\n"
+
+
+def _texts(lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the headers, and the cells of each line."""
+    metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
+    headers = ["round", "loss", visible(metric, MAX_METRIC), "bytes up", "bytes down", "clients",
+               "failed", "seconds"]  # fmt: skip
+    if not any(line.get("privacy") for line in lines):
+        return headers, [[*_cells(line)] for line in lines]
+    rows = [
+        [*_cells(line), _number((line.get("privacy") or {}).get("epsilon"), digits=2)]
+        for line in lines
+    ]
+    return [*headers, "epsilon"], rows
 
 
 def print_table(lines: Sequence[dict[str, Any]], file: IO[str] | None = None) -> None:
@@ -74,7 +100,7 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         human_bytes(line.get("bytes_up") if trained else None),
         human_bytes(line.get("bytes_down") if trained else None),
         _count(line.get("num_clients")) if trained else MISSING,
-        str(_num_failed(line)) if trained else MISSING,
+        str(num_failed(line)) if trained else MISSING,
         _number((line.get("seconds") or {}).get("round"), digits=1),
     )
 
@@ -83,7 +109,7 @@ def _count(value: int | None) -> str:
     return MISSING if value is None else str(value)
 
 
-def _num_failed(line: dict[str, Any]) -> int:
+def num_failed(line: Mapping[str, Any]) -> int:
     """Count the clients that failed.
 
     A failed round notes itself among its failures. A node whose policy does not allow what it was

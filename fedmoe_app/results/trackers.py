@@ -28,6 +28,7 @@ from fedmoe_app.config.schema import RunConfig, split_names
 from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.events import logger
 from fedmoe_app.results.lease import TakenOverError
+from fedmoe_app.results.table import num_failed
 from fedmoe_app.results.values import to_array
 from fedmoe_app.shown.tags import setting, tag, title
 from fedmoe_app.wire.metrics import METRICS
@@ -65,8 +66,7 @@ def _all(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if trained or name.startswith("global/"):
             yield name, line.get(key)
     if trained:
-        failures = line.get("failures") or ()
-        yield "clients/failed", sum(failure["who"] != "round" for failure in failures)
+        yield "clients/failed", num_failed(line)
     yield "privacy/epsilon", (line.get("privacy") or {}).get("epsilon")
     for name, seconds in (line.get("seconds") or {}).items():
         yield f"seconds/{name}", seconds

@@ -34,6 +34,7 @@ from fedmoe_app.schemes.parts import (
     Once,
     OutputTerm,
     Rescaling,
+    RootChange,
     RouterTerm,
     Server,
     Signal,
@@ -218,6 +219,11 @@ class Plan:
     def needs_gradient(self) -> bool:
         """Whether a part reads the mean gradient of the steps."""
         return bool(self._all(MeanGradient))
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether the server trains on rows of its own in every round."""
+        return bool(self._all(RootChange))
 
     @property
     def needs_outputs(self) -> bool:

@@ -13,8 +13,7 @@ Optimization of LoRA", arXiv:2409.02346.
 Decisions: rounds with B come first, since B starts at 0 and leaves A without a gradient. Gates and
 the head are trained in all rounds. Exact means: for the mean over a fixed set of weights; FedAvg's,
 in which who did not train an expert counts as unchanged, is one. What is frozen still travels, as
-zeros. FedEx-LoRA (arXiv:2410.09432), which trains both and adds the rest mean(B_i·A_i) − B̄·Ā to
-the frozen weights, is not here: the frozen base never travels.
+zeros. FedEx-LoRA, which trains both halves, is :mod:`fedmoe_app.schemes.fedexlora`.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class InTurns(Freeze):
 
 
 @dataclass(frozen=True)
-class _OfAdapters(Scheme):
+class OfAdapters(Scheme):
     """A scheme that is FedAvg on adapters."""
 
     @classmethod
@@ -64,7 +63,7 @@ class _OfAdapters(Scheme):
 
 
 @dataclass(frozen=True)
-class FFALoRA(_OfAdapters):
+class FFALoRA(OfAdapters):
     """FFA-LoRA."""
 
     def client(self, model: ModelShape) -> Client:
@@ -73,7 +72,7 @@ class FFALoRA(_OfAdapters):
 
 
 @dataclass(frozen=True)
-class RoLoRA(_OfAdapters):
+class RoLoRA(OfAdapters):
     """RoLoRA."""
 
     def client(self, model: ModelShape) -> Client:

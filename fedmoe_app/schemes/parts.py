@@ -256,6 +256,17 @@ class MeanGradient(Part):
     """Hold it to be given the mean gradient of the steps, at the price of one copy of them."""
 
 
+@dataclass(frozen=True)
+class RootChange(Part):
+    """Hold it to be given the change of the server's own training on rows that it trusts.
+
+    The server trains the global model of every round as a client would (``robust.root-source``).
+    """
+
+
+ROOT_CHANGE = RootChange()
+
+
 # -- on the client -----------------------------------------------------------------------------
 
 
@@ -578,6 +589,13 @@ class Admit(Part):
 
         A rule that weighs clients by something else than n_i feels the 0 only.
         """
+
+    def scale(self, shared: SharedUpdates) -> Tensor | None:
+        """Return a factor ≥ 0 of each client's changes, ``[N]``; None is 1 for all.
+
+        Experts never grow by it: of them it is min(1, factor), since it was decided on other parts.
+        """
+        return None
 
 
 # -- on the server: once a round ---------------------------------------------------------------

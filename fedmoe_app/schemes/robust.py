@@ -1,8 +1,8 @@
 """Robust aggregation: rules that a few hostile or broken clients cannot carry off.
 
-By client, on what all clients train: :class:`GeometricMedian`, :class:`TrustedClip`, :class:`Krum`;
-docs/schemes/robust.md has their equations. By block (a dense tensor, a gate, an expert), over its M
-members with equal weights:
+By client, on what all clients train: :class:`GeometricMedian`, :class:`TrustedClip`, :class:`Krum`,
+:class:`FLTrust`; docs/schemes/robust.md has their equations. By block (a dense tensor, a gate, an
+expert), over its M members with equal weights:
 
     median          by value, the middle one; of an even number, the mean of the two middle ones
     trimmedmean     by value, the mean without the ⌊β·M⌋ lowest and highest
@@ -32,8 +32,10 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.parts import (
+    ROOT_CHANGE,
     Admit,
     Mean,
+    RootChange,
     Rule,
     Server,
     Signal,
@@ -202,6 +204,38 @@ class NearOthers(Admit):
         """Return 1 for those that are kept, 0 for the others, ``[N]``."""
         chosen = nearest(shared.distances, self.bad, self.keep)
         return torch.zeros(len(shared.replies)).index_fill(0, chosen, 1.0)
+
+
+@dataclass(frozen=True)
+class LikeRoot(Admit):
+    """Clients by how far they go the way of the server's own training.
+
+    Attributes:
+        root: that training's change.
+    """
+
+    root: RootChange = ROOT_CHANGE
+
+    def admit(self, shared: SharedUpdates) -> Tensor:
+        """Return max(0, cos(Δ_i, Δ_0))/w_i, ``[N]``: n_i, which a client makes up, cancels.
+
+        Raises:
+            ValueError: no client goes that way at all, or the server's training changed nothing.
+        """
+        lengths = shared.norms * shared.root_norm
+        cosines = shared.root_dots / lengths.where(lengths > 0, 1.0)
+        trust = cosines.clamp(0, 1)
+        if not bool((trust > 0).any()):
+            raise ValueError(
+                "no client's change goes the way of the server's own training (the largest cosine "
+                f"is {float(cosines.max()):.3g}); are the server's rows of the clients' task?"
+            )
+        return (trust / _by_examples(shared)).float()
+
+    def scale(self, shared: SharedUpdates) -> Tensor:
+        """Return ‖Δ_0‖/‖Δ_i‖, ``[N]``; 1 for a change of nothing."""
+        lengths = shared.norms
+        return (shared.root_norm / lengths.where(lengths > 0, shared.root_norm or 1.0)).float()
 
 
 def geometric_median(gram: Tensor, weights: Tensor, iterations: int = 12) -> Tensor:
@@ -385,3 +419,17 @@ class Krum(Scheme):
     def server(self, model: ModelShape) -> Server:
         """Choose clients."""
         return _by_client(NearOthers(self.bad, self.keep))
+
+
+@dataclass(frozen=True)
+class FLTrust(Scheme):
+    """Clients weighed by their likeness to the server's own training, and cut to its length.
+
+    Cao et al., NDSS 2021, arXiv:2012.13995, algorithm 2, with the trust of the shared parts::
+
+        Δ = Σ_i TS_i·(‖Δ_0‖/‖Δ_i‖)·Δ_i / Σ_i TS_i        TS_i = max(0, cos(Δ_i, Δ_0))
+    """
+
+    def server(self, model: ModelShape) -> Server:
+        """Weigh clients."""
+        return _by_client(LikeRoot())

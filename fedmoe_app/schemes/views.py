@@ -262,11 +262,14 @@ class SharedUpdates:
         blocks: the dense tensors, and the gates.
         replies: of the clients.
         info: the round.
+        root: changes of the server's own training, of all blocks; None unless a part holds
+            ``RootChange``.
     """
 
     blocks: Sequence[Block]
     replies: Sequence[Reply]
     info: RoundInfo
+    root: ModelState | None = None
 
     @property
     def num_examples(self) -> Tensor:
@@ -287,6 +290,35 @@ class SharedUpdates:
             if rows:
                 total[torch.tensor(members).unsqueeze(1), members] += gram(torch.stack(rows))
         return total
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """‖Δ_i‖ over all blocks, ``[N]`` float64."""
+        return self.gram.diagonal().sqrt()
+
+    @cached_property
+    def root_norm(self) -> float:
+        """‖Δ_0‖ of the server's own change over all blocks."""
+        return sum(float(norms([row])) ** 2 for _, row in self._root_rows()) ** 0.5
+
+    @cached_property
+    def root_dots(self) -> Tensor:
+        """⟨Δ_i, Δ_0⟩ with the server's own change over all blocks, ``[N]`` float64."""
+        total = torch.zeros(len(self.replies), dtype=torch.float64)
+        for block, root in self._root_rows():
+            for i, reply in enumerate(self.replies):
+                change = reply.change(block)
+                if change is not None:
+                    total[i] += dots([flatten(change, change)], root)[0]
+        return total
+
+    def _root_rows(self) -> Iterator[tuple[Block, Tensor]]:
+        if self.root is None:
+            raise ValueError("the server has no change of its own; hold RootChange() in a field")
+        for block in self.blocks:
+            change = block.of(self.root)
+            if change is not None:
+                yield block, flatten(change, change)
 
     @cached_property
     def distances(self) -> Tensor:

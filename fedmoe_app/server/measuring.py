@@ -16,12 +16,12 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedmoe_app.aggregation.aggregate import stepped, told_by
-from fedmoe_app.aggregation.unwritten import GuardedValues
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.base import flat_signals
 from fedmoe_app.schemes.faults import call, named
 from fedmoe_app.schemes.parts import Measured as Statistic
 from fedmoe_app.schemes.parts import Step, Telling
+from fedmoe_app.schemes.unwritten import GuardedValues
 from fedmoe_app.schemes.views import Now, RoundInfo
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.wire.errors import InvalidUpdateError

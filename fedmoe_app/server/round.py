@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedmoe_app.aggregation.guard import Guarded
+from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.metrics import RoundRecord
@@ -290,7 +291,7 @@ class Round:
             self.num_asked,
             self._updates,
             failures=dict(self.failures),
-            rejected=self._rejected,
+            rejected=self._rejected_or_refused(),
             bytes_up=self._bytes_up_by_client,
             bytes_up_total=self._bytes_up,
             bytes_down_to=self._bytes_down_to,
@@ -306,6 +307,16 @@ class Round:
             sums=dict(self.sums),
             num_summed=len(self._summed),
         )
+
+    def _rejected_or_refused(self) -> Mapping[str, int]:
+        """Count the clients whose nodes' policies refuse with the others, each once.
+
+        One may train and not score: what it refuses is not known before the evaluation.
+        """
+        who = {
+            name.removesuffix(EVALUATION) for name, why in self.failures.items() if REFUSED in why
+        }
+        return {**self._rejected, "refused": len(who)} if who else self._rejected
 
     def _private_record(self, metric: str) -> RoundRecord:
         """Return what happened without a word of single clients, or of how many there were."""

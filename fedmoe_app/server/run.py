@@ -25,6 +25,7 @@ from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.prefix.find import Prefix
 from fedmoe_app.moe.prefix.replay import replayed
 from fedmoe_app.moe.prefix.states import HiddenStates
+from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.client_level import ClientLevel
 from fedmoe_app.privacy.ledger import Ledger
 from fedmoe_app.results.best import kept_note
@@ -54,7 +55,7 @@ from fedmoe_app.server.validation import EvaluateFn, Validation, check_best, kee
 from fedmoe_app.tasks.base import evaluate
 from fedmoe_app.tasks.prefix import described, frozen_prefix, pays, tried
 from fedmoe_app.tasks.seeding import one_client
-from fedmoe_app.tasks.setup import Setup, load_setup, server_data
+from fedmoe_app.tasks.setup import Setup, load_setup, root_data, server_data
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.records import decode_state, encode_state
@@ -82,10 +83,19 @@ def keep_memory_steady() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
-def run_server(grid: Grid, config: RunConfig) -> Path:
+TrainOnRoot = Callable[[RunConfig, Setup, "Encoded", ModelState, int], ModelState]
+
+
+def run_server(grid: Grid, config: RunConfig, train_on_root: TrainOnRoot | None = None) -> Path:
     """Run all rounds, or those that are left of a run, and return the result folder.
 
     Everything that can be wrong with config, data and model is found before a node is contacted.
+
+    Args:
+        grid: the connection to the nodes.
+        config: of the run.
+        train_on_root: the clients' training, for schemes whose server trains on rows of its own
+            (:func:`fedmoe_app.client.root.train_on_root`); server and client import each other not.
 
     Raises:
         ConfigError: if the config does not fit the scheme, the data, the model or the checkpoint.
@@ -129,6 +139,7 @@ def run_server(grid: Grid, config: RunConfig) -> Path:
         Placements(setup.shape, config.round_timeout) if chosen else None,
         _private_rounds(config, plan, setup),
         _masked_sums(config, plan),
+        _root(config, plan, setup, data, train_on_root),
     )
     check_best(config, strategy.plan)
     loop = RoundLoop(strategy, _collect(config, strategy), _validation(config, setup, data, prefix))
@@ -174,6 +185,31 @@ def _masked_sums(config: RunConfig, plan: Plan) -> MaskedSums | None:
     if fault := sum_fault(plan):
         raise ConfigError(f'privacy.secure-sum = true with scheme = "{config.scheme}": {fault}')
     return MaskedSums(config.privacy)
+
+
+def _root(
+    config: RunConfig, plan: Plan, setup: Setup, data: TextData, train: TrainOnRoot | None
+) -> Callable[[ModelState, int], ModelState] | None:
+    """Return the server's own training on the rows that it trusts; None where no part needs it.
+
+    Raises:
+        ConfigError: it has no such rows.
+    """
+    if not plan.needs_root:
+        return None
+    what = f'scheme = "{config.scheme}"'
+    if train is None:
+        raise ConfigError(f"{what}: needs a server that trains; start it by fedmoe or flwr run")
+    own = root_data(config, data)
+    if own is None:
+        raise ConfigError(
+            f"{what}: the server has no training rows to compare clients with, since the nodes "
+            "bring theirs; set robust.root-source to some that you trust, or choose "
+            '"geometricmedian"'
+        )
+    rows = _encode(setup, own, "root set")
+    assert rows is not None
+    return lambda state, server_round: train(config, setup, rows, state, server_round)
 
 
 def _collect(config: RunConfig, strategy: MoEStrategy) -> Collect:

@@ -8,7 +8,7 @@ for ever for missing nodes, polls slowly and lets a round in which all clients f
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -137,6 +137,7 @@ class MoEStrategy:
         placements: which experts each node has; None where all nodes have all.
         private: draws clients and bounds their changes, where the run has differential privacy.
         sums: lets clients mask what they send; None where the server sees it.
+        root: trains a state on the server's own rows in a round; None where no part asks for it.
 
     Attributes:
         state: the global model.
@@ -154,8 +155,10 @@ class MoEStrategy:
         placements: Placements | None = None,
         private: PrivateRounds | None = None,
         sums: MaskedSums | None = None,
+        root: Callable[[ModelState, int], ModelState] | None = None,
     ) -> None:
         self.scheme = scheme
+        self._root = root
         self.limits = limits or Limits()
         self.task = task or ClientTask()
         self.plan = Plan.of(scheme, self.task.shape)
@@ -493,8 +496,6 @@ class MoEStrategy:
         now.name_failures()
         # A node whose policy does not allow the run has not failed: it is asked like any other.
         refused = {who for who, why in now.failures.items() if REFUSED in why}
-        if refused:
-            collected.kinds["refused"] += len(refused)
         now.collected(collected.kinds)
         if self.private is not None:
             return  # sizes, failures and rests would lie in the checkpoint
@@ -524,6 +525,7 @@ class MoEStrategy:
                 sums=self._sums,
                 pairs=self.aggregation.pairs,
                 diagnostics=diagnostics,
+                root=self._root(self.state, now.server_round) if self._root else None,
             )
             arrays = encode_one_by_one(outcome.tensors, self._buffers)
             if self.assignments is not None:

@@ -46,12 +46,14 @@ def picture_names(values: Sequence[object], limit: int) -> list[str]:
     return tell_apart(values, limit)
 
 
-def save(specs: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
+def save(specs: Mapping[Path, Mapping[str, Any]], points: float | None = None) -> list[Path]:
     """Write pictures, each whole or not at all, and return their paths.
 
     Args:
         specs: a Vega-Lite spec for each file, whose kind is the ending: one of ``KINDS``. Text that
             did not go through :func:`picture` acts on nothing, either.
+        points: the width that each picture is scaled to, 72 an inch (PNG: 300 pixels an inch);
+            None leaves it.
 
     Raises:
         DrawingError: when a spec cannot be drawn; ModuleNotFoundError without vl-convert.
@@ -61,7 +63,7 @@ def save(specs: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
             {"spec": _visible(spec), "path": f"{folder}/{number}", "kind": path.suffix[1:]}
             for number, (path, spec) in enumerate(specs.items())
         ]
-        _run({"files": files})
+        _run({"files": files, "points": points})
         for number, path in enumerate(specs):
             temporary = path.with_name(f".{path.name}")
             temporary.write_bytes(Path(folder, str(number)).read_bytes())

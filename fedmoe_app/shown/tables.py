@@ -1,4 +1,4 @@
-"""Cells of CSV and Markdown files: no text is a formula, a border or markup."""
+"""Cells of CSV, Markdown and LaTeX files: no text is a formula, a border or markup."""
 
 from __future__ import annotations
 
@@ -58,3 +58,16 @@ def markdown(text: object) -> str:
 def markdown_cell(text: object) -> str:
     """Return text for a cell of a Markdown table."""
     return markdown(text).replace("|", r"\|")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "±": r"$\pm$", "−": "$-$",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+}  # fmt: skip
+
+
+def latex(text: object) -> str:
+    """Return text for LaTeX: every character that it acts on is printed as it is."""
+    return "".join(_LATEX.get(character, character) for character in visible(text))

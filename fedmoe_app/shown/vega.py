@@ -5,10 +5,12 @@ any more: the child would hang. So it works in this process only, and the Server
 SuperExec forks, and a user's own stay as they are. It needs vl-convert and the standard library.
 
 Standard input is a JSON object. ``{"files": [{"spec", "path", "kind"}, ...]}`` writes each spec as
-``png``, ``svg`` or ``pdf``; ``{"bundle": path}`` writes the JavaScript of Vega for a page.
+``png``, ``svg`` or ``pdf``, beside it ``"points"`` is the width they are scaled to; ``{"bundle":
+path}`` writes the JavaScript of Vega for a page.
 """
 
 import json
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,8 @@ import vl_convert
 
 # Pixels of a file for each of the spec.
 SCALE = 2.0
+PRINTED = 300.0  # pixels an inch of a picture that is scaled to a width on paper
+_SIZE = re.compile(r'width="([0-9.]+)" height="([0-9.]+)"')
 FONT = "Liberation Sans, DejaVu Sans, sans-serif"
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 # A code point that no font has, since nothing is assigned to it.
@@ -32,7 +36,10 @@ def main() -> None:
         text = f"(()=>{{{vl_convert.javascript_bundle(SNIPPET)}}})();"
         Path(path).write_text(text, encoding="utf-8")
     for file in asked.get("files", ()):
-        Path(file["path"]).write_bytes(draw(drawable(file["spec"]), file["kind"]))
+        spec = drawable(file["spec"])
+        points = asked.get("points")
+        drawn = fitted(spec, file["kind"], points) if points else draw(spec, file["kind"])
+        Path(file["path"]).write_bytes(drawn)
 
 
 def draw(spec: dict[str, Any], kind: str) -> bytes:
@@ -42,6 +49,19 @@ def draw(spec: dict[str, Any], kind: str) -> bytes:
     if kind == "pdf":
         return vl_convert.vegalite_to_pdf(spec, allowed_base_urls=[])
     return vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=[])
+
+
+def fitted(spec: dict[str, Any], kind: str, points: float) -> bytes:
+    """Return the spec as a file that is ``points`` wide, 72 an inch; its letters shrink with it."""
+    svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    width, height = (float(found) for found in _SIZE.search(svg).groups())  # type: ignore[union-attr]
+    scale = points / width
+    if kind != "png":
+        unit = "pt" if kind == "svg" else ""  # in a PDF a number is in points
+        size = f'width="{points:.2f}{unit}" height="{height * scale:.2f}{unit}"'
+        svg = _SIZE.sub(size, svg, count=1)
+        return svg.encode() if kind == "svg" else vl_convert.svg_to_pdf(svg)
+    return vl_convert.vegalite_to_png(spec, scale=scale, ppi=PRINTED, allowed_base_urls=[])
 
 
 def drawable(value: Any) -> Any:

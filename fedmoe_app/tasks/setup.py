@@ -15,12 +15,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.lists import check_classes
+from fedmoe_app.config.names import WITH_RESIDUAL
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.parse import check_labels_known
-from fedmoe_app.config.schema import NODES, DataConfig, ModelConfig, RunConfig
+from fedmoe_app.config.schema import NODES, DataConfig, RunConfig
 from fedmoe_app.data.language.templates import adopt_template
 from fedmoe_app.data.partitions import partition, split_local
-from fedmoe_app.data.sources import TextData, load_node_file, load_text_data, load_validation
+from fedmoe_app.data.sources import TextData, cap, load_node_file, load_text_data, load_validation
 from fedmoe_app.data.tokenizer import load_tokenizer
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import check_checkpoint
@@ -152,7 +153,7 @@ def assemble(
     )
     task.check_fits(model, config.model.name)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config.model, head), config.seed)
+    adapt(model, layers, adaptation(config, head), config.seed)
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     return Setup(tokenizer, model, layers, task)
@@ -174,7 +175,7 @@ def check_setup(config: RunConfig, label_names: Sequence[str]) -> ModelShape:
     )
     task.check_fits(model, name)
     layers = find_moe_layers(model)
-    adapt(model, layers, adaptation(config.model, head), config.seed)
+    adapt(model, layers, adaptation(config, head), config.seed)
     return Setup(tokenizer, model, layers, task).shape
 
 
@@ -211,12 +212,13 @@ def _base_fingerprint(config: RunConfig, model: PreTrainedModel, head: str, spec
         quantised = spec.quantization != "none"
         plain = load_model(replace(spec, quantization="none")) if quantised else model
         return preset_fingerprint(plain)
-    new_head = head == "sequence" and not adaptation(config.model, head).head
+    new_head = head == "sequence" and not adaptation(config, head).head
     return checkpoint_fingerprint(name, head_parameters(model) if new_head else None)
 
 
-def adaptation(model: ModelConfig, head: str) -> Adaptation:
+def adaptation(config: RunConfig, head: str) -> Adaptation:
     """Return what a run trains of its model; ``head`` is the resolved way of classifying."""
+    model = config.model
     # Label words are scored by the output embeddings, which are no new head.
     train_head = model.train_head and head == "sequence"
     return Adaptation(
@@ -226,6 +228,7 @@ def adaptation(model: ModelConfig, head: str) -> Adaptation:
         model.attention_lora,
         model.lora_rank,
         model.lora_alpha,
+        residual=config.scheme in WITH_RESIDUAL,
     )
 
 
@@ -276,6 +279,21 @@ def server_data(config: DataConfig) -> TextData:
         fingerprint="",
         validation=load_validation(config, labels),
     )
+
+
+def root_data(config: RunConfig, data: TextData) -> Dataset | None:
+    """Return the rows that the server itself trains on; None where it has none.
+
+    Args:
+        config: of the run; ``robust.root-source``, else what the server has of the training rows.
+        data: of the server.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    named = config.robust.root_source
+    own = load_node_file(named, config.data, data.label_names) if named else data.train
+    return cap(own, config.robust.root_examples) if len(own) else None
 
 
 @dataclass(frozen=True)

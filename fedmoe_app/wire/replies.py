@@ -38,7 +38,7 @@ from fedmoe_app.wire.packing import (
 )
 from fedmoe_app.wire.question import ENTRIES, ROUND, Question
 from fedmoe_app.wire.routing import check_counts, max_routing, pack_routing, unpack_routing
-from fedmoe_app.wire.spec import UpdateSpec
+from fedmoe_app.wire.spec import UpdateSpec, add_still
 from fedmoe_app.wire.statistics import RECORD as STATISTICS
 from fedmoe_app.wire.statistics import decode_statistics, encode_statistics
 from fedmoe_app.wire.update import RECORD as PLACEMENT
@@ -195,6 +195,7 @@ def decode_update(
     if unknown := [key for key in trained if key not in spec.experts]:
         raise InvalidUpdateError(f"an expert {unknown[0]} was trained that the model has not")
     changes = unpack_changes(buffers, codec, spec.shapes(trained), squares)
+    add_still(changes, spec)
     shape = (spec.num_layers, spec.num_experts)
     placement = decode_placement(content, shape, spec.top_k) if spec.top_k else None
     return ClientUpdate(

@@ -10,9 +10,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from fedmoe_app.moe.state import ExpertKey, ModelState, expert_name, gate_name
+from fedmoe_app.moe.state import (
+    ExpertKey,
+    ModelState,
+    expert_name,
+    gate_name,
+    moved_by_server,
+)
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -41,6 +48,8 @@ class UpdateSpec:
     codecs: tuple[str, ...] = ("fp32",)  # those that the server offered
     top_k: int = 0  # K if nodes choose the experts that they hold, else 0
     statistics: Mapping[str, NumberSpec] = field(default_factory=dict)  # of the scheme's own
+    # What no client trains of an expert, by short name; it does not travel up.
+    still: Mapping[ExpertKey, Mapping[str, Shape]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -59,7 +68,11 @@ class UpdateSpec:
                 for name, tensor in tensors.items()
             },
             experts={
-                key: {expert_name(*key, name): tuple(t.shape) for name, t in tensors.items()}
+                key: {
+                    expert_name(*key, name): tuple(t.shape)
+                    for name, t in tensors.items()
+                    if not moved_by_server(name)
+                }
                 for key, tensors in state.experts.items()
             },
             num_layers=1 + max((layer for layer, _ in state.experts), default=-1),
@@ -67,11 +80,22 @@ class UpdateSpec:
             region_size=region_size,
             codecs=codecs,
             top_k=top_k,
+            still={
+                key: {n: tuple(t.shape) for n, t in tensors.items() if moved_by_server(n)}
+                for key, tensors in state.experts.items()
+            },
         )
 
     def shapes(self, trained: Collection[ExpertKey]) -> dict[str, Shape]:
         """Return names and shapes of an update that trained these experts, as they travel."""
         return in_order(self.dense, self.gates, {key: self.experts[key] for key in trained})
+
+
+def add_still(changes: ModelState, spec: UpdateSpec) -> None:
+    """Complete the trained experts of an update by zeros for what no client trains."""
+    for key, tensors in changes.experts.items():
+        for name, shape in spec.still.get(key, {}).items():
+            tensors[name] = torch.zeros(()).expand(shape)
 
 
 def in_order(

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.wire.errors import InvalidUpdateError
+from fedmoe_app.wire.metrics import EXPERT_BUDGET
 from fedmoe_app.wire.packing import raw_array, read_raw
 
 __all__ = ["ClientScore", "ClientUpdate", "InvalidUpdateError"]
@@ -50,6 +51,11 @@ class ClientUpdate:
     def counted(self) -> int:
         """The examples that it is weighed by."""
         return self.counts_as or self.num_examples
+
+    @property
+    def expert_budget(self) -> int:
+        """Experts a layer that the client can train; 0 where it said none."""
+        return int(self.metrics.get(EXPERT_BUDGET, 0))
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,17 @@ def test_a_term_may_say_nothing(found: Callable[[Tensor], Any]) -> None:
     train_with(term(found))
 
 
+def test_a_term_that_writes_to_a_parameter_is_named() -> None:
+    class Shrinks(WeightTerm):
+        def loss(self, step: LocalStep) -> Tensor | None:
+            with torch.no_grad():
+                next(iter(step.parameters.values())).mul_(0.9)
+            return None
+
+    with pytest.raises(PartError, match=r"Shrinks\.loss: wrote in place to step\.parameters"):
+        train_with(Shrinks())
+
+
 class Own(TaskLoss):
     def loss(self, step: LocalStep) -> Tensor:
         return step.logits.mean()

@@ -20,6 +20,7 @@ def test_cells_csv() -> None:
         "accuracy": "0.77",
         "loss": "0.0",
         "initial_loss": "2.0",
+        "macro_f1": "",
         "local_accuracy_mean": "0.6",
         "local_accuracy_variance": rows[2]["local_accuracy_variance"],
         "rounds_to_90": "1",

@@ -53,7 +53,7 @@ def test_the_page_has_means_and_intervals(runs: list[Path]) -> None:
     # t(0.975, 1) = 12.706 times s/√n = 0.05
     assert (point["low"], point["high"]) == pytest.approx((-0.1853, 1.0853), abs=1e-4)
     final = data["charts"]["final-0"]
-    assert [entry["name"] for entry in final["legend"]][1] == "global model, one seed"
+    assert [entry["name"] for entry in final["legend"]][1] == "global model: one seed"
     rows = [row for row in final["spec"]["data"]["values"] if row["s"] == 1]
     assert [row["v"] for row in rows] == [0.4, 0.5, 0.6, 0.6]
 

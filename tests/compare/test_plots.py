@@ -1,12 +1,16 @@
 """The charts of a comparison hold means and intervals over its seeds."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from fedmoe_app.compare.plots import charts_of, plot_comparison
-from fedmoe_app.compare.summary import results_of
+from fedmoe_app.compare.plan import Plan
+from fedmoe_app.compare.plots import charts_of, multiples_of, plot_comparison
+from fedmoe_app.compare.summary import Result, results_of
 from fedmoe_app.report.charts import Chart
+from fedmoe_app.report.files import picture_of
+from fedmoe_app.report.paper import PAPERS
 from tests.compare.fakes import broken, example, lines, plan_and_outcomes
 from tests.report.schema import check
 
@@ -70,3 +74,58 @@ def test_plots_are_drawn_whatever_is_missing(tmp_path: Path, failed: bool) -> No
     assert [path.name for path in paths] == ([] if failed else ["accuracy.png", "final.png"])
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert len(list(tmp_path.iterdir())) == len(paths)
+
+
+def test_a_band_goes_from_the_lower_end_to_the_upper() -> None:
+    plan, outcomes = example()
+    chart = charts_of(plan, results_of(plan, outcomes), "iid", "accuracy")["accuracy"]
+    band = chart.spec["layer"][0]
+    assert band["mark"]["type"] == "area"
+    assert (band["encoding"]["y"]["field"], band["encoding"]["y2"]["field"]) == ("low", "high")
+    assert band["encoding"]["y"]["scale"]["domain"][0] == 0
+
+
+# -- many schemes, and paper -------------------------------------------------------------------
+
+
+def many(schemes: int) -> tuple[Plan, list[Result]]:
+    runs = {(f"scheme-{i}", "iid", seed): lines(0.1, 0.2 + seed / 20, 0.3 + i / 20)
+            for i in range(schemes) for seed in (1, 2)}  # fmt: skip
+    plan, outcomes = plan_and_outcomes({**runs})
+    return plan, results_of(plan, outcomes)
+
+
+def test_ten_schemes_have_a_panel_each_beside_the_first() -> None:
+    plan, results = many(10)
+    (part,), legend = multiples_of(plan, results, "accuracy")
+    assert [panel["title"]["text"] for panel in part["concat"]] == [
+        f"scheme-{i}" for i in range(1, 10)
+    ]
+    assert [entry["name"] for entry in legend] == [
+        "scheme-0", "scheme of the panel, with its interval",
+    ]  # fmt: skip
+    ends = {str(panel["layer"][0]["encoding"]["y"]["scale"]["domain"]) for panel in part["concat"]}
+    assert len(ends) == 1  # one axis for all
+    check(picture_of([part], legend))
+
+
+@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("schemes", [2, 10])
+def test_pictures_for_a_paper_are_as_wide_as_asked(name: str, schemes: int, tmp_path: Path) -> None:
+    plan, results = many(schemes)
+    paper = PAPERS[name]
+    paths = plot_comparison(tmp_path, plan, results, "accuracy", ("pdf", "svg", "png"), paper)
+    assert len(paths) == 6
+    for path in paths:
+        data = path.read_bytes()
+        if path.suffix == ".pdf":
+            found = re.search(rb"MediaBox \[0 0 ([0-9.]+)", data)
+            points = float(found[1]) if found else 0.0
+        elif path.suffix == ".svg":
+            points = float(data.partition(b'width="')[2].partition(b'pt"')[0])
+            box = float(data.partition(b'viewBox="0 0 ')[2].partition(b" ")[0])
+            smallest = 11 * points / box
+            assert smallest > 6  # points of the smallest letters
+        else:
+            points = int.from_bytes(data[16:20], "big") / 300 * 72
+        assert points == pytest.approx(paper.points, abs=0.3), path.name

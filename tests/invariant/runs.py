@@ -236,7 +236,7 @@ def _surroundings(folder: Path) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _draw_nothing(specs: Mapping[Path, object]) -> list[Path]:
+def _draw_nothing(specs: Mapping[Path, object], points: float | None = None) -> list[Path]:
     for path in specs:
         path.touch()
     return list(specs)

@@ -12,6 +12,7 @@ from fedmoe_app.launch.environment import (
     install_hook,
     local_port,
     run_environment,
+    set_default_environment,
     stop_local_superlinks,
 )
 
@@ -104,3 +105,34 @@ def test_only_the_superlink_of_this_home_is_ended(tmp_path: Path) -> None:
         mine.kill()
         other.kill()
         other.wait()
+
+
+def test_a_command_sets_the_environment_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
+    monkeypatch.delenv("FLWR_TELEMETRY_ENABLED", raising=False)
+    set_default_environment()
+    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert os.environ["RAY_DEDUP_LOGS"] == "1"  # what the user set stays
+
+
+def test_flowers_own_command_gets_the_environment(tmp_path: Path) -> None:
+    """A stand-in for flwr, called beside a Python whose environment has nothing set."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    fake = programs / "flwr"
+    fake.write_text('#!/bin/sh\necho "$@" "$FLWR_TELEMETRY_ENABLED" "$HF_HUB_OFFLINE"\nexit 3\n')
+    fake.chmod(0o755)
+    code = (
+        f"import sys; sys.executable = {str(programs / 'python')!r}; "
+        "sys.argv = ['fedmoe', 'flwr', 'run', '.', '--stream', '--help']; "
+        "from fedmoe_app.cli.main import main; main()"
+    )
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(("FLWR_", "HF_"))}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"FLWR_HOME": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["run", ".", "--stream", "--help", "0", "1"], done.stderr
+    assert done.returncode == 3

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedmoe_app import ConfigError, Mean, ModelState, Outgoing, Plan, Run, read_metrics
 from fedmoe_app.client.outgoing import sent_by
+from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.schemes.fedmoe import MostUsed
 from fedmoe_app.schemes.flexmoe import BalancedFitness
 from fedmoe_app.schemes.localnoise import Bounded, LocalNoise, Noise
@@ -166,3 +167,14 @@ def test_masked_sums_refuse_what_they_would_leave_out(server: Server, reason: st
     found = sum_fault(plan_of(Halves(Client(select=MostUsed(2)), server)))
     assert found.startswith(reason)
     assert sum_fault(plan_of(Halves(Client(select=MostUsed(2)), Server()))) == ""
+
+
+class InPlace(Outgoing):
+    def send(self, sent: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        return {name: tensor.mul_(0.5) for name, tensor in sent.items()}
+
+
+def test_a_part_that_writes_to_what_the_client_keeps_is_named() -> None:
+    changes = ModelState(dense={"w": torch.tensor([3.0])})
+    with pytest.raises(PartError, match=r"InPlace\.send: wrote in place to sent\.tensors \(w\)"):
+        sent_by((InPlace(),), changes, {}, 7)

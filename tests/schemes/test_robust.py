@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.schemes.parts import Client, Start
 from fedmoe_app.schemes.robust import (
     CentredClip,
+    FLTrust,
     MultiKrum,
     NearMost,
     Trimmed,
@@ -31,7 +32,16 @@ from fedmoe_app.schemes.robust import (
     nearest,
 )
 from tests.schemes.parts_at_work import combined
-from tests.toy import assert_same, diagnose_toy, fold_toy, own_update, toy_update
+from tests.toy import (
+    assert_same,
+    diagnose_toy,
+    fold,
+    fold_toy,
+    numbers,
+    own_update,
+    toy_state,
+    toy_update,
+)
 
 RULES: dict[str, Together] = {
     "median": Trimmed(0.5),
@@ -193,6 +203,56 @@ def test_shared_parts_are_told_apart_by_their_inner_products() -> None:
     # (10·0 + 5·1)/15; the third is in nothing.
     assert float(state.dense["head.weight"][0]) == pytest.approx(1 + 1 / 3)
     assert float(state.experts[0, 0]["down"]) == pytest.approx(1 + 1 / 3)
+
+
+# -- against the server's own training -----------------------------------------------------------
+
+ROOT = toy_update(0, 1, 0.5, ALL).changes  # every one of the 14 shared values, and of the experts
+
+
+def test_fltrust_by_hand() -> None:
+    """cos = 1, 1/√2, 0 (cut from −1); lengths 2, √2/2 and 3 times the server's."""
+    half = {name: t.clone() for name, t in toy_update(1, 1, 0.5, ALL).changes.named()}
+    for tensor in half.values():
+        tensor.view(-1)[: tensor.numel() // 2] = 0  # half of the values: 7 of the shared 14
+    second = ModelState()
+    for name, tensor in half.items():
+        second.insert(name, tensor)
+    updates = [
+        toy_update(0, 1, 1.0, ALL),
+        replace(toy_update(1, 10**6, 0.5, ALL), changes=second),
+        toy_update(2, 1, -1.5, ALL),
+    ]
+    state = fold(toy_state(), updates, SCHEMES["fltrust"](), root=ROOT)
+    # Δ_1 → 0.5, Δ_2 → √2·0.5 where it is not 0; weights 1 and 1/√2, whatever n_i says.
+    whole = 1 + 2**-0.5
+    first, last = state.dense["head.weight"].tolist()
+    assert first == pytest.approx(1 + 0.5 / whole)
+    assert last == pytest.approx(1 + (0.5 + 0.5) / whole)
+    # Of the expert the first shrinks to 0.5, too; the second does not grow by √2.
+    assert numbers(state, (0, 0))[0] == pytest.approx(1 + 0.5 / whole)
+    assert numbers(state, (0, 0))[1] == pytest.approx(1 + (0.5 + 2**-0.5 * 0.5) / whole)
+
+
+@pytest.mark.parametrize("lie", [-1e4, -1.0, -0.3])
+def test_fltrust_leaves_out_one_of_ten_that_goes_the_other_way(lie: float) -> None:
+    honest = [toy_update(i, 10, 0.4 + i / 50, ALL) for i in range(9)]
+    given = [*honest, toy_update(9, 10**8, lie, ALL)]
+    scheme = SCHEMES["fltrust"]()
+    found = fold(toy_state(), given, scheme, root=ROOT)
+    assert_same(found, fold(toy_state(), honest, scheme, root=ROOT), 1e-6)
+    assert float(found.dense["head.weight"][0]) == pytest.approx(1.5, abs=1e-5)
+
+
+def test_fltrust_where_nobody_goes_the_servers_way() -> None:
+    with pytest.raises(PartError, match=r"LikeRoot\.admit: raised .*no client's change goes"):
+        fold(toy_state(), [toy_update(i, 1, -1.0, ALL) for i in range(3)], FLTrust(), root=ROOT)
+
+
+def test_a_change_of_nothing_is_no_division_by_zero() -> None:
+    given = [toy_update(0, 1, 0.0, ALL), toy_update(1, 1, 1.0, ALL)]
+    found = fold(toy_state(), given, FLTrust(), root=ROOT)
+    assert float(found.dense["head.weight"][0]) == pytest.approx(1.5)
 
 
 class OwnGates(Start):

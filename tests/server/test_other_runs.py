@@ -57,9 +57,11 @@ class Nodes:
 def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     handler = Lines()
     monkeypatch.setattr(logger, "handlers", [handler])
-    monkeypatch.setattr(logger, "level", 20)
     monkeypatch.setattr(other_runs, "FIRST_PAUSE", 0.01)
+    before = logger.level
+    logger.setLevel(20)  # by the method: what was answered for another level is forgotten
     yield handler.messages
+    logger.setLevel(before)
 
 
 def run(

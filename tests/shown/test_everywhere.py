@@ -130,6 +130,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         f"{SHOWN}/model: mixtral",
     ),
     "preview": (["-c", "{home}/data.toml"], "classification"),
+    "new": (["{new}"], SHOWN),
     "config": (["{name}"], f"{SHOWN}: unknown key"),
     "doctor": ([], f"{SHOWN}"),
     "resume": (["{run}", "--app", "{home}"], "pyproject.toml"),
@@ -141,6 +142,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "supernode": (["--isolation={name}"], "--isolation"),
     "superexec": (["--plugin-type={name}"], ""),
     "stop": ([], "SuperLink"),
+    "flwr": (["{name}"], "No such command"),
     "hook": ([], "FLWR_HOME"),  # without its argument: it writes into the environment
 }
 
@@ -262,6 +264,14 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (kept / "cell.json").write_text(json.dumps(about))
     compare.write_report(path, plan, *compare.report(plan, outcomes))
     return path
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "latex"])
+def test_a_comparison_is_printed_again_as_a_table(comparison: Path, fedmoe: Run, form: str) -> None:
+    out = fedmoe("table", str(comparison), "--format", form)
+    assert not ACTING.search(out), ascii(out)
+    assert "Traceback" not in out
+    assert {"text": "| =1+2", "markdown": "| =1+2", "latex": r"\textbar{}2"}[form] in out
 
 
 def test_a_comparison_reads_back_with_its_names_and_failures(comparison: Path) -> None:

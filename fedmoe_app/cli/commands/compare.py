@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -92,6 +94,7 @@ def compare(
         grid=comparing.read_grid(
             grid or (), comparing.read_seeds(tuning_seeds, "--tuning-seeds"), own_seeds
         ),
+        command=shlex.join(["fedmoe", *sys.argv[1:]]),
     )
     try:
         complete = comparing.compare(request)

@@ -1,4 +1,4 @@
-"""``fedmoe hook``: what `make install` calls."""
+"""``fedmoe hook``: what `make flwr-hook` calls."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def hook(
     flwr_home: Annotated[Path, typer.Argument(help="Folder for Flower's configuration.")],
     clients: Annotated[int, typer.Option(min=1)] = DEFAULT_CLIENTS,
 ) -> None:
-    """Write the run environment into this virtual environment (`make install` does)."""
+    """Set the run environment for every Python of this virtual environment (`make flwr-hook`)."""
     say(install_hook(flwr_home, clients))

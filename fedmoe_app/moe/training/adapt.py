@@ -28,6 +28,8 @@ class Adaptation:
         head: train the parameters outside the base model: a classification head.
         attention_lora: LoRA on the linear maps of attention, too.
         rank, alpha: r and α of all LoRA.
+        residual: a third matrix of each expert's adapter, full and of zeros, that only the server
+            moves.
     """
 
     train: str = "all"
@@ -36,6 +38,7 @@ class Adaptation:
     attention_lora: bool = False
     rank: int = 8
     alpha: int = 16
+    residual: bool = False
 
 
 def adapt(
@@ -113,7 +116,8 @@ def _open_experts(
 
     rank, alpha, attention = adaptation.rank, adaptation.alpha, adaptation.attention_lora
     if adaptation.train == "expert-lora":
-        add_lora(model, layers, rank, alpha, attention=attention)
+        residual = adaptation.residual
+        add_lora(model, layers, rank, alpha, attention=attention, residual=residual)
         return
     for layer in layers:
         for parameter in layer.expert_parameters():

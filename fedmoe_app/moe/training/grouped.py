@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmoe_app.moe.quantised.packed import PackedStack, packed_stacks
+from fedmoe_app.moe.state import RESIDUAL
 from fedmoe_app.moe.training.stacks import ExpertStacks
 
 _ALIGNED = 16  # bytes that a row of a grouped product's matrices must be a multiple of
@@ -67,6 +68,8 @@ def _frozen_stack(module: nn.Module, weights: Sequence[Mapping[str, Any]], name:
     """Tell whether a map is one frozen stack, with adapters on every expert."""
     if not all(f"{name}.lora_A" in tensors for tensors in weights):
         return False  # an expert is trained itself, or is not loaded here
+    if any(name + RESIDUAL in tensors for tensors in weights):
+        return False  # one by one
     return not module.get_parameter(name).requires_grad and _fits(module, name)
 
 

@@ -1,7 +1,8 @@
 """LoRA on each expert, and on attention: small matrices that travel in place of the weights.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685:
-W·x + (α/r)·B·A·x with A ``[r, in]`` random and B ``[out, r]`` zero at the start.
+W·x + (α/r)·B·A·x with A ``[r, in]`` random and B ``[out, r]`` zero at the start. With a residual,
+W·x + (α/r)·(B·A + R)·x with R ``[out, in]`` zero at the start, which is not trained here.
 
 Fused experts get adapters of their own, run by :mod:`fedmoe_app.moe.training.slots`: PEFT's
 ``target_parameters`` adapts a whole stack at once, so that its optimiser state and its gradient
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
 from fedmoe_app.moe.quantised.packed import packed_weights
 from fedmoe_app.moe.quantised.quantise import dequantise, is_quantised
+from fedmoe_app.moe.state import RESIDUAL
 from fedmoe_app.moe.structure import listed_experts, loaded_of, set_adapters
 from fedmoe_app.moe.training.slots import ExpertSlots, detach_slots, put_slots, slots_of, use_slots
 
@@ -37,17 +39,24 @@ def add_lora(
     alpha: int,
     *,
     attention: bool = False,
+    residual: bool = False,
 ) -> None:
     """Give every expert adapters of its own, and attention if asked; the weights stay frozen.
 
     Raises:
         UnsupportedModelError: the family's experts cannot be run one by one, or no linear map was
-            found in its attention modules.
+            found in its attention modules; a residual is asked for of experts that PEFT adapts.
     """
     fused = [layer for layer in layers if layer.fused]
     listed = [layer for layer in layers if not layer.fused]
+    if residual and listed:
+        raise UnsupportedModelError(
+            f"{listed[0].name}: its experts are modules of their own, whose adapters are PEFT's: A "
+            "and B, with no place for a residual; choose a family with fused experts, such as "
+            "Qwen3Moe or Mixtral"
+        )
     for layer in fused:
-        _adapt_fused(layer, rank, alpha)
+        _adapt_fused(layer, rank, alpha, residual)
     if fused:
         model.__dict__[_BEFORE] = model.get_experts_implementation()
         use_slots(model, fused)
@@ -108,7 +117,7 @@ def _is_loaded(layer: MoELayer, e: int) -> bool:
     return loaded is None or e in loaded
 
 
-def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
+def _adapt_fused(layer: MoELayer, rank: int, alpha: int, residual: bool) -> None:
     weights = _frozen_weights(layer)
     turned = bool(getattr(layer.experts_module, "is_transposed", False))
     adapters: list[dict[str, nn.Parameter]] = []
@@ -120,6 +129,9 @@ def _adapt_fused(layer: MoELayer, rank: int, alpha: int) -> None:
                 transposed = turned and isinstance(weight, Tensor)
                 shape = weight.shape[::-1] if transposed else weight.shape
                 adapter |= _new_pair(name, (shape[0], shape[1]), rank, weight.device)
+                if residual:
+                    zeros = torch.zeros(*shape, device=weight.device)
+                    adapter[name + RESIDUAL] = nn.Parameter(zeros, requires_grad=False)
         adapters.append(adapter)
     set_adapters(layer.experts_module, adapters)
     joined = [{**tensors, **adapter} for tensors, adapter in zip(weights, adapters, strict=True)]
@@ -194,5 +206,7 @@ def _merge_fused(layer: MoELayer) -> None:
             a, b = adapter.get(f"{name}.lora_A"), adapter.get(f"{name}.lora_B")
             if a is not None and b is not None:
                 update = product(a, b, scaling)  # [out, in]
+                if (residual := adapter.get(name + RESIDUAL)) is not None:
+                    update += scaling * residual
                 stacked[e] += (update.T if transposed else update).to(stacked.dtype)
     detach_slots(layer)

@@ -23,6 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from fedmoe_app.moe.layers import MoELayer, UnsupportedModelError
 from fedmoe_app.moe.quantised.packed import packed_weights
+from fedmoe_app.moe.state import RESIDUAL
 from fedmoe_app.moe.structure import check_interface
 from fedmoe_app.moe.training.grouped import can_group, run_grouped
 from fedmoe_app.moe.training.stacks import ExpertStacks
@@ -45,7 +46,7 @@ class ExpertSlots:
 
         A weight is a tensor, or an object with a method ``linear(x, bias)`` (four bits). Beside
         ``down_proj`` there may be ``down_proj.lora_A`` and ``down_proj.lora_B``, whose product
-        times ``scaling`` is added to it.
+        times ``scaling`` is added to it, and ``down_proj.lora_R``, which is, too.
         """
         self.weights = list(weights)
         self.scaling = scaling
@@ -220,7 +221,7 @@ def _expert(module: Any, x: Tensor, weights: dict[str, Any], slots: ExpertSlots)
 def _linear(
     module: Any, x: Tensor, weights: dict[str, Any], name: str, slots: ExpertSlots
 ) -> Tensor:
-    """x·Wᵀ + b, plus scaling·x·Aᵀ·Bᵀ where the expert has an adapter."""
+    """x·Wᵀ + b, plus scaling·(x·Aᵀ·Bᵀ + x·Rᵀ) where the expert has an adapter."""
     weight, bias = weights[name], weights.get(f"{name}_bias")
     if isinstance(weight, Tensor):
         straight = weight.T if module.is_transposed else weight  # [out, in]
@@ -233,6 +234,8 @@ def _linear(
             slots.on_linear(weight, x, out)
         return out
     lora_b = weights[f"{name}.lora_B"]  # [out, r]
+    if (residual := weights.get(name + RESIDUAL)) is not None:  # [out, in]
+        out = out + (slots.scaling * F.linear(x.to(residual.dtype), residual)).to(out.dtype)
     low = F.linear(x.to(lora_a.dtype), lora_a)  # [count, r]
     if out.dtype == lora_b.dtype:  # one pass over [count, out] instead of three
         out = torch.addmm(out, low, lora_b.T, alpha=slots.scaling)

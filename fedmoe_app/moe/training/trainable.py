@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
-from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors, expert_of
+from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors, expert_of, moved_by_server
 from fedmoe_app.moe.structure import loaded_of
 from fedmoe_app.moe.training.grouped import can_stack
 from fedmoe_app.moe.training.slots import (
@@ -280,7 +280,9 @@ def _check_experts(
 def _is_stackable(layer: MoELayer) -> bool:
     """Tell whether a layer's experts can be trained as stacks."""
     module = layer.experts_module
-    return layer.fused and loaded_of(module) is None and can_stack(module)
+    has_residual = any(moved_by_server(name) for own in layer.adapters for name in own)
+    whole = layer.fused and loaded_of(module) is None and not has_residual
+    return whole and can_stack(module)
 
 
 class _Rows(Mapping[str, Tensor]):
@@ -323,9 +325,12 @@ def _gradients(tensors: Tensors) -> Iterator[Tensor]:
 
 
 def _trainable(parameters: Mapping[str, nn.Parameter]) -> Tensors:
-    """Return the floating-point ones, with ``requires_grad``; quantised weights stay out."""
-    floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
-    return {name: p.requires_grad_() for name, p in floating.items()}
+    """Return those to train, with ``requires_grad``; quantised weights and residuals stay out."""
+    return {
+        name: p.requires_grad_()
+        for name, p in parameters.items()
+        if p.is_floating_point() and not moved_by_server(name)
+    }
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Tensors:
