@@ -1,6 +1,6 @@
 """What is saved by computing the frozen layers below the first trained one once.
 
-    python -m benchmarks.prefix_cache [--data ../shared/data/clinc150] [--rounds 3]
+    python -m benchmarks.prefix_cache [--data FOLDER] [--rounds 3]
 
 Two runs in one process that differ in train.prefix-cache alone: the preset smollm2-moe (26 of 30
 layers frozen), LoRA on its experts, CLINC150 (150 classes; ``train.jsonl.gz`` and ``test.jsonl.gz``

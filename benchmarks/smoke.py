@@ -180,7 +180,7 @@ def run_cell(cell: Cell, draft: Path) -> Path:
         return in_process(cell, draft)
 
 
-def _draw_nothing(specs: Mapping[Path, object]) -> list[Path]:
+def _draw_nothing(specs: Mapping[Path, object], points: float | None = None) -> list[Path]:
     for path in specs:
         path.touch()
     return list(specs)

@@ -1,6 +1,6 @@
 """Does a suffix after the text help a causal model whose head is in closed form?
 
-    python -m benchmarks.template [--data ../shared/data] [--train 2000] [--test 600] [--seed 0]
+    python -m benchmarks.template [--data FOLDER] [--train 2000] [--test 600] [--seed 0]
 
 The preset smollm2-moe as it is, nothing trained. The head is that of schemes/closedhead.py (LDA,
 shrinkage 0.1, bias folded) from the features of the training texts' last tokens, taken with and

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import pairwise
@@ -19,31 +21,28 @@ from fedmoe_app import SCHEMES, make_scheme, read_metrics, run_in_process
 from fedmoe_app.compare.plan import read_schemes
 from fedmoe_app.config.names import WITH_ARGS
 from fedmoe_app.config.overrides import read_overrides
+from fedmoe_app.config.overview import rows
+from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.report.plots import FILES
-from fedmoe_app.schemes import COMBINE
+from fedmoe_app.schemes import COMBINE, parts
+from fedmoe_app.schemes.parts import Part
 from tests.compare.test_in_process import SMALL
 from tests.conftest import REPOSITORY, flat_config, make_config
 from tests.test_experiments import OF_SCHEMES
 
 DOCS = REPOSITORY / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+PAGES_OF = rows(DOCS / "schemes")  # page: its schemes
 # Page of docs/schemes: the table of the run config that it describes.
 TABLES = {
-    "fedavg-and-fedprox": "fedprox",
-    "fedmoe": "fedmoe",
-    "pfl-moe": "pflmoe",
-    "hfedmoe": "hfedmoe",
-    "fc-moe": "fcmoe",
-    "fedalign-moe": "fedalign",
-    "combine": "combine",
+    page: name
+    for page, own in PAGES_OF.items()
+    for name in own
+    if any(key.startswith(f"{name}.") for key in flat_config())
 }
 # Pages of schemes that take their parameters from scheme-args.
-ARGUMENTS = (
-    *("label-skew", "server-optimisers", "client-drift", "fairness", "robust"),
-    *("expert-merging", "global-balance", "lora-halves", "exact-lora", "calmerge"),
-    *("flex-moe", "local-noise"),
-)
-SCHEME_PAGES = (*TABLES, *ARGUMENTS)
+ARGUMENTS = tuple(page for page, own in PAGES_OF.items() if own.keys() <= WITH_ARGS.keys())
+SCHEME_PAGES = tuple(PAGES_OF)
 # These go with every scheme.
 HEAD = {"closed-form-head": "head", "averaged-model": "average"}
 PLOTS = {f"{name}.png" for name in FILES}
@@ -117,6 +116,20 @@ def test_the_tests_of_own_schemes_in_the_docs_pass(own_schemes: Path) -> None:
         test()
 
 
+def test_the_page_on_own_schemes_names_every_kind_of_part_and_counts_its_concepts() -> None:
+    page = text_of(DOCS / "own-scheme.md")
+    kinds = [
+        name
+        for name, kind in vars(parts).items()
+        if isinstance(kind, type) and issubclass(kind, Part) and kind.__module__ == parts.__name__
+    ]
+    families = {"Part", "Statistic", "Measured", "Select", "Term", "Rule", "Probe"}  # of kinds
+    assert [n for n in kinds if n not in families and not re.search(rf"\b{n}\b", page)] == []
+    rows = re.findall(r"^\| (\d+) \| \*\*", page, re.MULTILINE)
+    assert rows == [str(i + 1) for i in range(len(rows))]
+    assert len(rows) == 17 and "**Seventeen in all**" in page
+
+
 def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", text_of(DOCS / "python.md"), re.DOTALL))
     script = tmp_path / "page.py"
@@ -124,6 +137,13 @@ def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = runpy.run_path(str(script))
     assert len(found["labels"]) == 8
     assert list(found["found"].summary["scheme"]) == ["fedavg", "fedprox"]
+
+
+def test_the_run_config_of_the_first_run_can_be_run() -> None:
+    text = re.search(r"```toml\n(.*?)```", text_of(DOCS / "first-run.md"), re.DOTALL)
+    assert text
+    config = make_config(**flatten_table(tomllib.loads(text[1])))
+    assert (config.num_server_rounds, config.data.label_field) == (5, "kind")
 
 
 # -- the site ----------------------------------------------------------------------------------
@@ -141,7 +161,8 @@ def pages_of(navigation: object) -> list[str]:
 def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
     site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
-    assert sorted(pages_of(site["nav"])) == sorted(["index.md", *pages])
+    nav = runpy.run_path(str(DOCS / "hooks.py"))["with_schemes"](site["nav"], DOCS)
+    assert sorted(pages_of(nav)) == sorted(["index.md", *pages])
 
 
 # -- names -------------------------------------------------------------------------------------
@@ -275,13 +296,43 @@ def test_the_commands_of_a_page_build_their_schemes(
             make_scheme(make_config(**entry.overrides))
 
 
-def test_every_scheme_and_every_page_stands_in_the_overview() -> None:
-    overview = scheme_page("README")
-    rows = re.findall(r"^\| \[`(\w+)`\]\(([\w-]+)\.md\) \|", overview, re.MULTILINE)
-    assert [scheme for scheme, _ in rows] == [*SCHEMES, COMBINE]
-    assert {page for _, page in rows} == set(SCHEME_PAGES)
+def test_every_scheme_has_one_page() -> None:
+    names = [name for own in PAGES_OF.values() for name in own]
+    assert sorted(names) == sorted([*SCHEMES, COMBINE])
+
+
+def test_the_overview_has_the_rows_of_the_pages() -> None:
+    table = re.findall(r"^\| \[`(\w+)`\]\(([\w-]+)\.md\) (\|.*)$", scheme_page("README"), re.M)
+    assert [name for name, *_ in table] == [*SCHEMES, COMBINE]
+    assert all(PAGES_OF[page][name] == f"| `{name}` {row}" for name, page, row in table)
 
 
 def test_every_experiment_with_a_scheme_stands_on_a_page() -> None:
     pages = "".join(scheme_page(name) for name in SCHEME_PAGES)
     assert [name for name in OF_SCHEMES if f"experiments/{name}.toml" not in pages] == []
+
+
+# -- Flower ------------------------------------------------------------------------------------
+
+
+def uses_what_flower_does_not_promise(path: Path) -> bool:
+    """Whether a module imports more of Flower than its public packages."""
+    public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.clientapp"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and (node.module or "").partition(".")[0] == "flwr"
+        and node.module not in public
+        for node in ast.walk(tree)
+    )
+
+
+def test_all_modules_that_depend_on_flowers_version_are_listed() -> None:
+    code = REPOSITORY / "fedmoe_app"
+    listed = set(re.findall(r"fedmoe_app/([\w/]+\.py)", text_of(DOCS / "reference" / "flower.md")))
+    found = {
+        path.relative_to(code).as_posix()
+        for path in code.rglob("*.py")
+        if uses_what_flower_does_not_promise(path)
+    }
+    assert found - listed == set()

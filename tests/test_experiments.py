@@ -38,7 +38,7 @@ WHOLE: dict[str, Scheme] = {
     "hfedmoe": HFedMoE(),
     "fcmoe": FCMoE(),
     "fedalign": FedAlignMoE(),
-    **{name: SCHEMES[name]() for name in LABEL_SKEW},
+    **{name: SCHEMES[name]() for name in LABEL_SKEW if any(f.stem == name for f in FILES)},
 }
 # File: the whole scheme, and the one component in which it differs.
 ABLATIONS: dict[str, tuple[str, str, Any]] = {

@@ -195,7 +195,7 @@ def train(
     schedule = LambdaLR(optimiser, factor)
     run.model.train()
     losses: list[_StepLoss] = []
-    with _frozen([_leaf(parameters, name) for name in run.frozen]):
+    with frozen([leaf(parameters, name) for name in run.frozen]):
         for examples in train_batches(range(len(rows)), config, seed):
             optimiser.zero_grad(set_to_none=True)
             losses.append(_backward(run, rows, examples, config, parameters, reference))
@@ -220,14 +220,15 @@ def _mean(steps: Sequence[_StepLoss]) -> float:
     return sum(sum(share * next(values) for share, _ in step) for step in steps) / len(steps)
 
 
-def _leaf(parameters: Mapping[str, Tensor], name: str) -> nn.Parameter:
+def leaf(parameters: Mapping[str, Tensor], name: str) -> nn.Parameter:
+    """Return what is trained as a parameter of its own, as all is where single ones are read."""
     parameter = parameters[name]
-    assert isinstance(parameter, nn.Parameter)  # what is frozen by name is not stacked
+    assert isinstance(parameter, nn.Parameter)
     return parameter
 
 
 @contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Take no gradient of some parameters; the optimiser leaves what has none alone."""
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -252,7 +253,7 @@ def _backward(
         step = LocalStep(parameters, reference, told=run.told, top_k=run.top_k)
         task_loss, step = _task_loss(run, [rows[i] for i in part], part, step)
         share = len(part) / len(examples)
-        extra = _terms(run, step, task_loss)
+        extra = sum_of_terms(run, step, task_loss)
         if run.gradient is not None and extra is not None:
             run.gradient.leave_out(share * extra, parameters)
         loss = share * (task_loss if extra is None else task_loss + extra)
@@ -282,7 +283,7 @@ def _task_loss(
     return check_loss(run.task_loss, loss, step, read=step.logits), step
 
 
-def _terms(run: LocalRun, step: LocalStep, task_loss: Tensor) -> Tensor | None:
+def sum_of_terms(run: LocalRun, step: LocalStep, task_loss: Tensor) -> Tensor | None:
     """Return the sum of the loss's terms; None if there is none."""
     total = None
     for term, kept in run.terms:

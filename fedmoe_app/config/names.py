@@ -6,6 +6,8 @@ what they mean; a test holds presets and the sizes here together with what ships
 
 from __future__ import annotations
 
+from fedmoe_app.config.built_in import ADAPTERS, LOSS, RESIDUAL, declared, with_trait
+
 COMBINE = "combine"
 # Schemes with a table of their own in the run config: module of fedmoe_app.schemes, and class.
 WITH_TABLE = {
@@ -18,49 +20,13 @@ WITH_TABLE = {
     "fedalign": "fedalign:FedAlignMoE",
 }
 # Losses against label skew, which can be the loss of a combination, too.
-LABEL_SKEW = {
-    "logitadjust": "logitadjust:LogitAdjust",
-    "fedlc": "logitadjust:FedLC",
-    "fedrs": "fedrs:FedRS",
-    "fedntd": "fedntd:FedNTD",
-    "fedlmd": "fedlmd:FedLMD",
-    "fedvls": "fedvls:FedVLS",
-    "feddecorr": "feddecorr:FedDecorr",
-}
-# Those that need adapters.
-ADAPTERS_ONLY = {
-    "ffalora": "lorafreeze:FFALoRA",
-    "rolora": "lorafreeze:RoLoRA",
-    "fedexlora": "fedexlora:FedExLoRA",
-}
-# Those whose adapters have a third matrix, which the server moves.
-WITH_RESIDUAL = frozenset({"fedexlora"})
-# Those that take their parameters from scheme-args, as a user's class does.
-WITH_ARGS = {
-    **LABEL_SKEW,
-    "fedavgm": "fedopt:FedAvgM",
-    "fedadam": "fedopt:FedAdam",
-    "fedyogi": "fedopt:FedYogi",
-    "fedexp": "fedexp:FedExP",
-    "fednova": "fednova:FedNova",
-    "scaffold": "scaffold:Scaffold",
-    "feddyn": "feddyn:FedDyn",
-    "qfedavg": "qfedavg:QFedAvg",
-    "median": "robust:Median",
-    "trimmedmean": "robust:TrimmedMean",
-    "multikrum": "robust:MultiKrum",
-    "centredclip": "robust:CentredClipping",
-    "geometricmedian": "robust:GeometricMedian",
-    "trustedclip": "robust:TrustedClip",
-    "krum": "robust:Krum",
-    "fltrust": "robust:FLTrust",
-    "grammerge": "grammerge:GramMerge",
-    "flame": "flame:Flame",
-    "globalbalance": "globalbalance:GlobalBalancing",
-    **ADAPTERS_ONLY,
-    "calmerge": "calmerge:CalMerge",
-    "flexmoe": "flexmoe:FlexMoE",
-    "localnoise": "localnoise:LocalNoise",
+LABEL_SKEW = with_trait(LOSS)
+# Those that need adapters, and those whose adapters have a third matrix, which the server moves.
+ADAPTERS_ONLY = with_trait(ADAPTERS)
+WITH_RESIDUAL = with_trait(RESIDUAL)
+# Those that take their parameters from scheme-args, as a user's class does: all other modules'.
+WITH_ARGS = LABEL_SKEW | {
+    name: own for module in declared() for name, own in module.classes.items()
 }
 SCHEME_CLASSES = WITH_TABLE | WITH_ARGS
 SCHEME_NAMES = (*SCHEME_CLASSES, COMBINE)

@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic.fields import FieldInfo
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.overview import OVERVIEW, overview
 from fedmoe_app.config.pairs import write_value
 from fedmoe_app.config.parse import default_run_config, nearest_keys
 from fedmoe_app.config.schema import RunConfig
@@ -209,8 +210,9 @@ def explain(name: str) -> str:
 def stale(app: Path) -> dict[Path, str]:
     """Return the generated files of an app's folder that say something else, with the new text.
 
-    The reference page is one of them only where there are docs. fedmoe's own ``pyproject.toml``
-    gets the code's defaults; that of another app keeps its values and gets the keys that it lacks.
+    The reference page and the overview of the schemes are among them only where there are docs.
+    fedmoe's own ``pyproject.toml`` gets the code's defaults; that of another app keeps its values
+    and gets the keys that it lacks.
 
     Raises:
         ConfigError: no ``pyproject.toml`` there, or none with the two lines around the run config;
@@ -222,6 +224,8 @@ def stale(app: Path) -> dict[Path, str]:
     wanted = {pyproject: _with_block(pyproject)}
     if (app / PAGE).parent.is_dir():
         wanted[app / PAGE] = page()
+    if text := overview(app):
+        wanted[app / OVERVIEW] = text
     return {path: text for path, text in wanted.items() if _read(path) != text}
 
 

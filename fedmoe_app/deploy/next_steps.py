@@ -51,7 +51,7 @@ def _superlink(deployment: Deployment) -> str:
     )
     return f"""\
 # Next, on the SuperLink's machine; ca.key stays where it is:
-flower-superlink --ssl-ca-certfile {authority} \\
+fedmoe superlink --ssl-ca-certfile {authority} \\
   --ssl-certfile {certificate} --ssl-keyfile {key} \\
   --enable-supernode-auth --database superlink.db \\
   --fleet-api-address '{everywhere}:{FLEET_PORT}' --health-server-address {LOOPBACK}:9190"""

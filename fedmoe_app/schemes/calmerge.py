@@ -44,6 +44,8 @@ from fedmoe_app.schemes.logitadjust import PriorAdjusted
 from fedmoe_app.schemes.parts import Client, Mean, Server, Summed, Term
 from fedmoe_app.schemes.ranges import in_range
 
+BUILT_IN = {"calmerge": "CalMerge"}
+
 
 @dataclass(frozen=True)
 class CalMerge(Scheme):

@@ -29,6 +29,9 @@ from fedmoe_app.schemes.parts import Client, FeatureTerm
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import LocalStep
 
+BUILT_IN = {"feddecorr": "FedDecorr"}
+TRAITS = ("label-skew",)
+
 _EPSILON = 1e-8  # added to a variance
 
 

@@ -27,6 +27,8 @@ from fedmoe_app.schemes.parts import Client, Keeps, Server, Step, WeightTerm
 from fedmoe_app.schemes.ranges import in_range, whole
 from fedmoe_app.schemes.views import LocalStep, Now, Trained
 
+BUILT_IN = {"feddyn": "FedDyn"}
+
 _ZERO = torch.zeros(())
 
 

@@ -35,6 +35,9 @@ from fedmoe_app.schemes.lorafreeze import OfAdapters
 from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.views import Block, Reply
 
+BUILT_IN = {"fedexlora": "FedExLoRA"}
+TRAITS = ("adapters", "residual")
+
 _A, _B = ".lora_A", ".lora_B"
 _OF = "of"  # Σ n
 

@@ -24,6 +24,8 @@ from fedmoe_app.schemes.parts import Mean, Scaled, Server, Summed
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import DENSE, Block, Reply
 
+BUILT_IN = {"fedexp": "FedExP"}
+
 MEAN = Mean()
 
 

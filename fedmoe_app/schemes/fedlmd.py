@@ -26,6 +26,9 @@ from fedmoe_app.schemes.parts import Client, TeacherTerm
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import LocalStep
 
+BUILT_IN = {"fedlmd": "FedLMD"}
+TRAITS = ("label-skew",)
+
 
 @dataclass(frozen=True)
 class LabelMasking(TeacherTerm):

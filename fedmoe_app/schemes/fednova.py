@@ -21,6 +21,8 @@ from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.parts import Scaled, Server, Summed
 from fedmoe_app.schemes.views import Block, Reply
 
+BUILT_IN = {"fednova": "FedNova"}
+
 
 @dataclass(frozen=True)
 class ByStep(Summed):

@@ -24,6 +24,9 @@ from fedmoe_app.schemes.parts import Client, TeacherTerm
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import LocalStep
 
+BUILT_IN = {"fedntd": "FedNTD"}
+TRAITS = ("label-skew",)
+
 
 @dataclass(frozen=True)
 class NotTrue(TeacherTerm):

@@ -31,6 +31,8 @@ from fedmoe_app.schemes.parts import Server, Step
 from fedmoe_app.schemes.ranges import decay, in_range
 from fedmoe_app.schemes.views import Now
 
+BUILT_IN = {"fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi"}
+
 
 @dataclass(frozen=True)
 class Momentum(Step):

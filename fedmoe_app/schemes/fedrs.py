@@ -28,6 +28,9 @@ from fedmoe_app.schemes.parts import Client, TaskLoss
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import LocalStep
 
+BUILT_IN = {"fedrs": "FedRS"}
+TRAITS = ("label-skew",)
+
 
 @dataclass(frozen=True)
 class RestrictedSoftmax(TaskLoss):

@@ -36,6 +36,9 @@ from fedmoe_app.schemes.parts import Client, OutputTerm, TaskLoss, TeacherTerm
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import LocalStep
 
+BUILT_IN = {"fedvls": "FedVLS"}
+TRAITS = ("label-skew",)
+
 EPSILON = 1e-9
 _KAPPA = {"paper": 1.0, "code": 0.005}
 

@@ -27,6 +27,8 @@ from fedmoe_app.schemes.parts import Mean, Server
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import Block, Reply
 
+BUILT_IN = {"flame": "Flame"}
+
 
 @dataclass(frozen=True)
 class ByActivation(Mean):

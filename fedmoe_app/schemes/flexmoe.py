@@ -41,6 +41,8 @@ from fedmoe_app.schemes.parts import Assign, Client, Mean, Server
 from fedmoe_app.schemes.ranges import decay, in_range, whole
 from fedmoe_app.schemes.views import Reply
 
+BUILT_IN = {"flexmoe": "FlexMoE"}
+
 _FITNESS, _BUDGET = "fitness.", "budget."
 
 

@@ -36,6 +36,8 @@ from fedmoe_app.schemes.parts import Client, RouterTerm, Server, Signal, Step, T
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import LocalStep, Now, RoundInfo
 
+BUILT_IN = {"globalbalance": "GlobalBalancing"}
+
 SHARES = Signal("global-shares")
 
 

@@ -41,6 +41,8 @@ from fedmoe_app.schemes.parts import ExpertProbe, Field, OfInputs, Scaled, Serve
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import Block, BlockUpdates, Reply
 
+BUILT_IN = {"grammerge": "GramMerge"}
+
 _LARGEST = 1e15  # of a sum of squares
 
 

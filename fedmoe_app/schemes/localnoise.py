@@ -28,6 +28,8 @@ from fedmoe_app.schemes.base import Run, Scheme
 from fedmoe_app.schemes.parts import Client, Outgoing
 from fedmoe_app.schemes.ranges import in_range
 
+BUILT_IN = {"localnoise": "LocalNoise"}
+
 _ENTROPY = 16  # bytes of the system's randomness that a client's noise begins with
 
 

@@ -38,6 +38,9 @@ from fedmoe_app.schemes.parts import Client, TaskLoss
 from fedmoe_app.schemes.ranges import in_range
 from fedmoe_app.schemes.views import LocalStep
 
+BUILT_IN = {"logitadjust": "LogitAdjust", "fedlc": "FedLC"}
+TRAITS = ("label-skew",)
+
 _ABSENT = 1e-8  # examples that a class counts for in FedLC if the client has none
 
 

@@ -26,6 +26,9 @@ from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.parts import Client, Freeze
 
+BUILT_IN = {"ffalora": "FFALoRA", "rolora": "RoLoRA"}
+TRAITS = ("adapters",)
+
 _A, _B = ".lora_A", ".lora_B"
 
 

@@ -46,6 +46,17 @@ from fedmoe_app.schemes.parts import (
 from fedmoe_app.schemes.ranges import in_range, whole
 from fedmoe_app.schemes.views import BlockUpdates, Now, SharedUpdates
 
+BUILT_IN = {
+    "median": "Median",
+    "trimmedmean": "TrimmedMean",
+    "multikrum": "MultiKrum",
+    "centredclip": "CentredClipping",
+    "geometricmedian": "GeometricMedian",
+    "trustedclip": "TrustedClip",
+    "krum": "Krum",
+    "fltrust": "FLTrust",
+}
+
 logger = logging.getLogger("fedmoe")
 
 

@@ -44,6 +44,8 @@ from fedmoe_app.schemes.parts import (
 from fedmoe_app.schemes.ranges import in_range, whole
 from fedmoe_app.schemes.views import LocalStep, Now, Trained
 
+BUILT_IN = {"scaffold": "Scaffold"}
+
 C, GRADIENT = Signal("scaffold"), MeanGradient()
 LARGEST = 1e4  # of a value of c
 

@@ -27,6 +27,7 @@ from fedmoe_app.moe.prefix.replay import replayed
 from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.client_level import ClientLevel
+from fedmoe_app.privacy.example_level import ExampleLevel, check_examples
 from fedmoe_app.privacy.ledger import Ledger
 from fedmoe_app.results.best import kept_note
 from fedmoe_app.results.classes import Classes, kept_classes
@@ -110,6 +111,7 @@ def run_server(grid: Grid, config: RunConfig, train_on_root: TrainOnRoot | None 
     check_holds_chosen(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
     plan = check_run(config, scheme, setup.shape)
+    check_examples(config, plan)
     prefix = frozen_prefix(config, setup)
     chosen = config.model.experts_in_memory == "chosen"
     test = _encode(setup, data.test, "test set")
@@ -255,7 +257,8 @@ def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
     data = config.data
     return TaskBounds(
         train=config.train,
-        max_length=data.max_length,
+        # With histograms that say nothing, tokens are no tokens.
+        max_length=0 if config.privacy.withholds else data.max_length,
         top_k=max(layer.top_k for layer in setup.layers),
         test_fraction=data.local_test_fraction,
         items=data.max_length if setup.task.by_token else 1,
@@ -277,6 +280,8 @@ def _run(
     loop.strategy.summary()
     if prefix is not None:
         logger.info("%s", described(config, setup, prefix))
+    if (level := ExampleLevel.of(config)) is not None:
+        logger.info("%s", level.said())
     if loop.strategy.private is not None:
         num_values = sum(tensor.numel() for _, tensor in recorder.state.named())
         loop.strategy.private.say_before(num_values, config.num_server_rounds)

@@ -32,7 +32,7 @@ class Shell:
         self.folder = folder
         self.log = folder / "arguments"
         folder.mkdir()
-        for name in ("fedmoe", "flower-superlink"):
+        for name in ("fedmoe",):
             (folder / name).write_text(
                 NOTE_ARGUMENTS.format(python=sys.executable, log=str(self.log))
             )

@@ -12,7 +12,8 @@ only the experts that were chosen for them. These cases are absent, because fedm
 * buffered rounds of fcmoe with retention, fedalign and combine with private gates: their changes
   mean nothing to a newer state. They run with the settings that are allowed.
 
-What else can change a run's numbers has one case each (:data:`OTHERS`).
+The other schemes, and what goes with every scheme, have
+one short run each; what else can change a run's numbers has one case each (:data:`OTHERS`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from unittest.mock import patch
 import torch
 
 from fedmoe_app import run_in_process
+from fedmoe_app.config.names import ADAPTERS_ONLY
 from tests.bases import save_base
 from tests.conftest import flat_config
 
@@ -155,6 +157,37 @@ OTHERS: dict[str, GoldenRun] = {
         {**SHORT, "scheme": "fcmoe", "exact-pairs-up-to": 1, "projection-size": 64}
     ),
 }
+# Schemes without a table of their own have one short run each. They are listed, so that a new
+# scheme needs no reference to begin with.
+LATER = (
+    *("logitadjust", "fedlc", "fedrs", "fedntd", "fedlmd", "fedvls", "feddecorr"),
+    *("fedavgm", "fedadam", "fedyogi", "fedexp", "fednova", "scaffold", "feddyn", "qfedavg"),
+    *("median", "trimmedmean", "multikrum", "centredclip"),
+    *("geometricmedian", "trustedclip", "krum", "fltrust"),
+    *("grammerge", "flame", "globalbalance", "ffalora", "rolora", "fedexlora"),
+    *("calmerge", "flexmoe", "localnoise"),
+)
+LATER_ARGS: dict[str, Config] = {
+    "scaffold": {"scheme-args": '{"population": 3}'},
+    "feddyn": {"scheme-args": '{"population": 3}'},
+    "localnoise": {"scheme-args": '{"seeded": true}'},
+    **{name: {"model.train": "expert-lora"} for name in ADAPTERS_ONLY},
+}
+# What goes with every scheme.
+BESIDE: dict[str, Config] = {
+    "head": {"head.closed-form": "every-round"},
+    "head-left-out": {"head.closed-form": "every-round", "head.leave-one-out": True},
+    "head-after": {"head.closed-form": "after", "head.method": "ridge"},
+    "average-moving": {"average.of": "moving"},
+    "average-last": {"average.of": "last"},
+}
+
+# Those of the short runs that go another way than the rest; the others are slow tests.
+FAST = {
+    *("logitadjust", "fedvls", "feddecorr", "fedavgm", "fedexp", "scaffold", "qfedavg", "krum"),
+    *("grammerge", "fedexlora", "flexmoe", "calmerge", "head-left-out", "average-moving"),
+}
+SLOW = {*LATER, *BESIDE} - FAST
 
 
 def golden_runs() -> dict[str, GoldenRun]:
@@ -167,7 +200,10 @@ def golden_runs() -> dict[str, GoldenRun]:
         runs[f"{scheme}-resumed"] = GoldenRun(config | RESUMED, set_back=1)
         if scheme in CHOOSING:
             runs[f"{scheme}-chosen"] = GoldenRun(config | CHOSEN | CHOOSING[scheme])
-    return runs | OTHERS
+    for scheme in LATER:
+        runs[scheme] = GoldenRun({"scheme": scheme, **SHORT, **LATER_ARGS.get(scheme, {})})
+    beside = {name: GoldenRun({**SHORT, **config}) for name, config in BESIDE.items()}
+    return runs | beside | OTHERS
 
 
 RUNS = golden_runs()

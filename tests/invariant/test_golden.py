@@ -14,7 +14,7 @@ import pytest
 
 from tests.invariant import references
 from tests.invariant.fingerprint import machine
-from tests.invariant.runs import RUNS, make_material
+from tests.invariant.runs import RUNS, SLOW, make_material
 
 REFERENCES = references.read()
 BITS = references.known_bits(REFERENCES)
@@ -26,7 +26,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_material(tmp_path_factory.mktemp("material"))
 
 
-@pytest.mark.parametrize("name", RUNS, ids=[f"{name}-{COMPARED}" for name in RUNS])
+def _case(name: str) -> Any:
+    marks = [pytest.mark.slow] if name in SLOW else []
+    return pytest.param(name, marks=marks, id=f"{name}-{COMPARED}")
+
+
+@pytest.mark.parametrize("name", [_case(name) for name in RUNS])
 def test_a_run_gives_what_it_gave(name: str, material: Path, tmp_path: Path) -> None:
     outcome = references.carry_out(RUNS[name], material, tmp_path)
     found = references.differing_figures(outcome, _of(REFERENCES["figures"], name))

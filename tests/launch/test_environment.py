@@ -2,9 +2,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedmoe_app.launch.environment import (
@@ -136,3 +138,24 @@ def test_flowers_own_command_gets_the_environment(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.stdout.split() == ["run", ".", "--stream", "--help", "0", "1"], done.stderr
     assert done.returncode == 3
+
+
+def test_a_signal_ends_flowers_program_too(tmp_path: Path) -> None:
+    """What ends ``fedmoe superlink`` must not leave a SuperLink behind."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    fake = programs / "flower-superlink"
+    fake.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    fake.chmod(0o755)
+    code = (
+        f"import sys; sys.executable = {str(programs / 'python')!r}; "
+        "sys.argv = ['fedmoe', 'superlink']; from fedmoe_app.cli.main import main; main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.terminate()
+    process.wait(60)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))

@@ -143,6 +143,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "superexec": (["--plugin-type={name}"], ""),
     "stop": ([], "SuperLink"),
     "flwr": (["{name}"], "No such command"),
+    "superlink": (["--isolation={name}"], "--isolation"),
     "hook": ([], "FLWR_HOME"),  # without its argument: it writes into the environment
 }
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import typer
 
 from fedmoe_app.cli.app import command
-from fedmoe_app.launch.environment import flwr_home, local_port, run_environment
-from fedmoe_app.launch.processes import program
+from fedmoe_app.launch.flower_command import run_flower
 
 
 @command(
@@ -19,19 +16,10 @@ from fedmoe_app.launch.processes import program
     add_help_option=False,
 )  # fmt: skip
 def flwr(context: typer.Context) -> None:
-    """Run Flower's own command, `flwr`, with what this app's runs need in its environment.
+    """Run Flower's own command, `flwr`, with what this app's runs need.
 
     What follows is Flower's. The programs of this environment come first on the path, no
     dependency is downloaded again, nothing is fetched from a model hub and no telemetry is sent,
     unless your own variables say so.
     """
-    home = flwr_home()
-    environment = run_environment(home)
-    # A SuperLink of another checkout keeps that one's environment.
-    environment.setdefault("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(local_port(home)))
-    with subprocess.Popen([program("flwr"), *context.args], env=environment) as process:
-        while True:
-            try:
-                raise typer.Exit(process.wait())
-            except KeyboardInterrupt:  # it got the Ctrl-C, too, and ends by itself
-                continue
+    raise typer.Exit(run_flower("flwr", context.args))

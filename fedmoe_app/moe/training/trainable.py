@@ -175,6 +175,10 @@ class Trainables:
                 for parameter in tensors.values():
                     parameter.grad = None
 
+    def count_all(self) -> None:
+        """Count a step that trains every expert, whatever was routed, as one with noise does."""
+        self._trained += 1
+
     def changes(self) -> ModelState:
         """Return local minus received in float32: dense, gates, and the experts that were trained.
 

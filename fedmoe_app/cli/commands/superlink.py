@@ -1,0 +1,25 @@
+"""``fedmoe superlink``: Flower's SuperLink in the environment of this app's runs."""
+
+from __future__ import annotations
+
+import typer
+
+from fedmoe_app.cli.app import command
+from fedmoe_app.launch.flower_command import run_flower
+
+
+@command(
+    "fedmoe superlink --ssl-ca-certfile ca.crt ...",
+    context_settings={
+        "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
+    },
+    add_help_option=False,
+)  # fmt: skip
+def superlink(context: typer.Context) -> None:
+    """Run Flower's SuperLink, `flower-superlink`, with what this app's runs need.
+
+    What follows is Flower's. The programs of this environment come first on the path, no
+    dependency is downloaded again, nothing is fetched from a model hub and no telemetry is sent,
+    unless your own variables say so.
+    """
+    raise typer.Exit(run_flower("flower-superlink", context.args))
