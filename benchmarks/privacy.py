@@ -3,6 +3,7 @@
     python -m benchmarks.privacy leaks [--clients 10] [--seeds 3]
     python -m benchmarks.privacy sums [--clients 10]
     python -m benchmarks.privacy budget [--clients 1000] [--rate 0.1] [--clip 3]
+    python -m benchmarks.privacy examples [--clients 4] [--rows 1900]
 
 ``leaks``: clients with 30 rows of the embedded corpus each (Dirichlet 0.5) train qwen3moe-tiny for
 one round. Two attacks on what is seen, each with the best that it can hope for:
@@ -20,6 +21,10 @@ the clip alone, and with noise for several ε. The model is qwen3moe-tiny in one
 with four experts, random at first: 36,864 values, all trained. Test rows: 800. Each setting's
 accuracy is kept in ``$FEDMOE_HOME/benchmarks/privacy-budget``, so that a benchmark that was stopped
 goes on with the next; delete the folder after a change that matters.
+
+``examples``: the same for privacy of single examples, DP-SGD on LoRA of experts, routers and head.
+The base is that model, trained in full on 2,000 rows that are nobody's. Steps and draws are the
+same in all settings; plain training has batches of as many examples as are drawn in the mean.
 """
 
 from __future__ import annotations
@@ -64,6 +69,17 @@ from fedmoe_app.wire.update import ClientUpdate
 EMBEDDING, HEAD = "model.embed_tokens.weight", "score.weight"
 ROWS = 30  # of a client in the mean
 DELTA, ROUNDS = 1e-5, 10
+EXAMPLE_ROUNDS, EXAMPLE_STEPS = 3, 20
+PUBLIC_ROWS = 2000  # that the base of adapters is trained on
+ADAPTERS = {
+    "num-server-rounds": EXAMPLE_ROUNDS,
+    "evaluate-every": EXAMPLE_ROUNDS,
+    "model.train": "expert-lora",
+    "model.head": "sequence",
+    "train.max-steps": EXAMPLE_STEPS,
+    "train.num-train-epochs": 100.0,
+    "train.learning-rate": 1e-2,
+}
 SMALL = dict(
     hidden_size=16,
     moe_intermediate_size=16,
@@ -280,7 +296,7 @@ def budget(clients: int, rate: float, rows: int, targets: Sequence[float], clip:
         own = {"output-dir": folder, "model.name": str(model), "data.label-names": names}
         own["data.test-source"] = str(Path(folder) / "test.jsonl")
         for name, keys in _settings(clients, rate, targets, clip):
-            score = _kept(_run() | keys, (clients, rows), own, nodes)
+            score, _ = _kept(_run() | keys, (clients, rows), own, nodes)
             row = [name, *_noise(keys, clients, rate, size), f"{score:.3f}"]
             print(row, flush=True)
             table.append(row)
@@ -288,13 +304,60 @@ def budget(clients: int, rate: float, rows: int, targets: Sequence[float], clip:
     print_markdown(("", "noise z", "noise / clip", "accuracy"), table)
 
 
+def examples(clients: int, rows: int, rate: float, clip: float, targets: Sequence[float]) -> None:
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        _save_small_model(model)
+        names, nodes = _write_rows(Path(folder), clients, rows)
+        own = {"output-dir": folder, "data.label-names": names}
+        own["data.test-source"] = str(Path(folder) / "test.jsonl")
+        own["model.name"] = str(_public_base(own | {"model.name": str(model)}))
+        for name, keys in _example_settings(rate, clip, targets):
+            batch = {"train.per-device-train-batch-size": round(rate * rows)}
+            score, loss = _kept(_run() | ADAPTERS | batch | keys, (clients, rows), own, nodes)
+            target = keys.get("privacy.example-epsilon")
+            steps = EXAMPLE_ROUNDS * EXAMPLE_STEPS
+            noise = f"{noise_for(target, rate, steps, DELTA):.2f}" if target else "-"
+            table.append([name, noise, f"{loss:.3f}", f"{score:.3f}"])
+            print(table[-1], flush=True)
+    print(
+        f"\n{clients} clients of {rows} rows, {EXAMPLE_ROUNDS} rounds of {EXAMPLE_STEPS} steps, "
+        f"each example drawn with chance {rate:g}, clip {clip:g}\n"
+    )
+    print_markdown(("", "noise z", "loss", "accuracy"), table)
+
+
+def _public_base(own: Mapping[str, Any]) -> Path:
+    """Train the small model on rows that are nobody's; return where it lies."""
+    public = [{"partition-id": 0, "data-path": str(Path(own["output-dir"]) / "public.jsonl")}]
+    keys = {"num-server-rounds": 2, "evaluate-every": 2, "run-name": "base"}
+    results = run_in_process(_run() | keys | dict(own), 1, public)
+    last = read_metrics(results)[-1]
+    print(f"base: loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f}", flush=True)
+    return results / "model"
+
+
+def _example_settings(
+    rate: float, clip: float, targets: Sequence[float]
+) -> list[tuple[str, dict[str, Any]]]:
+    own = {
+        "privacy.example-dp": True,
+        "privacy.example-rate": rate,
+        "privacy.example-clip": clip,
+        "privacy.example-delta": DELTA,
+    }
+    noisy = [(f"ε = {target:g}", own | {"privacy.example-epsilon": target}) for target in targets]
+    return [("nothing", {}), ("clip alone", own | {"privacy.example-noise": 1e-6}), *noisy]
+
+
 def _kept(
     keys: Mapping[str, Any],
     size: tuple[int, int],
     own: Mapping[str, Any],
     nodes: Sequence[Mapping[str, Any]],
-) -> float:
-    """Return the accuracy of one setting, from its file if it was measured before.
+) -> tuple[float, float]:
+    """Return accuracy and loss of one setting, from its file if it was measured before.
 
     Args:
         keys: the run config that makes it what it is.
@@ -308,8 +371,10 @@ def _kept(
     if not path.exists():
         lines = read_metrics(run_in_process({**keys, **own}, size[0], nodes))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"accuracy": lines[-1]["accuracy"], "keys": keys}))
-    return float(json.loads(path.read_bytes())["accuracy"])
+        figures = {name: lines[-1][name] for name in ("accuracy", "loss")}
+        write_atomic(path, json.dumps(figures | {"keys": keys}))
+    found = json.loads(path.read_bytes())
+    return float(found["accuracy"]), float(found["loss"])
 
 
 def _save_small_model(folder: Path) -> int:
@@ -332,10 +397,11 @@ def _write_rows(folder: Path, clients: int, rows: int) -> tuple[str, list[dict[s
         the names of the classes, and the nodes' configs.
     """
     data = server_data(parse_run_config(run_config({})).data)
-    order = np.random.default_rng(0).permutation(len(data.train))[: rows * clients]
+    order = np.random.default_rng(0).permutation(len(data.train))
     parts = {f"client-{i}": order[i * rows : (i + 1) * rows] for i in range(clients)}
     for name, source, chosen in (
         *((name, data.train, own) for name, own in parts.items()),
+        ("public", data.train, order[-PUBLIC_ROWS:]),
         ("test", data.test, range(800)),
     ):
         lines = [source[int(i)] for i in chosen]
@@ -403,12 +469,20 @@ def main() -> None:
     of_budget.add_argument("--rows", type=int, default=9)
     of_budget.add_argument("--clip", type=float, default=3.0)
     of_budget.add_argument("--epsilons", type=float, nargs="+", default=[16.0, 8.0, 2.0])
+    of_examples = commands.add_parser("examples")
+    of_examples.add_argument("--clients", type=int, default=4)
+    of_examples.add_argument("--rows", type=int, default=1900)
+    of_examples.add_argument("--rate", type=float, default=0.01)
+    of_examples.add_argument("--clip", type=float, default=0.3)
+    of_examples.add_argument("--epsilons", type=float, nargs="+", default=[8.0, 2.0])
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "leaks":
         leaks(options.clients, options.seeds)
     elif options.command == "sums":
         sums(options.clients)
+    elif options.command == "examples":
+        examples(options.clients, options.rows, options.rate, options.clip, options.epsilons)
     else:
         budget(options.clients, options.rate, options.rows, options.epsilons, options.clip)
 

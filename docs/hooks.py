@@ -43,18 +43,19 @@ def with_schemes(nav: list[Any], docs: Path) -> list[Any]:
         {_title(folder / f"{page}.md"): f"schemes/{page}.md"}
         for page in dict.fromkeys([*named, *others])
     ]
-    return _added(nav, pages)
+    return [_with_pages(entry, pages) for entry in nav]
 
 
-def _added(nav: list[Any], pages: list[Any]) -> list[Any]:
-    """Add pages to the entry "Schemes" that is a list, at whatever depth."""
-    found = []
-    for entry in nav:
-        ((name, below),) = entry.items()
-        if isinstance(below, list):
-            below = below + pages if name == "Schemes" else _added(below, pages)
-        found.append({name: below})
-    return found
+def _with_pages(entry: Any, pages: list[Any]) -> Any:
+    """Return an entry of the navigation with the pages under "Schemes", however deep that is."""
+    if not isinstance(entry, dict):
+        return entry
+    return {
+        name: [_with_pages(each, pages) for each in below] + (pages if name == "Schemes" else [])
+        if isinstance(below, list)
+        else below
+        for name, below in entry.items()
+    }
 
 
 def _title(page: Path) -> str:

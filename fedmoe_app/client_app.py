@@ -72,7 +72,7 @@ def train(message: Message, context: Context) -> Message:
 
                 update = bounded(update, config.privacy.dp_clip)
             reply = encode_reply(update, task, config.seed, node.codec, version)
-        if not config.privacy.has_dp:  # how long things took tells of the data, too
+        if not config.privacy.withholds:  # how long things took tells of the data, too
             reply.metric_records["metrics"].update(watch.metrics())
             seal(reply)
     return Message(reply, reply_to=message)

@@ -24,7 +24,8 @@ from fedmoe_app.config.overrides import read_overrides
 from fedmoe_app.config.overview import rows
 from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.report.plots import FILES
-from fedmoe_app.schemes import COMBINE
+from fedmoe_app.schemes import COMBINE, parts
+from fedmoe_app.schemes.parts import Part
 from tests.compare.test_in_process import SMALL
 from tests.conftest import REPOSITORY, flat_config, make_config
 from tests.test_experiments import OF_SCHEMES
@@ -113,6 +114,20 @@ def test_the_tests_of_own_schemes_in_the_docs_pass(own_schemes: Path) -> None:
     assert len(found) == 5
     for test in found:
         test()
+
+
+def test_the_page_on_own_schemes_names_every_kind_of_part_and_counts_its_concepts() -> None:
+    page = text_of(DOCS / "own-scheme.md")
+    kinds = [
+        name
+        for name, kind in vars(parts).items()
+        if isinstance(kind, type) and issubclass(kind, Part) and kind.__module__ == parts.__name__
+    ]
+    families = {"Part", "Statistic", "Measured", "Select", "Term", "Rule", "Probe"}  # of kinds
+    assert [n for n in kinds if n not in families and not re.search(rf"\b{n}\b", page)] == []
+    rows = re.findall(r"^\| (\d+) \| \*\*", page, re.MULTILINE)
+    assert rows == [str(i + 1) for i in range(len(rows))]
+    assert len(rows) == 17 and "**Seventeen in all**" in page
 
 
 def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

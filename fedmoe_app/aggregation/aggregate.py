@@ -91,7 +91,7 @@ def aggregate(
         FoldError: a step gave a state that is not finite, or lost a part of it.
         PartError: a part raised, or returned what cannot be used; also while the tensors are made.
     """
-    replies = replies_of(updates)
+    replies: Sequence[Reply] = replies_of(updates)
     if plan.server.admit is not None:
         blocks = _shared_blocks(plan, values)
         replies, info = admitted(

@@ -12,6 +12,7 @@ over in the next round; giving it up and growing it anew costs ten times as much
 from __future__ import annotations
 
 import mmap
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors
 MIB = 2**20
 DEFAULT_LIMIT = 16 * MIB  # bytes of a round's replies that stay in memory
 _ITEM = 4  # bytes of a float32
+# MAP_NORESERVE, which Python 3.11 has no name for. Pages that nobody writes to need no memory, and
+# without it Linux refuses a file that is larger than its memory.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 Layout = dict[str, tuple[int, torch.Size]]  # offset in values and shape, by name
 
 
@@ -135,7 +139,12 @@ class Spool:
         assert self._file is not None
         # A private copy of each page that is written to: a scheme's part that writes by mistake
         # must not end the process, as it would with a mapping that can only be read.
-        mapping = mmap.mmap(self._file.fileno(), self._end, access=mmap.ACCESS_COPY)
+        mapping = mmap.mmap(
+            self._file.fileno(),
+            self._end,
+            flags=mmap.MAP_PRIVATE | _NO_RESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
         return torch.frombuffer(mapping, dtype=torch.float32)
 
     def _stored(self, changes: ModelState, start: int) -> ModelState:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fedmoe_app.client.examples import train_by_example
 from fedmoe_app.client.inputs import sums_of_inputs
 from fedmoe_app.client.memory import (
     LOADING,
@@ -36,7 +37,6 @@ from fedmoe_app.client.train import (
     MeanOfGradients,
     TrainResult,
     learning_rate_factor,
-    num_steps,
     train,
 )
 from fedmoe_app.config.errors import ConfigError, DataError
@@ -49,10 +49,14 @@ from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.moe.training.grouped import pays_on
 from fedmoe_app.moe.training.trainable import Trainables
+from fedmoe_app.privacy.clipping import only_changes
+from fedmoe_app.privacy.example_level import ExampleLevel, check_examples
+from fedmoe_app.privacy.node_ledger import NodeLedger, data_set
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import Plan, Run, signals_of
-from fedmoe_app.schemes.parts import InBatch, Measured, OfOutput, Once, Select
+from fedmoe_app.schemes.parts import InBatch, Measured, OfInputs, OfOutput, Once, Select
 from fedmoe_app.schemes.views import EMPTY, NO_NUMBER, LocalClient, Trained
 from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
@@ -76,8 +80,23 @@ def train_client(
     seed = client_seed(config.seed, task.server_round, node.client)
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
         client = prepare_round(config, node, task, watch)
+        if (level := ExampleLevel.of(config)) is not None:
+            _spend(level, node, task.server_round)
         with client.prefix_once():
-            return client.run()
+            update = client.run()
+        return only_changes(update) if level is not None else update
+
+
+def _spend(level: ExampleLevel, node: Node, server_round: int) -> None:
+    """Note what this round spends of the node's examples, before it trains.
+
+    Raises:
+        RefusedError: with the run's other rounds that would be more than the node's policy allows.
+    """
+    policy = node_policy()
+    limit, delta = (None, level.delta) if policy is None else (policy.max_epsilon, policy.delta)
+    rest = level.spent(max(0, level.rounds - server_round))
+    NodeLedger().spend(data_set(node), level.spent(), rest, limit, delta)
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placement:
@@ -105,16 +124,26 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
     check_base(setup, task.base_fingerprint)
     plan = Plan.of(scheme, setup.shape)
     plan.check(Run(setup.shape, task=config.data.task))
+    check_examples(config, plan)
     with watch.phase("data"):
         rows = client_rows(config, node, task, setup)
     if not rows.train:
         raise DataError("no example is left to train on: no text gives a token with this tokenizer")
     if (policy := node_policy()) is not None:
-        policy.check_round(len(rows.train), config.train.num_steps(len(rows.train)))
+        policy.check_round(len(rows.train), _num_steps(config, len(rows.train)))
     rows = divided(rows, plan.client.split, client_seed(config.seed, 0, node.client))
     with watch.phase("apply"):
         write_state(setup.model, setup.layers, task.state)
     return ClientRound(config, node, task, plan, setup, rows, watch)
+
+
+def _num_steps(config: RunConfig, num_examples: int) -> int:
+    """Return the optimiser steps of a round, which must not depend on data that are private."""
+    return (
+        config.train.max_steps
+        if config.privacy.example_dp
+        else config.train.num_steps(num_examples)
+    )
 
 
 @dataclass(frozen=True)
@@ -153,7 +182,8 @@ class ClientRound:
             chosen = loaded or assigned_by(self.task, self.setup.shape)
             if chosen is None and once and loaded is None:
                 chosen = chosen_by(once, client)
-            trainables = Trainables(self.setup.model, self.setup.layers, chosen)
+            model, layers = self.setup.model, self.setup.layers
+            trainables = Trainables(model, layers, chosen, stacked=self._stacked)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
             with sums_of_inputs(self.plan, self.setup, trainables) as inputs:
                 result, routing = self._train(
@@ -301,7 +331,11 @@ class ClientRound:
                 frozen,
                 plan.client.logits,
             )
-            result = train(run, self.rows.train, self.config.train, self._seed, factor)
+            rows, config = self.rows.train, self.config.train
+            if (level := ExampleLevel.of(self.config)) is not None:
+                result = train_by_example(run, rows, config, level, factor)
+            else:
+                result = train(run, rows, config, self._seed, factor)
         return result, recorder.stats(trainables.trained)
 
     def _train_own(self, own: OwnModel) -> None:
@@ -313,7 +347,7 @@ class ClientRound:
 
     def _learning_rate(self) -> Factor:
         config = self.config.train
-        steps = num_steps(len(self.rows.train), config)
+        steps = _num_steps(self.config, len(self.rows.train))
         rounds = self.config.num_server_rounds
         return learning_rate_factor(config, self.task.server_round, rounds, steps)
 
@@ -338,6 +372,17 @@ class ClientRound:
     @property
     def _loads_chosen(self) -> bool:
         return self.config.model.experts_in_memory == "chosen"
+
+    @property
+    def _stacked(self) -> bool:
+        """Whether experts are trained as stacks, which no part that looks at single ones can be."""
+        client, measured = self.plan.client, self.plan.measured
+        looks = (
+            isinstance(client.select, InBatch) or bool(client.freeze) or self.plan.needs_gradient
+        )
+        looks = looks or any(isinstance(part, OfInputs) for part in measured)
+        looks = looks or ExampleLevel.of(self.config) is not None
+        return pays_on(self.setup.model.device) and not looks
 
     @property
     def _seed(self) -> int:
@@ -368,7 +413,13 @@ class ClientRound:
 
 
 def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientScore:
-    """Score the received model on this node's own test examples; zero items if it has none."""
+    """Score the received model on this node's own test examples; zero items if it has none.
+
+    Raises:
+        ConfigError: the run promises privacy to examples, and a score has no noise.
+    """
+    if config.privacy.example_dp:
+        raise ConfigError("privacy.example-dp = true: no score of this node's rows leaves it")
     with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
         with doing(LOADING):
             setup = load_setup(config, task.label_names, experts_to_load(config, task))

@@ -16,6 +16,8 @@ owner's answer, and the SuperNode asks it before any of that code is stored or r
     min-examples = 50                  # with fewer this node takes no part
     may-leave = ["update", "num-examples", "histogram", "metrics"]
     secure-sum = "required"            # what leaves is masked, or this node takes no part
+    max-epsilon = 8.0                  # of the node's examples, by all runs together
+    delta = 1e-5                       # at which that is told
 
 Every list is a list of what is allowed; a key that is left out allows the default at its field.
 A refusal says which key of the run, and the value that *the run* asked for: never a path, a count
@@ -89,6 +91,8 @@ class Policy(BaseModel):
         "feature-sums",
     ]
     secure_sum: Literal["allowed", "required"] = "allowed"
+    max_epsilon: float | None = Field(None, gt=0)
+    delta: float = Field(1e-5, gt=0, lt=1)
 
     def check_app(self, digest: str) -> None:
         """Refuse code that the node's owner has not listed.
@@ -141,6 +145,8 @@ class Policy(BaseModel):
             yield _named(run, "keep-client-state")
         if self.secure_sum == "required" and run.get("privacy.secure-sum") is not True:
             yield _named(run, "privacy.secure-sum")
+        if self.max_epsilon is not None and run.get("privacy.example-dp") is not True:
+            yield _named(run, "privacy.example-dp")
         for what in sorted(_leaves(run) - set(self.may_leave)):
             yield f"{what} to leave the node, which the run needs"
 
@@ -257,6 +263,8 @@ def _leaves(run: Mapping[str, Any]) -> set[str]:
     """Return what leaves a node in a run of this config."""
     scheme = run.get("scheme")
     own = ":" in str(scheme)
+    if not own and run.get("privacy.example-dp"):
+        return {"update"}  # noised
     if not own and (run.get("privacy.secure-sum") or run.get("privacy.dp", "none") != "none"):
         # Clipped, or masked; numbers beside it stay on the node.
         has_head = run.get("head.closed-form", "none") != "none"

@@ -12,7 +12,7 @@ NONE = "none"
 
 
 class PrivacyConfig(Section):
-    """Client-level differential privacy and secure sums (docs/privacy.md)."""
+    """Differential privacy of clients or of examples, and secure sums (docs/privacy.md)."""
 
     dp: Literal["none", "fixed", "counted"] = key(
         NONE,
@@ -55,10 +55,50 @@ class PrivacyConfig(Section):
         1.0, "secure-sum: largest change of a value that is summed; larger ones are cut to it"
     )
 
+    example_dp: bool = key(
+        False,
+        "noise on clipped gradients of single examples at each client (DP-SGD); needs model.train "
+        '= "expert-lora" and train.max-steps',
+    )
+    example_epsilon: Annotated[float, Field(ge=0)] = key(
+        0.0,
+        "ε that the whole run spends of a client's examples; with example-noise = 0 the noise is "
+        "worked out from it",
+    )
+    example_noise: Annotated[float, Field(ge=0)] = key(
+        0.0,
+        "z: noise's standard deviation as a multiple of example-clip; 0: as example-epsilon asks",
+    )
+    example_delta: Annotated[float, Field(gt=0, lt=1)] = key(
+        1e-5, "δ of (ε, δ); well below 1 / the examples of a client"
+    )
+    example_clip: Annotated[float, Field(gt=0)] = key(
+        1.0, "largest norm of one example's gradient, over all that is trained"
+    )
+    example_rate: Fraction = key(
+        0.05, "q: chance of each example to be in an optimiser step, each by itself"
+    )
+
+    @property
+    def withholds(self) -> bool:
+        """Whether clients send nothing but changes: no counts, histograms, losses or times."""
+        return self.has_dp or self.example_dp
+
     @property
     def has_dp(self) -> bool:
         """Whether the model is released with noise."""
         return self.dp != NONE
+
+    @model_validator(mode="after")
+    def _examples_are_complete(self) -> PrivacyConfig:
+        if not self.example_dp:
+            return self
+        if self.has_dp or self.secure_sum:
+            other = f'dp = "{self.dp}"' if self.has_dp else "secure-sum = true"
+            raise ValueError(f"example-dp = true with {other}: they are not combined; choose one")
+        if not self.example_epsilon and not self.example_noise:
+            raise ValueError("example-epsilon = 0 with example-noise = 0: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _is_complete(self) -> PrivacyConfig:

@@ -419,6 +419,8 @@ class RunConfig(Section):
     def _privacy_fault(self) -> str:
         """Return what would undo the privacy that is asked for, with the way out; or ""."""
         privacy = self.privacy
+        if privacy.example_dp:
+            return self._example_fault()
         if not privacy.has_dp and not privacy.secure_sum:
             return ""
         what = "privacy.secure-sum = true" if privacy.secure_sum else f'privacy.dp = "{privacy.dp}"'
@@ -451,6 +453,35 @@ class RunConfig(Section):
                 f'{what} with wire.codec = "{self.wire.codec}", wire.accept = '
                 f'"{self.wire.accept}": what encoding lost is sent in later rounds, so that a '
                 "client's round holds its earlier ones; set wire.error-feedback = false"
+            )
+        return ""
+
+    def _example_fault(self) -> str:
+        what = "privacy.example-dp = true"
+        if self.model.train != "expert-lora":
+            return (
+                f'{what} with model.train = "{self.model.train}": the noise grows with what is '
+                'trained; choose "expert-lora"'
+            )
+        if self.model.experts_in_memory != "all":
+            return (
+                f'{what} with model.experts-in-memory = "{self.model.experts_in_memory}": which '
+                'experts a node asks for tells what its data are; choose "all"'
+            )
+        if not self.train.max_steps:
+            return (
+                f"{what} with train.max-steps = 0: how many steps a client takes must not depend "
+                "on how many examples it has; set train.max-steps"
+            )
+        if self.keep_best and not self.data.validation_source:
+            return (
+                f'{what} with keep-best = "{self.keep_best}": clients would send scores; set '
+                "data.validation-source, rows of the server's"
+            )
+        if self.data.source == NODES and not self.data.test_source:
+            return (
+                f'{what} with data.source = "{NODES}": nodes would score the global model on rows '
+                "of theirs; set data.test-source, rows of the server's"
             )
         return ""
 

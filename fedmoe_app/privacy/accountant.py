@@ -17,6 +17,7 @@ An upper bound: 8 to 71% above the exact value, more where ε is small.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import gammaln, logsumexp
@@ -53,11 +54,21 @@ def epsilon(rate: float, noise: float, rounds: int, delta: float) -> float:
     """
     if not rounds:
         return 0.0
+    return epsilon_of([rounds * rdp(rate, noise, order) for order in ORDERS], delta)
+
+
+def epsilon_of(spent: Sequence[float], delta: float) -> float:
+    """Return ε of Rényi divergences by order, such as those of several mechanisms added up.
+
+    Args:
+        spent: one a number of :data:`ORDERS`; all 0 have spent nothing.
+        delta: δ.
+    """
+    if not any(spent):
+        return 0.0
     found = (
-        rounds * rdp(rate, noise, order)
-        + math.log1p(-1 / order)
-        - (math.log(delta) + math.log(order)) / (order - 1)
-        for order in ORDERS
+        divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+        for order, divergence in zip(ORDERS, spent, strict=True)
     )
     return max(0.0, min(found))
 

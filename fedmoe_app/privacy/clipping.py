@@ -41,9 +41,13 @@ def bounded(update: ClientUpdate, bound: float) -> ClientUpdate:
     Everybody weighs 1. Of the histogram only remains which experts were trained, since their
     changes are there; no metrics, statistics or number of examples.
     """
+    return replace(only_changes(update), changes=clipped(update.changes, bound))
+
+
+def only_changes(update: ClientUpdate) -> ClientUpdate:
+    """Return an update without all that stands beside its changes; everybody weighs 1."""
     return replace(
         update,
-        changes=clipped(update.changes, bound),
         num_examples=1,
         num_partitions=0,
         routing=only_trained(update.routing),

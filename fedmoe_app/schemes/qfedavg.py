@@ -75,9 +75,12 @@ class Fair(Summed):
     squared: SquaredChange = SQUARED
 
     def add(self, reply: Reply, block: Block) -> Mapping[str, Scaled | float]:
-        """Add Λ·F^q·Δ_i, and h_i."""
-        loss = float(reply[self.loss]["mean"]) + _LEAST
-        length = self.lipschitz**2 * float(reply[self.squared]["all"])
+        """Add Λ·F^q·Δ_i, and h_i; nothing of a client that was not admitted."""
+        mean, squared = reply.measured(self.loss, "mean"), reply.measured(self.squared, "all")
+        if mean is None or squared is None:
+            return {"of": 0.0}
+        loss = float(mean) + _LEAST
+        length = self.lipschitz**2 * float(squared)
         weight = self.lipschitz * loss**self.q
         change = reply.change(block) or {}
         sums: dict[str, Scaled | float] = {f"sum.{k}": Scaled(weight, t) for k, t in change.items()}

@@ -53,8 +53,8 @@ class Changes(Mapping[str, Tensor]):
         for reply in replies:
             if block is None:
                 changes = reply.changes
-                every = [changes.dense, *changes.gates.values(), *changes.experts.values()]
-                self._parts[reply.client] = every
+                parts = (changes.dense, *changes.gates.values(), *changes.experts.values())
+                self._parts[reply.client] = list(parts)
             else:
                 self._parts[reply.client] = [reply.change(block) or {}]
 

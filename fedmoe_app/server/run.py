@@ -20,15 +20,14 @@ from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.carve.preset import located
-from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.prefix.find import Prefix
 from fedmoe_app.moe.prefix.replay import replayed
 from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.privacy.client_level import ClientLevel
+from fedmoe_app.privacy.example_level import ExampleLevel, check_examples
 from fedmoe_app.privacy.ledger import Ledger
 from fedmoe_app.results.best import kept_note
 from fedmoe_app.results.classes import Classes, kept_classes
@@ -112,6 +111,7 @@ def run_server(grid: Grid, config: RunConfig, train_on_root: TrainOnRoot | None 
     check_holds_chosen(config)
     setup = load_setup(config, data.label_names, on=config.server_device)
     plan = check_run(config, scheme, setup.shape)
+    check_examples(config, plan)
     prefix = frozen_prefix(config, setup)
     chosen = config.model.experts_in_memory == "chosen"
     test = _encode(setup, data.test, "test set")
@@ -257,7 +257,8 @@ def _bounds(config: RunConfig, setup: Setup, num_rows: int) -> TaskBounds:
     data = config.data
     return TaskBounds(
         train=config.train,
-        max_length=data.max_length,
+        # With histograms that say nothing, tokens are no tokens.
+        max_length=0 if config.privacy.withholds else data.max_length,
         top_k=max(layer.top_k for layer in setup.layers),
         test_fraction=data.local_test_fraction,
         items=data.max_length if setup.task.by_token else 1,
@@ -279,6 +280,8 @@ def _run(
     loop.strategy.summary()
     if prefix is not None:
         logger.info("%s", described(config, setup, prefix))
+    if (level := ExampleLevel.of(config)) is not None:
+        logger.info("%s", level.said())
     if loop.strategy.private is not None:
         num_values = sum(tensor.numel() for _, tensor in recorder.state.named())
         loop.strategy.private.say_before(num_values, config.num_server_rounds)
@@ -406,7 +409,10 @@ def _save(config: RunConfig, setup: Setup, loop: RoundLoop, folder: RunFolder) -
     with folder.writing():
         if config.model.train == "expert-lora":
             _save_adapter(config, setup, folder)
-        merge_adapters(setup.model, setup.layers)
+        if config.model.train == "expert-lora" or config.model.attention_lora:
+            from fedmoe_app.moe.training.lora import merge_adapters  # PEFT takes long to import
+
+            merge_adapters(setup.model, setup.layers)
         _save_model(setup, folder.path / "model")
         from fedmoe_app.report.plots import plot_run
 
@@ -428,6 +434,8 @@ def _save_model(setup: Setup, path: Path) -> None:
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
     """Save the adapter for PEFT, which merging destroys; where that fails there is none."""
+    from fedmoe_app.moe.export import export_adapter  # PEFT takes long to import
+
     base = "" if config.model.name in PRESETS else located(config.model.name)
     try:
         export_adapter(setup.model, setup.layers, folder.path / "adapter", base)

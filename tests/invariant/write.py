@@ -1,11 +1,13 @@
 """Make ``references.json`` anew and print what changed: ``python -m tests.invariant.write``.
 
+With ``--new`` only runs that have no reference are carried out, and no other is touched.
 Hashes that were made on other machines stay for the runs that did not change on this one; the
 others go, because they are out of date.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,26 +16,33 @@ from typing import Any
 from tests.invariant import references
 from tests.invariant.fingerprint import machine
 from tests.invariant.references import Outcome
-from tests.invariant.runs import RUNS, make_material
+from tests.invariant.runs import RUNS, GoldenRun, make_material
 
 
 def main() -> None:
-    """Carry out all runs, compare, write."""
-    outcomes = run_all()
+    """Carry out runs, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--new", action="store_true", help="only runs without a reference")
     before = references.read()
+    if parser.parse_args().new:
+        new = {n: run for n, run in RUNS.items() if n not in before["figures"]}
+        references.write(extended(run_all(new), before))
+        print("\n".join(f"{name}: new" for name in new))
+        return
+    outcomes = run_all(RUNS)
     changed = print_changes(outcomes, before)
     references.write(renewed(outcomes, before, changed))
 
 
-def run_all() -> dict[str, Outcome]:
-    """Carry out all runs in a temporary folder."""
+def run_all(runs: Mapping[str, GoldenRun]) -> dict[str, Outcome]:
+    """Carry out runs in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         material = folder / "material"
         material.mkdir()
         make_material(material)
         return {
-            name: references.carry_out(run, material, folder / name) for name, run in RUNS.items()
+            name: references.carry_out(run, material, folder / name) for name, run in runs.items()
         }
 
 
@@ -54,6 +63,17 @@ def print_changes(outcomes: Mapping[str, Outcome], before: Mapping[str, Any]) ->
             print("\n  ".join([f"{name}:", *found]))
     print(f"{len(changed)} of {len(outcomes)} runs changed")
     return changed
+
+
+def extended(outcomes: Mapping[str, Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the references with these outcomes beside them."""
+    figures = {name: references.as_figures(outcome) for name, outcome in outcomes.items()}
+    bits = {name: references.as_bits(outcome) for name, outcome in outcomes.items()}
+    mine = {**before["bits"].get(machine(), {}), **bits}
+    return {
+        "figures": {**before["figures"], **figures},
+        "bits": {**before["bits"], machine(): mine},
+    }
 
 
 def renewed(

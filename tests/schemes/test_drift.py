@@ -133,6 +133,14 @@ def test_q_0_is_the_equal_mean() -> None:
     assert found == pytest.approx(result_of(Equal(), replies))  # type: ignore[arg-type]
 
 
+def test_who_was_not_admitted_adds_nothing_to_q_fedavg() -> None:
+    """Its reply comes without changes and numbers: the mean is the other client's."""
+    numbers = {"ReceivedLoss/mean": torch.tensor(2.0), "SquaredChange/all": torch.tensor(0.0)}
+    heard = reply(0, [3.0], statistics=numbers)
+    left_out = replace(reply(1, [9.0]), num_examples=0.0, changes=ModelState())
+    assert result_of(Fair(q=0.0, lipschitz=5.0), [heard, left_out]) == pytest.approx([3.0])
+
+
 def test_what_is_measured() -> None:
     assert ReceivedLoss().of_received(Score(6.0, 1, 4))["mean"] == 1.5
     changes = ModelState(dense={"a": torch.tensor([3.0])}, gates={0: {"b": torch.tensor([4.0])}})
