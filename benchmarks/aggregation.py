@@ -5,7 +5,9 @@
 The same dense arrays, float32 in tensors of 4 MB, go to ``FedAvg.aggregate_train`` of Flower and to
 this project's strategy with ``scheme = "fedavg"``: decoding, every check, sums, and encoding the
 new state. Each is a process of its own; they take turns, and medians over the rounds of all are
-compared. Only the call is timed: making a reply, here reading it from a file, is not. Flower's API
+compared. "after the last" is from when
+the last reply is there to when the next round's first message could leave. Only the call is timed:
+making a reply, here reading it from a file, is not. Flower's API
 takes a list of all replies; this one takes them as they arrive. Both peaks hold the replies as far
 as the API makes the server hold them, the old arrays and the new ones.
 
@@ -83,25 +85,27 @@ def _print(found: dict[str, list[dict[str, list[float]]]], size: int) -> None:
     medians = {
         kind: {
             name: statistics.median(x for cell in cells for x in cell[name])
-            for name in ("first", "seconds", "cpu", "peak")
+            for name in ("first", "seconds", "cpu", "peak", "after")
         }
         for kind, cells in found.items()
     }
     base = medians["Flower"]
     rows = []
     for kind, numbers in medians.items():
-        ratios = [f"{numbers[n] / base[n]:.2f}" for n in ("seconds", "cpu", "peak")]
+        names = ("after", "seconds", "cpu", "peak")
+        ratios = [f"{numbers[n] / base[n]:.3f}" for n in names]
         rows.append(
             (
                 kind,
-                *(f"{numbers[name]:.2f}" for name in ("first", "seconds", "cpu")),
+                *(f"{numbers[name]:.2f}" for name in ("first", "after", "seconds", "cpu")),
                 f"{numbers['peak'] / MIB:.0f}",
                 *ratios,
                 f"{size / numbers['cpu'] / 1e9:.1f}",
             )
         )
-    headers = ("", "first round s", "later s", "CPU s", "peak MiB")
-    print_markdown((*headers, "time", "CPU time", "peak", "GB/s of replies"), rows)
+    headers = ("", "first round s", "after the last s", "later s", "CPU s", "peak MiB")
+    ratio = ("after the last", "time", "CPU time", "peak", "GB/s of replies")
+    print_markdown((*headers, *ratio), rows)
     read, copy, triad = _bandwidth()
     print(
         f"\nmemory bandwidth of one thread: read {read:.1f} GB/s, copy {copy:.1f} GB/s, "
@@ -138,20 +142,21 @@ def _measure(kind: str, rounds: int, clients: int, tensors: int) -> dict[str, li
         )
         first = _round(run)
         later = [_round(run) for _ in range(rounds)]
-    seconds, cpu, peaks = zip(*later, strict=True)
+    seconds, cpu, peaks, after = zip(*later, strict=True)
     return {
         "first": [first[0]],
         "seconds": list(seconds),
         "cpu": list(cpu),
         "peak": [max(first[2], *peaks)],
+        "after": list(after),
     }
 
 
-def _round(run: _Flower | _Own) -> tuple[float, float, int]:
+def _round(run: _Flower | _Own) -> tuple[float, float, int, float]:
     gc.collect()
     with watch_memory() as peak:
         run.aggregate()
-    return run.seconds, run.cpu, peak.bytes - run.start
+    return run.seconds, run.cpu, peak.bytes - run.start, run.after
 
 
 def _values(client: int, tensor: int) -> np.ndarray:
@@ -169,7 +174,7 @@ class _Timed:
 
     def __init__(self) -> None:
         self.start = anonymous()
-        self.seconds = self.cpu = 0.0
+        self.seconds = self.cpu = self.after = 0.0
 
     def clock(self, sign: int) -> None:
         self.seconds += sign * time.perf_counter()
@@ -196,6 +201,7 @@ class _Flower(_Timed):
         self.clock(-1)
         arrays, _ = self._strategy.aggregate_train(1, self._replies)
         self.clock(+1)
+        self.after = self.seconds  # it starts when the last reply is there
         assert arrays is not None
         self._arrays = arrays
 
@@ -276,10 +282,12 @@ class _Own(_Timed):
             self.clock(+1)
             reply = [self._reply(client)]
             self.clock(-1)
+            self._last = time.perf_counter()
             yield reply.pop()
 
     def aggregate(self) -> None:
         self.seconds = self.cpu = 0.0
+        self._strategy.num_aggregated = 0  # the replies, made once, answer its first question
         now = RoundLoop(self._strategy).begin_round(1, InProcessGrid(app, {}, []))
         nodes = [1 + client for client in self._order]
         self._strategy.registry.clients = dict(zip(nodes, self._order, strict=True))
@@ -287,6 +295,7 @@ class _Own(_Timed):
         collected = WaitForAll().take(self._strategy, now, nodes, self._replies())
         arrays = self._strategy.aggregate_train(now, collected)
         self.clock(+1)
+        self.after = time.perf_counter() - self._last
         assert arrays is not None, now.failures
         self._arrays = arrays
 

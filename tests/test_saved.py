@@ -95,7 +95,7 @@ def test_a_model_is_saved_even_if_its_adapter_cannot_be(
     def refuse(*args: Any) -> None:
         raise RuntimeError("PEFT is out of sorts")
 
-    monkeypatch.setattr("fedmoe_app.server.run.export_adapter", refuse)
+    monkeypatch.setattr("fedmoe_app.moe.export.export_adapter", refuse)
     overrides = LORA | {"output-dir": str(tmp_path), "num-server-rounds": 1}
     folder = run_in_process(flat_config(**overrides), 2)
     AutoModelForSequenceClassification.from_pretrained(folder / "model")

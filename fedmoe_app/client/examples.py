@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fedmoe_app.client.train import Factor, LocalRun, TrainResult, constant, frozen, sum_of_terms
+from fedmoe_app.client.train import (
+    Factor,
+    LocalRun,
+    TrainResult,
+    constant,
+    frozen,
+    leaf,
+    sum_of_terms,
+)
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.state import Tensors
@@ -45,12 +53,13 @@ def train_by_example(
     randomness = randomness or OfSystem()
     parameters = run.trainables.named_parameters()
     optimiser = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        run.trainables.leaves(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     schedule = LambdaLR(optimiser, factor)
     run.model.train()
-    with frozen([parameters[name] for name in run.frozen]):
-        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    with frozen([leaf(parameters, name) for name in run.frozen]):
+        leaves = {name: leaf(parameters, name) for name in parameters}
+        trained = {name: p for name, p in leaves.items() if p.requires_grad}
         for _ in range(level.steps):
             drawn = (randomness.uniform(len(rows)) <= level.rate).nonzero()[0].tolist()
             sums = clipped_sum(run, [rows[i] for i in drawn], trained, level.clip)
@@ -65,7 +74,7 @@ def train_by_example(
                 torch.nn.utils.clip_grad_norm_(trained.values(), config.max_grad_norm)
             optimiser.step()
             schedule.step()
-            run.trainables.trained += 1  # noise moves them all
+            run.trainables.count_all()  # noise moves them all
     return TrainResult(0.0, level.steps)
 
 

@@ -30,10 +30,10 @@ class InputSums:
 
     Args:
         statistics: what is summed up.
-        weights: of the maps, by full name; empty if there are no statistics.
+        weights: parameters of the maps, by full name; empty if there are no statistics.
     """
 
-    def __init__(self, statistics: Sequence[OfInputs], weights: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, statistics: Sequence[OfInputs], weights: Mapping[str, Tensor]) -> None:
         self._statistics = statistics
         self._keys = {id(weight): key for key, weight in weights.items()}
         self._totals: Tensors = {}

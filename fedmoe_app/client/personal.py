@@ -196,7 +196,7 @@ class OwnModel:
         A fresh AdamW, as for the global copy. Each of the two is clipped by its own norm.
         """
         with Trainables(self.model, self._layers) as trainables:
-            copies = list(trainables.named_parameters().values())
+            copies = trainables.leaves()
             gate = list(self._gate.parameters())
             groups: list[dict[str, Any]] = [
                 {"params": copies, "lr": config.learning_rate},

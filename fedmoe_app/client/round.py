@@ -49,13 +49,14 @@ from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.routing import OnRoute, RoutingRecorder, RoutingStats
 from fedmoe_app.moe.state import ModelState, Tensors
+from fedmoe_app.moe.training.grouped import pays_on
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.privacy.clipping import only_changes
 from fedmoe_app.privacy.example_level import ExampleLevel, check_examples
 from fedmoe_app.privacy.node_ledger import NodeLedger, data_set
 from fedmoe_app.schemes import make_scheme
 from fedmoe_app.schemes.base import Plan, Run, signals_of
-from fedmoe_app.schemes.parts import InBatch, Measured, OfOutput, Once, Select
+from fedmoe_app.schemes.parts import InBatch, Measured, OfInputs, OfOutput, Once, Select
 from fedmoe_app.schemes.views import EMPTY, NO_NUMBER, LocalClient, Trained
 from fedmoe_app.tasks.base import Score, Task, evaluate
 from fedmoe_app.tasks.seeding import client_seed, one_client
@@ -187,7 +188,8 @@ class ClientRound:
             chosen = loaded or assigned_by(self.task, self.setup.shape)
             if chosen is None and once and loaded is None:
                 chosen = chosen_by(once, client)
-            trainables = Trainables(self.setup.model, self.setup.layers, chosen)
+            model, layers = self.setup.model, self.setup.layers
+            trainables = Trainables(model, layers, chosen, stacked=self._stacked)
             gradient = MeanOfGradients() if self.plan.needs_gradient else None
             with sums_of_inputs(self.plan, self.setup, trainables) as inputs:
                 result, routing = self._train(
@@ -376,6 +378,17 @@ class ClientRound:
     @property
     def _loads_chosen(self) -> bool:
         return self.config.model.experts_in_memory == "chosen"
+
+    @property
+    def _stacked(self) -> bool:
+        """Whether experts are trained as stacks, which no part that looks at single ones can be."""
+        client, measured = self.plan.client, self.plan.measured
+        looks = (
+            isinstance(client.select, InBatch) or bool(client.freeze) or self.plan.needs_gradient
+        )
+        looks = looks or any(isinstance(part, OfInputs) for part in measured)
+        looks = looks or ExampleLevel.of(self.config) is not None
+        return pays_on(self.setup.model.device) and not looks
 
     @property
     def _seed(self) -> int:

@@ -27,6 +27,7 @@ from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.state import Tensors
+from fedmoe_app.moe.training.rows import RowsAdamW
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.schemes.faults import call
 from fedmoe_app.schemes.parts import Logits, RouterTerm, Signal, TaskLoss, Term
@@ -184,13 +185,17 @@ def train(
     """
     parameters = run.trainables.named_parameters()
     reference = {**run.trainables.reference(), **run.received}
-    optimiser = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    leaves = run.trainables.leaves()
+    optimiser = RowsAdamW(
+        run.trainables.plain(),
+        run.trainables.stacks(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
     )
     schedule = LambdaLR(optimiser, factor)
     run.model.train()
-    losses: list[float] = []
-    with frozen([parameters[name] for name in run.frozen]):
+    losses: list[_StepLoss] = []
+    with frozen([leaf(parameters, name) for name in run.frozen]):
         for examples in train_batches(range(len(rows)), config, seed):
             optimiser.zero_grad(set_to_none=True)
             losses.append(_backward(run, rows, examples, config, parameters, reference))
@@ -198,12 +203,28 @@ def train(
             if run.gradient is not None:
                 run.gradient.count_step(parameters)
             if config.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(leaves, config.max_grad_norm)
             optimiser.step()
             schedule.step()
             if run.own_step is not None:
                 run.own_step()
-    return TrainResult(sum(losses) / len(losses), len(losses))
+    return TrainResult(_mean(losses), len(losses))
+
+
+_StepLoss = list[tuple[float, Tensor]]  # the share and the mean loss of each micro-batch
+
+
+def _mean(steps: Sequence[_StepLoss]) -> float:
+    """Return the mean over the steps, read from the device at once: it is not waited for before."""
+    values = iter(torch.stack([loss for step in steps for _, loss in step]).tolist())
+    return sum(sum(share * next(values) for share, _ in step) for step in steps) / len(steps)
+
+
+def leaf(parameters: Mapping[str, Tensor], name: str) -> nn.Parameter:
+    """Return what is trained as a parameter of its own, as all is where single ones are read."""
+    parameter = parameters[name]
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
 
 
 @contextmanager
@@ -225,9 +246,9 @@ def _backward(
     config: TrainConfig,
     parameters: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
-) -> float:
-    """Add up the gradients of a step's micro-batches; return the step's mean task loss."""
-    total = 0.0
+) -> _StepLoss:
+    """Add up the gradients of a step's micro-batches; return their task losses."""
+    losses: _StepLoss = []
     for part in micro_batches(examples, config):
         step = LocalStep(parameters, reference, told=run.told, top_k=run.top_k)
         task_loss, step = _task_loss(run, [rows[i] for i in part], part, step)
@@ -238,8 +259,8 @@ def _backward(
         loss = share * (task_loss if extra is None else task_loss + extra)
         if loss.requires_grad:  # not where all but experts is frozen and the batch met none
             loss.backward()
-        total += share * float(task_loss.detach())
-    return total
+        losses.append((share, task_loss.detach()))
+    return losses
 
 
 def _task_loss(

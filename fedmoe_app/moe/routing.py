@@ -127,9 +127,14 @@ class RoutingRecorder:
         return [_probabilities(layer, *self._last[layer.index]) for layer in self._layers]
 
     def take_routed(self) -> Tensor:
-        """Return which experts got a real token since the last call, ``[L, E]`` bool."""
-        counts = torch.stack([sums.count.cpu() for sums in self._sums])
-        routed = counts > self._counted
+        """Return which experts got a real token since the last call, ``[L, E]`` bool.
+
+        It is where the model is: nothing waits for a GPU.
+        """
+        found = [sums.count for sums in self._sums]
+        device = next((c.device for c in found if c.device.type != "cpu"), found[0].device)
+        counts = torch.stack([count.to(device) for count in found])
+        routed = counts > self._counted.to(counts.device)
         self._counted = counts
         return routed
 
@@ -225,10 +230,9 @@ class _Sums:
             return
         if self.prob.device != p.device:
             self._move(p.device)
-        experts = p.shape[1]
         best, winner = p.topk(2, dim=-1)  # [T, 2]
         self.tokens += p.shape[0]
-        self.count += torch.bincount(chosen.reshape(-1), minlength=experts)
+        _count_in(self.count, chosen.reshape(-1))
         self.prob += p.sum(dim=0, dtype=torch.float64)
         self.entropy += torch.special.entr(p).sum(dim=0, dtype=torch.float64)
         self.peak = torch.maximum(self.peak, p.amax(dim=0))
@@ -258,13 +262,21 @@ class _Sums:
         if self.hidden is None:
             shape = (self.prob.shape[0], hidden.shape[1])
             self.hidden = torch.zeros(shape, dtype=torch.float64, device=hidden.device)  # [E, D]
-        self.wins += torch.bincount(winner, minlength=self.wins.shape[0])
+        _count_in(self.wins, winner)
         self.hidden.index_add_(0, winner, hidden.double())
 
     def _move(self, device: torch.device) -> None:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
+
+
+def _count_in(counts: Tensor, numbers: Tensor) -> None:
+    """Add to ``[E]`` how often each of 0..E-1 is in ``numbers`` ``[N]``.
+
+    Not by ``bincount``, which on a GPU waits for the largest of them.
+    """
+    counts.scatter_add_(0, numbers.long(), torch.ones_like(numbers, dtype=counts.dtype))
 
 
 def _is_last(part: Any, size: int) -> bool:

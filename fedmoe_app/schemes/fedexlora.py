@@ -47,13 +47,12 @@ class ExactMean(Summed):
     """The mean of an expert's adapters, with what it lacks to the mean of their products."""
 
     def add(self, reply: Reply, block: Block) -> Mapping[str, Scaled | float]:
-        """Add n·dA, n·dB and n·dB·dA of every map, and n."""
-        n, change = reply.num_examples, reply.change(block)
+        """Add n times every change, n·dB·dA of every map with adapters, and n."""
+        n, change = reply.num_examples, reply.change(block) or {}
         sums: dict[str, Scaled | float] = {_OF: n}
-        for name in _maps(change or {}):
-            assert change is not None
+        sums |= {name: Scaled(n, value) for name, value in change.items()}
+        for name in _maps(change):
             a, b = change[name + _A], change[name + _B]  # [r, in], [out, r]
-            sums |= {name + _A: Scaled(n, a), name + _B: Scaled(n, b)}
             sums[name + RESIDUAL] = Scaled(n, b @ a)
         return sums
 

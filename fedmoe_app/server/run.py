@@ -20,14 +20,12 @@ from fedmoe_app.config.files import new_folder
 from fedmoe_app.config.parse import flatten_run_config
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.moe.carve.preset import located
-from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import passes, read_state, write_state
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.moe.prefix.find import Prefix
 from fedmoe_app.moe.prefix.replay import replayed
 from fedmoe_app.moe.prefix.states import HiddenStates
 from fedmoe_app.moe.state import ModelState
-from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.privacy.client_level import ClientLevel
 from fedmoe_app.privacy.example_level import ExampleLevel, check_examples
 from fedmoe_app.privacy.ledger import Ledger
@@ -411,7 +409,10 @@ def _save(config: RunConfig, setup: Setup, loop: RoundLoop, folder: RunFolder) -
     with folder.writing():
         if config.model.train == "expert-lora":
             _save_adapter(config, setup, folder)
-        merge_adapters(setup.model, setup.layers)
+        if config.model.train == "expert-lora" or config.model.attention_lora:
+            from fedmoe_app.moe.training.lora import merge_adapters  # PEFT takes long to import
+
+            merge_adapters(setup.model, setup.layers)
         _save_model(setup, folder.path / "model")
         from fedmoe_app.report.plots import plot_run
 
@@ -433,6 +434,8 @@ def _save_model(setup: Setup, path: Path) -> None:
 
 def _save_adapter(config: RunConfig, setup: Setup, folder: RunFolder) -> None:
     """Save the adapter for PEFT, which merging destroys; where that fails there is none."""
+    from fedmoe_app.moe.export import export_adapter  # PEFT takes long to import
+
     base = "" if config.model.name in PRESETS else located(config.model.name)
     try:
         export_adapter(setup.model, setup.layers, folder.path / "adapter", base)

@@ -26,7 +26,8 @@ def gradients(scheme: str, batch_size: int) -> tuple[float, dict[str, torch.Tens
         parameters = trainables.named_parameters()
         # As if the model had moved: the proximal term is not zero.
         reference = {key: p.detach() + 0.1 for key, p in parameters.items()}
-        loss = _backward(run, ROWS, range(len(ROWS)), config.train, parameters, reference)
+        losses = _backward(run, ROWS, range(len(ROWS)), config.train, parameters, reference)
+        loss = sum(share * float(value) for share, value in losses)
         return loss, {k: p.grad.clone() for k, p in parameters.items() if p.grad is not None}
 
 

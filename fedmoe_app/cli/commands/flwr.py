@@ -11,9 +11,8 @@ from fedmoe_app.launch.flower_command import run_flower
 @command(
     "fedmoe flwr run . --stream",
     context_settings={
-        "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
+        "allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False,
     },
-    add_help_option=False,
 )  # fmt: skip
 def flwr(context: typer.Context) -> None:
     """Run Flower's own command, `flwr`, with what this app's runs need.

@@ -11,9 +11,8 @@ from fedmoe_app.launch.flower_command import run_flower
 @command(
     "fedmoe superlink --ssl-ca-certfile ca.crt ...",
     context_settings={
-        "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
+        "allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False,
     },
-    add_help_option=False,
 )  # fmt: skip
 def superlink(context: typer.Context) -> None:
     """Run Flower's SuperLink, `flower-superlink`, with what this app's runs need.

@@ -26,6 +26,7 @@ from fedmoe_app.moe.quantised.packed import packed_weights
 from fedmoe_app.moe.state import RESIDUAL
 from fedmoe_app.moe.structure import check_interface
 from fedmoe_app.moe.training.grouped import can_group, run_grouped
+from fedmoe_app.moe.training.stacks import ExpertStacks
 
 IMPLEMENTATION = "fedmoe_slots"
 _ATTRIBUTE = "_fedmoe_slots"
@@ -49,8 +50,21 @@ class ExpertSlots:
         """
         self.weights = list(weights)
         self.scaling = scaling
+        self.stacks: ExpertStacks | None = None  # what of it is trained as one tensor a map
         # Called with weight, input [T, in] and output [T, out] of every map of every expert.
         self.on_linear: OnLinear | None = None
+
+    def each(self) -> list[dict[str, Any]]:
+        """Return what every expert runs on by itself, with the graph of what is trained."""
+        stacks = self.stacks
+        if stacks is None:
+            return self.weights
+        return [
+            {name: stacks.row(e, name) if name in stacks.trained else w for name, w in own.items()}
+            if e in stacks.rows
+            else own
+            for e, own in enumerate(self.weights)
+        ]
 
 
 def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
@@ -70,6 +84,35 @@ def attach_slots(layer: MoELayer, chosen: Iterable[int]) -> ExpertSlots:
     for e in chosen:
         weights[e] = {name: nn.Parameter(view.clone()) for name, view in weights[e].items()}
     return put_slots(layer, ExpertSlots(weights))
+
+
+def attach_stacks(layer: MoELayer, chosen: Sequence[int]) -> ExpertStacks:
+    """Train the chosen experts of a fused layer, or their adapters, as one tensor a map.
+
+    Adapters are moved directly: each becomes a view of its row. The model must then run the
+    implementation above.
+    """
+    if layer.adapters:
+        slots = slots_of(layer)
+        stacks = ExpertStacks(layer.adapters, chosen)
+        for e in chosen:
+            for name, value in stacks.values(e).items():
+                layer.adapters[e][name].data = value
+    else:
+        weights = [layer.expert(e) for e in range(layer.num_experts)]
+        stacks = ExpertStacks(weights, chosen)
+        for e in chosen:
+            weights[e] = stacks.values(e)
+        slots = put_slots(layer, ExpertSlots(weights))
+    slots.stacks = stacks
+    return stacks
+
+
+def detach_stacks(layer: MoELayer) -> None:
+    """Run the experts on tensors of their own again, if they ran on stacks."""
+    slots: ExpertSlots | None = layer.experts_module.__dict__.get(_ATTRIBUTE)
+    if slots is not None:
+        slots.stacks = None
 
 
 def put_slots(layer: MoELayer, slots: ExpertSlots) -> ExpertSlots:
@@ -139,14 +182,17 @@ def slots_forward(
         eager = inspect.unwrap(type(self).forward)
         return eager(self, hidden_states, top_k_index, top_k_weights)
     tokens, top_k = top_k_index.shape
-    expert_ids, order = torch.sort(top_k_index.reshape(-1), stable=True)  # [S], [S]
-    counts = torch.bincount(expert_ids, minlength=len(slots.weights))  # [E]
+    stacks = slots.stacks if slots.on_linear is None else None
+    numbers = top_k_index if stacks is None else stacks.place(top_k_index)
+    places, order = torch.sort(numbers.reshape(-1), stable=True)  # [S], [S]
     pairs = hidden_states.unsqueeze(1).expand(-1, top_k, -1).reshape(tokens * top_k, -1)
     pairs = pairs.index_select(0, order)  # [S, H]
-    if slots.on_linear is None and can_group(self, slots.weights, pairs):
-        outputs = run_grouped(self, pairs, expert_ids, counts, slots.weights, slots.scaling)
+    alone = slots.on_linear is not None  # each expert by itself
+    if stacks is not None or (not alone and can_group(self, slots.weights, pairs)):
+        outputs = run_grouped(self, pairs, places, slots.weights, slots.scaling, stacks)
     else:
-        outputs = _run_each(self, pairs, counts.tolist(), slots)
+        counts = torch.bincount(places, minlength=len(slots.weights)).tolist()  # [E]
+        outputs = _run_each(self, pairs, counts, slots)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.shape[0], device=order.device)
     mixed = outputs.index_select(0, inverse).view(tokens, top_k, -1)  # [T, K, H]
@@ -157,7 +203,7 @@ def _run_each(module: Any, x: Tensor, counts: Sequence[int], slots: ExpertSlots)
     """Run the experts one by one on their parts of ``[S, H]``, which is sorted by expert."""
     outputs = [
         _expert(module, part, weights, slots)
-        for part, weights in zip(x.split(counts), slots.weights, strict=True)
+        for part, weights in zip(x.split(counts), slots.each(), strict=True)
         if part.shape[0]
     ]
     return torch.cat(outputs)

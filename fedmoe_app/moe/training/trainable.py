@@ -1,4 +1,7 @@
-"""Make chosen experts trainable, each as parameters of its own, and tell what training changed.
+"""Make chosen experts trainable, and tell what training changed.
+
+Each expert has parameters of its own, or the chosen ones of a layer share a stack a map
+(:mod:`fedmoe_app.moe.training.stacks`): few large tensors, which a GPU needs.
 
 Order of use::
 
@@ -13,6 +16,9 @@ Order of use::
     trainables.merge()                          # only where the local model is used further
     trainables.detach()                         # the plain transformers model again
 
+With stacks the optimiser is :class:`fedmoe_app.moe.training.rows.RowsAdamW`, which gets
+:meth:`Trainables.plain` and :meth:`Trainables.stacks`.
+
 Dense parameters and gates are trained where they require a gradient. Shapes: ``L`` MoE layers,
 ``E`` experts a layer.
 """
@@ -26,8 +32,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer, dense_parameters
-from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors, moved_by_server
-from fedmoe_app.moe.training.slots import attach_slots, detach_slots, use_slots
+from fedmoe_app.moe.state import ExpertKey, ModelState, Tensors, expert_of, moved_by_server
+from fedmoe_app.moe.structure import loaded_of
+from fedmoe_app.moe.training.grouped import can_stack
+from fedmoe_app.moe.training.slots import (
+    attach_slots,
+    attach_stacks,
+    detach_slots,
+    detach_stacks,
+    use_slots,
+)
+from fedmoe_app.moe.training.stacks import ExpertStacks
 
 _MARK = "_fedmoe_trainables"  # attribute of a model that has trainables attached
 
@@ -39,9 +54,6 @@ class Trainables:
     Until :meth:`merge` the model's own expert tensors keep the received values where experts are
     fused; adapters, and the experts of families with one module per expert (Switch), are moved
     directly.
-
-    Attributes:
-        trained: ``[L, E]`` int64, optimiser steps in which each expert received a gradient.
     """
 
     def __init__(
@@ -49,8 +61,13 @@ class Trainables:
         model: PreTrainedModel,
         layers: Sequence[MoELayer],
         experts: Sequence[Collection[int]] | None = None,
+        *,
+        stacked: bool = False,
     ) -> None:
         """Attach to the model; ``experts`` lists the chosen experts per layer, None means all.
+
+        ``stacked`` asks for one tensor a map for a layer's chosen experts, which is done where
+        every layer's experts lie in stacks; else each has parameters of its own.
 
         Raises:
             ValueError: ``experts`` has not one entry per layer, or names an expert beyond E.
@@ -62,11 +79,15 @@ class Trainables:
         self._model = model
         self._layers = tuple(layers)
         self._chosen = _check_experts(self._layers, experts)
+        self._stacked = stacked and all(_is_stackable(layer) for layer in self._layers)
+        self._stacks: dict[int, ExpertStacks] = {}  # by layer; none of a layer with none chosen
         self._local = ModelState()
         self._merged = False
         self._implementation = model.get_experts_implementation()
         self._flags = [(p, p.requires_grad) for p in _all_parameters(model, self._layers)]
-        self.trained = torch.zeros(len(layers), layers[0].num_experts, dtype=torch.int64)  # [L, E]
+        device = model.device if self._stacked else torch.device("cpu")
+        shape = (len(layers), layers[0].num_experts)
+        self._trained = torch.zeros(shape, dtype=torch.int64, device=device)
         setattr(model, _MARK, True)
         try:
             self._local = self._attach()
@@ -83,9 +104,31 @@ class Trainables:
         """Detach, without merging."""
         self.detach()
 
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the trainable parameters by the keys of :mod:`fedmoe_app.moe.state`, in order."""
+    @property
+    def trained(self) -> Tensor:
+        """Optimiser steps in which each expert had a gradient, ``[L, E]`` int64 on the CPU."""
+        return self._trained.cpu()
+
+    def named_parameters(self) -> Mapping[str, Tensor]:
+        """Return the trainable parameters by the keys of :mod:`fedmoe_app.moe.state`, in order.
+
+        A stack's rows are made when they are asked for, with graph; they hold no gradients.
+        """
+        if self._stacked:
+            return _Rows(self._local, self._stacks)
         return {key: p for key, p in self._local.named() if isinstance(p, nn.Parameter)}
+
+    def plain(self) -> list[nn.Parameter]:
+        """Return the trainable parameters that are in no stack, in order."""
+        return [p for _, p in self._local.named() if isinstance(p, nn.Parameter)]
+
+    def stacks(self) -> list[ExpertStacks]:
+        """Return the layers' stacks, in order; empty where each expert has its own parameters."""
+        return list(self._stacks.values())
+
+    def leaves(self) -> list[nn.Parameter]:
+        """Return every tensor that gets a gradient: the plain ones and the stacks."""
+        return self.plain() + [p for layer in self.stacks() for p in layer.trained.values()]
 
     def reference(self) -> Tensors:
         """Return the received values by the same keys; read them, do not write to them."""
@@ -96,7 +139,12 @@ class Trainables:
 
         Call it before the layer's experts run; it holds until the next call. A frozen expert's
         weights get no gradient; the gradient of its input still flows to the layers below.
+
+        Raises:
+            RuntimeError: the experts are stacked.
         """
+        if self._stacks:
+            raise RuntimeError("train_only() needs experts with parameters of their own")
         for e, wanted in enumerate(experts.tolist()):
             for parameter in self._local.experts.get((layer, e), {}).values():
                 parameter.requires_grad_(wanted)
@@ -111,14 +159,25 @@ class Trainables:
         Args:
             routed: whether a real token of the step went to e, ``[L, E]`` bool; None if not known.
         """
-        used = [key for key in self._local.experts if routed is None or bool(routed[key])]
+        if self._stacked:
+            for index, stacks in self._stacks.items():
+                of_layer = None if routed is None else routed[index].to(self._trained.device)
+                self._trained[index] += stacks.keep_reached(of_layer)
+            return
+        # Read at once: a GPU would be waited for once an expert.
+        flags = None if routed is None else routed.tolist()
+        used = [key for key in self._local.experts if flags is None or flags[key[0]][key[1]]]
         trained = _with_gradient({key: self._local.experts[key] for key in used})
         for key, tensors in self._local.experts.items():
             if key in trained:
-                self.trained[key] += 1
+                self._trained[key] += 1
             else:
                 for parameter in tensors.values():
                     parameter.grad = None
+
+    def count_all(self) -> None:
+        """Count a step that trains every expert, whatever was routed, as one with noise does."""
+        self._trained += 1
 
     def changes(self) -> ModelState:
         """Return local minus received in float32: dense, gates, and the experts that were trained.
@@ -128,14 +187,14 @@ class Trainables:
         """
         if self._merged:
             raise RuntimeError("changes() must be called before merge()")
-        local, received = self._local, self._received
+        local, received, trained = self._local, self._received, self.trained
         return ModelState(
             dense=_difference(local.dense, received.dense),
             gates={i: _difference(t, received.gates[i]) for i, t in local.gates.items()},
             experts={
                 key: _difference(tensors, received.experts[key])
                 for key, tensors in local.experts.items()
-                if self.trained[key] > 0
+                if trained[key] > 0
             },
         )
 
@@ -150,13 +209,15 @@ class Trainables:
         """Give the model back as it was: own experts implementation, ``requires_grad`` flags."""
         self._model.__dict__.pop(_MARK, None)
         shared = [layer for layer in self._layers if not layer.separate]
+        for layer in self._layers:
+            detach_stacks(layer)
         for layer in shared:
             detach_slots(layer)
         if shared:
             self._model.set_experts_implementation(self._implementation)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
-        for parameter in self.named_parameters().values():
+        for parameter in self.leaves():
             parameter.grad = None
 
     def _attach(self) -> ModelState:
@@ -167,11 +228,21 @@ class Trainables:
                 local.gates[layer.index] = gate
             for parameter in layer.expert_parameters():
                 parameter.requires_grad_(False)
-            for e, tensors in _attach_experts(layer, chosen).items():
+            for e, tensors in self._attach_experts(layer, chosen).items():
                 local.experts[layer.index, e] = tensors
         if not all(layer.separate for layer in self._layers):
             use_slots(self._model, self._layers)
         return local
+
+    def _attach_experts(self, layer: MoELayer, chosen: Sequence[int]) -> dict[int, Tensors]:
+        """Make the chosen experts of one layer trainable; return their values by expert."""
+        if self._stacked and chosen:
+            stacks = self._stacks[layer.index] = attach_stacks(layer, chosen)
+            return {e: stacks.values(e) for e in chosen}
+        if layer.separate:
+            return {e: _trainable(layer.own_parameters(e)) for e in chosen}
+        slots = attach_slots(layer, chosen)
+        return {e: slots.weights[e] for e in chosen}
 
     def _copy_received(self) -> ModelState:
         """Copy what training overwrites; a fused expert's received values stay in the model."""
@@ -210,12 +281,33 @@ def _check_experts(
     return [sorted({int(e) for e in chosen}) for chosen in experts]
 
 
-def _attach_experts(layer: MoELayer, chosen: Sequence[int]) -> dict[int, Tensors]:
-    """Make the chosen experts of one layer trainable; return their parameters."""
-    if layer.separate:
-        return {e: _trainable(layer.own_parameters(e)) for e in chosen}
-    slots = attach_slots(layer, chosen)
-    return {e: slots.weights[e] for e in chosen}
+def _is_stackable(layer: MoELayer) -> bool:
+    """Tell whether a layer's experts can be trained as stacks."""
+    module = layer.experts_module
+    has_residual = any(moved_by_server(name) for own in layer.adapters for name in own)
+    whole = layer.fused and loaded_of(module) is None and not has_residual
+    return whole and can_stack(module)
+
+
+class _Rows(Mapping[str, Tensor]):
+    """Plain parameters, and the stacks' rows with graph, each made when it is asked for."""
+
+    def __init__(self, local: ModelState, stacks: Mapping[int, ExpertStacks]) -> None:
+        self._values = dict(local.named())
+        self._stacks = stacks
+
+    def __getitem__(self, key: str) -> Tensor:
+        value, found = self._values[key], expert_of(key)
+        if found is None:
+            return value
+        layer, e = found
+        return self._stacks[layer].row(e, key.split(".experts.")[1].partition(".")[2])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def _with_gradient(experts: Mapping[ExpertKey, Tensors]) -> set[ExpertKey]:
