@@ -478,6 +478,16 @@ class RunConfig(Section):
                 f'{what} with keep-best = "{self.keep_best}": clients would send scores; set '
                 "data.validation-source, rows of the server's"
             )
+        if self.data.kind.rows == "options" and self.data.answer_kind == "auto":
+            return (
+                f'{what} with data.answer-kind = "auto": how answers are read is told from all '
+                "rows together, so that one changes the others; name it"
+            )
+        if self.data.kind.rows == "language" and self.data.named_rows == "auto":
+            return (
+                f'{what} with data.row-format = "auto": what rows hold is told from the first ones '
+                "of a file, so that one changes the others; name it"
+            )
         if self.data.source == NODES and not self.data.test_source:
             return (
                 f'{what} with data.source = "{NODES}": nodes would score the global model on rows '

@@ -56,7 +56,7 @@ class ExampleLevel:
         """Build it from the run config; None where the run has none.
 
         Raises:
-            ConfigError: no noise is enough for the ε that is asked for.
+            ConfigError: no noise is enough for the ε that is asked for, or that given spends more.
         """
         own, steps, rounds = config.privacy, config.train.max_steps, config.num_server_rounds
         if not own.example_dp:
@@ -71,6 +71,14 @@ class ExampleLevel:
                 raise ConfigError(
                     f"privacy.example-{error}; ask for more, or fewer steps"
                 ) from None
+        elif own.example_epsilon:
+            whole = epsilon(own.example_rate, noise, rounds * steps, own.example_delta)
+            if whole > own.example_epsilon:
+                raise ConfigError(
+                    f"privacy.example-noise = {noise:g} spends epsilon {whole:.3g} in {rounds} "
+                    f"rounds of {steps} steps, more than privacy.example-epsilon = "
+                    f"{own.example_epsilon:g}; leave out one of them"
+                )
         return cls(own.example_clip, noise, own.example_rate, steps, rounds, own.example_delta)
 
     def spent(self, rounds: int = 1) -> list[float]:

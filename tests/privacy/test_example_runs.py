@@ -15,6 +15,7 @@ from fedmoe_app.config.node import Node
 from fedmoe_app.config.policy import Policy, RefusedError
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.accountant import epsilon
+from fedmoe_app.privacy.example_level import ExampleLevel
 from fedmoe_app.privacy.node_ledger import NodeLedger
 from fedmoe_app.server.rounds import RunFailedError
 from fedmoe_app.tasks.setup import client_data
@@ -30,6 +31,7 @@ DP = {
     "model.train": "expert-lora",
     "model.lora-rank": 2,
 }
+IID = {"data.partition": "iid"}
 CLIENTS = [{"partition-id": i, "num-partitions": 2} for i in range(2)]
 
 
@@ -98,11 +100,22 @@ def test_a_policy_with_a_budget_takes_no_run_without_noise() -> None:
         ({"keep-best": "loss"}, "set data.validation-source"),
         ({"data.source": "nodes", "data.label-names": "a, b"}, "set data.test-source"),
         ({"privacy.example-rate": 0.0}, "example-rate"),
+        ({"data.task": "multiple-choice", **IID}, "data.answer-kind = .auto."),
+        ({"data.task": "causal-lm", **IID}, "data.row-format = .auto."),
     ],
 )
 def test_what_would_undo_it_is_refused(keys: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         parse_run_config({**DP, "train.max-steps": 2, **keys})
+
+
+def test_noise_that_spends_more_than_the_epsilon_beside_it_is_refused() -> None:
+    keys = {"train.max-steps": 2, "num-server-rounds": 3, "privacy.example-epsilon": 1.0}
+    with pytest.raises(ConfigError, match=r"example-noise = 1 spends epsilon .* more than"):
+        ExampleLevel.of(parse_run_config({**DP, **keys}))
+    level = ExampleLevel.of(parse_run_config({**DP, **keys, "privacy.example-noise": 9.0}))
+    assert level is not None
+    assert level.noise == 9
 
 
 @pytest.mark.parametrize(
