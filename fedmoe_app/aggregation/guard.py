@@ -5,6 +5,8 @@ Of a client's reply, which is decoded and checked by then:
     share   n_i   ← min(n_i, share·median_j n_j),  and the same of the tokens in its histogram,
             whose counts shrink with them, and of how sure its router is (the sum of its margins):
             FC-MoE and FedAlign-MoE weigh clients by these
+    surest  prob·margin of an expert ≤ share·median_j max_e prob_j·margin_j: FedAlign-MoE weighs
+            experts one by one, so that a sum over layers says too little
     steps   n_i/τ_i ≤ share·median_j n_j/τ_j, and τ_i shrinks with n_i: FedNova divides by τ_i, and
             goes as many steps as Σ n_i·τ_i says
     norm    Δ_i,b ← Δ_i,b·min(1, slack·m_k/‖Δ_i,b‖)  for b of kind k, and then
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
 CHUNK = 1 << 17  # values whose squares are summed in float32: exact enough, and in a core's cache
 MAJORITY = 3  # replies, or clients, that have a median
 KINDS = ("dense", "gates", "expert", "whole")
-Shares = tuple[float, float, float, float]  # examples, tokens, margin, examples a step
+Shares = tuple[float, ...]  # examples, tokens, margin, examples a step, and the surest expert
+_SHARES = 5
 _Norms = Mapping[str, float]  # m_k or a bound by kind; a kind that is unknown is absent
 
 
@@ -79,6 +82,7 @@ class Size:
         tokens: of the layer that saw most.
         margin: by which the best expert of a token leads, mean over tokens and layers.
         steps: optimiser steps; 0 for none said.
+        surest: the largest prob·margin of an expert.
     """
 
     dense: float
@@ -88,11 +92,13 @@ class Size:
     tokens: int
     margin: float
     steps: float = 0.0
+    surest: float = 0.0
 
     @property
     def shares(self) -> Shares:
         """What schemes weigh clients by."""
-        return (self.examples, self.tokens, self.margin, self.examples / max(self.steps, 1.0))
+        a_step = self.examples / max(self.steps, 1.0)
+        return (self.examples, self.tokens, self.margin, a_step, self.surest)
 
     @property
     def whole(self) -> float:
@@ -164,8 +170,9 @@ class Guard:
         """Go on from what :meth:`dump` returned; from nothing where the run had no guard."""
         self.typical = dict(dumped.get("typical", {}))
         known = dumped.get("known", {})
-        # Older checkpoints have no examples a step: a client's own are noted when it comes again.
-        self.known = {int(c): (*shares, *(0.0,) * (4 - len(shares))) for c, shares in known.items()}
+        # Older checkpoints have not all: a client's own are noted when it comes again.
+        missing = (0.0,) * _SHARES
+        self.known = {int(c): (*shares, *missing[len(shares) :]) for c, shares in known.items()}
 
     # -- a round -----------------------------------------------------------------------------------
 
@@ -196,7 +203,7 @@ class Guard:
         known = list(self.known.values() if known is None else known)
         if len(known) < MAJORITY:
             return update
-        most, most_tokens, most_margin, most_a_step = (
+        most, most_tokens, most_margin, most_a_step, most_sure = (
             self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
         )
         if update.num_examples > most:
@@ -209,6 +216,11 @@ class Guard:
         if margin > most_margin:
             less = update.routing.margin * (most_margin / margin)
             update = replace(update, routing=replace(update.routing, margin=less))
+        if 0 < most_sure < surest_of(update.routing):
+            routing = update.routing
+            least = most_sure / routing.prob.double().clamp_min(most_sure)
+            margin_left = routing.margin.double().minimum(least).to(routing.margin)
+            update = replace(update, routing=replace(routing, margin=margin_left))
         return update
 
     def close(
@@ -270,6 +282,7 @@ def size_of(update: ClientUpdate) -> Size:
         tokens_of(update.routing),
         margin_of(update.routing),
         update.metrics.get("num-steps", 0.0),
+        surest_of(update.routing),
     )
 
 
@@ -294,6 +307,12 @@ def tokens_of(routing: RoutingStats) -> int:
 def margin_of(routing: RoutingStats) -> float:
     """Return the mean lead of a token's best expert, over tokens and layers."""
     return float(routing.margin.double().sum(dim=1).mean()) if routing.margin.numel() else 0.0
+
+
+def surest_of(routing: RoutingStats) -> float:
+    """Return the largest product of an expert's mean probability and its mean lead."""
+    scores = routing.prob.double() * routing.margin.double()
+    return float(scores.max()) if scores.numel() else 0.0
 
 
 def typical_of(sizes: Sequence[Size]) -> dict[str, float]:

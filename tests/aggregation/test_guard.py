@@ -24,6 +24,7 @@ from fedmoe_app.aggregation.guard import (
     weighted_median,
 )
 from fedmoe_app.aggregation.streaming import round_info
+from fedmoe_app.schemes.fedalign import consistency_weights
 from fedmoe_app.schemes.fednova import FedNova
 from tests.toy import assert_same, fold_toy, toy_state, toy_update
 
@@ -164,6 +165,25 @@ def test_a_router_that_is_surer_than_any_counts_for_four_medians_at_most() -> No
     found, _ = closed(guard(), [*map(unsure, range(4)), toy_update(4, 10, 1, ALL)])  # margins 1/6
     torch.testing.assert_close(found[-1].routing.margin, torch.full((2, 3), 0.04))
     assert found[0].routing.margin.tolist() == unsure(0).routing.margin.tolist()
+
+
+def test_a_lead_put_into_one_expert_of_one_layer_is_no_way_around() -> None:
+    def sure(client: int, prob: torch.Tensor, margin: torch.Tensor) -> ClientUpdate:
+        update = toy_update(client, 10, 1, ALL)
+        own = replace(update.routing, prob=prob, margin=margin, peak=prob)
+        return replace(update, routing=own)
+
+    even, one = torch.full((2, 3), 1 / 3), torch.zeros(2, 3)
+    one[0, 0] = 1
+    honest = [sure(i, even, torch.full((2, 3), 0.2)) for i in range(9)]
+    # Over both layers its leads are 0.5, less than the others' 0.6.
+    found, _ = closed(guard(2, 2), [*honest, sure(9, one, one)])
+    assert found[0].routing is honest[0].routing
+    assert float(found[-1].routing.margin[0, 0]) == pytest.approx(2 * 0.2 / 3)
+    prob, margin = (
+        torch.stack([getattr(u.routing, name)[0] for u in found]) for name in ("prob", "margin")
+    )
+    assert float(consistency_weights(prob, margin)[9, 0]) == pytest.approx(2 / 11)  # not 5 / 8
 
 
 def test_what_is_within_the_last_rounds_bounds_need_not_wait() -> None:
