@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import hypothesis
@@ -12,8 +11,9 @@ import pytest
 hypothesis.settings.register_profile("fedmoe", deadline=None)
 hypothesis.settings.load_profile("fedmoe")
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from fedmoe_app.launch.environment import set_default_environment  # noqa: E402
+
+set_default_environment()  # as the commands do, before a library reads it
 
 from fedmoe_app import RunConfig, default_run_config, parse_run_config  # noqa: E402
 
