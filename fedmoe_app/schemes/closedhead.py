@@ -40,6 +40,7 @@ from fedmoe_app.schemes.views import Now, Outputs
 
 _MOST_EXAMPLES = 1e8
 _LARGEST = 1e12  # of a sum of features or of their products
+_ROUNDING = 1e-3  # relative: honest sums travel as float32
 
 
 class Sums(NamedTuple):
@@ -179,6 +180,31 @@ class FeatureSums(OfOutput):
             "moment": Field((dims * (dims + 1) // 2,), -_LARGEST, _LARGEST),
         }
 
+    def impossible(self, numbers: Mapping[str, Tensor]) -> str:
+        """Hold the sums against each other: Σ_c ‖s_c‖²/n_c ≤ tr(S), and S_ij² ≤ S_ii·S_jj.
+
+        Both are Cauchy and Schwarz's inequality, with room for float32. Without them a client could
+        send any class mean, of classes that it counts no example of, too.
+        """
+        counts, features, upper = (
+            numbers[name].double() for name in ("counts", "features", "moment")
+        )
+        if not torch.equal(counts, counts.round()):
+            return "counts are no whole numbers"
+        squares = features.square().sum(dim=1)  # [C]
+        if bool((squares[counts == 0] > 0).any()):
+            return "features of a class without examples"
+        moment = _symmetric(upper, features.shape[1])
+        diagonal = moment.diagonal()
+        trace = diagonal.sum()
+        if not float((squares / counts.clamp_min(1)).sum()) <= (1 + _ROUNDING) * float(trace):
+            return "features larger than their squares"
+        most = diagonal.clamp_min(0).sqrt()
+        slack = _ROUNDING * torch.outer(most, most) + _ROUNDING**2 * trace
+        if bool((moment.abs() > torch.outer(most, most) + slack).any()):
+            return "products of features larger than their squares"
+        return ""
+
     def of_output(self, out: Outputs) -> Tensors:
         """Return the sums of a batch."""
         f, classes = out.features, out.logits.shape[1]
@@ -199,11 +225,16 @@ class FeatureSums(OfOutput):
             .sum(dim=0)
             for name in ("counts", "features", "moment")
         }
-        dims = totals["features"].shape[1]
-        row, column = torch.triu_indices(dims, dims)
-        moment = torch.zeros(dims, dims, dtype=torch.float64)
-        moment[row, column] = moment[column, row] = totals["moment"]
+        moment = _symmetric(totals["moment"], totals["features"].shape[1])
         return Sums(totals["counts"], totals["features"], moment)
+
+
+def _symmetric(upper: Tensor, dims: int) -> Tensor:
+    """Return the matrix ``[D, D]`` of an upper triangle ``[D·(D+1)/2]``, float64."""
+    row, column = torch.triu_indices(dims, dims)
+    matrix = torch.zeros(dims, dims, dtype=torch.float64)
+    matrix[row, column] = matrix[column, row] = upper
+    return matrix
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,13 @@ class Measured(Statistic):
             shapes: of the model's trainable tensors by full name.
         """
 
+    def impossible(self, numbers: Mapping[str, Tensor]) -> str:
+        """Return why no examples give these numbers, each within its bounds; "" where some do.
+
+        Asked by the server in an exchange without training: a client that fails is rejected.
+        """
+        return ""
+
 
 class OfUpdate(Measured):
     """Worked out once, after training."""

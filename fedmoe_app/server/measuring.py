@@ -62,17 +62,27 @@ def decode_measured(
     registry: ClientRegistry,
     question: Question,
     specs: Mapping[str, NumberSpec],
+    statistics: Sequence[Statistic] = (),
 ) -> Answers:
-    """Decode and validate the replies; each node speaks for its own client only."""
+    """Decode and validate the replies; each node speaks for its own client only.
+
+    Args:
+        replies: as they arrive.
+        registry: which node may speak for which client.
+        question: that was asked.
+        specs: what a reply holds.
+        statistics: whose numbers are held against each other, too.
+    """
     found: dict[int, tuple[int, Mapping[str, Tensor]]] = {}  # node -> client, statistics
     rejected: dict[int, str] = {}
     for message in replies:
         node, content = message.metadata.src_node_id, message.content
         try:
             client = decode_number(content, question, (RECORD,))
-            statistics = decode_statistics(content, specs)
+            sent = decode_statistics(content, specs)
+            _check_possible(statistics, sent)
             registry.claim(node, client, worked=False)
-            found[node] = (client, statistics)
+            found[node] = (client, sent)
         except InvalidUpdateError as error:
             rejected[node] = str(error)
     rejected |= {node: why for node, why in registry.settle().items() if node in found}
@@ -81,6 +91,14 @@ def decode_measured(
     }
     named = {registry.name(node): f"sums rejected: {why}" for node, why in rejected.items()}
     return Answers(dict(sorted(good.items())), named)
+
+
+def _check_possible(statistics: Iterable[Statistic], sent: Mapping[str, Tensor]) -> None:
+    for statistic in statistics:
+        prefix = f"{type(statistic).__name__}/"
+        own = {name.removeprefix(prefix): v for name, v in sent.items() if name.startswith(prefix)}
+        if why := call(statistic, "impossible", own):
+            raise InvalidUpdateError(f"statistics.{prefix[:-1]}: {why}")
 
 
 def info_of(server_round: int, statistics: Sequence[Mapping[str, Tensor]]) -> RoundInfo:

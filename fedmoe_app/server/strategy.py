@@ -344,6 +344,7 @@ class MoEStrategy:
         answers = decode_measured(
             self._measured(now, [Message(content, node, QUERY) for node in nodes]),
             *(self.registry, question, specs_of(self.plan.measured_apart, self.state)),
+            self.plan.measured_apart,
         )
         now.name_failures()
         for who, why in answers.rejected.items():

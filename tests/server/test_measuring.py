@@ -105,3 +105,54 @@ class Divides(Step):
 def test_a_step_that_gives_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="w: NaN or infinite"):
         moved(STATE, (Divides(),), info_of(0, [GOOD]))
+
+
+# Two examples of class 0, f = (1, 2, 0) and (3, 0, 1), and one of class 1, f = (0, 1, 1).
+FEATURES = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+REAL = {
+    "counts": torch.tensor([2.0, 1.0]),
+    "features": torch.tensor([[4.0, 2.0, 1.0], [0.0, 1.0, 1.0]]),
+    "moment": (FEATURES.T @ FEATURES)[tuple(torch.triu_indices(3, 3))],
+}
+
+
+def checked(**numbers: Tensor) -> Answers:
+    reply = message(0, 1, **(REAL | numbers))
+    head = [FeatureSums("score")]
+    return decode_measured([reply], ClientRegistry(seed=0), QUESTION, SPECS, head)
+
+
+def test_sums_of_examples_are_possible() -> None:
+    assert checked().rejected == {}
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in REAL.items()}
+    assert checked(**nothing).rejected == {}
+
+
+def test_sums_of_equal_examples_are_on_the_bound_and_possible() -> None:
+    """Σ ‖s_c‖²/n_c = tr(S) where all examples of a class are one: 1e6 of (0.1, 0.2, 0.3)."""
+    f, n = torch.tensor([0.1, 0.2, 0.3]), 1e6
+    numbers = {
+        "counts": torch.tensor([n, 0.0]),
+        "features": torch.stack([n * f, torch.zeros(3)]),
+        "moment": (n * torch.outer(f, f))[tuple(torch.triu_indices(3, 3))],
+    }
+    assert checked(**numbers).rejected == {}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [
+        ({"counts": torch.tensor([0.0, 1.0])}, "features of a class without examples"),
+        ({"counts": torch.tensor([2.5, 1.0])}, "counts are no whole numbers"),
+        ({"features": 10 * REAL["features"]}, "features larger than their squares"),
+        ({"moment": torch.zeros(6)}, "features larger than their squares"),
+        ({"moment": -REAL["moment"]}, "features larger than their squares"),
+        (
+            {"moment": REAL["moment"] + torch.tensor([0.0, 1e6, 0.0, 0.0, 0.0, 0.0])},
+            "products of features larger than their squares",
+        ),
+    ],
+)
+def test_sums_that_no_examples_give_are_rejected(numbers: dict[str, Tensor], why: str) -> None:
+    (reason,) = checked(**numbers).rejected.values()
+    assert reason.endswith(f"statistics.FeatureSums: {why}")
