@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
 from torch import Tensor
 
 from fedmoe_app.aggregation.diagnostics import Diagnostics
+from fedmoe_app.aggregation.times import Times
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.faults import PartError, call, vector
 from fedmoe_app.schemes.parts import Admit
@@ -68,30 +69,10 @@ def _scaled(changes: ModelState, factor: float) -> ModelState:
         return changes
 
     def times(tensors: Mapping[str, Tensor], by: float) -> Tensors:
-        return cast(Tensors, _Times(tensors, by)) if by != 1 else cast(Tensors, tensors)
+        return cast(Tensors, Times(tensors, by)) if by != 1 else cast(Tensors, tensors)
 
     return ModelState(
         times(changes.dense, factor),
         {layer: times(gate, factor) for layer, gate in changes.gates.items()},
         {key: times(expert, min(1.0, factor)) for key, expert in changes.experts.items()},
     )
-
-
-class _Times(Mapping[str, Tensor]):
-    """Tensors by name, each multiplied when it is asked for: they may lie on the disk."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], factor: float) -> None:
-        self._tensors, self._factor = tensors, factor
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name] * self._factor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def versions(self) -> dict[str, int]:
-        """Return 0 for each: what is written to is a product, made anew for the next reader."""
-        return dict.fromkeys(self._tensors, 0)

@@ -34,13 +34,14 @@ Norms run in float64 over the decoded values, after codec and discount.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fedmoe_app.aggregation.times import Times
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ExpertKey, ModelState
 
@@ -349,22 +350,6 @@ def weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
 # -- what is made of a reply -------------------------------------------------------------------
 
 
-class Shrunk(Mapping[str, Tensor]):
-    """Tensors times a factor, each made when it is asked for: they may lie on the disk."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], factor: float) -> None:
-        self._tensors, self._factor = tensors, factor
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name] * self._factor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
 def clipped(update: ClientUpdate, clip: Clip) -> ClientUpdate:
     """Return an update whose blocks shrink; one within its bounds is the same object."""
     if clip.least >= 1:
@@ -403,7 +388,7 @@ def _with_steps(update: ClientUpdate, most_a_step: float) -> ClientUpdate:
 
 
 def _shrunk(tensors: Mapping[str, Tensor], factor: float) -> Any:
-    return tensors if factor >= 1 else Shrunk(tensors, factor)
+    return tensors if factor >= 1 else Times(tensors, factor)
 
 
 def _factor(norm: float, bound: float | None) -> float:

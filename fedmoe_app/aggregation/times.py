@@ -1,0 +1,30 @@
+"""Tensors times a factor, each multiplied when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+
+class Times(Mapping[str, Tensor]):
+    """Tensors by name, times a factor: nothing is computed before it is read.
+
+    They may lie on the disk, and be read once only.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], factor: float) -> None:
+        self._tensors, self._factor = tensors, factor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name] * self._factor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def versions(self) -> dict[str, int]:
+        """Return 0 for each: what is written to is a product, made anew for the next reader."""
+        return dict.fromkeys(self._tensors, 0)
