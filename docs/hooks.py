@@ -11,11 +11,12 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:  # the tests read the navigation where mkdocs is not installed
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 # The theme's search loads it where pages are opened as files; iframe-worker.js does the same.
 _SHIM, _OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "iframe-worker.js"
@@ -64,6 +65,8 @@ def _title(page: Path) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add README.md as the home page."""
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, HOME, abs_src_path=_root(config) + "/" + README))
     return files
 
