@@ -33,6 +33,7 @@ Norms run in float64 over the decoded values, after codec and discount.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ from torch import Tensor
 from fedmoe_app.aggregation.times import Times
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ExpertKey, ModelState
+from fedmoe_app.schemes.views import Limits
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
@@ -63,13 +65,17 @@ class Strength:
     Attributes:
         slack: times the median norm.
         share: times the median client's examples, tokens and margins.
+        length: times the median length of features that are summed without training. A norm before
+            the head makes all features of a model about as long, so that honest ones are within
+            1.25 even where half of all norms are beyond the median.
     """
 
     slack: float
     share: float
+    length: float = 2.0
 
 
-STRENGTHS = {"default": Strength(2.0, 2.0), "tight": Strength(1.0, 1.0)}
+STRENGTHS = {"default": Strength(2.0, 2.0), "tight": Strength(1.0, 1.0, 1.25)}
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,13 @@ class Guard:
         # Older checkpoints have not all: a client's own are noted when it comes again.
         missing = (0.0,) * _SHARES
         self.known = {int(c): (*shares, *missing[len(shares) :]) for c, shares in known.items()}
+
+    # -- sums without training ---------------------------------------------------------------------
+
+    def limits(self, clients: Sequence[int]) -> Limits:
+        """Return what bounds the sums that these clients send without training, in this order."""
+        said = tuple(self.known[c][0] if c in self.known else math.inf for c in clients)
+        return Limits(self._strength.share, self._strength.length, said)
 
     # -- a round -----------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ from fedmoe_app.schemes.faults import PartError, call, share, shown
 from fedmoe_app.schemes.views import (
     Block,
     BlockUpdates,
+    Kept,
+    Limits,
     LocalClient,
     LocalStep,
     Now,
@@ -212,6 +214,17 @@ class Measured(Statistic):
         Asked by the server in an exchange without training: a client that fails is rejected.
         """
         return ""
+
+    def bounded(self, sent: Sequence[Mapping[str, Tensor]], limits: Limits) -> Sequence[Kept]:
+        """Return what is used of N clients' numbers, so that no one client decides on their sum.
+
+        Asked by the server in an exchange without training, where the run has a guard.
+
+        Args:
+            sent: numbers by name, of each client; all of them are possible.
+            limits: of these clients, in the same order.
+        """
+        return [Kept(numbers) for numbers in sent]
 
 
 class OfUpdate(Measured):
