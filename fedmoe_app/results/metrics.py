@@ -195,10 +195,16 @@ def _guard(record: RoundRecord) -> dict[str, Any]:
 
 
 def _guarded(update: ClientUpdate, guarded: Guarded | None) -> dict[str, Any]:
-    """Return what a client counted as, and how much was left of its most clipped block."""
+    """Return what a client counted as, and how much was left of its most clipped block.
+
+    And, where a scheme weighs clients by numbers of its own, of the most clipped of these.
+    """
     if guarded is None:
         return {}
-    return {"counts_as": update.counted, "clipped_to": _compact(guarded.factors[update.client])}
+    found = {"counts_as": update.counted, "clipped_to": _compact(guarded.factors[update.client])}
+    if guarded.masses:
+        found["weighed_to"] = _compact(guarded.masses[update.client])
+    return found
 
 
 def _selection_ratio(record: RoundRecord, position: int) -> float | None:

@@ -171,12 +171,15 @@ class Field:
 
     Attributes:
         optional: whether a client may leave it out, such as numbers of an expert it did not train.
+        mass: of numbers ≥ 0 by which a client is weighed, the name of what they are a part of: the
+            guard bounds the sum of all of one mass by the median client's. "" for other numbers.
     """
 
     shape: tuple[int, ...]
     low: float
     high: float
     optional: bool = False
+    mass: str = ""
 
 
 class Statistic(Part):

@@ -60,7 +60,9 @@ def specs_of(statistics: Iterable[Statistic], state: ModelState) -> dict[str, Nu
     """Return what a reply holds of these statistics, by the name under which it travels."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.named()}
     return {
-        f"{type(statistic).__name__}/{name}": NumberSpec(own.shape, own.low, own.high, own.optional)
+        f"{type(statistic).__name__}/{name}": NumberSpec(
+            own.shape, own.low, own.high, own.optional, own.mass
+        )
         for statistic in statistics
         for name, own in statistic.spec(shapes).items()
     }
