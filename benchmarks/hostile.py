@@ -103,7 +103,7 @@ def greedy_sums(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def turned_sums(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Say of each class what is true of another; of a head's sums, whose rows are classes."""
     return {
-        name: numbers if name.endswith("/moment") else numbers.flip(0)
+        name: numbers if name.endswith("moment") else numbers.flip(0)
         for name, numbers in sums.items()
     }
 

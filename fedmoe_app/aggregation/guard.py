@@ -75,14 +75,17 @@ class Strength:
         length: times the median length of features that are summed without training. A norm before
             the head makes all features of a model about as long, so that honest ones are within
             1.25 even where half of all norms are beyond the median.
+        spread: times the sampling error of a class mean, by which it is away from those of others;
+            honest ones were within 1.8 on the embedded task.
     """
 
     slack: float
     share: float
     length: float = 2.0
+    spread: float = 4.0
 
 
-STRENGTHS = {"default": Strength(2.0, 2.0), "tight": Strength(1.0, 1.0, 1.25)}
+STRENGTHS = {"default": Strength(2.0, 2.0), "tight": Strength(1.0, 1.0, 1.25, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ class Guard:
     def limits(self, clients: Sequence[int]) -> Limits:
         """Return what bounds the sums that these clients send without training, in this order."""
         said = tuple(self.known[c][0] if c in self.known else math.inf for c in clients)
-        return Limits(self._strength.share, self._strength.length, said)
+        own = self._strength
+        return Limits(own.share, own.length, own.spread, said)
 
     # -- a round -----------------------------------------------------------------------------------
 

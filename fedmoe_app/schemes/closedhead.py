@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedmoe_app.moe.state import Tensors
-from fedmoe_app.schemes.headbounds import bounded_sums
+from fedmoe_app.schemes.headbounds import bounded_sums, symmetric
 from fedmoe_app.schemes.parts import Field, Freeze, OfOutput, Step
 from fedmoe_app.schemes.views import Kept, Limits, Now, Outputs
 
@@ -203,7 +203,7 @@ class FeatureSums(OfOutput):
         squares = features.square().sum(dim=1)  # [C]
         if bool((squares[counts == 0] > 0).any()):
             return "features of a class without examples"
-        moment = _symmetric(upper, features.shape[1])
+        moment = symmetric(upper, features.shape[1])
         diagonal = moment.diagonal()
         trace = diagonal.sum()
         if not float((squares / counts.clamp_min(1)).sum()) <= (1 + _ROUNDING) * float(trace):
@@ -246,16 +246,8 @@ class FeatureSums(OfOutput):
             .sum(dim=0)
             for name in ("counts", "features", "moment")
         }
-        moment = _symmetric(totals["moment"], totals["features"].shape[1])
+        moment = symmetric(totals["moment"], totals["features"].shape[1])
         return Sums(totals["counts"], totals["features"], moment)
-
-
-def _symmetric(upper: Tensor, dims: int) -> Tensor:
-    """Return the matrix ``[D, D]`` of an upper triangle ``[D·(D+1)/2]``, float64."""
-    row, column = torch.triu_indices(dims, dims)
-    matrix = torch.zeros(dims, dims, dtype=torch.float64)
-    matrix[row, column] = matrix[column, row] = upper
-    return matrix
 
 
 @dataclass(frozen=True)

@@ -131,12 +131,14 @@ class Limits:
     Attributes:
         share: times the median client's examples.
         length: times the median client's root mean square of the lengths of its features.
+        spread: times the sampling error by which a client's mean of a class is away from others'.
         said: training examples that each client had by its own word in its last round, ``N``;
             infinity where it has not been in one.
     """
 
     share: float
     length: float
+    spread: float
     said: tuple[float, ...]
 
 

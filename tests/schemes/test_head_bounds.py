@@ -20,8 +20,10 @@ SUMS = FeatureSums("score")
 Numbers = Mapping[str, Tensor]
 
 
-def limits(clients: int, share: float = 2, length: float = 2, **said: float) -> Limits:
-    return Limits(share, length, tuple(said.get(f"c{i}", math.inf) for i in range(clients)))
+def limits(
+    clients: int, share: float = 2, length: float = 2, spread: float = math.inf, **said: float
+) -> Limits:
+    return Limits(share, length, spread, tuple(said.get(f"c{i}", math.inf) for i in range(clients)))
 
 
 def sent(features: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
@@ -95,7 +97,7 @@ def test_the_mean_of_a_class_of_one_example_is_no_longer_either() -> None:
     assert found.factor == 0.5
     assert found.numbers["features"].tolist() == [[0, 99], [2, 0]]
     assert torch.equal(found.numbers["counts"], liar["counts"])
-    assert torch.equal(found.numbers["moment"], liar["moment"])
+    assert found.numbers["moment"].tolist() == [4, 0, 99]
 
 
 def test_all_three_at_once() -> None:
@@ -222,3 +224,97 @@ def test_a_scatter_within_classes_is_not_negative_in_any_direction() -> None:
     assert SUMS.impossible(lie) == "a scatter within classes that is negative in some direction"
     true = lie | {"moment": torch.tensor([0.5, 0.49, 0.5])}
     assert SUMS.impossible(true) == ""
+
+
+# -- wrong labels ------------------------------------------------------------------------------
+
+
+def around(mean: Sequence[float], n: int, label: int = 0, width: float = 1.0) -> dict[str, Tensor]:
+    """Sums of n examples of one class around a mean, with a scatter of (n − 1)·width² an axis."""
+    centre = torch.tensor(mean)
+    counts, features = torch.zeros(2), torch.zeros(2, 2)
+    counts[label], features[label] = n, n * centre
+    moment = n * torch.outer(centre, centre) + (n - 1) * width**2 * torch.eye(2)
+    return {"counts": counts, "features": features, "moment": moment[[0, 0, 1], [0, 1, 1]]}
+
+
+def test_a_mean_far_from_those_of_others_is_drawn_to_them() -> None:
+    """Four means at (1, 0) and one at (1, 9), of 32 each: W = I and D̂ = 2, by any shrinkage.
+
+    The geometric median is where four of five are. Bound 2·√(2·(1/32 + 1/128)) = √(5/16), and the
+    scatter within the class stays what it was.
+    """
+    parts = [*(around([1, 0], 32) for _ in range(4)), around([1, 9], 32)]
+    found = SUMS.bounded(parts, limits(5, length=100, spread=2))
+    far = math.sqrt(5 / 16)
+    assert [kept.factor for kept in found] == [1, 1, 1, 1, pytest.approx(far / 9, rel=1e-3)]
+    wanted = around([1, far], 32)
+    for name, tensor in found[4].numbers.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-2)
+    assert SUMS.impossible(found[4].numbers) == ""
+
+
+def test_where_texts_differ_between_clients_the_bound_is_wider() -> None:
+    """Means at −4, −2, 0, 2 and 4 are all far beyond the sampling error, and none is alone."""
+    parts = [around([10, place], 32) for place in (-4.0, -2.0, 0.0, 2.0, 4.0)]
+    found = SUMS.bounded(parts, limits(5, spread=2))
+    assert all(kept.numbers is part for kept, part in zip(found, parts, strict=True))
+
+
+def test_two_clients_with_a_class_are_no_majority() -> None:
+    parts = [around([5, 0], 32), around([5, 5], 32), around([5, 1], 32, label=1)]
+    found = SUMS.bounded(parts, limits(3, spread=1))
+    assert all(kept.numbers is part for kept, part in zip(found, parts, strict=True))
+
+
+def test_examples_that_are_all_alike_have_no_sampling_error() -> None:
+    """W = 0: nothing can be said of distances, and nothing is done."""
+    parts = [alone(10, length) for length in (1.0, 1.1, 1.2, 1.9)]
+    found = SUMS.bounded(parts, limits(4, spread=1))
+    assert all(kept.numbers is part for kept, part in zip(found, parts, strict=True))
+
+
+def test_a_scatter_beyond_four_medians_shrinks_and_the_means_stay() -> None:
+    parts = [*(around([9, 0], 33) for _ in range(3)), around([9, 0], 33, width=4)]
+    found = SUMS.bounded(parts, limits(4, spread=2))
+    assert [kept.factor for kept in found] == [1, 1, 1, pytest.approx(4 / 16)]
+    for name, tensor in around([9, 0], 33, width=2).items():
+        torch.testing.assert_close(found[3].numbers[name], tensor)
+
+
+@given(seed=st.integers(0, 2**16), alpha=st.sampled_from([0.1, 1.0, 10.0]))
+def test_honest_sums_of_any_label_skew_are_the_same_objects(seed: int, alpha: float) -> None:
+    """Five classes, features of four widths, and clients with as many examples."""
+    generator = torch.Generator().manual_seed(seed)
+    means = 3 + torch.randn(5, 4, generator=generator)
+    parts = []
+    for _ in range(6):
+        shares = torch.rand(5, generator=generator) ** (1 / alpha) + 1e-9
+        labels = torch.multinomial(shares, 60, True, generator=generator)
+        noise = torch.randn(60, 4, generator=generator) * torch.tensor([2.0, 1.0, 0.5, 0.1])
+        parts.append(sent(means[labels] + noise, labels, 5))
+    found = SUMS.bounded(parts, limits(6, spread=4))
+    assert all(kept.numbers is part for kept, part in zip(found, parts, strict=True))
+
+
+def test_names_of_classes_that_are_turned_do_not_matter() -> None:
+    """One of six, within all sizes: with the bound the head is that of the others, nearly."""
+    generator = torch.Generator().manual_seed(1)
+    means = 5 + torch.randn(3, 8, generator=generator)
+    clients = []
+    for _ in range(6):
+        labels = torch.randint(0, 3, (100,), generator=generator)
+        clients.append((means[labels] + 0.5 * torch.randn(100, 8, generator=generator), labels))
+    honest = [sent(f, labels, 3) for f, labels in clients]
+    f, labels = clients[0]
+    parts = [sent(f, (labels + 1) % 3, 3), *honest[1:]]
+    wanted = total(honest[1:]).features / total(honest[1:]).counts[:, None]
+
+    def error(numbers: Sequence[Numbers]) -> float:
+        pooled = total(numbers)
+        return float((pooled.features / pooled.counts[:, None] - wanted).norm())
+
+    assert error(parts) > 1
+    kept = SUMS.bounded(parts, limits(6, spread=4))
+    assert [each.factor < 1 for each in kept] == [True, False, False, False, False, False]
+    assert error([each.numbers for each in kept]) < 0.35
