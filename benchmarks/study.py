@@ -17,14 +17,18 @@ Every cell is kept in ``$FEDMOE_HOME/benchmarks/study-…``; a run that was stop
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import json
 import random
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.cells import (
     REPOSITORY,
@@ -38,6 +42,9 @@ from benchmarks.study_picture import Part, draw
 from fedmoe_app.compare.plan import CENTRALISED, Cell, Partition, SchemeEntry
 from fedmoe_app.compare.summary import Result, estimate, paired_difference
 from fedmoe_app.config.paths import home
+from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.tasks import setup
+from fedmoe_app.tasks.setup import PRESETS
 
 CLIENTS = 10
 FIGURES = REPOSITORY / "docs" / "images"
@@ -231,9 +238,24 @@ class Study:
 
 
 def run_cell(cell: Cell, draft: Path) -> Path:
-    """Run a cell with the hidden states that other cells have computed."""
-    with shared_prefix(home() / "benchmarks" / "study" / "hidden-states"):
+    """Run a cell with the hidden states that other cells have computed, and one tokenizer.
+
+    In a run each of ten clients loads the tokenizer each time that it is asked; here they share it.
+    """
+    with (
+        shared_prefix(home() / "benchmarks" / "study" / "hidden-states"),
+        patch.object(setup, "load_tokenizer", _load_tokenizer_once),
+    ):
         return run_federated_or_alone(cell, draft)
+
+
+@functools.cache
+def _tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    return load_tokenizer(name, PRESETS)
+
+
+def _load_tokenizer_once(name: str, presets: Collection[str]) -> PreTrainedTokenizerBase:
+    return _tokenizer_of(name)
 
 
 def split_files(name: str) -> dict[str, Path]:
