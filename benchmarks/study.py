@@ -347,7 +347,7 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
     )
     rows = []
     for name in (CENTRALISED, *study.schemes):
-        mine = [r for r in results if r.cell.scheme == name and r.finished]
+        mine = [r.finished for r in results if r.cell.scheme == name and r.finished]
         found, difference = estimate(list(values.get(name, {}).values())), None
         if name not in (CENTRALISED, "fedavg"):
             difference = paired_difference(values.get(name, {}), reference)
@@ -358,10 +358,10 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
                 _shown(found),
                 _points(difference),
                 f"{adjusted[name]:.2f}" if name in adjusted else "",
-                _rounds(mine, reference),
-                f"{statistics.fmean(r.finished.loss for r in mine):.3f}" if mine else "",
-                f"{statistics.fmean(r.finished.bytes_up for r in mine) / 1e6:.1f}" if mine else "",
-                f"{statistics.fmean(r.finished.seconds for r in mine):.0f}" if mine else "",
+                _rounds([r for r in results if r.cell.scheme == name], reference),
+                _mean([figures.loss for figures in mine], 3),
+                _mean([figures.bytes_up / 1e6 for figures in mine], 1),
+                _mean([figures.seconds for figures in mine], 0),
             ]
         )
     headers = ["scheme", "rate", "accuracy", "minus fedavg, points", "p (Holm)", "rounds", "loss"]
@@ -387,6 +387,11 @@ def _rounds(results: Sequence[Result], reference: Mapping[int, float]) -> str:
     if not known:
         return f"never of {len(reached)}" if reached else ""
     return f"{statistics.fmean(known):.1f} ({len(known)} of {len(reached)})"
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.{digits}f}" if known else ""
 
 
 def _shown(found: Any) -> str:
