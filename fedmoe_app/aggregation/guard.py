@@ -85,7 +85,7 @@ class Strength:
     spread: float = 4.0
 
 
-STRENGTHS = {"default": Strength(2.0, 2.0), "tight": Strength(1.0, 1.0, 1.25, 2.0)}
+STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedmoe_app import ClientUpdate
-from fedmoe_app.aggregation.guard import STRENGTHS, Guard, Guarded, Strength, size_of
+from fedmoe_app.aggregation.guard import Guard, Guarded, Strength, size_of
 from fedmoe_app.schemes.grammerge import GRAM, GramMerge
 from tests.toy import assert_same, fold, fold_toy, toy_state, toy_update
 
@@ -18,6 +18,7 @@ ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
 HEAD = "GramDiagonal/head.weight"
 FIRST = "GramDiagonal/layers.0.experts.0.w"
 SECOND = "GramDiagonal/layers.0.experts.1.w"
+TWICE = Strength(slack=2, share=2)
 MASS_OF = {HEAD: "head.weight", FIRST: "layers.0.experts: w", SECOND: "layers.0.experts: w"}
 
 
@@ -49,7 +50,7 @@ def honest(number: int = 3, scale: float = 1.0) -> list[ClientUpdate]:
 
 def test_a_mass_is_two_medians_at_most() -> None:
     liar = sent(3, head=[4e6, 0.0], first=[0.0, 2.0], second=[5.0, 5.0])
-    found, guarded = closed(Guard(STRENGTHS["default"]), [*honest(), liar])
+    found, guarded = closed(Guard(TWICE), [*honest(), liar])
     assert grams(found[3]) == {HEAD: [8, 0], FIRST: [0, 2], SECOND: [5, 5]}
     assert guarded.masses == {0: 1, 1: 1, 2: 1, 3: 2e-6}
 
@@ -57,14 +58,14 @@ def test_a_mass_is_two_medians_at_most() -> None:
 def test_the_experts_of_a_layer_have_one_mass() -> None:
     """24 where the bound is 12: both experts of the liar shrink by a half, whatever each has."""
     liar = sent(3, head=[1.0, 1.0], first=[20.0, 0.0], second=[2.0, 2.0])
-    found, guarded = closed(Guard(STRENGTHS["default"]), [*honest(), liar])
+    found, guarded = closed(Guard(TWICE), [*honest(), liar])
     assert grams(found[3]) == {HEAD: [1, 1], FIRST: [10, 0], SECOND: [1, 1]}
     assert guarded.masses[3] == 0.5
 
 
 def test_one_that_has_all_its_tokens_in_one_expert_is_left_alone() -> None:
     updates = [*honest(), sent(3, head=[4.0, 0.0], first=[6.0, 6.0])]
-    found, guarded = closed(Guard(STRENGTHS["default"]), updates)
+    found, guarded = closed(Guard(TWICE), updates)
     assert set(guarded.masses.values()) == {1}
     assert all(mine.statistics is its.statistics for mine, its in zip(found, updates, strict=True))
 
@@ -72,7 +73,7 @@ def test_one_that_has_all_its_tokens_in_one_expert_is_left_alone() -> None:
 def test_what_most_did_not_send_counts_for_nothing() -> None:
     """Else a map that all merge by examples would follow the one that sent squares for it."""
     others = [sent(i, first=[1.0, 1.0]) for i in range(3)]
-    found, guarded = closed(Guard(STRENGTHS["default"]), [*others, sent(3, head=[1.0, 1.0])])
+    found, guarded = closed(Guard(TWICE), [*others, sent(3, head=[1.0, 1.0])])
     assert grams(found[3])[HEAD] == [0, 0]
     assert guarded.masses[3] == 0
     assert_same(
@@ -83,18 +84,18 @@ def test_what_most_did_not_send_counts_for_nothing() -> None:
 
 def test_fewer_than_three_replies_are_left_alone() -> None:
     updates = [sent(0, head=[1.0, 1.0]), sent(1, head=[1e6, 1e6])]
-    found, guarded = closed(Guard(STRENGTHS["default"]), updates)
+    found, guarded = closed(Guard(TWICE), updates)
     assert grams(found[1]) == {HEAD: [1e6, 1e6]}
     assert guarded.masses == {0: 1, 1: 1}
 
 
 def test_a_round_without_such_numbers_tells_nothing_of_them() -> None:
-    _, guarded = closed(Guard(STRENGTHS["default"]), [sent(i) for i in range(3)])
+    _, guarded = closed(Guard(TWICE), [sent(i) for i in range(3)])
     assert guarded.masses == {}
 
 
 def test_within_the_last_rounds_median_nobody_waits() -> None:
-    guard = Guard(Strength(2, 2))
+    guard = Guard(TWICE)
     closed(guard, honest())
     within, beyond = sent(0, head=[8.0, 0.0]), sent(0, head=[8.1, 0.0])
     assert guard.is_within(size_of(within, MASS_OF), 3)
@@ -103,21 +104,21 @@ def test_within_the_last_rounds_median_nobody_waits() -> None:
 
 def test_inputs_may_grow_from_round_to_round() -> None:
     """The larger one of two rounds' medians counts, or all would be cut when features grow."""
-    guard = Guard(STRENGTHS["default"])
+    guard = Guard(TWICE)
     closed(guard, honest())
     assert set(closed(guard, honest(scale=100))[1].masses.values()) == {1}
     assert set(closed(guard, honest(scale=0.01))[1].masses.values()) == {1}
 
 
 def test_a_resumed_run_knows_the_masses() -> None:
-    guard, again = Guard(STRENGTHS["default"]), Guard(STRENGTHS["default"])
+    guard, again = Guard(TWICE), Guard(TWICE)
     closed(guard, honest())
     again.load(json.loads(json.dumps(guard.dump())))
     assert again.usual == guard.usual == {"head.weight": 4, "layers.0.experts: w": 6}
 
 
 def test_a_checkpoint_of_an_older_release_has_no_masses() -> None:
-    guard = Guard(STRENGTHS["default"])
+    guard = Guard(TWICE)
     guard.load({"typical": {"dense": 1.0}, "known": {}})
     assert guard.usual == {}
 

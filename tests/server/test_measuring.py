@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from fedmoe_app import ModelState, Now, Step
-from fedmoe_app.aggregation.guard import STRENGTHS, Guard
+from fedmoe_app.aggregation.guard import STRENGTHS, Guard, Strength
 from fedmoe_app.compare.in_process import task_identity
 from fedmoe_app.schemes.closedhead import FeatureSums
 from fedmoe_app.schemes.faults import PartError
@@ -142,7 +142,7 @@ def guarded(*counts: float, known: Mapping[int, int] | None = None) -> Answers:
             for i, n in enumerate(counts)
         )
     )
-    guard = Guard(STRENGTHS["default"])
+    guard = Guard(Strength(slack=2, share=2))
     guard.known = {client: (float(n), 0.0, 0.0, 0.0, 0.0) for client, n in (known or {}).items()}
     return bounded(answers, [FeatureSums("score")], guard)
 
