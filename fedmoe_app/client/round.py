@@ -81,13 +81,13 @@ def train_client(
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
         client = prepare_round(config, node, task, watch)
         if (level := ExampleLevel.of(config)) is not None:
-            _spend(level, node, task.server_round)
+            _spend(level, node, task)
         with client.prefix_once():
             update = client.run()
         return only_changes(update) if level is not None else update
 
 
-def _spend(level: ExampleLevel, node: Node, server_round: int) -> None:
+def _spend(level: ExampleLevel, node: Node, task: TrainTask) -> None:
     """Note what this round spends of the node's examples, before it trains.
 
     Raises:
@@ -95,8 +95,8 @@ def _spend(level: ExampleLevel, node: Node, server_round: int) -> None:
     """
     policy = node_policy()
     limit, delta = (None, level.delta) if policy is None else (policy.max_epsilon, policy.delta)
-    rest = level.spent(max(0, level.rounds - server_round))
-    NodeLedger().spend(data_set(node), level.spent(), rest, limit, delta)
+    rest = level.spent(max(0, level.rounds - task.server_round))
+    NodeLedger().spend(data_set(node), level.spent(), rest, limit, delta, task.run_key)
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placement:
