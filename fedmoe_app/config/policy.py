@@ -136,6 +136,14 @@ class Policy(BaseModel):
             isinstance(rounds, int) and rounds <= self.max_rounds
         ):
             yield _named(run, "num-server-rounds")
+        steps = run.get("train.max-steps")
+        # Only there the steps do not follow from the node's examples.
+        if (
+            self.max_local_steps is not None
+            and run.get("privacy.example-dp") is True
+            and not (isinstance(steps, int) and steps <= self.max_local_steps)
+        ):
+            yield f"{_named(run, 'train.max-steps')} (at most {self.max_local_steps})"
         threads = run.get("train.threads")
         if self.max_threads is not None and not (
             isinstance(threads, int) and threads <= self.max_threads
@@ -210,12 +218,13 @@ class Policy(BaseModel):
         if what not in self.may_leave:
             raise RefusedError(f"{REFUSED} does not allow {what} to leave the node")
 
-    def check_round(self, num_examples: int, num_steps: int) -> None:
+    def check_round(self, num_examples: int, num_steps: int, asked: Mapping[str, Any]) -> None:
         """Refuse a round; the numbers of the node are not told.
 
         Args:
             num_examples: training examples of this node.
-            num_steps: optimiser steps that the round would take.
+            num_steps: all optimiser steps that the round would take, also those on what stays here.
+            asked: what the steps follow from, by key of the run, for the message.
 
         Raises:
             RefusedError: too few examples, or too many steps.
@@ -223,9 +232,11 @@ class Policy(BaseModel):
         if num_examples < self.min_examples:
             raise RefusedError(f"{REFUSED} asks for more examples than this node has for the run")
         if self.max_local_steps is not None and num_steps > self.max_local_steps:
+            values = "; ".join(f"{key} = {value!r}" for key, value in asked.items())
             raise RefusedError(
-                f"{REFUSED} does not allow as many optimiser steps a round as the run takes here; "
-                "set train.max-steps"
+                f"{REFUSED} does not allow as many optimiser steps a round as {values} takes here: "
+                f"all together at most {self.max_local_steps} (max-local-steps); set "
+                f"train.max-steps"
             )
 
 
