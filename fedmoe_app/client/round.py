@@ -131,12 +131,16 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
     plan = Plan.of(scheme, setup.shape)
     plan.check(Run(setup.shape, task=config.data.task))
     check_examples(config, plan)
+    policy = node_policy()
+    if policy is not None:
+        policy.check_promise(config.privacy.example_dp)
     with watch.phase("data"):
         rows = client_rows(config, node, task, setup)
-    if not rows.train:
+    # With privacy of examples a node without any answers like the others, by noise alone.
+    if not rows.train and not config.privacy.example_dp:
         raise DataError("no example is left to train on: no text gives a token with this tokenizer")
     rows = divided(rows, plan.client.split, client_seed(config.seed, 0, node.client))
-    if (policy := node_policy()) is not None:
+    if policy is not None:
         steps, asked = _all_steps(config, plan, len(rows.train))
         policy.check_round(rows.num_examples, steps, asked)
     with watch.phase("apply"):

@@ -281,6 +281,21 @@ class DataConfig(Section):
         """Whether a chat template formats instructions, too, and not conversations alone."""
         return self.own_template or self.chat_template == "always"
 
+    @property
+    def unnamed_columns(self) -> str:
+        """The first key of a column that would be guessed by what columns a file has; "" for none.
+
+        Prompt and completion, and the text, have one name each where none is given.
+        """
+        needed = {
+            "options": ("question-field", "options-field", "answer-field"),
+            "messages": ("messages-field",),
+            "instruction": ("instruction-field", "response-field"),
+        }
+        rows = self.named_rows if self.kind.rows == "language" else self.kind.rows
+        keys = needed.get(rows, ())
+        return next((key for key in keys if not getattr(self, key.replace("-", "_"))), "")
+
     def _kinds_named(self) -> list[str]:
         names = {
             "messages": self.messages_field,

@@ -320,8 +320,9 @@ class Round:
 
     def _promised(self) -> Mapping[str, Any]:
         """Return what this round and those before it spend of a node's examples at most."""
-        no_training = self._level is None or self.server_round == 0
-        return {} if no_training else self._level.at_most(self.server_round)
+        if self._level is None or self.server_round == 0:
+            return {}
+        return self._level.at_most(self.server_round)
 
     def _rejected_or_refused(self) -> Mapping[str, int]:
         """Count the clients whose nodes' policies refuse with the others, each once.

@@ -211,7 +211,8 @@ def test_an_error_of_a_row_stays_on_the_node(tmp_path: Path) -> None:
     """Which row has a class that a run does not name would tell all classes, a row a run."""
     node = Node(3, 3, None, str(write_topics(tmp_path / "rows.jsonl", 12)))
     names = (*list(TOPICS)[:-1], "another")
-    for keys, told in ((DP, "reason stays in this node's log"), ({}, "row 37")):
+    summed = {"privacy.secure-sum": True, "min-clients": 3}
+    for keys, told in ((summed, "reason stays in this node's log"), ({}, "row 37")):
         config = parse_run_config({**keys, "train.max-steps": 2})
         promised = config.privacy.promised
         with pytest.raises(RuntimeError, match=told) as caught, name_errors(3, promised):
@@ -219,3 +220,6 @@ def test_an_error_of_a_row_stays_on_the_node(tmp_path: Path) -> None:
         assert ("row" in str(caught.value).split()) == (not keys)
     with pytest.raises(RuntimeError, match="does not allow scores"), name_errors(3, "so"):
         raise RefusedError("this node's policy does not allow scores to leave the node")
+    # With privacy of examples that it failed would be an answer, too: such rows are left out.
+    config = parse_run_config({**DP, "train.max-steps": 2})
+    assert len(client_data(config, node, names, "").train) == 12 * (len(TOPICS) - 1)
