@@ -209,8 +209,7 @@ def _member(content: RecordDict, context: Context) -> Member:
 
 
 def _remember(context: Context, member: Member, weight: int = 0, kind: str = "") -> None:
-    entries = {"member": member.dump(), "weight": weight, "kind": kind}
-    context.state[_STATE] = ConfigRecord(entries)
+    context.state[_STATE] = ConfigRecord({"member": member.dump(), "weight": weight, "kind": kind})
 
 
 def _kept(context: Context) -> tuple[int, str]:

@@ -380,6 +380,10 @@ def template_for(template: str, model_name: str) -> str:
     return TEMPLATES.get(model_name, "{text}") if template == "auto" else template
 
 
+# Python calls them encodings of text, but they are ways to write names of hosts and literals.
+_OF_NO_FILE = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
+
+
 def check_encoding(name: str) -> None:
     """Refuse what is no encoding of text.
 
@@ -388,9 +392,9 @@ def check_encoding(name: str) -> None:
     """
     try:
         known = codecs.lookup(name)
-    except LookupError:
+    except (LookupError, ValueError):  # ValueError: a null character
         known = None
-    if known is None or not known._is_text_encoding:
+    if known is None or not known._is_text_encoding or known.name in _OF_NO_FILE:
         raise ValueError(
             'no encoding of text; "auto", or a name that Python knows: utf-8, utf-16, cp1252, '
             "latin-1, cp1251, gb18030, shift_jis"
