@@ -6,12 +6,14 @@ own whatever the model couples in a batch: routing by capacity, load-balancing l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fedmoe_app.client.memory import release
 from fedmoe_app.client.train import (
     Factor,
     LocalRun,
@@ -27,6 +29,8 @@ from fedmoe_app.moe.state import Tensors
 from fedmoe_app.privacy.example_level import ExampleLevel
 from fedmoe_app.privacy.randomness import OfSystem, Randomness
 from fedmoe_app.schemes.views import LocalStep
+
+_log = logging.getLogger(__name__)
 
 
 def train_by_example(
@@ -83,18 +87,20 @@ def clipped_sum(
 ) -> Tensors:
     """Return Σ g·min(1, C/‖g‖) over the gradients of single examples, by name, float32.
 
-    One that is not finite adds nothing: it would be all that is left of the sum.
+    One that is not finite adds nothing: it would be all that is left of the sum. Nor does one whose
+    pass fails, such as a long one for want of memory: a round that ended there would tell of it.
     """
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in trained.items()}
     for row in rows:
         for parameter in trained.values():
             parameter.grad = None
-        batch = run.task.collate([row], run.model.device)
-        run.recorder.mask(batch.attention_mask, batch.decoder_mask)
-        loss = run.task.loss(run.model, batch)
-        if not loss.requires_grad:
+        try:
+            _backward(run, row)
+        except Exception as error:
+            failed = type(error).__name__
+            release(error)
+            _log.warning("the pass of an example failed (%s); it adds nothing to the step", failed)
             continue
-        loss.backward()
         found = {name: p.grad for name, p in trained.items() if p.grad is not None}
         norm = _norm(list(found.values()))
         if not torch.isfinite(norm):
@@ -103,6 +109,14 @@ def clipped_sum(
         for name, gradient in found.items():
             sums[name].add_(gradient.float(), alpha=share)
     return sums
+
+
+def _backward(run: LocalRun, row: Row) -> None:
+    batch = run.task.collate([row], run.model.device)
+    run.recorder.mask(batch.attention_mask, batch.decoder_mask)
+    loss = run.task.loss(run.model, batch)
+    if loss.requires_grad:
+        loss.backward()
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

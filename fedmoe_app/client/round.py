@@ -81,13 +81,13 @@ def train_client(
     with doing(round_note(task.server_round)), one_client(seed, config.train.threads):
         client = prepare_round(config, node, task, watch)
         if (level := ExampleLevel.of(config)) is not None:
-            _spend(level, node, task.server_round)
+            _spend(level, node, task)
         with client.prefix_once():
             update = client.run()
         return only_changes(update) if level is not None else update
 
 
-def _spend(level: ExampleLevel, node: Node, server_round: int) -> None:
+def _spend(level: ExampleLevel, node: Node, task: TrainTask) -> None:
     """Note what this round spends of the node's examples, before it trains.
 
     Raises:
@@ -95,8 +95,8 @@ def _spend(level: ExampleLevel, node: Node, server_round: int) -> None:
     """
     policy = node_policy()
     limit, delta = (None, level.delta) if policy is None else (policy.max_epsilon, policy.delta)
-    rest = level.spent(max(0, level.rounds - server_round))
-    NodeLedger().spend(data_set(node), level.spent(), rest, limit, delta)
+    rest = level.spent(max(0, level.rounds - task.server_round))
+    NodeLedger().spend(data_set(node), level.spent(), rest, limit, delta, task.run_key)
 
 
 def choose_for_client(config: RunConfig, node: Node, task: TrainTask) -> Placement:
@@ -131,13 +131,18 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
     plan = Plan.of(scheme, setup.shape)
     plan.check(Run(setup.shape, task=config.data.task))
     check_examples(config, plan)
+    policy = node_policy()
+    if policy is not None:
+        policy.check_promise(config.privacy.example_dp)
     with watch.phase("data"):
         rows = client_rows(config, node, task, setup)
-    if not rows.train:
+    # With privacy of examples a node without any answers like the others, by noise alone.
+    if not rows.train and not config.privacy.example_dp:
         raise DataError("no example is left to train on: no text gives a token with this tokenizer")
-    if (policy := node_policy()) is not None:
-        policy.check_round(len(rows.train), _num_steps(config, len(rows.train)))
     rows = divided(rows, plan.client.split, client_seed(config.seed, 0, node.client))
+    if policy is not None:
+        steps, asked = _all_steps(config, plan, len(rows.train))
+        policy.check_round(rows.num_examples, steps, asked)
     with watch.phase("apply"):
         write_state(setup.model, setup.layers, task.state)
     return ClientRound(config, node, task, plan, setup, rows, watch)
@@ -150,6 +155,21 @@ def _num_steps(config: RunConfig, num_examples: int) -> int:
         if config.privacy.example_dp
         else config.train.num_steps(num_examples)
     )
+
+
+def _all_steps(config: RunConfig, plan: Plan, num_trained: int) -> tuple[int, dict[str, object]]:
+    """Return all optimiser steps of a round here, and the run's keys that they follow from.
+
+    Those of a personal copy count like those of the global one, whether both have one loss or not:
+    each is an optimiser's pass through a model as large.
+    """
+    asked: dict[str, object] = {"train.max-steps": config.train.max_steps}
+    if not config.train.max_steps:
+        asked["train.num-train-epochs"] = config.train.num_train_epochs
+    steps = _num_steps(config, num_trained)
+    if plan.client.personal is None:
+        return steps, asked
+    return 2 * steps, asked | {"scheme": config.scheme}  # the personal copy's, too
 
 
 @dataclass(frozen=True)
@@ -435,7 +455,7 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         if (policy := node_policy()) is not None:
-            policy.check_round(len(rows.train), num_steps=0)
+            policy.check_round(len(rows.train), 0, {})
         write_state(setup.model, setup.layers, task.state)
         size = config.train.per_device_eval_batch_size
         prefix = prefix_once(config, setup, rows, task.run_key, node.client)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import xxhash
+from datasets import Dataset
 from torch import Tensor
 
 from fedmoe_app.config.files import build_once
@@ -22,6 +24,7 @@ from fedmoe_app.config.lists import file_names
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.config.schema import EMBEDDED, DataConfig, RunConfig
+from fedmoe_app.data.alone import each_alone
 from fedmoe_app.data.corpus import recipe_key
 from fedmoe_app.data.encoding import Encoded
 from fedmoe_app.data.files import looks_like_file
@@ -32,8 +35,11 @@ from fedmoe_app.data.tokenizer import tokenizer_key
 from fedmoe_app.moe.loading import PRESETS
 from fedmoe_app.schemes.faults import PartError, call, shown
 from fedmoe_app.schemes.parts import Split
+from fedmoe_app.tasks.base import Task
 from fedmoe_app.tasks.setup import Setup, client_data
 from fedmoe_app.wire.records import TrainTask
+
+_log = logging.getLogger(__name__)
 
 _NUM_CUT = b"num_cut"
 _RECIPE_VERSION = 3  # raise it whenever the same config would be encoded or split differently
@@ -137,8 +143,28 @@ def _source_key(data: DataConfig) -> str | None:
 
 def _encode(config: RunConfig, node: Node, task: TrainTask, setup: Setup) -> ClientRows:
     data = client_data(config, node, task.label_names, task.data_fingerprint)
+    if config.privacy.example_dp:
+        return ClientRows(_encoded_alone(setup.task, data.train), Encoded([], 0))
     train = setup.task.encode(data.train)
     return ClientRows(train, setup.task.encode(data.test) if data.test else Encoded([], 0))
+
+
+def _encoded_alone(task: Task, dataset: Dataset) -> Encoded:
+    """Encode the rows that can be, each by itself; there may be none."""
+    task.described(dataset.column_names)  # raises what is wrong with the run
+    if not len(dataset):
+        return Encoded([], 0)
+    try:
+        return task.encode(dataset)
+    except Exception as error:  # of whatever kind: each_alone tells a row's from the run's
+        _log.debug("rows are encoded one by one (%s)", type(error).__name__)
+
+    def encodable(start: int, stop: int) -> range:
+        task.encode(dataset.select(range(start, stop)))
+        return range(start, stop)
+
+    good = [row for _, rows in each_alone(len(dataset), encodable, "encoding") for row in rows]
+    return task.encode(dataset.select(good)) if good else Encoded([], 0)
 
 
 def _write(folder: Path, rows: ClientRows) -> None:

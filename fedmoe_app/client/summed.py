@@ -17,7 +17,9 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from fedmoe_app.client.store import ClientStore
+from fedmoe_app.config.node import Node
 from fedmoe_app.config.schema import PrivacyConfig, RunConfig
+from fedmoe_app.privacy.answered_sums import AnsweredSums
 from fedmoe_app.privacy.member import Member, SumError
 from fedmoe_app.privacy.ring import numbers_to_ring, value_bits, weight_of
 from fedmoe_app.privacy.sparse import about_layout, counts_vector, values_vector
@@ -26,6 +28,7 @@ from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.update import ClientUpdate
 
 _STATE, _PART = "masked-sum", "summed"
+_TRAINED, _MEASURED = "training", "measuring"
 Vector = NDArray[np.unsignedinteger]
 
 
@@ -79,7 +82,7 @@ def send_counts(
     store, name = _store(content, client)
     store.drop(store.names())  # of a round that never ended
     store.write(name, save(dict(changes)))
-    _remember(context, member, weight)
+    _remember(context, member, weight, _TRAINED)
     return masked
 
 
@@ -91,7 +94,7 @@ def send_numbers(
     members = read_nodes(content.config_records[SUM]["members"])
     joined = np.concatenate([numbers[name].reshape(-1) for name in sorted(numbers)])
     masked = member.masked(numbers_to_ring(joined, len(members)), members, 0)
-    _remember(context, member)
+    _remember(context, member, kind=_MEASURED)
     return masked
 
 
@@ -112,26 +115,47 @@ def send_values(
     question = Question.of(content)
     layout = list(zip(asked["names"], asked["sizes"], strict=True))
     grid = privacy.sum_range, value_bits(len(member.members))
-    weight: Any = context.state.config_records[_STATE]["weight"]
+    weight, kind = _kept(context)
     seeds = (seed, question.server_round, client)
-    vector = values_vector(changes, layout, int(weight), grid, seeds)
+    vector = values_vector(changes, layout, weight, grid, seeds)
     masked = member.masked(vector, read_nodes(asked["members"]), 1, about_layout(layout))
     store.drop([name])
-    _remember(context, member, int(weight))
+    _remember(context, member, weight, kind)
     return masked
 
 
 def send_unmasking(content: RecordDict, context: Context) -> dict[str, Any]:
-    """Return the shares that take the masks off a sum."""
+    """Return the shares that take the masks off a sum.
+
+    Raises:
+        SumError: it would break the protocol, or this node has let other clients into the same sum.
+    """
     member = _member(content, context)
     asked: Any = content.config_records[SUM]
     number = int(asked["number"])
     if number == 0:
         member.take_shares({node: own for node, (own,) in read_by_node(asked).items()})
-    shares = member.unmask(read_nodes(asked["alive"]), read_nodes(asked["gone"]), number)
-    weight: Any = context.state.config_records[_STATE].get("weight", 0)
-    _remember(context, member, int(weight))
+    alive = read_nodes(asked["alive"])
+    shares = member.unmask(alive, read_nodes(asked["gone"]), number)
+    weight, kind = _kept(context)
+    node = Node.from_config(context.node_config, context.node_id)
+    if node.data_path is not None:  # other rows are those that the server has, too
+        names = _names_of_sum(Question.of(content), node.client, kind, number)
+        AnsweredSums().note(names, alive)
+    _remember(context, member, weight, kind)
     return by_node(shares)
+
+
+def _names_of_sum(question: Question, client: int, kind: str, number: int) -> list[str]:
+    """Return by what a sum is known: its state, and, of training, its round, whatever its state.
+
+    Numbers that nobody trains for may be asked for before and after the training of one round.
+    """
+    what = f"{kind} {number} of client {client} in run {question.run_key}"
+    by_state = f"{what}, state {question.state_version}"
+    if kind == _MEASURED:
+        return [by_state]
+    return [by_state, f"{what}, round {question.server_round}"]
 
 
 def masked_reply(
@@ -184,5 +208,11 @@ def _member(content: RecordDict, context: Context) -> Member:
     return member
 
 
-def _remember(context: Context, member: Member, weight: int = 0) -> None:
-    context.state[_STATE] = ConfigRecord({"member": member.dump(), "weight": weight})
+def _remember(context: Context, member: Member, weight: int = 0, kind: str = "") -> None:
+    context.state[_STATE] = ConfigRecord({"member": member.dump(), "weight": weight, "kind": kind})
+
+
+def _kept(context: Context) -> tuple[int, str]:
+    """Return the weight of this client, and what its vector was made of."""
+    state: Any = context.state.config_records[_STATE]
+    return int(state.get("weight", 0)), str(state.get("kind", ""))

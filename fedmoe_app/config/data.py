@@ -281,6 +281,21 @@ class DataConfig(Section):
         """Whether a chat template formats instructions, too, and not conversations alone."""
         return self.own_template or self.chat_template == "always"
 
+    @property
+    def unnamed_columns(self) -> str:
+        """The first key of a column that would be guessed by what columns a file has; "" for none.
+
+        Prompt and completion, and the text, have one name each where none is given.
+        """
+        needed = {
+            "options": ("question-field", "options-field", "answer-field"),
+            "messages": ("messages-field",),
+            "instruction": ("instruction-field", "response-field"),
+        }
+        rows = self.named_rows if self.kind.rows == "language" else self.kind.rows
+        keys = needed.get(rows, ())
+        return next((key for key in keys if not getattr(self, key.replace("-", "_"))), "")
+
     def _kinds_named(self) -> list[str]:
         names = {
             "messages": self.messages_field,
@@ -365,6 +380,10 @@ def template_for(template: str, model_name: str) -> str:
     return TEMPLATES.get(model_name, "{text}") if template == "auto" else template
 
 
+# Python calls them encodings of text, but they are ways to write names of hosts and literals.
+_OF_NO_FILE = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
+
+
 def check_encoding(name: str) -> None:
     """Refuse what is no encoding of text.
 
@@ -373,9 +392,9 @@ def check_encoding(name: str) -> None:
     """
     try:
         known = codecs.lookup(name)
-    except LookupError:
+    except (LookupError, ValueError):  # ValueError: a null character
         known = None
-    if known is None or not known._is_text_encoding:
+    if known is None or not known._is_text_encoding or known.name in _OF_NO_FILE:
         raise ValueError(
             'no encoding of text; "auto", or a name that Python knows: utf-8, utf-16, cp1252, '
             "latin-1, cp1251, gb18030, shift_jis"

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.paths import check_length
 from fedmoe_app.config.text_file import EncodingError, read_text
 
 # What people write as a list: a quotation mark after the bracket, or no other bracket inside.
@@ -88,13 +89,21 @@ def file_names(
         patterns: whether names are patterns, in whose brackets a comma is a character.
 
     Raises:
-        DataError: a list that is not JSON.
+        DataError: a list that is not JSON, or a name that is longer than any can be.
     """
     if is_path(value, folder):
         return (value,)
     if patterns and not _LIST.fullmatch(value):
-        return tuple(name for part in _BETWEEN_PATTERNS.split(value) if (name := part.strip()))
-    return name_list(value, key)
+        parts = _BETWEEN_PATTERNS.split(value)
+        names = tuple(name for part in parts if (name := part.strip()))
+    else:
+        names = name_list(value, key)
+    for name in names:
+        try:
+            check_length(name)
+        except ValueError as error:
+            raise DataError(f'{key} = "{name[:60]}…": {error}') from None
+    return names
 
 
 def is_path(name: str, folder: Path | None = None) -> bool:

@@ -34,7 +34,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.lists import file_names, name_list
@@ -45,6 +52,8 @@ REFUSED = "this node's policy"  # how the reason of every refusal begins; the se
 VARIABLE = "FEDMOE_POLICY"
 DEFAULT_PATH = Path("/etc/fedmoe/policy.toml")
 EMBEDDED, NODES = "embedded", "nodes"
+# One example more or less would decide whether the node takes part, which is what it must not tell.
+_MIN_EXAMPLES = "min-examples would tell whether there is one example more"
 _SHOWN = 100  # characters of a run's value that a refusal repeats
 _FILES = ("source", "label-names-file", "chat-template")  # keys of ``data`` that a node would open
 
@@ -94,6 +103,15 @@ class Policy(BaseModel):
     max_epsilon: float | None = Field(None, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
 
+    @model_validator(mode="after")
+    def _budget_allows_runs(self) -> Policy:
+        if self.max_epsilon is not None and self.min_examples > 1:
+            raise ValueError(
+                f"max-epsilon with min-examples = {self.min_examples}: {_MIN_EXAMPLES}, so that no "
+                "run is left; leave out one of them"
+            )
+        return self
+
     def check_app(self, digest: str) -> None:
         """Refuse code that the node's owner has not listed.
 
@@ -136,6 +154,14 @@ class Policy(BaseModel):
             isinstance(rounds, int) and rounds <= self.max_rounds
         ):
             yield _named(run, "num-server-rounds")
+        steps = run.get("train.max-steps")
+        # Only there the steps do not follow from the node's examples.
+        if (
+            self.max_local_steps is not None
+            and run.get("privacy.example-dp") is True
+            and not (isinstance(steps, int) and steps <= self.max_local_steps)
+        ):
+            yield f"{_named(run, 'train.max-steps')} (at most {self.max_local_steps})"
         threads = run.get("train.threads")
         if self.max_threads is not None and not (
             isinstance(threads, int) and threads <= self.max_threads
@@ -147,6 +173,8 @@ class Policy(BaseModel):
             yield _named(run, "privacy.secure-sum")
         if self.max_epsilon is not None and run.get("privacy.example-dp") is not True:
             yield _named(run, "privacy.example-dp")
+        if self.min_examples > 1 and run.get("privacy.example-dp") is True:
+            yield f"{_named(run, 'privacy.example-dp')} ({_MIN_EXAMPLES})"
         for what in sorted(_leaves(run) - set(self.may_leave)):
             yield f"{what} to leave the node, which the run needs"
 
@@ -210,12 +238,24 @@ class Policy(BaseModel):
         if what not in self.may_leave:
             raise RefusedError(f"{REFUSED} does not allow {what} to leave the node")
 
-    def check_round(self, num_examples: int, num_steps: int) -> None:
+    def check_promise(self, example_dp: bool) -> None:
+        """Refuse a run with privacy of examples where ``min-examples`` asks for a number of them.
+
+        Raises:
+            RefusedError: so it is. Whether there are enough is not looked at.
+        """
+        if example_dp and self.min_examples > 1:
+            raise RefusedError(
+                f"{REFUSED} does not allow privacy.example-dp = true ({_MIN_EXAMPLES})"
+            )
+
+    def check_round(self, num_examples: int, num_steps: int, asked: Mapping[str, Any]) -> None:
         """Refuse a round; the numbers of the node are not told.
 
         Args:
             num_examples: training examples of this node.
-            num_steps: optimiser steps that the round would take.
+            num_steps: all optimiser steps that the round would take, also those on what stays here.
+            asked: what the steps follow from, by key of the run, for the message.
 
         Raises:
             RefusedError: too few examples, or too many steps.
@@ -223,9 +263,11 @@ class Policy(BaseModel):
         if num_examples < self.min_examples:
             raise RefusedError(f"{REFUSED} asks for more examples than this node has for the run")
         if self.max_local_steps is not None and num_steps > self.max_local_steps:
+            values = "; ".join(f"{key} = {value!r}" for key, value in asked.items())
             raise RefusedError(
-                f"{REFUSED} does not allow as many optimiser steps a round as the run takes here; "
-                "set train.max-steps"
+                f"{REFUSED} does not allow as many optimiser steps a round as {values} takes here: "
+                f"all together at most {self.max_local_steps} (max-local-steps); set "
+                f"train.max-steps"
             )
 
 
@@ -344,4 +386,6 @@ def _first_fault(error: ValidationError) -> str:
         return f"unknown key {key}; the keys are {known}"
     if fault["type"] == "missing":
         return f"{key} is missing; `fedmoe node digest` prints the digest of the installed app"
+    if not key:  # of several keys together
+        return fault["msg"].removeprefix("Value error, ")
     return f"{key} = {fault['input']!r}: {fault['msg']}"

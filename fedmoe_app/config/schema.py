@@ -488,6 +488,11 @@ class RunConfig(Section):
                 f'{what} with data.row-format = "auto": what rows hold is told from the first ones '
                 "of a file, so that one changes the others; name it"
             )
+        if missing := self.data.unnamed_columns:
+            return (
+                f'{what} with data.{missing} = "": which columns hold what is told from those '
+                "that rows have, so that one row changes the others; name it"
+            )
         if self.data.source == NODES and not self.data.test_source:
             return (
                 f'{what} with data.source = "{NODES}": nodes would score the global model on rows '

@@ -10,11 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedmoe_app.config.pairs import write_value
+from fedmoe_app.config.paths import check_length
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -66,6 +74,15 @@ class Section(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+    @field_validator("*")
+    @classmethod
+    def _names_can_be(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        is_path = not table_of(field) and traits_of(field)["holds"] in ("path", "results")
+        if is_path and isinstance(value, str):
+            check_length(value)
+        return value
 
     @classmethod
     def all_keys(cls, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -55,6 +55,8 @@ class AnswerColumn:
         origin: the file's name, for messages.
         name: the column's name, for messages.
         private: messages must not quote a value.
+        by_row: how an answer names its option is told of each row by itself, as far as ``kind``
+            leaves that open.
     """
 
     values: Sequence[str | int | None]
@@ -63,6 +65,7 @@ class AnswerColumn:
     origin: str
     name: str = "answer"
     private: bool = False
+    by_row: bool = False
     texts: list[str] = field(init=False)  # of the values
 
     def __post_init__(self) -> None:
@@ -162,6 +165,9 @@ def _complete(picks: Picks) -> list[int]:
 def _read_as(column: AnswerColumn, kind: str) -> list[int]:
     names = ("label", "letter") if kind == "letter" else (kind,)
     found = {name: _read(column, name) for name in names}
+    if column.by_row and len(found) > 1:
+        pairs = zip(*found.values(), strict=True)
+        found = {kind: [letter if label is None else label for label, letter in pairs]}
     for picks in found.values():
         if None not in picks:
             return _complete(picks)

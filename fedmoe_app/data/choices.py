@@ -79,6 +79,7 @@ def multiple_choice(table: Table, config: DataConfig) -> tuple[dict[str, list[An
         table.origin,
         shape.answer,
         table.private,
+        table.lenient,
     )
     return {
         "prompt": [format_question(questions[row]) for row in rows],

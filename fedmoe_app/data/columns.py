@@ -23,9 +23,17 @@ from datasets.table import InMemoryTable
 from pyarrow import compute
 
 from fedmoe_app.config.errors import DataError
+from fedmoe_app.config.lists import name_list
 from fedmoe_app.config.schema import DataConfig
+from fedmoe_app.data.alone import each_alone
 from fedmoe_app.data.choices import find_shape, multiple_choice, shape_of
-from fedmoe_app.data.labels import companion, find_label_names, label_column, label_indices
+from fedmoe_app.data.labels import (
+    companion,
+    find_label_names,
+    indices_by_row,
+    label_column,
+    label_indices,
+)
 from fedmoe_app.data.language.prompt_format import ALPACA, PromptFormat
 from fedmoe_app.data.language.row_formats import asked_of_language
 from fedmoe_app.data.language.rows import language_rows, needed
@@ -79,6 +87,24 @@ def asked_columns(config: DataConfig, names: Sequence[str]) -> Asked:
     return replace(asked, scalars=(*asked.scalars, *by))
 
 
+def named_columns(config: DataConfig) -> tuple[str, ...]:
+    """Return the columns that a run's config names, whatever a file has."""
+    fields = (
+        config.text_field,
+        config.label_field,
+        config.question_field,
+        *name_list(config.options_field, "data.options-field"),
+        config.answer_field,
+        config.messages_field,
+        config.prompt_field or "prompt",
+        config.completion_field or "completion",
+        config.instruction_field,
+        config.response_field,
+        config.context_field,
+    )
+    return tuple(dict.fromkeys(filter(None, fields)))
+
+
 def unify(
     table: Table, config: DataConfig, label_names: Sequence[str], keep_partition_column: bool
 ) -> Dataset:
@@ -93,12 +119,57 @@ def unify(
 
     Raises:
         DataError: a missing column, one of the wrong type, a label outside ``label_names``, or no
-            row left.
+            row left. Of a lenient table, what tells of the run and the file's columns alone.
     """
+    if table.lenient:
+        assert not keep_partition_column, "a node's own rows are not divided"
+        return _leniently(table, config, label_names)
     by = partition_column(config) if keep_partition_column and config.partition != "iid" else None
     if config.kind.classifies:
         return _classification(table, config, label_names, by)
     return _by_rows(table, config, by)
+
+
+def _leniently(table: Table, config: DataConfig, label_names: Sequence[str]) -> Dataset:
+    """Return the rows that can be used, each made by itself; there may be none."""
+    if config.kind.classifies:
+        rows = _texts_of_classes(table, config, label_names)
+    else:
+        rows = _rows_alone(table, config)
+    if (left := len(table.dataset) - len(rows)) > 0:
+        _log.warning(
+            "%s: %d of %d rows are not used: they lack what the run asks for, or their answer is "
+            "none of those that it names",
+            *(log_line(table.origin), left, len(table.dataset)),
+        )
+    return rows
+
+
+def _texts_of_classes(table: Table, config: DataConfig, label_names: Sequence[str]) -> Dataset:
+    check_column(table, config.text_field, "data.text-field")
+    check_column(table, config.label_field)
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64())])
+    pieces = [schema.empty_table()]
+    for _, batch in batches(table.dataset, _BATCH):
+        texts = text_array(table, config.text_field, batch, "data.text-field")
+        labels = indices_by_row(table, config, batch, label_names)
+        kept = compute.and_(
+            compute.fill_null(compute.not_equal(texts, ""), False), compute.is_valid(labels)
+        )
+        pieces.append(pa.table([texts, labels], schema=schema).filter(kept))
+    return _dataset(pa.concat_tables(pieces))
+
+
+def _rows_alone(table: Table, config: DataConfig) -> Dataset:
+    make = multiple_choice if config.kind.rows == "options" else language_rows
+
+    def rows(start: int, stop: int) -> pa.Table:
+        columns, _ = make(table.part(start, stop), config)
+        return pa.table(columns, schema=_schema(columns))
+
+    none = rows(0, 0)  # raises what is wrong with the run
+    pieces = each_alone(len(table.dataset), rows, table.origin)
+    return _dataset(held(none.schema, (none, *(piece for _, piece in pieces))))
 
 
 @dataclass

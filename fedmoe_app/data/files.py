@@ -15,13 +15,14 @@ import datasets
 import pyarrow as pa
 import xxhash
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.files import build_once
 from fedmoe_app.config.paths import cache_dir
 from fedmoe_app.data.reading.arrow_text import trimmed
-from fedmoe_app.data.reading.columns import Asked, Rows
+from fedmoe_app.data.reading.columns import Asked, Rows, schema_of
 from fedmoe_app.data.reading.csv_rows import read_csv, read_header
 from fedmoe_app.data.reading.json_rows import read_json
 from fedmoe_app.data.reading.parquet_rows import read_parquet
@@ -91,7 +92,14 @@ def read_file(source: str, keep_copy: bool = True) -> Dataset:
     return read_columns(source, None, keep_copy=keep_copy, trim=False).dataset
 
 
-def column_names(source: str, dialect: Dialect = Dialect(), private: bool = False) -> list[str]:
+def names_by_rows(source: str) -> bool:
+    """Tell whether it is the rows of a file that say what columns it has, as those of JSON do."""
+    return FORMATS.get(_ending(Path(source))) == "json"
+
+
+def column_names(
+    source: str, dialect: Dialect = Dialect(), private: bool = False, lenient: bool = False
+) -> list[str]:
     """Return the names of a file's columns; of JSON, those of its first thousand rows.
 
     Raises:
@@ -100,7 +108,7 @@ def column_names(source: str, dialect: Dialect = Dialect(), private: bool = Fals
     path = _checked(source)
     with _explained(path, dialect):
         if FORMATS[_ending(path)] == "csv":
-            return list(read_header(path, dialect.encoding, dialect.delimiter).names)
+            return list(read_header(path, dialect.encoding, dialect.delimiter, lenient).names)
         return list(_open_rows(path, Asked(), dialect, private).names)
 
 
@@ -111,6 +119,7 @@ def read_columns(
     keep_copy: bool = True,
     trim: bool = True,
     private: bool = False,
+    lenient: bool = False,
 ) -> FileColumns:
     """Read columns of a file, in memory that does not grow with the file.
 
@@ -123,10 +132,16 @@ def read_columns(
             rows are in memory, or in a file without a name that is gone with this process.
         trim: take outer white space away.
         private: whether messages must not name the file's own columns.
+        lenient: each row stands by itself: one that cannot be read is left out, with a warning,
+            and there may be none. Of JSON, all columns that are asked for are there then, be they
+            in a row or not. No copy is kept.
 
     Raises:
         DataError: a missing, unreadable, empty or broken file, or an unknown ending.
     """
+    if lenient:
+        assert asked is not None
+        return _read_leniently(source, asked, dialect, trim, private)
     path = _checked(source)
     with _explained(path, dialect):
         rows = _open_rows(path, asked, dialect, private)
@@ -140,7 +155,29 @@ def read_columns(
     return FileColumns(dataset, rows.names, rows.declared)
 
 
-def _checked(source: str) -> Path:
+def _read_leniently(
+    source: str, asked: Asked, dialect: Dialect, trim: bool, private: bool
+) -> FileColumns:
+    by_rows = names_by_rows(source)
+    path = _checked(source, may_be_empty=by_rows)
+    try:  # where no row is at fault the fast readers give the same rows
+        with _explained(path, dialect):
+            rows = _open_rows(path, asked, dialect, private)
+            table = _held(rows, trim)
+    except DataError:
+        with _explained(path, dialect):
+            rows = _open_rows(path, asked, dialect, private, lenient=True)
+            table = _held(rows, trim)
+    names = asked.names if by_rows else rows.names
+    if not table.num_rows:
+        table = schema_of([name for name in asked.names if name in names]).empty_table()
+    there = [name for name in table.column_names if name in names]
+    key = generate_random_fingerprint()
+    dataset = Dataset(InMemoryTable(table.select(there)), fingerprint=key)
+    return FileColumns(dataset, names, rows.declared)
+
+
+def _checked(source: str, may_be_empty: bool = False) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         raise DataError(
@@ -154,7 +191,7 @@ def _checked(source: str) -> Path:
         )
     if _ending(path) not in FORMATS:
         raise DataError(f"{source}: unknown ending; a data file ends in one of {_ENDINGS}")
-    if _is_empty(path):
+    if not may_be_empty and _is_empty(path):
         raise DataError(f"{source}: the file is empty")
     return path
 
@@ -177,13 +214,15 @@ def _is_empty(path: Path) -> bool:
     return True
 
 
-def _open_rows(path: Path, asked: Asked | None, dialect: Dialect, private: bool) -> Rows:
+def _open_rows(
+    path: Path, asked: Asked | None, dialect: Dialect, private: bool, lenient: bool = False
+) -> Rows:
     kind = FORMATS[_ending(path)]
     if kind == "csv":
-        return read_csv(path, asked, dialect.encoding, dialect.delimiter, private)
+        return read_csv(path, asked, dialect.encoding, dialect.delimiter, private, lenient)
     if kind == "json":
-        return read_json(path, asked, dialect.encoding)
-    return read_parquet(path, asked, open_bytes(path) if is_packed(path) else None)
+        return read_json(path, asked, dialect.encoding, lenient)
+    return read_parquet(path, asked, open_bytes(path) if is_packed(path) else None, lenient)
 
 
 def _key(path: Path, asked: Asked | None, dialect: Dialect, trim: bool) -> str:

@@ -141,6 +141,30 @@ def label_column(table: Table, config: DataConfig, label_names: Sequence[str]) -
     return beside if not own <= known and _values(table, beside) <= known else column
 
 
+def indices_by_row(
+    table: Table, config: DataConfig, batch: pa.RecordBatch, names: Sequence[str]
+) -> pa.Array:
+    """Turn the labels of a lenient table into positions among the class names, int64.
+
+    Null where a label is missing or no class. Whether the label or the name beside it says the
+    class is told of each row by itself.
+    """
+    by_index = config.label_kind == "index" and class_names(table, config.label_field) is None
+    values = [str(index) for index in range(len(names))] if by_index else list(names)
+    columns = [config.label_field]
+    if (beside := companion(config.label_field)) in table.dataset.column_names and not by_index:
+        columns.append(beside)
+    found = [
+        compute.index_in(
+            text_array(table, column, batch, _KEY),
+            value_set=pa.array(values, pa.string()),
+            skip_nulls=True,
+        )
+        for column in columns
+    ]
+    return compute.coalesce(*found).cast(pa.int64())
+
+
 def label_indices(
     table: Table, config: DataConfig, labels: pa.Array, start: int, names: Sequence[str]
 ) -> pa.Array:

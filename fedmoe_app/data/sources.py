@@ -28,13 +28,20 @@ from fedmoe_app.config.errors import DataError
 from fedmoe_app.config.lists import file_names
 from fedmoe_app.config.policy import node_policy
 from fedmoe_app.config.schema import EMBEDDED, DataConfig
-from fedmoe_app.data.columns import Table, asked_columns, find_label_names, unify
+from fedmoe_app.data.columns import (
+    Table,
+    asked_columns,
+    find_label_names,
+    named_columns,
+    unify,
+)
 from fedmoe_app.data.corpus import load_corpus
 from fedmoe_app.data.files import (
     FORMATS,
     Dialect,
     column_names,
     looks_like_file,
+    names_by_rows,
     quiet_datasets,
     read_columns,
 )
@@ -137,7 +144,9 @@ def _resolved(names: str) -> set[str]:
     )
 
 
-def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[str]) -> Dataset:
+def load_node_file(
+    path: str | Path, config: DataConfig, label_names: Sequence[str], lenient: bool = False
+) -> Dataset:
     """Load the file of a node that brings its own data (``data-path`` in its node config).
 
     No copy of a node's file is left on the disk: the text is in memory, or, if there is much of
@@ -147,20 +156,24 @@ def load_node_file(path: str | Path, config: DataConfig, label_names: Sequence[s
         path: the file; ``data.source`` is not looked at.
         config: the run's data section: task and field names.
         label_names: the run's class names.
+        lenient: a row that cannot be used is left out, with a warning, and is no error; what is
+            made of a row depends on no other. There may be none.
 
     Raises:
-        DataError: also when a label is not one of ``label_names``, with the row number.
+        DataError: also when a label is not one of ``label_names``, with the row number. With
+            ``lenient`` only for what the file as a whole is: not there, broken off, without a
+            column.
     """
-    tables = read_tables(config, Path(path))
+    tables = read_tables(config, Path(path), lenient)
     return _unify_all(tables, config, label_names, keep_partition_column=False)
 
 
-def read_tables(config: DataConfig, path: Path | None = None) -> list[Table]:
+def read_tables(config: DataConfig, path: Path | None = None, lenient: bool = False) -> list[Table]:
     """Return the training tables of the source, or of another file, as they are read."""
     if path is None:
         return _read(config).train
     files = find_files(str(path), config.source_kind)
-    return [_read_file(found, config, private=True) for found in files.all]
+    return [_read_file(found, config, True, lenient) for found in files.all]
 
 
 def cap(dataset: Dataset, max_examples: int) -> Dataset:
@@ -207,12 +220,26 @@ def _read_files(source: str, config: DataConfig) -> RawData:
     )
 
 
-def _read_file(path: str, config: DataConfig, private: bool = False) -> Table:
+def _read_file(
+    path: str, config: DataConfig, private: bool = False, lenient: bool = False
+) -> Table:
     dialect = Dialect(config.encoding, config.delimiter)
-    asked = _allowed(asked_columns(config, column_names(path, dialect, private)))
+    if lenient and names_by_rows(path):
+        names: Sequence[str] = named_columns(config)
+    else:
+        names = column_names(path, dialect, private, lenient)
+    asked = _allowed(asked_columns(config, names))
     trim = config.kind.classifies  # a completion begins with its space
-    found = read_columns(path, asked, dialect, not private, trim, private)
-    return Table(found.dataset, path, private, found.names, found.declared, is_trimmed=trim)
+    found = read_columns(path, asked, dialect, not private, trim, private, lenient)
+    return Table(
+        found.dataset,
+        path,
+        private,
+        found.names,
+        found.declared,
+        is_trimmed=trim,
+        lenient=lenient,
+    )
 
 
 def _allowed(asked: Asked) -> Asked:

@@ -33,6 +33,8 @@ class Table:
             column of ``dataset`` are the names themselves.
         first_row: where these rows begin in the file, from 0.
         is_trimmed: its text columns have no outer white space.
+        lenient: each row stands by itself: one that cannot be used is left out and is no error, and
+            nothing is told from several rows together.
     """
 
     dataset: Dataset
@@ -42,6 +44,7 @@ class Table:
     declared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     first_row: int = 0
     is_trimmed: bool = False
+    lenient: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -51,6 +54,11 @@ class Table:
     def where(self, row: int) -> str:
         """Return file and row for a message; ``row`` counts from 0 in ``dataset``."""
         return f"{self.origin}, row {self.first_row + row + 1}"
+
+    def part(self, start: int, stop: int) -> Table:
+        """Return the rows from ``start`` up to ``stop``, without a copy."""
+        rows = self.dataset.select(range(start, stop))
+        return replace(self, dataset=rows, first_row=self.first_row + start)
 
     def parts(self, num_rows: int) -> Iterator[Table]:
         """Give the rows piece by piece, at most so many at once, without a copy."""

@@ -21,11 +21,11 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.files import new_folder
+from fedmoe_app.config.hosts import is_host
 from fedmoe_app.deploy.authority import Pair, make_authority, make_node_key, make_server, matches
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
@@ -33,7 +33,6 @@ SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 SECRET = "superexec.secret"
 
 _PUBLIC_ENDINGS = (".crt", ".pub")
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _NODE = re.compile(r"node-(\d+)(?:\.pub)?")
 
 Files = Mapping[str, bytes]
@@ -111,25 +110,11 @@ def check_hosts(hosts: Iterable[str]) -> None:
         ConfigError: the value and what is expected.
     """
     for host in hosts:
-        if not (_is_address(host) or _is_name(host)):
+        if not is_host(host):
             raise ConfigError(
                 f"--host {host!r}: must be a DNS name (lab1.example.org) or an IP address "
                 "(192.0.2.7), without a port"
             )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_name(host: str) -> bool:
-    labels = host.removeprefix("*.").split(".")
-    # A name of digits and dots is an address with an error in it.
-    return len(host) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
 
 
 def _node_files(numbers: Iterable[int]) -> dict[str, bytes]:

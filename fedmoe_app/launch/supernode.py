@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedmoe_app.config.hosts import check_address
 from fedmoe_app.config.policy import VARIABLE, policy_path, read_policy
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.environment import set_default_environment
@@ -37,9 +38,10 @@ def become_supernode(arguments: Sequence[str]) -> NoReturn:
 
     Raises:
         LaunchError: an argument that the two together cannot have.
-        ConfigError: a policy that cannot be used.
+        ConfigError: a policy that cannot be used, or a ``--superlink`` that is no HOST:PORT.
     """
     arguments = use_policy(arguments)
+    check_superlink(arguments)
     command = superexec_command(arguments, os.getpid())
     set_default_environment()
     if fault := clock_fault(arguments):
@@ -49,6 +51,20 @@ def become_supernode(arguments: Sequence[str]) -> NoReturn:
         subprocess.Popen(command)
     supernode = [sys.executable, "-m", "fedmoe_app.launch.watched"]
     os.execv(sys.executable, [*supernode, *arguments, "--isolation", "process"])
+
+
+def check_superlink(arguments: Sequence[str]) -> None:
+    """Refuse an address that no library can look up; without one it is Flower's default.
+
+    Raises:
+        ConfigError: with the value and what is expected.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--superlink")
+    parser.add_argument("--grpc-adapter", action="store_true")
+    found, _ = parser.parse_known_args(list(arguments))
+    if found.superlink is not None and not found.grpc_adapter:
+        check_address(found.superlink, "--superlink")
 
 
 def use_policy(arguments: Sequence[str]) -> list[str]:

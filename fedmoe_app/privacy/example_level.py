@@ -85,6 +85,28 @@ class ExampleLevel:
         """Return the Rényi divergence that so many rounds spend, one number an order."""
         return [rounds * self.steps * rdp(self.rate, self.noise, order) for order in ORDERS]
 
+    def at_most(self, rounds: int) -> dict[str, float | int]:
+        """Return what so many rounds spend of a node's examples at most, by the run's settings.
+
+        A node that was left out of some has spent less; one that was asked for a round again, such
+        as after a crash of the server, has spent that one twice, as its own ledger says.
+
+        Args:
+            rounds: that clients were asked to train in.
+
+        Returns:
+            ``epsilon`` of one node, ``delta``, ``rounds``, ``noise_multiplier`` z, ``rate`` q and
+            ``steps`` a round.
+        """
+        return {
+            "epsilon": round(epsilon(self.rate, self.noise, rounds * self.steps, self.delta), 4),
+            "delta": self.delta,
+            "rounds": rounds,
+            "noise_multiplier": round(self.noise, 6),
+            "rate": self.rate,
+            "steps": self.steps,
+        }
+
     def said(self) -> str:
         """Return one line on what the whole run spends of a node's examples."""
         whole = epsilon(self.rate, self.noise, self.rounds * self.steps, self.delta)

@@ -72,11 +72,20 @@ def _clients(clients: set[int], rounds: Sequence[Line]) -> Fact:
 
 def _privacy(rounds: Sequence[Line]) -> list[Fact]:
     """Return what the run has spent; nothing without differential privacy."""
-    spent = next((line["privacy"] for line in reversed(rounds) if line.get("privacy")), None)
+    promised = last_of(rounds, "example_privacy")
+    if promised is not None:
+        note = f"a node, by the run's settings; δ = {promised['delta']:g}"
+        return [Fact("privacy of examples", f"ε ≤ {promised['epsilon']:.3g}", note)]
+    spent = last_of(rounds, "privacy")
     if spent is None:
         return []
     note = f"δ = {spent['delta']:g}, {spent['releases']} releases"
     return [Fact("privacy spent", f"ε = {spent['epsilon']:.3g}", note)]
+
+
+def last_of(lines: Sequence[Line], key: str) -> Any:
+    """Return a value of the last line that has one; None where none has."""
+    return next((line[key] for line in reversed(lines) if line.get(key)), None)
 
 
 def where_scored(lines: Sequence[Line]) -> str:

@@ -40,6 +40,13 @@ MESSAGE = "message"  # the event of a line that has no type of its own
 # Before the JSON of an event in the ServerApp's output, among the readable lines.
 PREFIX = "fedmoe-event: "
 
+WITHHELD = "withheld"  # among a reply's metrics: the key of the run by which the others stay away
+EXAMPLE_DP, SECURE_SUM = "privacy.example-dp", "privacy.secure-sum"
+_STAY = "how many examples, loss and accuracy stay on the node"
+_CAME = {
+    EXAMPLE_DP: f"changes with noise came; {_STAY} ({EXAMPLE_DP})",
+    SECURE_SUM: f"a masked reply came; {_STAY} ({SECURE_SUM})",
+}
 _WHO = re.compile(r"(client|node) (\d+)")
 
 
@@ -86,7 +93,9 @@ class Replied(Event):
 
     @property
     def summary(self) -> str:
-        """What the client did."""
+        """What the client did, or why only that it replied is known."""
+        if came := _CAME.get(str(self.metrics.get(WITHHELD))):
+            return f"{self.who}: {came}"
         names = ("train-loss", "accuracy", "local-accuracy")
         loss, before, after = (_number(self.metrics.get(name)) for name in names)
         count = self.metrics.get("num-examples")

@@ -89,6 +89,9 @@ class RoundRecord:
         privacy: what the run has spent so far; empty without differential privacy.
         sums: figures of a masked sum; empty where there was none.
         num_summed: clients in it.
+        example_privacy: what each node has spent of its examples at most, by the run's settings;
+            empty where they promise nothing. What clients say beside their changes says nothing
+            then.
         is_private: whether it says nothing of single clients, or of how many there were.
     """
 
@@ -115,6 +118,7 @@ class RoundRecord:
     privacy: Mapping[str, Any] = field(default_factory=dict)
     sums: Mapping[str, Any] = field(default_factory=dict)
     num_summed: int = 0
+    example_privacy: Mapping[str, Any] = field(default_factory=dict)
     is_private: bool = False
 
     @cached_property
@@ -133,7 +137,7 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
         "loss": evaluation.get("loss"),
         "accuracy": evaluation.get("accuracy"),
         "metric": record.metric,
-        "train_loss": _mean_train_loss(updates),
+        "train_loss": None if record.example_privacy else _mean_train_loss(updates),
         "num_clients": record.num_summed or len(updates),
         "bytes_up": record.bytes_up_total,
         "bytes_down": record.bytes_down,
@@ -153,7 +157,11 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
     }
     if record.is_private:
         line |= {"num_clients": None, "bytes_up": None, "bytes_down": None}
-    told = {"privacy": dict(record.privacy), "secure_sum": dict(record.sums)}
+    told = {
+        "privacy": dict(record.privacy),
+        "example_privacy": dict(record.example_privacy),
+        "secure_sum": dict(record.sums),
+    }
     return line | {name: figures for name, figures in told.items() if figures}
 
 
@@ -166,10 +174,12 @@ def _mean_train_loss(updates: Sequence[ClientUpdate]) -> float | None:
 
 def _client(position: int, record: RoundRecord) -> dict[str, Any]:
     update = record.updates[position]
+    withheld = bool(record.example_privacy)  # it sends 1 and 0, so that everybody weighs the same
+    metrics = {} if withheld else update.metrics
     return {
         "client": update.client,
-        "num_examples": update.num_examples,
-        **{metric.column: metric.value(update.metrics) for metric in COLUMNS},
+        "num_examples": None if withheld else update.num_examples,
+        **{metric.column: metric.value(metrics) for metric in COLUMNS},
         "selection_ratio": _selection_ratio(record, position),
         "staleness": _whole(update.metrics.get("staleness")),
         "state_lost": update.client in record.lost_state,

@@ -106,7 +106,16 @@ def model_card(
 
 
 def _privacy(lines: Sequence[Mapping[str, Any]]) -> str:
-    spent = next((line["privacy"] for line in reversed(lines) if line.get("privacy")), None)
+    promised = _last(lines, "example_privacy")
+    if promised is not None:
+        return (
+            f"Each client added noise by itself: by the run's settings the model is at most "
+            f"({promised['epsilon']:.3g}, {promised['delta']:g})-differentially private with "
+            "respect to one example of a client that took part in all "
+            f"{promised['rounds']} rounds. What other runs spent of the same examples, and rounds "
+            "that were repeated, stand in each node's own ledger."
+        )
+    spent = _last(lines, "privacy")
     if spent is None:
         return (
             "Updates that clients sent can tell something about their texts, and so can the model: "
@@ -116,6 +125,10 @@ def _privacy(lines: Sequence[Mapping[str, Any]]) -> str:
         f"The model is ({spent['epsilon']:.3g}, {spent['delta']:g})-differentially private with "
         "respect to all of one client's data."
     )
+
+
+def _last(lines: Sequence[Mapping[str, Any]], key: str) -> Any:
+    return next((line[key] for line in reversed(lines) if line.get(key)), None)
 
 
 def accuracy_interval(accuracy: float, items: int) -> tuple[float, float]:
@@ -129,6 +142,7 @@ def _what_was_done(flat: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
     clients = {client["client"] for line in lines for client in line["clients"]}
     examples = {c["client"]: c["num_examples"] for line in lines for c in line["clients"]}
     is_private = flat.get("privacy.dp", "none") != "none"
+    withheld = is_private or any(count is None for count in examples.values())
     kind = str(flat["data.partition"])
     return {
         "base model": _last_part(str(flat["model.name"])),
@@ -137,7 +151,7 @@ def _what_was_done(flat: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) 
         "rounds": str(len(trained)),
         **({"kept model": note} if (note := kept_note(lines)) else {}),
         "clients": "not told" if is_private else str(len(clients)),
-        "training examples": "not told" if is_private else str(sum(examples.values())),
+        "training examples": "not told" if withheld else str(sum(examples.values())),
         "data": "each client's own" if flat["data.source"] == "nodes" else _sources(flat),
         "split over clients": f"{kind} {flat['data.alpha']:g}" if kind == "dirichlet" else kind,
         "task": str(flat["data.task"]),

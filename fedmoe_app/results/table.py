@@ -17,6 +17,7 @@ from fedmoe_app.shown.text import visible
 LOG_WIDTH = 100
 MISSING = "-"
 MAX_METRIC = 24  # characters of its name
+_EPSILON = {"privacy": "epsilon", "example_privacy": "epsilon a node"}  # key of a line -> header
 
 
 def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
@@ -24,7 +25,8 @@ def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
 
     Columns: round, loss, accuracy (or the task's metric), bytes up and down of all clients
     together, clients that replied, clients that failed, seconds; ε spent so far in a run with
-    differential privacy.
+    differential privacy of clients, and at most spent of a node's examples in one with that of
+    examples.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     headers, rows = _texts(lines)
@@ -55,13 +57,14 @@ def _texts(lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
     metric = next((line["metric"] for line in lines if line.get("metric")), "accuracy")
     headers = ["round", "loss", visible(metric, MAX_METRIC), "bytes up", "bytes down", "clients",
                "failed", "seconds"]  # fmt: skip
-    if not any(line.get("privacy") for line in lines):
-        return headers, [[*_cells(line)] for line in lines]
-    rows = [
-        [*_cells(line), _number((line.get("privacy") or {}).get("epsilon"), digits=2)]
-        for line in lines
-    ]
-    return [*headers, "epsilon"], rows
+    for key, header in _EPSILON.items():
+        if any(line.get(key) for line in lines):
+            return [*headers, header], [[*_cells(line), _epsilon(line, key)] for line in lines]
+    return headers, [[*_cells(line)] for line in lines]
+
+
+def _epsilon(line: dict[str, Any], key: str) -> str:
+    return _number((line.get(key) or {}).get("epsilon"), digits=2)
 
 
 def print_table(lines: Sequence[dict[str, Any]], file: IO[str] | None = None) -> None:

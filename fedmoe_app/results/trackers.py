@@ -68,6 +68,8 @@ def _all(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if trained:
         yield "clients/failed", num_failed(line)
     yield "privacy/epsilon", (line.get("privacy") or {}).get("epsilon")
+    promised = line.get("example_privacy") or {}
+    yield "privacy/epsilon_of_examples_at_most", promised.get("epsilon")
     for name, seconds in (line.get("seconds") or {}).items():
         yield f"seconds/{name}", seconds
     for client in line.get("clients") or ():

@@ -147,6 +147,8 @@ def _config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     free = resumable_keys()
     if now.get("privacy.dp", "none") != "none" and not now.get("privacy.dp-noise"):
         free -= {"num-server-rounds", "privacy.dp-epsilon"}  # the noise is worked out from them
+    if now.get("privacy.example-dp") and not now.get("privacy.example-noise"):
+        free -= {"num-server-rounds"}  # likewise
     if now.get("train.lr-scheduler-type") != "constant":  # the schedule runs over all rounds
         free -= {"num-server-rounds"}
     return [

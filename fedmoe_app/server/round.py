@@ -20,8 +20,9 @@ from flwr.serverapp import Grid
 from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.state import ModelState
+from fedmoe_app.privacy.example_level import ExampleLevel
 from fedmoe_app.results.callbacks import Callback
-from fedmoe_app.results.events import logger
+from fedmoe_app.results.events import EXAMPLE_DP, SECURE_SUM, WITHHELD, logger
 from fedmoe_app.results.metrics import RoundRecord
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.other_runs import OtherRuns
@@ -73,12 +74,14 @@ class Round:
         others: OtherRuns,
         callbacks: Sequence[Callback] = (),
         expected: int | None = None,
+        example_level: ExampleLevel | None = None,
     ) -> None:
         self.server_round = server_round
         self.grid, self.arrays, self.timeout = grid, arrays, timeout
         self.reported: ArrayRecord | None = None
         self._registry, self._others, self._callbacks = registry, others, callbacks
         self._expected = expected
+        self._level = example_level
         self._started = time.monotonic()
         self._bytes_up = self._bytes_down = 0
         self._begin()
@@ -160,11 +163,16 @@ class Round:
     def came(self, client: int) -> None:
         """Tell of a masked reply, which tells nothing but whose it is."""
         for callback in self._callbacks:
-            callback.on_reply(f"client {client}", {"client": client})
+            callback.on_reply(f"client {client}", {"client": client, WITHHELD: SECURE_SUM})
 
     def good(self, update: ClientUpdate) -> None:
         """Tell of a training reply that is good."""
         if self._is_private:
+            return
+        if self._level is not None:
+            told = {"client": update.client, WITHHELD: EXAMPLE_DP}
+            for callback in self._callbacks:
+                callback.on_reply(f"client {update.client}", told)
             return
         counts = {
             "client": update.client,
@@ -320,7 +328,14 @@ class Round:
             round_trips=self._round_trips,
             sums=dict(self.sums),
             num_summed=len(self._summed),
+            example_privacy=self._promised(),
         )
+
+    def _promised(self) -> Mapping[str, Any]:
+        """Return what this round and those before it spend of a node's examples at most."""
+        if self._level is None or self.server_round == 0:
+            return {}
+        return self._level.at_most(self.server_round)
 
     def _rejected_or_refused(self) -> Mapping[str, int]:
         """Count the clients whose nodes' policies refuse with the others, each once.

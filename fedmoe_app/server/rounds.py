@@ -227,6 +227,7 @@ class RoundLoop:
             *(server_round, grid, self.arrays, timeout),
             *(self.strategy.registry, self._others, self._callbacks),
             None if (private := self.strategy.private) is None else private.expected,
+            self.strategy.task.example_level,
         )
 
     def _measure(self, now: Round, steps: Sequence[Step]) -> bool:

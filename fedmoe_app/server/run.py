@@ -243,6 +243,7 @@ def _task(config: RunConfig, setup: Setup, data: TextData) -> ClientTask:
         changed_only=wire.downloads == "changed",
         download_codec=wire.download_codec,
         bounds=_bounds(config, setup, len(data.train)),
+        example_level=ExampleLevel.of(config),
     )
 
 

@@ -24,6 +24,7 @@ from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.client_level import private_plan
+from fedmoe_app.privacy.example_level import ExampleLevel
 from fedmoe_app.privacy.member import SumError
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
@@ -96,6 +97,7 @@ class ClientTask:
         offer: how the clients may encode their replies.
         changed_only, download_codec: see :class:`fedmoe_app.server.sync.DeltaSync`.
         bounds: of what clients may say of themselves.
+        example_level: the noise that each client adds by itself; None where it adds none.
     """
 
     shape: ModelShape = field(default_factory=lambda: ModelShape(0, 1, 1))
@@ -108,6 +110,7 @@ class ClientTask:
     changed_only: bool = True
     download_codec: str = "fp32"
     bounds: TaskBounds = field(default_factory=TaskBounds)
+    example_level: ExampleLevel | None = None
 
 
 @dataclass

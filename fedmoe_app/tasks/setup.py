@@ -310,13 +310,16 @@ def client_data(
     """Load this node's own file or its partition, and split off its local test set.
 
     With privacy of examples there is none: which rows are held out depends on how many there are,
-    so that one row more would change what others do. Nobody would hear of its scores, either.
+    so that one row more would change what others do. Nobody would hear of its scores, either. A row
+    of the node's own file that cannot be used is left out there and is no error: the node's answer
+    would tell that it has such a row.
 
     Raises:
         ConfigError: if the node's copy of the source differs from the server's.
     """
     if node.data_path is not None:
-        own = load_node_file(Path(node.data_path), config.data, tuple(label_names))
+        lenient = config.privacy.example_dp
+        own = load_node_file(Path(node.data_path), config.data, tuple(label_names), lenient)
     else:
         own = _partition(config, node, label_names, fingerprint)
     held_out = 0.0 if config.privacy.example_dp else config.data.local_test_fraction

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from fedmoe_app.cli import main
 from fedmoe_app.launch.gate import digest_of, log_path, note
+from fedmoe_app.privacy.accountant import epsilon
+from fedmoe_app.privacy.example_level import ExampleLevel
+from fedmoe_app.privacy.node_ledger import NodeLedger
 from tests.conftest import REPOSITORY, flat_config
 
 Call = Callable[..., tuple[int, str]]
@@ -60,3 +65,64 @@ def test_the_log_is_shown_whatever_stands_in_it(node: Call) -> None:
     assert any("run 8" in line and "refused: this node's policy" in line for line in lines)
     assert "\x1b" not in said
     assert lines[-1].startswith("a line that cannot be read")
+
+
+ONE = ExampleLevel(clip=1.0, noise=1.0, rate=0.1, steps=5, rounds=4, delta=1e-5)
+
+
+def test_the_ledger_is_shown_by_data_set(node: Call, tmp_path: Path) -> None:
+    """Two runs of two rounds are what the accountant says of twenty steps."""
+    assert "no run has spent" in node("ledger")[1]
+    for run in ("a", "a", "b", "b"):
+        NodeLedger().spend("/data/rows.jsonl", ONE.spent(), run=run)
+    NodeLedger().spend("what runs name, client 3", ONE.spent(), run="c")
+    spent = epsilon(0.1, 1.0, 20, 1e-5)
+    code, said = node("ledger")
+    assert code == 0
+    words = next(line for line in said.splitlines() if "/data/rows" in line).split()
+    assert words == ["/data/rows.jsonl", "2", "4", f"{spent:.3g}", "1e-05", "no", "limit"]
+    assert "what runs name, client 3" in said
+
+
+def test_the_ledger_says_what_a_policy_leaves(node: Call, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    NodeLedger(other / "node").spend("rows", ONE.spent(), run="a")
+    policy = tmp_path / "policy.toml"
+    policy.write_text("apps = []\nmax-epsilon = 4.0\ndelta = 1e-6\n")
+    policy.chmod(0o600)
+    code, said = node("ledger", "--policy", str(policy), "--home", str(other), "--json")
+    found: list[dict[str, Any]] = json.loads(said)
+    spent = epsilon(0.1, 1.0, 5, 1e-6)
+    assert code == 0
+    assert found == [
+        {
+            "data_set": "rows",
+            "runs": 1,
+            "rounds": 1,
+            "epsilon": pytest.approx(spent),
+            "delta": 1e-6,
+            "max_epsilon": 4.0,
+            "left": pytest.approx(4.0 - spent),
+        }
+    ]
+    assert node("ledger", "--json") == (0, "[]\n")
+
+
+def test_a_ledger_of_an_older_release_counts_no_runs(node: Call, tmp_path: Path) -> None:
+    """It wrote rounds alone, and nobody knows of which runs they were."""
+    NodeLedger().spend("rows", ONE.spent(), run="a")
+    file = tmp_path / "node" / "privacy.json"
+    table = json.loads(file.read_text())
+    del table["data_sets"]["rows"]["runs"]
+    file.write_text(json.dumps(table))
+    NodeLedger().spend("rows", ONE.spent(), run="b")
+    (found,) = json.loads(node("ledger", "--json")[1])
+    assert (found["runs"], found["rounds"]) == (None, 2)
+
+
+def test_a_ledger_that_cannot_be_read_is_named(node: Call, tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "privacy.json").write_text('{"orders": [2], "data_sets": {}}')
+    code, said = node("ledger")
+    assert code != 0
+    assert "privacy.json: cannot be read" in said

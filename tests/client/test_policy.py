@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedmoe_app import ModelState
 from fedmoe_app.cli.commands.superexec import superexec
-from fedmoe_app.client.round import evaluate_client, measure_for_client, train_client
+from fedmoe_app.client.round import (
+    evaluate_client,
+    measure_for_client,
+    prepare_round,
+    train_client,
+)
+from fedmoe_app.client.timing import Stopwatch
 from fedmoe_app.config.node import Node
 from fedmoe_app.config.policy import Policy, RefusedError, node_policy
 from fedmoe_app.config.schema import RunConfig
@@ -104,3 +111,25 @@ def test_a_score_leaves_only_where_the_policy_says_so(
     task = TrainTask(1, ModelState(), label_names=tuple(TOPICS))
     with pytest.raises(RefusedError, match="does not allow scores to leave"):
         evaluate_client(make_config(), Node(0, 0, None, str(rows)), task)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "joint", "limit"),
+    [("fedavg", False, 3), ("pflmoe", False, 6), ("pflmoe", True, 6)],
+)
+def test_steps_of_a_personal_copy_count_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, joint: bool, limit: int
+) -> None:
+    """3 steps a round, and PFL-MoE's second training takes as many again."""
+    rows = write_topics(tmp_path / "rows.jsonl", 4)
+    keys: dict[str, Any] = {"scheme": scheme, "train.max-steps": 3, "data.source": "nodes"}
+    keys |= {"pflmoe.joint": joint, "train.num-train-epochs": 9}
+    config, node = make_config(**keys), Node(0, 0, None, str(rows))
+    task = TrainTask(1, ModelState(), label_names=tuple(TOPICS))
+    use_policy(tmp_path, monkeypatch, f"max-local-steps = {limit}")
+    prepare_round(config, node, task, Stopwatch())
+    use_policy(tmp_path, monkeypatch, f"max-local-steps = {limit - 1}")
+    with pytest.raises(RefusedError, match="train.max-steps = 3") as refusal:
+        prepare_round(config, node, task, Stopwatch())
+    assert f"at most {limit - 1} (max-local-steps)" in str(refusal.value)
+    assert ("scheme = 'pflmoe'" in str(refusal.value)) == (scheme == "pflmoe")

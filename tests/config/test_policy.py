@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -139,12 +140,28 @@ def test_what_must_not_leave_refuses_the_runs_that_need_it(site: Path) -> None:
 
 
 def test_a_round_is_refused_without_a_number_of_the_node(site: Path) -> None:
+    """What the run asked for and what the policy allows is told; how many rows there are is not."""
     policy = policy_of(site, **{"min-examples": 20, "max-local-steps": 10})
-    policy.check_round(20, 10)
-    for examples, steps in ((19, 1), (20, 11)):
-        with pytest.raises(RefusedError) as refused:
-            policy.check_round(examples, steps)
-        assert not any(character.isdigit() for character in str(refused.value))
+    asked = {"train.max-steps": 50}
+    policy.check_round(20, 10, asked)
+    with pytest.raises(RefusedError) as too_few:
+        policy.check_round(19, 1, asked)
+    assert not any(character.isdigit() for character in str(too_few.value))
+    with pytest.raises(RefusedError) as too_many:
+        policy.check_round(20, 11, asked)
+    assert re.findall(r"\d+", str(too_many.value)) == ["50", "10"]
+
+
+def test_steps_that_no_row_decides_are_refused_before_the_code_comes(site: Path) -> None:
+    policy = policy_of(site, **{"max-local-steps": 10})
+    private = {
+        "privacy.example-dp": True,
+        "privacy.example-noise": 1.0,
+        "model.train": "expert-lora",
+    }
+    assert list(policy.refusals(flat_config(**private, **{"train.max-steps": 10}))) == []
+    (found,) = policy.refusals(flat_config(**private, **{"train.max-steps": 11}))
+    assert found == "train.max-steps = '11' (at most 10)"
 
 
 @pytest.mark.parametrize(

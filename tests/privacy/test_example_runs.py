@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.accountant import epsilon
 from fedmoe_app.privacy.example_level import ExampleLevel
 from fedmoe_app.privacy.node_ledger import NodeLedger
+from fedmoe_app.report.facts import summary
+from fedmoe_app.report.settings import read_settings
+from fedmoe_app.results.table import write_rounds
+from fedmoe_app.results.trackers import scalars
+from fedmoe_app.server.resume import check_same_config
 from fedmoe_app.server.rounds import RunFailedError
 from fedmoe_app.tasks.setup import client_data
 from fedmoe_app.wire.records import TrainTask
@@ -44,14 +50,39 @@ def test_nothing_but_changes_leaves_and_each_round_is_spent(tmp_path: Path, home
     lines = read_metrics(results)
     assert [line["status"] for line in lines] == ["ok"] * 3
     for client in (client for line in lines[1:] for client in line["clients"]):
-        assert client["num_examples"] == 1
+        assert client["num_examples"] is None
         told = {key for key, value in client.items() if value not in (None, 0, 0.0)}
         assert not told & {"accuracy", "local_accuracy", "loss", "train_loss", "num_steps"}
     spent = epsilon(0.2, 1.0, 2 * 2, 1e-5)
     for client in range(2):
         name = f"what runs name, client {client}"
         assert NodeLedger().epsilon(name, 1e-5) == pytest.approx(spent)
-    assert f"spend epsilon {spent:.3g} at delta 1e-05" in (results / "log.jsonl").read_text()
+    log = (results / "log.jsonl").read_text()
+    assert f"spend epsilon {spent:.3g} at delta 1e-05" in log
+    # A reply's line says what came and why there is no more of it; no number stands for none.
+    replies = [json.loads(line) for line in log.splitlines() if '"event": "reply"' in line]
+    assert len(replies) == 4
+    for reply in replies:
+        assert "changes with noise came" in reply["message"]
+        assert "stay on the node (privacy.example-dp)" in reply["message"]
+        assert not re.search(r"loss \d|\d examples", reply["message"])
+    assert [line["train_loss"] for line in lines] == [None] * 3
+    # By the run's settings the server knows what each node has spent at most.
+    assert "example_privacy" not in lines[0]
+    for line, rounds in zip(lines[1:], (1, 2), strict=True):
+        found = line["example_privacy"]
+        assert found["epsilon"] == pytest.approx(epsilon(0.2, 1.0, rounds * 2, 1e-5), abs=1e-4)
+        assert (found["delta"], found["rounds"], found["steps"]) == (1e-5, rounds, 2)
+    card = (results / "model" / "README.md").read_text()
+    assert f"at most ({spent:.3g}, 1e-05)-differentially private with respect to one" in card
+    assert "no differential privacy" not in card
+    assert "| training examples | not told |" in card
+    facts = {fact.name: fact for fact in summary(read_settings(results), lines, "accuracy")}
+    assert facts["privacy of examples"].value == f"ε ≤ {spent:.3g}"
+    assert "epsilon a node" in write_rounds(lines, "markdown")
+    assert scalars(lines[2])["privacy/epsilon_of_examples_at_most"] == pytest.approx(
+        spent, abs=1e-4
+    )
     # A second run adds to it, and the file outlives what runs keep.
     run(tmp_path, seed=7)
     assert NodeLedger().epsilon(name, 1e-5) == pytest.approx(epsilon(0.2, 1.0, 8, 1e-5))
@@ -64,8 +95,12 @@ def test_noise_is_worked_out_from_epsilon_and_a_scheme_of_weights_goes_along(
     tmp_path: Path,
 ) -> None:
     keys = {"privacy.example-noise": 0.0, "privacy.example-epsilon": 4.0, "scheme": "fedprox"}
-    run(tmp_path, **keys)
+    results = run(tmp_path, **keys)
     assert NodeLedger().epsilon("what runs name, client 0", 1e-5) == pytest.approx(4, rel=1e-2)
+    # More rounds after a resume would have taken more noise in those that are done.
+    more = short_run(tmp_path, **DP | keys | {"num-server-rounds": 3})
+    with pytest.raises(ConfigError, match="num-server-rounds = 2, now 3"):
+        check_same_config(results, more)
 
 
 def test_a_policy_refuses_before_training(
@@ -176,7 +211,8 @@ def test_an_error_of_a_row_stays_on_the_node(tmp_path: Path) -> None:
     """Which row has a class that a run does not name would tell all classes, a row a run."""
     node = Node(3, 3, None, str(write_topics(tmp_path / "rows.jsonl", 12)))
     names = (*list(TOPICS)[:-1], "another")
-    for keys, told in ((DP, "reason stays in this node's log"), ({}, "row 37")):
+    summed = {"privacy.secure-sum": True, "min-clients": 3}
+    for keys, told in ((summed, "reason stays in this node's log"), ({}, "row 37")):
         config = parse_run_config({**keys, "train.max-steps": 2})
         promised = config.privacy.promised
         with pytest.raises(RuntimeError, match=told) as caught, name_errors(3, promised):
@@ -184,3 +220,6 @@ def test_an_error_of_a_row_stays_on_the_node(tmp_path: Path) -> None:
         assert ("row" in str(caught.value).split()) == (not keys)
     with pytest.raises(RuntimeError, match="does not allow scores"), name_errors(3, "so"):
         raise RefusedError("this node's policy does not allow scores to leave the node")
+    # With privacy of examples that it failed would be an answer, too: such rows are left out.
+    config = parse_run_config({**DP, "train.max-steps": 2})
+    assert len(client_data(config, node, names, "").train) == 12 * (len(TOPICS) - 1)

@@ -15,11 +15,16 @@ from safetensors.torch import load_file
 
 from fedmoe_app import ConfigError, read_metrics, run_in_process
 from fedmoe_app.compare.in_process import InProcessGrid
+from fedmoe_app.privacy.member import SumError
+from fedmoe_app.server.collect import Collected
 from fedmoe_app.server.rounds import RunFailedError
+from fedmoe_app.server.summed import MaskedSums
 from fedmoe_app.wire.packing import raw_array
+from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.replies import seal
 from tests.homes import kept_files
 from tests.privacy.conftest import short_run
+from tests.toy import TOPICS, write_topics
 
 CLIENTS = 5
 # All experts are open, and a client's examples are its weight.
@@ -41,7 +46,9 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @contextmanager
-def lost(client: int, kind: str, number: int | None = None) -> Iterator[None]:
+def lost(
+    client: int, kind: str, number: int | None = None, in_round: int | None = None
+) -> Iterator[None]:
     """Let a client fail at every message of a kind, or at those about one of the two sums."""
     original = InProcessGrid._answer
 
@@ -49,6 +56,8 @@ def lost(client: int, kind: str, number: int | None = None) -> Iterator[None]:
         metadata = message.metadata
         about = message.content.config_records.get("sum", {}).get("number")
         is_it = number is None or about == number
+        if in_round is not None:
+            is_it = is_it and Question.of(message.content).server_round == in_round
         if metadata.dst_node_id == 1000 + client and metadata.message_type == kind and is_it:
             return Message(Error(2, "gone"), reply_to=message)
         return original(self, message)
@@ -228,6 +237,68 @@ def test_the_head_in_closed_form_is_that_of_the_plain_sums(tmp_path: Path) -> No
     assert heads
     for name in heads:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=2e-6)
+
+
+@contextmanager
+def state_lost(times: int) -> Iterator[None]:
+    """Let the server lose what came of its first masked sums, as one that crashes then."""
+    original, left = MaskedSums.round, [times]
+
+    def round_(self: MaskedSums, *arguments: Any) -> Collected:
+        found = original(self, *arguments)
+        if left[0]:
+            left[0] -= 1
+            raise SumError("the server crashed")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaskedSums, "round", round_)
+        yield
+
+
+def own_rows(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for number in range(CLIENTS):
+        path = write_topics(folder / f"own-{number}.jsonl", 6 + number)
+        found.append({"partition-id": number, "data-path": str(path)})
+    return found
+
+
+def own_run(folder: Path, **overrides: Any) -> Path:
+    keys = {"data.source": "nodes", "data.label-names": ", ".join(TOPICS)}
+    keys |= {"num-server-rounds": 2, "max-failed-rounds": 2}
+    return run_in_process(short_run(folder, **SUMS | keys | overrides), CLIENTS, own_rows(folder))
+
+
+def test_a_sum_is_repeated_over_the_same_clients_only(tmp_path: Path, home: Path) -> None:
+    """With a client and without it, the two sums would differ by what that client changed."""
+    with state_lost(1):
+        again = own_run(tmp_path)
+    assert [line["status"] for line in read_metrics(again)] == ["ok", "failed", "ok"]
+    assert (home / "node" / "sums.db").stat().st_mode & 0o777 == 0o600
+    with state_lost(1), lost(4, "query.sum_keys", in_round=2), pytest.raises(RunFailedError) as why:
+        own_run(tmp_path)
+    assert "let other clients into the same sum before" in str(why.value)
+
+
+def test_a_sum_that_nobody_could_read_is_repeated_over_fewer(tmp_path: Path) -> None:
+    """Three of five are too few: no node gave out a share, so that no sum was known."""
+    with (
+        lost(4, "train", in_round=1),
+        lost(3, "train", in_round=1),
+        lost(4, "query.sum_keys", in_round=2),
+    ):
+        results = own_run(tmp_path)
+    lines = read_metrics(results)
+    assert [line["status"] for line in lines] == ["ok", "failed", "ok"]
+    assert lines[2]["num_clients"] == CLIENTS - 1
+
+
+def test_a_client_may_go_from_round_to_round(tmp_path: Path) -> None:
+    """Another state is another sum, over whomever."""
+    with lost(4, "query.sum_keys", in_round=2):
+        results = own_run(tmp_path)
+    assert [line["num_clients"] for line in read_metrics(results)[1:]] == [5, 4]
 
 
 @pytest.mark.parametrize(

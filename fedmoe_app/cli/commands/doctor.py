@@ -9,6 +9,7 @@ import typer
 
 from fedmoe_app.cli.app import command
 from fedmoe_app.cli.options import console
+from fedmoe_app.config.hosts import check_address
 
 
 @command("fedmoe doctor")
@@ -24,6 +25,8 @@ def doctor(
     """Say what works on this machine, what does not, and how to mend it."""
     from fedmoe_app.cli.doctor import FAILURE, examine, print_findings
 
+    if superlink:
+        check_address(superlink, "--superlink")
     findings = examine(superlink or "", root_certificates)
     print_findings(findings, console())
     if any(finding.state == FAILURE for finding in findings):

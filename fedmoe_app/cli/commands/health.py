@@ -9,6 +9,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedmoe_app.cli.app import command
+from fedmoe_app.config.hosts import check_address
 from fedmoe_app.shown.terminal import say
 
 
@@ -19,6 +20,7 @@ def health(
     ],
 ) -> None:
     """Ask a SuperLink, SuperNode or SuperExec whether it is up; exit code 0 if so."""
+    check_address(address, "HOST:PORT")
     if not is_serving(address):
         say(f"{address}: not serving")
         raise typer.Exit(1)

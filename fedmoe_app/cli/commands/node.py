@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 
 from fedmoe_app.cli.app import app, command
 from fedmoe_app.cli.options import AppOption, RunConfigItems
@@ -15,10 +17,12 @@ from fedmoe_app.config.overrides import app_defaults, read_overrides
 from fedmoe_app.config.policy import Policy, policy_path, read_policy
 from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.gate import digest_of, log_path
-from fedmoe_app.shown.terminal import say
+from fedmoe_app.privacy.node_ledger import FILE, NodeLedger, Spent
+from fedmoe_app.results.table import LOG_WIDTH
+from fedmoe_app.shown.terminal import Console, Table, say
 
 node = typer.Typer(
-    help="What a node's owner allows: check a run, list the app's digest, read the log.",
+    help="What a node's owner allows, and what runs took: policy, digest, log, privacy ledger.",
     epilog="Example: fedmoe node check --policy policy.toml",
 )
 app.add_typer(node, name="node")
@@ -72,6 +76,66 @@ def log(
             _show(json.loads(line), config)
         except (ValueError, KeyError, TypeError):
             say("a line that cannot be read: the disk was full, or the process was killed")
+
+
+@command("fedmoe node ledger --policy policy.toml", on=node)
+def ledger(
+    policy_file: PolicyFile = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--home", help="The node's $FEDMOE_HOME.", show_default="$FEDMOE_HOME"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON array, an object a data set.")
+    ] = False,
+) -> None:
+    """Show what runs have spent of the privacy of this node's examples, by data set.
+
+    `left` is what the policy's max-epsilon leaves for all further runs together. A round counts
+    when it begins, also one that broke off.
+    """
+    path = policy_path(policy_file)
+    policy = None if path is None else read_policy(path)
+    place = None if folder is None else folder.expanduser() / "node"
+    book = NodeLedger(place)
+    limit, delta = (None, None) if policy is None else (policy.max_epsilon, policy.delta)
+    found = book.entries(delta)
+    if as_json:
+        say(json.dumps([_entry(spent, limit) for spent in found], ensure_ascii=True))
+    elif not found:
+        say(f"{book.folder / FILE}: no run has spent of this node's examples")
+    else:
+        _print_ledger(found, limit)
+
+
+def _entry(spent: Spent, limit: float | None) -> dict[str, Any]:
+    """Return what is told of a data set; null is without a limit, or unknown, or no bound."""
+    left = None if limit is None else max(0.0, limit - spent.epsilon)
+    return {
+        "data_set": spent.data_set,
+        "runs": spent.runs,
+        "rounds": spent.rounds,
+        "epsilon": spent.epsilon if math.isfinite(spent.epsilon) else None,
+        "delta": spent.delta,
+        "max_epsilon": limit,
+        "left": left,
+    }
+
+
+def _print_ledger(found: list[Spent], limit: float | None) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("data set", overflow="fold")
+    for header in ("runs", "rounds", "epsilon", "delta", "left"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for spent in found:
+        runs = "?" if spent.runs is None else str(spent.runs)
+        rest = "no limit" if limit is None else f"{max(0.0, limit - spent.epsilon):.3g}"
+        numbers = (runs, str(spent.rounds), f"{spent.epsilon:.3g}", f"{spent.delta:g}", rest)
+        table.add_row(spent.data_set, *numbers)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)
+    console.print(table)
 
 
 def _show(entry: dict[str, Any], config: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedmoe_app.cli.app import command
+from fedmoe_app.config.hosts import check_address
 
 
 @command("fedmoe superexec --runtime-api-address supernode:9094")
@@ -28,6 +29,9 @@ def superexec(
     from fedmoe_app.launch.supernode import use_policy
     from fedmoe_app.launch.warm import start
 
+    check_address(runtime_api_address, "--runtime-api-address")
+    if health_server_address is not None:
+        check_address(health_server_address, "--health-server-address")
     # What needs the node's data is asked in the processes that this one starts.
     use_policy([])
     start(runtime_api_address, root_certificates, health_server_address)

@@ -105,10 +105,15 @@ def _completions(table: Table, config: DataConfig, found: RowFormat) -> tuple[Co
         read_cells(table, name, f"data.{key}-field")
         for name, key in zip(found.columns, ("prompt", "completion"), strict=True)
     )
-    of_messages = [
-        _hold_messages(table, name, cells)
-        for name, cells in zip(found.columns, (prompts, completions), strict=True)
-    ]
+    if table.lenient:  # no row decides what the others hold
+        of_messages = [config.template_for_all]
+        if not config.template_for_all:
+            prompts, completions = map(_only_texts, (prompts, completions))
+    else:
+        of_messages = [
+            _hold_messages(table, name, cells)
+            for name, cells in zip(found.columns, (prompts, completions), strict=True)
+        ]
     if any(of_messages) or config.template_for_all:
         given = _messages_of(table, found.columns[0], prompts, USER)
         new = _messages_of(table, found.columns[1], completions, ASSISTANT)
@@ -121,6 +126,11 @@ def _completions(table: Table, config: DataConfig, found: RowFormat) -> tuple[Co
         "prompt": [prompts[row] for row in rows],
         "completion": [completions[row] for row in rows],
     }, rows
+
+
+def _only_texts(cells: Sequence[Any]) -> list[Any]:
+    """Return the cells' texts; "" for messages, so that their rows are left out."""
+    return ["" if looks_like_messages(cell) else cell for cell in cells]
 
 
 def _hold_messages(table: Table, column: str, cells: Sequence[Any]) -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from fedmoe_app.shown.logs import log_line
+
+_log = logging.getLogger(__name__)
 
 # Rows that go through Python at once.
 ROWS = 4096
@@ -50,6 +56,38 @@ class Rows:
     names: tuple[str, ...]
     batches: Iterator[pa.RecordBatch]
     declared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class LeftOut:
+    """Counts the rows of a file that cannot be read, and says so in this node's log."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin with none of the rows of ``path``."""
+        self._path = path
+        self.count = 0
+        self._first = ""
+
+    def note(self, where: str) -> None:
+        """Note one."""
+        self.count += 1
+        self._first = self._first or where
+
+    def report(self) -> None:
+        """Warn of them, if there are any."""
+        if self.count:
+            _log.warning(
+                "%s: left out %d rows that cannot be read (the first is %s)",
+                *(log_line(str(self._path)), self.count, self._first),
+            )
+
+
+def is_text(value: str | None) -> bool:
+    """Tell whether a value has no half of a character (a lone surrogate)."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

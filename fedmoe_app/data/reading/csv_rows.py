@@ -10,9 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -20,12 +22,21 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from fedmoe_app.config.errors import DataError
-from fedmoe_app.data.reading.columns import Asked, Rows, listed
-from fedmoe_app.data.reading.streams import AUTO, open_utf8
+from fedmoe_app.data.reading.columns import (
+    ROWS,
+    Asked,
+    LeftOut,
+    Rows,
+    is_text,
+    listed,
+    schema_of,
+)
+from fedmoe_app.data.reading.streams import AUTO, MARKED, open_utf8
 
 DELIMITERS = (",", ";", "\t")  # recognised; in this order where two fit equally well
 _HEADER_BYTES, _MAX_HEADER_BYTES = 1 << 20, 1 << 26
 _BLOCKS = (4 << 20, 256 << 20)  # the second for files with longer rows than the first
+_MOST_LINES = 10_000  # of one row, where rows are read one by one
 _SEPARATOR_LINE = "sep="  # Excel's first line, before the header
 
 
@@ -39,9 +50,16 @@ class Header:
     num_lines: int
 
 
-def read_csv(path: Path, asked: Asked | None, encoding: str, delimiter: str, private: bool) -> Rows:
-    """Read the columns that are asked for (None: all); see :func:`read_rows` of ``files``."""
-    header = read_header(path, encoding, delimiter)
+def read_csv(
+    path: Path,
+    asked: Asked | None,
+    encoding: str,
+    delimiter: str,
+    private: bool,
+    lenient: bool = False,
+) -> Rows:
+    """Read the columns that are asked for (None: all); see :func:`read_columns` of ``files``."""
+    header = read_header(path, encoding, delimiter, lenient)
     found = [(index, name) for index, name in enumerate(header.names) if _is_asked(name, asked)]
     for _, name in found:
         if header.names.count(name) > 1:
@@ -56,22 +74,26 @@ def read_csv(path: Path, asked: Asked | None, encoding: str, delimiter: str, pri
             "name yours in data.text-field, data.label-field, ..., or the separator in "
             "data.delimiter"
         )
+    if lenient:
+        return Rows(header.names, _batches_of_good(path, header, found, encoding))
     return Rows(header.names, _batches(path, header, found, encoding, private))
 
 
-def read_header(path: Path, encoding: str, delimiter: str = AUTO) -> Header:
+def read_header(path: Path, encoding: str, delimiter: str = AUTO, lenient: bool = False) -> Header:
     """Read the first row that is not blank; its names without outer spaces."""
     size = _HEADER_BYTES
-    while (found := _header_in(path, encoding, delimiter, size)) is None:
+    while (found := _header_in(path, encoding, delimiter, size, lenient)) is None:
         if size >= _MAX_HEADER_BYTES:
             raise DataError(f"{path}: line 1: the header has no end within {size >> 20} MiB")
         size *= 8
     return found
 
 
-def _header_in(path: Path, encoding: str, delimiter: str, size: int) -> Header | None:
+def _header_in(
+    path: Path, encoding: str, delimiter: str, size: int, lenient: bool
+) -> Header | None:
     """Return the header if it ends within the first ``size`` bytes."""
-    with open_utf8(path, encoding) as file:
+    with open_utf8(path, encoding, lenient) as file:
         data = file.read(size)
     head = _whole_characters(data, size)
     lines, skipped = _skip_blank(io.StringIO(head, newline="").readlines())
@@ -174,6 +196,89 @@ def _parsed(
     yield from reader
 
 
+def _batches_of_good(
+    path: Path, header: Header, found: Sequence[tuple[int, str]], encoding: str
+) -> Iterator[pa.RecordBatch]:
+    """Give the rows that can be read, each looked at by itself."""
+    left_out, schema = LeftOut(path), schema_of([name for _, name in found])
+    with open_utf8(path, encoding, lenient=True) as file, _long_fields():
+        file.read(header.num_bytes)
+        lines = _Lines(io.TextIOWrapper(file, "utf-8", MARKED, newline=""), header.num_lines)
+        rows = _good_records(lines, header, left_out)
+        while part := list(islice(rows, ROWS)):
+            columns = [pa.array([row[index] for row in part], pa.string()) for index, _ in found]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+    left_out.report()
+
+
+def _good_records(lines: _Lines, header: Header, left_out: LeftOut) -> Iterator[list[str]]:
+    while lines.begin():
+        where = f"line {lines.number}"
+        record = _record(lines, header.delimiter)
+        if record == []:
+            continue  # a blank line
+        if record and len(record) == len(header.names) and all(map(is_text, record)):
+            yield record
+        else:
+            left_out.note(where)
+
+
+def _record(lines: _Lines, delimiter: str) -> list[str] | None:
+    """Return the row that begins in the next line; None, and only that line is passed, if none can.
+
+    What follows a mark that is never closed, or closed by that of another row, may be good rows.
+    """
+    try:
+        record = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+        if not any('"' in line for line in lines.taken):
+            return record
+        reader = csv.reader(lines.taken, delimiter=delimiter, strict=True, skipinitialspace=True)
+        if not _differs(record, next(reader, [])):
+            return record
+    except csv.Error:
+        pass
+    lines.give_back()
+    return None
+
+
+class _Lines:
+    """A text's lines; those of a row that cannot be read are given back, but for its first."""
+
+    def __init__(self, text: Iterable[str], number: int) -> None:
+        self._rest = iter(text)
+        self._waiting: deque[str] = deque()
+        self._passed = number
+        self.taken: list[str] = []
+
+    @property
+    def number(self) -> int:
+        """The number of the row's first line."""
+        return self._passed + 1
+
+    def begin(self) -> bool:
+        """Begin a row; whether there is one."""
+        self._passed += len(self.taken)
+        self.taken = []
+        if not self._waiting:
+            self._waiting.extend(islice(self._rest, 1))
+        return bool(self._waiting)
+
+    def give_back(self) -> None:
+        """Let the lines of this row begin rows of their own, but for its first."""
+        self._waiting.extendleft(reversed(self.taken[1:]))
+        self.taken = self.taken[:1]
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the row's lines, as many as whoever reads them asks for."""
+        while len(self.taken) < _MOST_LINES:
+            if not self._waiting:
+                self._waiting.extend(islice(self._rest, 1))
+            if not self._waiting:
+                return
+            self.taken.append(self._waiting.popleft())
+            yield self.taken[-1]
+
+
 class _Watched:
     """The rows' bytes; notes whether there is a quotation mark, by whose rules pyarrow is lax."""
 
@@ -199,13 +304,17 @@ def _check_quotes(path: Path, header: Header, encoding: str, private: bool) -> N
     """
     both = (_records(path, header, encoding, skip_space) for skip_space in (False, True))
     for (line, record), (_, without) in zip(*both, strict=False):
-        if record != without and any(
-            field.lstrip() != other.lstrip() for field, other in zip(record, without, strict=False)
-        ):
+        if _differs(record, without):
             raise DataError(
                 f"{path}: line {line}: a space stands before a quotation mark, which makes the "
                 "mark a part of the text; take the space away"
             )
+
+
+def _differs(record: Sequence[str], without: Sequence[str]) -> bool:
+    """Tell whether a row is another one when spaces before its fields are passed over."""
+    pairs = zip(record, without, strict=False)
+    return record != without and any(a.lstrip() != b.lstrip() for a, b in pairs)
 
 
 def _check_rows(path: Path, header: Header, encoding: str, private: bool) -> None:

@@ -21,7 +21,15 @@ from pyarrow import json as arrow_json
 
 from fedmoe_app.config.errors import DataError
 from fedmoe_app.data.language.conversations import are_messages
-from fedmoe_app.data.reading.columns import ROWS, Asked, Rows, json_text, schema_of
+from fedmoe_app.data.reading.columns import (
+    ROWS,
+    Asked,
+    LeftOut,
+    Rows,
+    is_text,
+    json_text,
+    schema_of,
+)
 from fedmoe_app.data.reading.streams import open_utf8
 
 _BLOCK = 4 << 20
@@ -42,8 +50,10 @@ _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_n
 _Row = tuple[str, dict[str, Any]]  # where it stands, and what it holds
 
 
-def read_json(path: Path, asked: Asked | None, encoding: str) -> Rows:
-    """Read the columns that are asked for (None: all); see :func:`read_rows` of ``files``."""
+def read_json(path: Path, asked: Asked | None, encoding: str, lenient: bool = False) -> Rows:
+    """Read the columns that are asked for (None: all); see :func:`read_columns` of ``files``."""
+    if lenient and asked is not None:
+        return _read_good(path, asked, encoding)
     array = _is_array(path, encoding)
     names = _first_names(path, encoding, array)
     if asked is None:
@@ -56,8 +66,36 @@ def read_json(path: Path, asked: Asked | None, encoding: str) -> Rows:
     return Rows(names, make(path, encoding, asked))
 
 
-def _is_array(path: Path, encoding: str) -> bool:
-    with open_utf8(path, encoding) as file:
+def _read_good(path: Path, asked: Asked, encoding: str) -> Rows:
+    """Read the rows that can be read, each by itself; what columns there are no row decides.
+
+    Whether a file is an array, its name says: the first line could be a row. In an array nothing
+    can be read behind a fault of syntax.
+    """
+    array = ".json" in [suffix.lower() for suffix in path.suffixes] and _is_array(
+        path, encoding, lenient=True
+    )
+    return Rows(asked.names, _good_batches(path, encoding, asked, array))
+
+
+def _good_batches(path: Path, encoding: str, asked: Asked, array: bool) -> Iterator[pa.RecordBatch]:
+    left_out = LeftOut(path)
+    with open_utf8(path, encoding, lenient=True) as file:
+        if array:
+            yield from _in_batches(path, _array_rows(path, file, left_out), asked, left_out)
+        else:
+            for first, block in _blocks_of_lines(path, file, left_out):
+                fast = None if asked.nested else _parse_fast(block, asked.names)
+                if fast is not None:
+                    yield from fast.to_batches()
+                else:
+                    rows = _rows_of_block(path, first, block, left_out)
+                    yield from _in_batches(path, rows, asked, left_out)
+    left_out.report()
+
+
+def _is_array(path: Path, encoding: str, lenient: bool = False) -> bool:
+    with open_utf8(path, encoding, lenient) as file:
         while block := file.read(_BLOCK):
             if block.strip():
                 return block.lstrip().startswith(b"[")
@@ -81,14 +119,18 @@ def _line_batches(path: Path, encoding: str, asked: Asked) -> Iterator[pa.Record
                 yield from _in_batches(path, _rows_of_block(path, first, block), asked)
 
 
-def _blocks_of_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+def _blocks_of_lines(
+    path: Path, file: IO[bytes], left_out: LeftOut | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Give pieces of whole lines, each with the number of its first line."""
     rest, line = b"", 1
     while block := file.read(_BLOCK):
         whole, end, rest_after = block.rpartition(b"\n")
         if not end:
             rest += block
-            if len(rest) > _LARGEST_ROW:
+            if len(rest) > _LARGEST_ROW and left_out is not None:
+                rest = b"!"  # no row, and its line is passed over
+            elif len(rest) > _LARGEST_ROW:
                 raise DataError(f"{path}: line {line} is longer than {_LARGEST_ROW >> 20} MiB")
             continue
         piece = rest + whole + end
@@ -133,11 +175,20 @@ def _line_rows(path: Path, file: IO[bytes]) -> Iterator[_Row]:
         yield from _rows_of_block(path, first, block)
 
 
-def _rows_of_block(path: Path, first: int, block: bytes) -> Iterator[_Row]:
+def _rows_of_block(
+    path: Path, first: int, block: bytes, left_out: LeftOut | None = None
+) -> Iterator[_Row]:
     for number, line in enumerate(block.split(b"\n"), start=first):
         if line.strip():
             where = f"line {number}"
-            yield where, _object(path, where, line)
+            try:
+                found = _object(path, where, line)
+            except (DataError, UnicodeDecodeError, ValueError):
+                if left_out is None:
+                    raise
+                left_out.note(where)
+            else:
+                yield where, found
 
 
 def _object(path: Path, where: str, line: bytes) -> dict[str, Any]:
@@ -164,8 +215,17 @@ def _array_batches(path: Path, encoding: str, asked: Asked) -> Iterator[pa.Recor
         yield from _in_batches(path, _array_rows(path, file), asked)
 
 
-def _array_rows(path: Path, file: IO[bytes]) -> Iterator[_Row]:
+def _array_rows(path: Path, file: IO[bytes], left_out: LeftOut | None = None) -> Iterator[_Row]:
     """Give the objects of an array one by one; memory holds a block of the text at a time."""
+    try:
+        yield from _objects(path, file, left_out)
+    except (DataError, UnicodeDecodeError):
+        if left_out is None:
+            raise
+        left_out.note("where the array breaks off; what follows is not read")
+
+
+def _objects(path: Path, file: IO[bytes], left_out: LeftOut | None) -> Iterator[_Row]:
     text = _Text(file)
     text.skip("[")
     for number in count(1):
@@ -173,9 +233,12 @@ def _array_rows(path: Path, file: IO[bytes]) -> Iterator[_Row]:
             break
         where = f"row {number}"
         value = text.value(path, where)
-        if not isinstance(value, dict):
+        if isinstance(value, dict):
+            yield where, value
+        elif left_out is None:
             raise DataError(f"{path}: {where} is not a JSON object")
-        yield where, value
+        else:
+            left_out.note(where)
         if text.peek() == ",":
             text.skip(",")
             if text.peek() == "]":
@@ -234,14 +297,31 @@ class _Text:
         return bool(block)
 
 
-def _in_batches(path: Path, rows: Iterator[_Row], asked: Asked) -> Iterator[pa.RecordBatch]:
+def _in_batches(
+    path: Path, rows: Iterator[_Row], asked: Asked, left_out: LeftOut | None = None
+) -> Iterator[pa.RecordBatch]:
     schema = schema_of(asked.names)
     while part := list(islice(rows, ROWS)):
+        if left_out is not None:
+            part = [row for row in part if _is_good(path, row, asked, left_out)]
         columns = [
             [_cell(path, where, name, row.get(name), asked) for where, row in part]
             for name in asked.names
         ]
         yield _batch(path, part, columns, schema)
+
+
+def _is_good(path: Path, row: _Row, asked: Asked, left_out: LeftOut) -> bool:
+    """Tell whether a row holds what is asked for; note it if not."""
+    where, values = row
+    try:
+        cells = [_cell(path, where, name, values.get(name), asked) for name in asked.names]
+    except DataError:
+        cells = ["\udcff"]
+    if good := all(map(is_text, cells)):
+        return good
+    left_out.note(where)
+    return False
 
 
 def _cell(path: Path, where: str, name: str, value: Any, asked: Asked) -> str | None:
@@ -268,17 +348,9 @@ def _batch(
             (part[row][0], schema.names[index])
             for row in range(len(part))
             for index, column in enumerate(columns)
-            if _is_half(column[row])
+            if not is_text(column[row])
         )
         raise DataError(
             f'{path}: {where}: column "{name}" holds half of a character (a lone surrogate)'
         ) from None
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _is_half(value: str | None) -> bool:
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError:
-        return True
-    return False

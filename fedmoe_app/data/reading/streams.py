@@ -23,6 +23,7 @@ _MARKS = (
 )
 _GZIP = b"\x1f\x8b"
 _HEAD = 4096
+MARKED = "fedmoe-marked"  # an error handler of codecs: half a character where bytes were none
 _BLOCK = 1 << 20
 
 
@@ -36,25 +37,37 @@ def open_bytes(path: Path) -> IO[bytes]:
     return gzip.open(path) if is_packed(path) else path.open("rb")  # type: ignore[return-value]
 
 
-def open_utf8(path: Path, encoding: str = AUTO) -> IO[bytes]:
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    """Put half a character, which no text has, in the place of bytes that are none."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\udcff", error.end
+
+
+codecs.register_error(MARKED, _mark)
+
+
+def open_utf8(path: Path, encoding: str = AUTO, lenient: bool = False) -> IO[bytes]:
     """Open a text file as UTF-8 without a byte order mark.
 
     Args:
         path: the file.
         encoding: Python's name of its encoding, or ``auto``: what the byte order mark says, UTF-8
             without one.
+        lenient: bytes that are not in the encoding become some that are no UTF-8, so that they
+            spoil the row that they are in and no other; and no guess by the first rows is made.
 
     Raises:
         DataError: with ``auto``, for UTF-16 without a byte order mark. Bytes that are no UTF-8 are
             not looked at here; see :func:`undecodable`.
     """
-    name = _encoding_of(path, encoding)
+    name = _encoding_of(path, encoding, lenient)
     raw = open_bytes(path)
     if codecs.lookup(name).name == UTF_8:
         if raw.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             raw.seek(0)
         return raw
-    return io.BufferedReader(_Recoded(raw, name), _BLOCK)  # type: ignore[type-var]
+    return io.BufferedReader(_Recoded(raw, name, lenient), _BLOCK)  # type: ignore[type-var]
 
 
 def undecodable(path: Path, encoding: str = AUTO) -> str | None:
@@ -80,7 +93,7 @@ def undecodable(path: Path, encoding: str = AUTO) -> str | None:
             start += len(block)
 
 
-def _encoding_of(path: Path, encoding: str) -> str:
+def _encoding_of(path: Path, encoding: str, lenient: bool = False) -> str:
     with open_bytes(path) as file:
         head = file.read(_HEAD)
     marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
@@ -93,7 +106,7 @@ def _encoding_of(path: Path, encoding: str) -> str:
         raise DataError(f"{path}: is compressed by gzip; its name must end in .gz")
     # Text in UTF-8 has no zero bytes; Latin letters in UTF-16 have one each, all on one side.
     zeros = [head[side::2].count(0) for side in (0, 1)]
-    if max(zeros) * 5 > len(head) and min(zeros) * 4 < max(zeros):
+    if not lenient and max(zeros) * 5 > len(head) and min(zeros) * 4 < max(zeros):
         order = "le" if zeros[1] > zeros[0] else "be"
         raise DataError(
             f"{path}: looks like UTF-16 without a byte order mark; set data.encoding = "
@@ -128,10 +141,12 @@ def _way_out(path: Path, name: str) -> str:
 class _Recoded(io.RawIOBase):
     """Bytes of a text file in another encoding, as UTF-8."""
 
-    def __init__(self, raw: IO[bytes], encoding: str) -> None:
+    def __init__(self, raw: IO[bytes], encoding: str, lenient: bool = False) -> None:
         super().__init__()
         # newline="": line ends inside a quoted field are the file's own.
-        self._text = io.TextIOWrapper(raw, encoding, newline="")
+        errors = MARKED if lenient else "strict"
+        self._text = io.TextIOWrapper(raw, encoding, errors, newline="")
+        self._errors = "surrogatepass" if lenient else "strict"
         self._rest = b""
         self._begins = True
 
@@ -144,7 +159,8 @@ class _Recoded(io.RawIOBase):
         if not self._rest:
             text = self._text.read(_BLOCK)
             # "utf-16-le" keeps the mark as a character.
-            self._rest = (text.removeprefix("\ufeff") if self._begins else text).encode()
+            text = text.removeprefix("\ufeff") if self._begins else text
+            self._rest = text.encode(UTF_8, self._errors)
             self._begins = False
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
