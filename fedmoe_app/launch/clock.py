@@ -1,10 +1,10 @@
 """Whether this machine's clock agrees with the SuperLink's.
 
-A SuperNode signs the time of each of its calls, and Flower 1.39 turns it away where that is more
-than 5 s ahead of the SuperLink's clock or more than 305 s behind it: without a word, and with exit
-code 0. The SuperLink does not tell its time either. But it can be asked: a call that is signed with
-any time at all is refused for its time, or for something else, which tells whether the time would
-do. Where this machine's own would not, other times are tried until one does.
+A SuperNode signs the time of each of its calls, and the SuperLink turns it away where that is more
+than 5 s ahead of its own clock or more than 305 s behind it: without a word, and with exit
+code 0. The SuperLink does not tell its time either. But it can be asked: a call of an unknown node
+that is signed with any time at all is refused for its time, or for something else, which tells
+whether the time would do. Where this machine's own would not, other times are tried until one does.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
+from fedmoe_app.flower.fleet import (
+    ClockProbe,
+    UnreachableError,
+    certificates_of,
+    fleet,
+    node_time,
+)
 
 AHEAD, BEHIND = 5.0, 305.0  # seconds that a node's clock may be, at most
-_REFUSED = "Invalid timestamp"
-_METHOD = "/flwr.proto.Fleet/SendNodeHeartbeat"
 _MIDDLE = (AHEAD - BEHIND) / 2  # of what is accepted, from the SuperLink's time on
 _STEP = 2 * min(AHEAD - _MIDDLE, _MIDDLE + BEHIND) - 10.0
 _MINUTES, _HOURS = 30, 14  # how far off is looked for: every second, and clocks of other time zones
@@ -50,10 +54,6 @@ class ClockFault:
         )
 
 
-class UnreachableError(RuntimeError):
-    """The SuperLink does not answer, so that nothing is known of its clock."""
-
-
 def check_clock(
     superlink: str, root_certificates: Path | None, insecure: bool = False, seconds: float = 4.0
 ) -> ClockFault | None:
@@ -68,12 +68,9 @@ def check_clock(
     Raises:
         UnreachableError: it does not answer.
     """
-    from flwr.supercore.grpc import create_channel
-
-    certificates = root_certificates.expanduser().read_bytes() if root_certificates else None
-    channel = create_channel(superlink, insecure, certificates)
-    with closing(channel):
-        probe = _Probe(channel, time.monotonic() + seconds)
+    certificates = certificates_of(root_certificates)
+    with fleet().clock_probe(superlink, certificates, insecure) as asked:
+        probe = _Probe(asked, time.monotonic() + seconds)
         if probe.accepts(0.0):
             return None
         return ClockFault(_offset(probe))
@@ -106,23 +103,15 @@ def _refined(probe: _Probe, offset: float) -> float:
 
 
 class _Probe:
-    """Calls of a node that nobody knows, signed with times of our choice.
+    """A SuperLink that is asked until a moment.
 
     Args:
-        channel: to the SuperLink.
+        probe: of the installed release of Flower.
         deadline: monotonic time after which nothing is asked any more.
     """
 
-    def __init__(self, channel: grpc.Channel, deadline: float) -> None:
-        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-        from flwr.supercore.primitives.asymmetric import generate_key_pairs
-
-        self._deadline = deadline
-        self._key, self._public_key = generate_key_pairs()
-        self._call = channel.unary_unary(
-            _METHOD, request_serializer=SendNodeHeartbeatRequest.SerializeToString
-        )
-        self._request = SendNodeHeartbeatRequest(heartbeat_interval=30)
+    def __init__(self, probe: ClockProbe, deadline: float) -> None:
+        self._probe, self._deadline = probe, deadline
 
     def accepts(self, shift: float) -> bool:
         """Tell whether the SuperLink accepts this machine's time plus ``shift`` seconds.
@@ -131,26 +120,8 @@ class _Probe:
             UnreachableError: it does not answer in time.
         """
         left = self._deadline - time.monotonic()
-        try:
-            self._call(self._request, metadata=self._signed(shift), timeout=max(0.01, left))
-        except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise UnreachableError(str(error.details())) from None
-            refused = error.code() == grpc.StatusCode.UNAUTHENTICATED
-            return not (refused and error.details() == _REFUSED)
-        return True
-
-    def _signed(self, shift: float) -> list[tuple[str, str | bytes]]:
-        from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
-        from flwr.supercore import date
-        from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
-
-        moment = (date.now() + datetime.timedelta(seconds=shift)).isoformat()
-        return [
-            (PUBLIC_KEY_HEADER, public_key_to_bytes(self._public_key)),
-            (TIMESTAMP_HEADER, moment),
-            (SIGNATURE_HEADER, sign_message(self._key, moment.encode("ascii"))),
-        ]
+        moment = node_time() + datetime.timedelta(seconds=shift)
+        return self._probe.accepts(moment.isoformat(), max(0.01, left))
 
 
 def is_synchronised() -> bool | None:

@@ -25,9 +25,11 @@ def superexec(
     ] = None,
 ) -> None:
     """Run the messages of a `fedmoe supernode --isolation process` that is in another container."""
+    from fedmoe_app.launch.flower_release import check_release
     from fedmoe_app.launch.supernode import use_policy
     from fedmoe_app.launch.warm import start
 
+    check_release()
     # What needs the node's data is asked in the processes that this one starts.
     use_policy([])
     start(runtime_api_address, root_certificates, health_server_address)
