@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from flwr.app import Message
+from typing import TYPE_CHECKING, Any
 
 from fedmoe_app.flower.release import UnsupportedFlowerError
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 HEARTBEATS = "flwr.supercore.heartbeat"  # the module that the thread runs in
 PORT = 9094  # default of the SuperNode's Runtime API

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Error, Message
-
 from fedmoe_app.config.files import private_folder
 from fedmoe_app.config.paths import home
 from fedmoe_app.config.policy import REFUSED, Policy, RefusedError
@@ -47,6 +45,7 @@ def install(policy: Policy) -> None:
 
 def gated(pull: TakesIn, policy: Policy) -> TakesIn:
     """Return Flower's function that takes a message, with the policy before the code is stored."""
+    from flwr.app import Error, Message
 
     def gate(**given: Any) -> int | None:
         got: list[Message] = []
