@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,13 +36,17 @@ class ClockFault:
     Attributes:
         seconds: how far ahead of the SuperLink's; negative if behind; None if it is farther off
             than was looked for.
+        in_time: False if there was no time to find out how far, and ``seconds`` is None.
     """
 
     seconds: float | None
+    in_time: bool = True
 
     def __str__(self) -> str:
         limits = f"a node may be {AHEAD:.0f} s ahead or {BEHIND:.0f} s behind"
-        if self.seconds is None:
+        if not self.in_time:
+            how = "is off the SuperLink's, by how much could not be found out in time"
+        elif self.seconds is None:
             how = f"is more than {_MINUTES} minutes off the SuperLink's"
         else:
             way = "ahead of" if self.seconds > 0 else "behind"
@@ -73,15 +76,17 @@ def check_clock(
         probe = _Probe(asked, time.monotonic() + seconds)
         if probe.accepts(0.0):
             return None
-        return ClockFault(_offset(probe))
+        try:
+            return ClockFault(_offset(probe))
+        except UnreachableError:  # out of time: that it is off is known
+            return ClockFault(None, in_time=False)
 
 
 def _offset(probe: _Probe) -> float | None:
     """Return the seconds that this machine's clock is ahead, to the second; None if not found."""
-    with suppress(UnreachableError):  # out of time: that it is off is known
-        for offset in _candidates():
-            if probe.accepts(_MIDDLE - offset):
-                return _refined(probe, offset)
+    for offset in _candidates():
+        if probe.accepts(_MIDDLE - offset):
+            return _refined(probe, offset)
     return None
 
 

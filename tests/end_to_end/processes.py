@@ -18,7 +18,7 @@ from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.flower import Flat, Outcome, Output, last_lines, run_connected
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 
-NODE_TIMEOUT = 60.0  # seconds
+NODE_TIMEOUT = 240.0  # seconds; a busy machine starts processes slowly
 CONNECTED = "SuperNode ID:"
 SERVING = "Uvicorn running on"
 CONNECTION = "loopback"

@@ -42,6 +42,7 @@ def test_what_is_said() -> None:
     assert "clock is 17 min behind the SuperLink's" in str(ClockFault(-1000.0))
     assert "clock is 5.5 h ahead of" in str(ClockFault(5.5 * HOUR))
     assert "more than 30 minutes off" in str(ClockFault(None))
+    assert "by how much could not be found out" in str(ClockFault(None, in_time=False))
 
 
 def test_a_clock_of_another_year(superlink: WithClock) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,8 @@ def make(folder: Path) -> Environment:
     pip = ("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     made.run(*pip, "flwr[simulation]", "click<8.5")
     (site,) = folder.glob("lib/python*/site-packages")
-    (site / "zz-borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    borrowed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "zz-borrowed.pth").write_text("".join(f"{path}\n" for path in borrowed))
     made.run(*pip, "--no-deps", "--editable", str(REPOSITORY))  # the declared bound is not asked
     assert sys.version_info[:2] == tuple(map(int, site.parent.name[6:].split(".")))
     return made
