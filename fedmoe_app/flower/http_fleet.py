@@ -64,16 +64,37 @@ class HttpFleet:
 
 
 class _Probe:
-    """Activations of an unknown node: refused for their time (401), or because it is unknown."""
+    """Activations of an unknown node: refused for their time (401), or because it is unknown.
+
+    All that takes long, imports above all, is done here: what follows has a few seconds.
+    """
 
     def __init__(self, client: httpx.Client) -> None:
+        from flwr.common.constant import TIMESTAMP_HEADER
         from flwr.proto.fleet_pb2 import ActivateNodeRequest
-        from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+        from flwr.supercore.primitives.asymmetric import (
+            generate_key_pairs,
+            public_key_to_bytes,
+            sign_message,
+        )
+        from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-        self._client = client
-        self._key, public_key = generate_key_pairs()
-        self._public_key = public_key_to_bytes(public_key)
-        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=30)
+        names: Any = import_module("flwr.supercore.constant")  # 1.39 has no such names
+        key, public_key = generate_key_pairs()
+        known = public_key_to_bytes(public_key)
+        fixed = {
+            "content-type": PROTOBUF_MEDIA_TYPE,
+            "accept": PROTOBUF_MEDIA_TYPE,
+            names.FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(known).decode("ascii"),
+        }
+
+        def headers(moment: str) -> dict[str, str]:
+            signature = b64encode(sign_message(key, moment.encode("ascii"))).decode("ascii")
+            signed = {TIMESTAMP_HEADER: moment, names.FLEET_HTTP_SIGNATURE_HEADER: signature}
+            return fixed | signed
+
+        self._client, self._headers = client, headers
+        request = ActivateNodeRequest(public_key=known, heartbeat_interval=30)
         self._content = request.SerializeToString()
 
     def accepts(self, moment: str, seconds: float) -> bool:
@@ -87,18 +108,3 @@ class _Probe:
         if answer.status_code in _AWAY:
             raise UnreachableError(answer.reason_phrase)
         return answer.status_code != httpx.codes.UNAUTHORIZED
-
-    def _headers(self, moment: str) -> dict[str, str]:
-        from flwr.common.constant import TIMESTAMP_HEADER
-        from flwr.supercore.primitives.asymmetric import sign_message
-        from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
-
-        names: Any = import_module("flwr.supercore.constant")  # 1.39 has no such names
-        signature = sign_message(self._key, moment.encode("ascii"))
-        return {
-            "content-type": PROTOBUF_MEDIA_TYPE,
-            "accept": PROTOBUF_MEDIA_TYPE,
-            names.FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self._public_key).decode("ascii"),
-            TIMESTAMP_HEADER: moment,
-            names.FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode("ascii"),
-        }
