@@ -66,7 +66,7 @@ def check_clock(
         superlink: ``HOST:PORT`` of its Fleet API.
         root_certificates: its CA; None for those of the system.
         insecure: it has no TLS.
-        seconds: to wait for its answers, all together.
+        seconds: to wait for its first answer; if that is no, twice as long to find out how far off.
 
     Raises:
         UnreachableError: it does not answer.
@@ -76,6 +76,7 @@ def check_clock(
         probe = _Probe(asked, time.monotonic() + seconds)
         if probe.accepts(0.0):
             return None
+        probe.deadline = time.monotonic() + 2 * seconds
         try:
             return ClockFault(_offset(probe))
         except UnreachableError:  # out of time: that it is off is known
@@ -116,7 +117,7 @@ class _Probe:
     """
 
     def __init__(self, probe: ClockProbe, deadline: float) -> None:
-        self._probe, self._deadline = probe, deadline
+        self._probe, self.deadline = probe, deadline
 
     def accepts(self, shift: float) -> bool:
         """Tell whether the SuperLink accepts this machine's time plus ``shift`` seconds.
@@ -124,7 +125,7 @@ class _Probe:
         Raises:
             UnreachableError: it does not answer in time.
         """
-        left = self._deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
         moment = node_time() + datetime.timedelta(seconds=shift)
         return self._probe.accepts(moment.isoformat(), max(0.01, left))
 

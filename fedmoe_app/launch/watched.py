@@ -32,7 +32,7 @@ CLOCK_IS_OFF = 75  # EX_TEMPFAIL of sysexits.h: try again later
 TURNED_AWAY = 76  # EX_PROTOCOL
 LOST_HEARTBEAT = 74  # EX_IOERR
 NO_GATE = 78  # EX_CONFIG
-_LAST_LOOK = 1.5  # seconds; Flower ends the process 5 s after it began to end
+_LAST_LOOK = 1.5  # seconds, and twice that; Flower ends the process 5 s after it began to end
 _PROGRAM = "flower-supernode"
 
 
