@@ -18,13 +18,14 @@ from rich import box
 
 from fedmoe_app.cli.gpus import EXTRA, Driver, has_nvml, read_driver, why_unused
 from fedmoe_app.config.paths import home
+from fedmoe_app.flower.fleet import CONTROL_PORT, UnreachableError, fleet
+from fedmoe_app.flower.release import is_tried
 from fedmoe_app.launch.processes import program
 from fedmoe_app.results.table import human_bytes
 from fedmoe_app.shown.terminal import Console, Table, literal
 
 OK, WARNING, FAILURE = "ok", "warning", "FAILURE"
 _SHOWN = ("flwr", "torch", "transformers", "peft", "bitsandbytes", "datasets", "grpcio")
-_PORTS = {8000: "control of a SuperLink", 9092: "SuperNodes of a SuperLink"}
 _MAX_ERROR = 0.2  # mean error of a quantised weight over its mean size
 _MIN_MEMORY, _MIN_DISK = 2e9, 2e9  # bytes, for the demo
 _STYLES = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
@@ -90,7 +91,7 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, FAILURE, "not installed", f"pip install '{wanted[name]}'")
             continue
         specifier = wanted[name].specifier
-        if specifier.contains(version, prereleases=True):
+        if specifier.contains(version, prereleases=True) or (name == "flwr" and is_tried(version)):
             yield Finding(name, OK, version)
         else:
             yield Finding(
@@ -184,7 +185,9 @@ def _engine() -> Iterator[Finding]:
 
 
 def _ports() -> Iterator[Finding]:
-    for port, use in _PORTS.items():
+    # Some releases have one port for both.
+    uses = {fleet().node_port: "SuperNodes of a SuperLink", CONTROL_PORT: "control of a SuperLink"}
+    for port, use in sorted(uses.items()):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -225,13 +228,14 @@ def _clock() -> Iterator[Finding]:
         WARNING,
         "nobody is known to set it",
         f"a SuperLink turns away a node whose clock is {AHEAD:.0f} s ahead of its own or "
-        f"{BEHIND:.0f} s behind; timedatectl set-ntp true; fedmoe doctor --superlink HOST:9092 "
+        f"{BEHIND:.0f} s behind; timedatectl set-ntp true; fedmoe doctor --superlink "
+        f"HOST:{fleet().node_port} "
         "compares the two",
     )
 
 
 def _same_time(superlink: str, root_certificates: Path | None) -> Finding:
-    from fedmoe_app.launch.clock import UnreachableError, check_clock
+    from fedmoe_app.launch.clock import check_clock
 
     what = f"clock of {superlink}"
     try:

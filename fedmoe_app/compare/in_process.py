@@ -14,18 +14,16 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe_app import client_app
 from fedmoe_app.client.root import train_on_root
 from fedmoe_app.config.parse import parse_run_config
+from fedmoe_app.flower.process import RUN_ID, Run, empty_run, task_identity
 from fedmoe_app.launch.preflight import check_model
 from fedmoe_app.results.events import log_to_stdout
 from fedmoe_app.server.run import run_server
 
 _FIRST_NODE_ID = 1000
-_RUN_ID = 1
 _CLIENT_RAISED = 2  # flwr.app.error code of a ClientApp that raised
 
 
@@ -45,10 +43,10 @@ class InProcessGrid(Grid):
         node_configs: Iterable[Mapping[str, Any]],
     ) -> None:
         self._app = app
-        self._run = Run.create_empty(_RUN_ID)
+        self._run = empty_run()
         self._waiting: dict[str, Message] = {}
         self._contexts = {
-            node_id: Context(_RUN_ID, node_id, dict(node_config), RecordDict(), dict(run_config))
+            node_id: Context(RUN_ID, node_id, dict(node_config), RecordDict(), dict(run_config))
             for node_id, node_config in enumerate(node_configs, start=_FIRST_NODE_ID)
         }
 
@@ -125,16 +123,3 @@ def run_in_process(
     check_model(config)
     with task_identity():
         return run_server(InProcessGrid(client_app.app, run_config, configs), config, train_on_root)
-
-
-class task_identity:
-    """Give messages the identity that Flower's runtimes set for the process, then restore it."""
-
-    def __enter__(self) -> None:
-        names = ("_task_id", "_run_id", "_node_id")
-        self._before = {name: getattr(TaskIdentity, name) for name in names}
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        for name, value in self._before.items():
-            setattr(TaskIdentity, name, value)

@@ -11,9 +11,12 @@ from pathlib import Path
 import tomli_w
 
 from fedmoe_app.config.names import LOOPBACK
+from fedmoe_app.flower.fleet import CONTROL_PORT, fleet
 
-CONTROL_PORT = 8000  # of `flwr` and the SuperExec
-FLEET_PORT = 9092  # of the nodes
+_ONE_PORT = f"""\
+# With this release of Flower, who reaches the nodes' port {CONTROL_PORT} can start runs, too: let a
+# proxy in front of it pass on /v1/fleet/ alone.
+"""
 _NODE_PORT = 9094  # of node 0's own processes; the next node takes the next one
 
 
@@ -49,12 +52,15 @@ def _superlink(deployment: Deployment) -> str:
     authority, certificate, key = (
         shlex.quote(str(folder / name)) for name in ("ca.crt", "server.crt", "server.key")
     )
+    caution = _ONE_PORT if fleet().node_port == CONTROL_PORT else ""
+    listening = fleet().listen_options(everywhere, CONTROL_PORT, fleet().node_port)
+    where = " ".join(word if word.startswith("--") else f"'{word}'" for word in listening)
     return f"""\
-# Next, on the SuperLink's machine; ca.key stays where it is:
+{caution}# Next, on the SuperLink's machine; ca.key stays where it is:
 fedmoe superlink --ssl-ca-certfile {authority} \\
   --ssl-certfile {certificate} --ssl-keyfile {key} \\
   --enable-supernode-auth --database superlink.db \\
-  --fleet-api-address '{everywhere}:{FLEET_PORT}' --health-server-address {LOOPBACK}:9190"""
+  {where} --health-server-address {LOOPBACK}:9190"""
 
 
 def _register(deployment: Deployment) -> str:
@@ -75,7 +81,7 @@ def _add_connection(deployment: Deployment) -> str:
 
 def _node(deployment: Deployment) -> str:
     last = deployment.nodes - 1
-    superlink = shlex.quote(f"{_address(deployment.hosts)}:{FLEET_PORT}")
+    superlink = shlex.quote(f"{_address(deployment.hosts)}:{fleet().node_port}")
     return f"""\
 # on each node, in a folder with ca.crt and its node-N; N is its number, 0 to {last}, DATA its file:
 N=0 DATA=/data/train.jsonl

@@ -1,10 +1,10 @@
 """Whether this machine's clock agrees with the SuperLink's.
 
-A SuperNode signs the time of each of its calls, and Flower 1.39 turns it away where that is more
-than 5 s ahead of the SuperLink's clock or more than 305 s behind it: without a word, and with exit
-code 0. The SuperLink does not tell its time either. But it can be asked: a call that is signed with
-any time at all is refused for its time, or for something else, which tells whether the time would
-do. Where this machine's own would not, other times are tried until one does.
+A SuperNode signs the time of each of its calls, and the SuperLink turns it away where that is more
+than 5 s ahead of its own clock or more than 305 s behind it: without a word, and with exit
+code 0. The SuperLink does not tell its time either. But it can be asked: a call of an unknown node
+that is signed with any time at all is refused for its time, or for something else, which tells
+whether the time would do. Where this machine's own would not, other times are tried until one does.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
+from fedmoe_app.flower.fleet import (
+    ClockProbe,
+    UnreachableError,
+    certificates_of,
+    fleet,
+    node_time,
+)
 
 AHEAD, BEHIND = 5.0, 305.0  # seconds that a node's clock may be, at most
-_REFUSED = "Invalid timestamp"
-_METHOD = "/flwr.proto.Fleet/SendNodeHeartbeat"
 _MIDDLE = (AHEAD - BEHIND) / 2  # of what is accepted, from the SuperLink's time on
 _STEP = 2 * min(AHEAD - _MIDDLE, _MIDDLE + BEHIND) - 10.0
 _MINUTES, _HOURS = 30, 14  # how far off is looked for: every second, and clocks of other time zones
@@ -33,13 +36,17 @@ class ClockFault:
     Attributes:
         seconds: how far ahead of the SuperLink's; negative if behind; None if it is farther off
             than was looked for.
+        in_time: False if there was no time to find out how far, and ``seconds`` is None.
     """
 
     seconds: float | None
+    in_time: bool = True
 
     def __str__(self) -> str:
         limits = f"a node may be {AHEAD:.0f} s ahead or {BEHIND:.0f} s behind"
-        if self.seconds is None:
+        if not self.in_time:
+            how = "is off the SuperLink's, by how much could not be found out in time"
+        elif self.seconds is None:
             how = f"is more than {_MINUTES} minutes off the SuperLink's"
         else:
             way = "ahead of" if self.seconds > 0 else "behind"
@@ -48,10 +55,6 @@ class ClockFault:
             f"this machine's clock {how}; {limits}, and is turned away else. Set the clocks of "
             "both machines by NTP (timedatectl set-ntp true)"
         )
-
-
-class UnreachableError(RuntimeError):
-    """The SuperLink does not answer, so that nothing is known of its clock."""
 
 
 def check_clock(
@@ -63,28 +66,28 @@ def check_clock(
         superlink: ``HOST:PORT`` of its Fleet API.
         root_certificates: its CA; None for those of the system.
         insecure: it has no TLS.
-        seconds: to wait for its answers, all together.
+        seconds: to wait for its first answer; if that is no, twice as long to find out how far off.
 
     Raises:
         UnreachableError: it does not answer.
     """
-    from flwr.supercore.grpc import create_channel
-
-    certificates = root_certificates.expanduser().read_bytes() if root_certificates else None
-    channel = create_channel(superlink, insecure, certificates)
-    with closing(channel):
-        probe = _Probe(channel, time.monotonic() + seconds)
+    certificates = certificates_of(root_certificates)
+    with fleet().clock_probe(superlink, certificates, insecure) as asked:
+        probe = _Probe(asked, time.monotonic() + seconds)
         if probe.accepts(0.0):
             return None
-        return ClockFault(_offset(probe))
+        probe.deadline = time.monotonic() + 2 * seconds
+        try:
+            return ClockFault(_offset(probe))
+        except UnreachableError:  # out of time: that it is off is known
+            return ClockFault(None, in_time=False)
 
 
 def _offset(probe: _Probe) -> float | None:
     """Return the seconds that this machine's clock is ahead, to the second; None if not found."""
-    with suppress(UnreachableError):  # out of time: that it is off is known
-        for offset in _candidates():
-            if probe.accepts(_MIDDLE - offset):
-                return _refined(probe, offset)
+    for offset in _candidates():
+        if probe.accepts(_MIDDLE - offset):
+            return _refined(probe, offset)
     return None
 
 
@@ -106,23 +109,15 @@ def _refined(probe: _Probe, offset: float) -> float:
 
 
 class _Probe:
-    """Calls of a node that nobody knows, signed with times of our choice.
+    """A SuperLink that is asked until a moment.
 
     Args:
-        channel: to the SuperLink.
+        probe: of the installed release of Flower.
         deadline: monotonic time after which nothing is asked any more.
     """
 
-    def __init__(self, channel: grpc.Channel, deadline: float) -> None:
-        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-        from flwr.supercore.primitives.asymmetric import generate_key_pairs
-
-        self._deadline = deadline
-        self._key, self._public_key = generate_key_pairs()
-        self._call = channel.unary_unary(
-            _METHOD, request_serializer=SendNodeHeartbeatRequest.SerializeToString
-        )
-        self._request = SendNodeHeartbeatRequest(heartbeat_interval=30)
+    def __init__(self, probe: ClockProbe, deadline: float) -> None:
+        self._probe, self.deadline = probe, deadline
 
     def accepts(self, shift: float) -> bool:
         """Tell whether the SuperLink accepts this machine's time plus ``shift`` seconds.
@@ -130,27 +125,9 @@ class _Probe:
         Raises:
             UnreachableError: it does not answer in time.
         """
-        left = self._deadline - time.monotonic()
-        try:
-            self._call(self._request, metadata=self._signed(shift), timeout=max(0.01, left))
-        except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise UnreachableError(str(error.details())) from None
-            refused = error.code() == grpc.StatusCode.UNAUTHENTICATED
-            return not (refused and error.details() == _REFUSED)
-        return True
-
-    def _signed(self, shift: float) -> list[tuple[str, str | bytes]]:
-        from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
-        from flwr.supercore import date
-        from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
-
-        moment = (date.now() + datetime.timedelta(seconds=shift)).isoformat()
-        return [
-            (PUBLIC_KEY_HEADER, public_key_to_bytes(self._public_key)),
-            (TIMESTAMP_HEADER, moment),
-            (SIGNATURE_HEADER, sign_message(self._key, moment.encode("ascii"))),
-        ]
+        left = self.deadline - time.monotonic()
+        moment = node_time() + datetime.timedelta(seconds=shift)
+        return self._probe.accepts(moment.isoformat(), max(0.01, left))
 
 
 def is_synchronised() -> bool | None:

@@ -18,6 +18,7 @@ import psutil
 
 from fedmoe_app.config.files import write_atomic
 from fedmoe_app.config.names import LOOPBACK
+from fedmoe_app.flower.words import LOCAL_PORT, VARIABLES
 
 HOOK = "fedmoe-environment.pth"
 
@@ -47,12 +48,7 @@ def flwr_home() -> Path:
 def default_environment() -> dict[str, str]:
     """Return the variables that a run of this app wants unless the user set them."""
     return {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        # `uv sync` would download every dependency again, for every run.
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        # Seconds between two looks for work; Flower's default of 1 s adds up over the rounds.
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        **VARIABLES,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         # Nothing is fetched from a model hub unless asked for.
@@ -98,7 +94,7 @@ def install_hook(flwr_home: Path, num_clients: int, site_packages: Path | None =
     folder = site_packages or Path(sysconfig.get_path("purelib"))
     variables = default_environment() | {
         "FLWR_HOME": str(flwr_home.absolute()),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(local_port(flwr_home)),
+        LOCAL_PORT: str(local_port(flwr_home)),
     }
     return write_atomic(folder / HOOK, _hook_text(variables))
 

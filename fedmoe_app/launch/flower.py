@@ -1,7 +1,6 @@
 """Start Flower, run the app, learn how the run ended.
 
-What depends on Flower's version stands here, in ``environment`` (variables) and in ``log_filter``
-(log lines) beside it; the facts hold for 1.39.
+What Flower's programs read and say is in :mod:`fedmoe_app.flower.words`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,15 @@ from typing import IO, TYPE_CHECKING, Any
 import tomli_w
 
 from fedmoe_app.config.names import LOOPBACK
+from fedmoe_app.flower.words import (
+    COMPLETED,
+    ENGINE_ERROR,
+    ENGINE_FAILED,
+    FAILED_WITH,
+    KNOWN_KEY,
+    STARTED,
+    STOPPED,
+)
 from fedmoe_app.launch.connections import Connection, LaunchError, write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.log_filter import COLOUR, LogFilter
@@ -33,16 +41,9 @@ from fedmoe_app.shown.logs import output_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMPLETED, STOPPED = "finished:completed", "finished:stopped"
 OWN_CONNECTION = "fedmoe"
 START_TIMEOUT = 60.0  # seconds
 
-_STARTED = re.compile(r"Successfully started run (\d+)")
-_FAILED_WITH = re.compile(r"^\w+ failed with exception: ")
-# What a simulation says where its engine, Ray, does not start or crashes, and the line with why.
-_ENGINE_FAILED = "An error was encountered. Ending simulation."
-_ENGINE_ERROR = re.compile(r"An exception occured!! (.+)")
-_KNOWN_KEY = "Public key already in use"
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 
 Flat = Mapping[str, bool | float | int | str]
@@ -163,7 +164,7 @@ def register_node(connection: Connection, public_key: Path, name: str) -> bool:
             *("--name", name),
         )
     except LaunchError as error:
-        if _KNOWN_KEY in str(error):
+        if KNOWN_KEY in str(error):
             return False
         raise
     return True
@@ -257,7 +258,7 @@ class _Stream:
 
     def explain(self, outcome: Outcome) -> Outcome:
         """Put the cause into an outcome that says no more than that the simulation failed."""
-        if outcome.details != _ENGINE_FAILED or not self._engine_error:
+        if outcome.details != ENGINE_FAILED or not self._engine_error:
             return outcome
         details = f"Ray, which runs the clients, failed: {self._engine_error}"
         return replace(outcome, details=details, raised=False)
@@ -265,7 +266,7 @@ class _Stream:
     def _look_for_id(self, raw: str) -> None:
         if self.run_id is None:
             self.before.append(raw)
-            self.run_id = started[1] if (started := _STARTED.search(raw)) else None
+            self.run_id = started[1] if (started := STARTED.search(raw)) else None
 
     def _pass_on(self, raw: str) -> None:
         if raw.startswith(PREFIX):
@@ -274,7 +275,7 @@ class _Stream:
             return
         self._output.write(output_line(raw) + "\n")
         line = self._readable(raw)
-        if found := _ENGINE_ERROR.search(raw):
+        if found := ENGINE_ERROR.search(raw):
             self._engine_error = COLOUR.sub("", found[1]).strip()
         if self._output.verbose:
             self._output.show(raw.rstrip("\n"))
@@ -300,7 +301,7 @@ def _outcome(connection: Connection, run_id: str) -> Outcome:
             )
         if run["status"].startswith("finished"):
             details = "" if run["status-details"] == "N/A" else run["status-details"]
-            said = _FAILED_WITH.sub("", details)
+            said = FAILED_WITH.sub("", details)
             return Outcome(run_id, run["status"], said, raised=said != details)
         time.sleep(1.0)
 

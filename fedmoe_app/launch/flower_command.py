@@ -7,7 +7,9 @@ import subprocess
 from collections.abc import Sequence
 from types import FrameType
 
+from fedmoe_app.flower.words import LOCAL_PORT
 from fedmoe_app.launch.environment import flwr_home, local_port, run_environment
+from fedmoe_app.launch.flower_release import check_release
 from fedmoe_app.launch.processes import program
 
 
@@ -19,11 +21,15 @@ def run_flower(name: str, arguments: Sequence[str]) -> int:
     Args:
         name: of the program, such as ``flwr``.
         arguments: all of them are its own.
+
+    Raises:
+        LaunchError: Flower is too old.
     """
+    check_release()
     home = flwr_home()
     environment = run_environment(home)
     # A SuperLink of another checkout keeps that one's environment.
-    environment.setdefault("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(local_port(home)))
+    environment.setdefault(LOCAL_PORT, str(local_port(home)))
     process = subprocess.Popen([program(name), *arguments], env=environment)
 
     def pass_on(number: int, _: FrameType | None) -> None:

@@ -2,14 +2,13 @@
 
 Flower's SuperNode fetches a run's bundle and config, stores them and has a SuperExec run them. The
 gate stands at the fetching: what the policy does not allow is answered with the reason, and its
-code never reaches the disk. A check inside the app would bind honest code only. Facts of Flower
-1.39: the function that is wrapped and its arguments; :func:`install` refuses where they differ.
+code never reaches the disk. A check inside the app would bind honest code only. Where a SuperNode
+of Flower fetches is said in :mod:`fedmoe_app.flower.supernode`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import time
@@ -20,6 +19,8 @@ from typing import Any
 from fedmoe_app.config.files import private_folder
 from fedmoe_app.config.paths import home
 from fedmoe_app.config.policy import REFUSED, Policy, RefusedError
+from fedmoe_app.flower.release import UnsupportedFlowerError
+from fedmoe_app.flower.supernode import TakesIn, answer, change_taking_in, config_of
 from fedmoe_app.launch.connections import LaunchError
 
 logger = logging.getLogger("fedmoe")
@@ -28,8 +29,6 @@ ERROR_CODE = 17  # INVALID_FAB of Flower's error codes, from 1.39 on; the reason
 LOG_FILE = "node/runs.jsonl"
 MAX_VALUE = 1000  # characters of a run's key or value that the log keeps
 MAX_LOG_BYTES = 8 * 2**20  # then the file is renamed, and the one before it goes
-_WRAPPED = "_pull_and_store_message"
-_NEEDED = {"state", "object_store", "receive", "get_run", "get_fab"}
 
 
 def install(policy: Policy) -> None:
@@ -38,21 +37,15 @@ def install(policy: Policy) -> None:
     Raises:
         LaunchError: this Flower has no place for the gate; the node must not start without it.
     """
-    from flwr.supernode import start_client_internal as supernode
-
-    wrapped = getattr(supernode, _WRAPPED, None)
-    if wrapped is None or not set(inspect.signature(wrapped).parameters) >= _NEEDED:
-        raise LaunchError(
-            "policy: this version of Flower has no place for the node's gate; install flwr 1.39"
-        )
-    setattr(supernode, _WRAPPED, gated(wrapped, policy))
+    try:
+        change_taking_in(lambda pull: gated(pull, policy))
+    except UnsupportedFlowerError as error:
+        raise LaunchError(f"policy: {error}") from None
 
 
-def gated(pull: Callable[..., int | None], policy: Policy) -> Callable[..., int | None]:
+def gated(pull: TakesIn, policy: Policy) -> TakesIn:
     """Return Flower's function that takes a message, with the policy before the code is stored."""
     from flwr.app import Error, Message
-    from flwr.common.config import get_fused_config_from_fab
-    from flwr.supernode import start_client_internal as supernode
 
     def gate(**given: Any) -> int | None:
         got: list[Message] = []
@@ -73,7 +66,7 @@ def gated(pull: Callable[..., int | None], policy: Policy) -> Callable[..., int 
         def get_fab(fab_hash: str, run_id: int) -> Any:
             fab = given["get_fab"](fab_hash, run_id)
             run = get_run(run_id)
-            decide(policy, fab.content, lambda: get_fused_config_from_fab(fab.content, run), run_id)
+            decide(policy, fab.content, lambda: config_of(fab.content, run), run_id)
             return fab
 
         try:
@@ -81,21 +74,21 @@ def gated(pull: Callable[..., int | None], policy: Policy) -> Callable[..., int 
         except RefusedError as refusal:
             logger.warning("run %s refused: %s", got[0].metadata.run_id, refusal)
             reply = Message(Error(ERROR_CODE, str(refusal)), reply_to=got[0])
-            supernode._insert_message(reply, given["state"], given["object_store"])
+            answer(reply, given["state"], given["object_store"])
             return got[0].metadata.run_id
 
     return gate
 
 
 def decide(
-    policy: Policy, bundle: bytes, config_of: Callable[[], dict[str, Any]], run_id: int
+    policy: Policy, bundle: bytes, read_config: Callable[[], dict[str, Any]], run_id: int
 ) -> None:
     """Hold a run against the policy, and note the decision in the node's log.
 
     Args:
         policy: the node's.
         bundle: the app's code as it was sent.
-        config_of: reads the run's whole config out of the bundle; called when its code is listed.
+        read_config: reads the run's whole config out of the bundle; called when its code is listed.
         run_id: Flower's.
 
     Raises:
@@ -104,7 +97,7 @@ def decide(
     digest, config = digest_of(bundle), {}
     try:
         policy.check_app(digest)
-        config = _readable(config_of)
+        config = _readable(read_config)
         policy.check_run(config)
     except RefusedError as refusal:
         note(run_id, digest, config, str(refusal))
@@ -112,10 +105,10 @@ def decide(
     note(run_id, digest, config, "")
 
 
-def _readable(config_of: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _readable(read_config: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the run's config; one that Flower cannot make would end the SuperNode."""
     try:
-        return dict(config_of())
+        return read_config()
     except Exception as error:
         raise RefusedError(f"{REFUSED} allows no run whose config cannot be read") from error
 

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import re
 
+from fedmoe_app.flower.words import CLIENT_DUMP, NOISE
+
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACTOR = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
 _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*: {0,8}")
 # Our own lines begin with the time (results/events.py).
 _OWN = re.compile(r"^\d\d:\d\d:\d\d ")
-# Beginnings of what Flower and Ray dump when a client raises: pages, several times over. The app's
-# own line "client 3 failed: ..." says the same.
-_CLIENT_DUMP = ("An exception was raised when processing a message", "ray::", "Traceback (most")
+# A dump for a client that raised is left out: the app's own line "client 3 failed: ..." says it.
 _TRACEBACK = "Traceback (most recent call last):"
 _LABELS = {"WARNING": "warning: ", "ERROR": "error: ", "CRITICAL": "error: "}
 
-# Beginnings of messages of Flower 1.39 and Ray that say nothing about the run.
-_NOISE = (
-    "Flower App configuration warnings",
-    "- Recommended property",
-    "Using SuperLink:",
-    "Successfully started run",
-    "Successfully installed",
-    "Starting logstream",
-    "Starting Flower Simulation",
-    "Start `flwr-serverapp` process",
-    "Since flwr 1.32",
-    "Federation `",
-    "To change federation size",
-    "flwr federation simulation-config",
-    "Warning: `options.` fields",
-    "Simulation raised an exception",
-    "Exit Code:",
-    "An unhandled exception occurred when running",
-    "For more information, visit: <https://flower.ai",
-    "Manually terminating ClientAppActor",
-    "warnings.warn(",
-)
+_NOISE = (*NOISE, "warnings.warn(")
 _NOISE_INSIDE = (
     ": FutureWarning: ",
     ": DeprecationWarning: ",
@@ -75,7 +54,7 @@ class LogFilter:
     def _is_dump(self, line: str) -> bool:
         """Tell whether a line belongs to what is dumped for a client's exception."""
         level = _LEVEL.match(line)
-        if level and line[level.end() :].startswith(_CLIENT_DUMP):
+        if level and line[level.end() :].startswith(CLIENT_DUMP):
             self._in_dump = True
         elif _OWN.match(line):
             self._in_dump = False

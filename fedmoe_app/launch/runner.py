@@ -28,6 +28,7 @@ from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.launch import flower
 from fedmoe_app.launch.app_folder import let_import
 from fedmoe_app.launch.connections import find_connection
+from fedmoe_app.launch.flower_release import check_release
 from fedmoe_app.launch.launched import Launch, write_launch
 from fedmoe_app.launch.live import Screen, open_screen
 from fedmoe_app.launch.preflight import check_scheme_name, check_simulated
@@ -84,6 +85,7 @@ def run_simulated(
         LaunchError: when Flower cannot be started.
         RunFailedError: when the run did not complete.
     """
+    check_release()
     let_import(app)
     flat = with_absolute_paths(app_defaults(app) | given, Path.cwd())
     config = check(with_output_dir(with_run_name(flat, datetime.now())), num_clients)
@@ -107,6 +109,7 @@ def run_on_connection(
     app: Path, given: Flat, name: str, verbose: bool, max_resumes: int = MAX_RESUMES
 ) -> None:
     """Run on the nodes of the SuperLink connection ``name``; raises as :func:`run_simulated`."""
+    check_release()
     connection = find_connection(name)
     flat = with_template(app_defaults(app) | given, Path.cwd())
     flat = with_run_name(flat, datetime.now())

@@ -19,12 +19,13 @@ from typing import NoReturn
 
 from fedmoe_app.config.hosts import check_address
 from fedmoe_app.config.policy import VARIABLE, policy_path, read_policy
+from fedmoe_app.flower.supernode import PORT
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.environment import set_default_environment
+from fedmoe_app.launch.flower_release import check_release
 from fedmoe_app.launch.watched import CLOCK_IS_OFF, clock_fault
 from fedmoe_app.shown.terminal import say
 
-_PORT = 9094  # Flower's default for the SuperNode's Runtime API
 _REFUSED = {
     "--superexec-auth-secret-file": "start flower-supernode and flower-superexec for it",
     "--allow-runtime-dependency-installation": "use the installed environment, or flower-supernode",
@@ -37,9 +38,10 @@ def become_supernode(arguments: Sequence[str]) -> NoReturn:
     A clock that the SuperLink does not accept ends it before that, with code 75.
 
     Raises:
-        LaunchError: an argument that the two together cannot have.
+        LaunchError: an argument that the two together cannot have, or Flower is too old.
         ConfigError: a policy that cannot be used, or a ``--superlink`` that is no HOST:PORT.
     """
+    check_release()
     arguments = use_policy(arguments)
     check_superlink(arguments)
     command = superexec_command(arguments, os.getpid())
@@ -98,7 +100,7 @@ def superexec_command(arguments: Sequence[str], parent: int) -> list[str] | None
         return None
     _refuse(arguments, isolation)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", default=str(_PORT))
+    parser.add_argument("--port", default=str(PORT))
     parser.add_argument("--ssl-ca-certfile", type=Path)
     found, _ = parser.parse_known_args(list(arguments))
     host = f"[{found.host}]" if ":" in found.host else found.host

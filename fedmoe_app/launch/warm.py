@@ -1,12 +1,11 @@
 """A SuperExec that has the heavy imports done and forks a process of itself for each message.
 
-Flower 1.39 starts ``flwr-clientapp`` anew for each message, and importing torch and transformers
+Flower starts ``flwr-clientapp`` anew for each message, and importing torch and transformers
 takes longer than a small round of training. Here the imports happen once; a fork has them all.
 Each message still gets a process of its own, with nothing left of the one before.
 
 Only third-party modules are imported beforehand: the app's own come with each run's bundle. The
-process runs one Python thread and leaves CUDA alone, so that forking it is safe. What depends on
-Flower's version here: how a SuperExec acquires a task, and the command line of ``flwr-clientapp``.
+process runs one Python thread and leaves CUDA alone, so that forking it is safe.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedmoe_app.flower import superexec
 from fedmoe_app.launch.environment import set_default_environment
 
 POLL_SECONDS = 0.1  # between two looks for a message
 _PARENT_SECONDS = 0.5  # between two looks for the parent
-_COMMAND = "flwr-clientapp"
 _MODULES = (
-    "flwr.supernode.cli",
+    superexec.MODULE,
     "torch",
     "torch.optim",
     "safetensors.torch",
@@ -91,11 +90,10 @@ def _become_clientapp(arguments: Sequence[str]) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        run_clientapp = superexec.run_clientapp
         _forget_app()
-        sys.argv = [_COMMAND, *arguments]
-        from flwr.supernode.cli import flwr_clientapp
-
-        flwr_clientapp()
+        sys.argv = [superexec.COMMAND, *arguments]
+        run_clientapp()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -122,34 +120,17 @@ def serve(address: str, root_certificates: Path | None) -> NoReturn:
         address: ``HOST:PORT`` of the SuperNode's Runtime API.
         root_certificates: CA certificate of that API; None: it has no TLS (on loopback).
     """
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
-    from flwr.supercore.constant import TaskType
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-    from flwr.supercore.retry import make_simple_http_retry_invoker
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-    client = RuntimeHttpClient.from_server_address(
-        server_address=address,
-        insecure=root_certificates is None,
-        root_certificates=root_certificates.read_bytes() if root_certificates else None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
-        retry_invoker=make_simple_http_retry_invoker(),
-    )
-    security = ["--root-certificates", str(root_certificates)] if root_certificates else []
-    fixed = ["--runtime-api-address", address, "--parent-pid", str(os.getpid())]
-    fixed += security or ["--insecure"]
-    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    fixed = superexec.clientapp_arguments(address, root_certificates, os.getpid())
     executor = ForkExecutor()
-    try:
-        while True:
-            executor.reconcile()
-            answer = client.AcquireTask(request)
-            if answer.HasField("task") and answer.token:
-                executor.launch([*fixed, "--token", answer.token])
-            time.sleep(POLL_SECONDS)
-    finally:
-        executor.close()
-        client.close()
+    with superexec.Tasks(address, root_certificates) as tasks:
+        try:
+            while True:
+                executor.reconcile()
+                if token := tasks.next_token():
+                    executor.launch([*fixed, *superexec.token_arguments(token)])
+                time.sleep(POLL_SECONDS)
+        finally:
+            executor.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,9 +178,7 @@ def _answer_health(address: str) -> None:
         return
     try:
         _end_with(parent)
-        from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
-
-        server = run_health_server_grpc_no_tls(address)  # ends when nobody holds it
+        server = superexec.answer_health(address)  # ends when nobody holds it
         while server:
             signal.pause()
     except SystemExit:

@@ -3,8 +3,7 @@
 ``flower-supernode`` exits with code 0 when the SuperLink turns it away, for a clock that is off or
 a key that is not registered any more, and says nothing; a service manager would leave it so. And
 where the thread that sends its heartbeats has died, it goes on for ever as a node that the
-SuperLink counts as gone. Here both end the process with a reason and a code that is not 0. Facts of
-Flower 1.39.
+SuperLink counts as gone. Here both end the process with a reason and a code that is not 0.
 """
 
 from __future__ import annotations
@@ -14,14 +13,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.config.names import LOOPBACK
 from fedmoe_app.config.policy import policy_path, read_policy
-from fedmoe_app.launch.clock import ClockFault, UnreachableError, check_clock
+from fedmoe_app.flower import supernode
+from fedmoe_app.flower.fleet import UnreachableError, fleet, refusal_in
+from fedmoe_app.launch.clock import ClockFault, check_clock
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.gate import install
 from fedmoe_app.shown.terminal import say
@@ -30,7 +32,7 @@ CLOCK_IS_OFF = 75  # EX_TEMPFAIL of sysexits.h: try again later
 TURNED_AWAY = 76  # EX_PROTOCOL
 LOST_HEARTBEAT = 74  # EX_IOERR
 NO_GATE = 78  # EX_CONFIG
-_LAST_LOOK = 1.5  # seconds; Flower ends the process 5 s after it began to end
+_LAST_LOOK = 1.5  # seconds, and twice that; Flower ends the process 5 s after it began to end
 _PROGRAM = "flower-supernode"
 
 
@@ -40,12 +42,11 @@ def clock_fault(arguments: Sequence[str], seconds: float = 4.0) -> ClockFault | 
     None also where it cannot be asked: whether it is there is the SuperNode's business.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--superlink", default="127.0.0.1:9092")
+    parser.add_argument("--superlink", default=f"{LOOPBACK}:{fleet().node_port}")
     parser.add_argument("--root-certificates", type=Path)
     parser.add_argument("--insecure", action="store_true")
-    parser.add_argument("--grpc-adapter", action="store_true")
     found, _ = parser.parse_known_args(list(arguments))
-    if found.grpc_adapter:
+    if not fleet().can_be_asked(arguments):
         return None
     with suppress(UnreachableError, OSError, ValueError):
         return check_clock(found.superlink, found.root_certificates, found.insecure, seconds)
@@ -54,17 +55,16 @@ def clock_fault(arguments: Sequence[str], seconds: float = 4.0) -> ClockFault | 
 
 def run_supernode(arguments: Sequence[str]) -> NoReturn:
     """Run Flower's SuperNode until it ends, and end this process with a reason."""
-    from flwr.supernode.cli import flower_supernode
-
     _install_gate()
     heartbeat = _WatchedHeartbeat()
     sys.argv = [_PROGRAM, *arguments]
     try:
-        flower_supernode()
+        supernode.run_supernode()
         code, refusal = 0, ""
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        refusal = _refusal_in(end)
+        refusal = refusal_in(end)
+    refusal = refusal or heartbeat.refusal
     if heartbeat.lost:
         _leave(LOST_HEARTBEAT, f"its heartbeats to the SuperLink ended: {heartbeat.lost}")
     if code == 0:
@@ -99,45 +99,24 @@ class _WatchedHeartbeat:
 
     Attributes:
         lost: why it died; "" while it has not.
+        refusal: what the SuperLink said if it died because that turned the node away.
     """
 
     def __init__(self) -> None:
-        self.lost = ""
+        self.lost = self.refusal = ""
         self._before = threading.excepthook
         threading.excepthook = self._look
 
     def _look(self, fault: threading.ExceptHookArgs) -> None:
         self._before(fault)
-        if not self.lost and _is_heartbeat(fault):
-            self.lost = " ".join(str(fault.exc_value).split())[:400] or fault.exc_type.__name__
-            os.kill(os.getpid(), signal.SIGTERM)  # Flower tidies up
-
-
-def _is_heartbeat(fault: threading.ExceptHookArgs) -> bool:
-    frame = fault.exc_traceback
-    while frame is not None:
-        if frame.tb_frame.f_globals.get("__name__") == "flwr.supercore.heartbeat":
-            return True
-        frame = frame.tb_next
-    return False
-
-
-def _refusal_in(end: BaseException) -> str:
-    """Return what the SuperLink said when Flower ended the process because of it; else ""."""
-    import grpc
-
-    error: Any
-    for error in _chain(end):
-        is_answer = isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call)
-        if is_answer and error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            return str(error.details())
-    return ""
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__context__
+        if self.lost or not supernode.is_heartbeat(fault.exc_traceback):
+            return
+        error = fault.exc_value or fault.exc_type()
+        if fleet().ends_by_itself(error):  # another signal would end it at once
+            self.refusal = refusal_in(error)
+            return
+        self.lost = " ".join(str(error).split())[:400] or fault.exc_type.__name__
+        os.kill(os.getpid(), signal.SIGTERM)  # Flower tidies up
 
 
 def _leave(code: int, reason: str = "") -> NoReturn:

@@ -28,18 +28,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import (
+
+from fedmoe_app.flower.secret_sharing import (
+    bytes_to_public_key,
+    combine_shares,
+    create_shares,
     decrypt,
     encrypt,
-    generate_shared_key,
-)
-from flwr.supercore.primitives.asymmetric import (
-    bytes_to_public_key,
     generate_key_pairs,
+    generate_shared_key,
     public_key_to_bytes,
 )
-
 from fedmoe_app.privacy.ring import Ring, key_stream
 
 SUMS = 2  # of a round

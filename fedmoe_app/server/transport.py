@@ -14,11 +14,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Error, Message, Metadata
-from flwr.app.message import make_message
+from flwr.app import Message
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
+from fedmoe_app.flower.grid import (
+    SUPERLINK,
+    error_reply,
+    is_deployed,
+    runtime_client,
+    send_heartbeat,
+)
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.shown.text import visible
 
@@ -27,7 +33,6 @@ PULL_AT_A_TIME = 4  # messages asked for in one call, which returns all those th
 HEARTBEAT_SECONDS = 15.0
 
 _UNKNOWN = 0  # Flower's code of an error that is none of its own
-SUPERLINK = 1  # the node id under which the SuperLink reports that a node is lost
 # What a reply raises that is not what Flower's own nodes make, while it is put together.
 _UNREADABLE = (ValueError, TypeError, KeyError, DecodeError)
 _MAX_REPORT = 20_000  # characters of a client's error that are looked at
@@ -164,23 +169,8 @@ def _pull_some(grid: Grid, message_ids: Sequence[str]) -> list[Message]:
     except _UNREADABLE as error:
         if len(message_ids) > 1:
             return [reply for one in message_ids for reply in _pull_some(grid, [one])]
-        return [_unreadable(message_ids[0], error)]
-
-
-def _unreadable(message_id: str, error: Exception) -> Message:
-    reason = f"the reply cannot be read: {type(error).__name__}"
-    metadata = Metadata(
-        run_id=0,
-        message_id="",
-        src_node_id=SUPERLINK,
-        dst_node_id=SUPERLINK,
-        reply_to_message_id=message_id,
-        group_id="",
-        created_at=time.time(),
-        ttl=1.0,
-        message_type="train",
-    )
-    return make_message(metadata=metadata, error=Error(_UNKNOWN, reason))
+        reason = f"the reply cannot be read: {type(error).__name__}"
+        return [error_reply(message_ids[0], _UNKNOWN, reason)]
 
 
 @contextmanager
@@ -189,14 +179,14 @@ def kept_alive(grid: Grid, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]
 
     Flower fails a run 60 s after its last heartbeat, and the thread that sends them ends for good
     at the first answer that it does not expect, such as one timeout of the SuperLink's database.
-    This one goes on. It relies on how Flower 1.39 is made; a grid made otherwise (in simulation, or
-    in another release) gets no heartbeats from here.
+    This one goes on. A grid without a client for it (in simulation, or in a release of Flower that
+    is made otherwise) gets no heartbeats from here.
     """
     if not is_deployed(grid):
         yield
         return
     ended = threading.Event()
-    arguments = (_client_of(grid), seconds, ended)
+    arguments = (runtime_client(grid), seconds, ended)
     thread = threading.Thread(
         target=_send_heartbeats, args=arguments, name="fedmoe-heartbeat", daemon=True
     )
@@ -208,21 +198,10 @@ def kept_alive(grid: Grid, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]
         thread.join(timeout=5.0)
 
 
-def is_deployed(grid: Grid) -> bool:
-    """Whether the nodes are SuperNodes, and not simulated or called in this process."""
-    return hasattr(_client_of(grid), "SendTaskHeartbeat")
-
-
-def _client_of(grid: Grid) -> Any:
-    return getattr(grid, "_runtime_client", None)
-
-
 def _send_heartbeats(client: Any, seconds: float, ended: threading.Event) -> None:
-    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
-
     while not ended.wait(seconds):
         with suppress(Exception):  # the next one may arrive
-            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+            send_heartbeat(client)
 
 
 def short_reason(reason: str, limit: int = 400) -> str:

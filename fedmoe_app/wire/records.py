@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flwr.app import RecordDict
-from flwr.common.serde import config_record_to_proto
 
 from fedmoe_app.config.names import PROTOCOL
+from fedmoe_app.flower.serialised import config_record_bytes
 from fedmoe_app.wire.numbers import decode_client, decode_number, encode_number
 from fedmoe_app.wire.packing import MAX_CHANGE
 from fedmoe_app.wire.question import Question
@@ -55,9 +55,5 @@ __all__ = [
 def record_bytes(content: RecordDict) -> int:
     """Return the size of a message's records in bytes: keys and payload, as Flower counts them."""
     counted: list[Any] = [*content.array_records.values(), *content.metric_records.values()]
-    # Flower's own count of a ConfigRecord fails on empty strings and lists.
-    config = sum(
-        len(config_record_to_proto(record).SerializeToString())
-        for record in content.config_records.values()
-    )
+    config = sum(config_record_bytes(record) for record in content.config_records.values())
     return config + sum(record.count_bytes() for record in counted)

@@ -17,6 +17,7 @@ import tomli_w
 
 from fedmoe_app import read_metrics, read_status
 from fedmoe_app.config.names import LOOPBACK
+from fedmoe_app.flower.fleet import fleet
 from fedmoe_app.launch.connections import write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.flower import Outcome, Output, run_connected, wait_for_superlink
@@ -54,7 +55,7 @@ class Lab:
         self.lines: list[str] = []
         self.app = _copy_app(folder / "app")
         self.port = free_port()
-        self.fleet_port = free_port([self.port])
+        self.fleet_port = fleet().port_for_nodes(self.port, free_port([self.port]))
         self.connection = write_connection(folder / "flower", "lab", f"{LOOPBACK}:{self.port}")
         self.group = ProcessGroup(run_environment(folder / "flower"))
         self.superlink: subprocess.Popen[str] | None = None
@@ -79,7 +80,7 @@ class Lab:
         """Start it, or start it again, with its database on the disk."""
         command = [program("flower-superlink"), "--insecure", "--host", LOOPBACK]
         command += ["--port", str(self.port), "--database", str(self.folder / "flower.db")]
-        command += ["--fleet-api-address", f"{LOOPBACK}:{self.fleet_port}"]
+        command += fleet().listen_options(LOOPBACK, self.port, self.fleet_port)
         self.superlink = self.group.start(command, self._log("superlink"))
         wait_for_superlink(self.superlink, self.port, self.folder / "superlink.log")
 

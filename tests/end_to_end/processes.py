@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import IO
 
 from fedmoe_app.config.names import LOOPBACK
+from fedmoe_app.flower.fleet import fleet
 from fedmoe_app.launch.connections import Connection, write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.flower import Flat, Outcome, Output, last_lines, run_connected
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
 
-NODE_TIMEOUT = 60.0  # seconds
+NODE_TIMEOUT = 240.0  # seconds; a busy machine starts processes slowly
 CONNECTED = "SuperNode ID:"
 SERVING = "Uvicorn running on"
 CONNECTION = "loopback"
@@ -109,7 +110,7 @@ def deployment(
     connection = write_connection(
         home, CONNECTION, f"{hosts[0].address}:{ports[0]}", keys.authority
     )
-    fleet_address = f"{hosts[0].address}:{ports[1]}"
+    fleet_address = f"{hosts[0].address}:{fleet().port_for_nodes(ports[0], ports[1])}"
     group = ProcessGroup(run_environment(home))
     with ExitStack() as stack:
         stack.enter_context(group)
@@ -153,7 +154,7 @@ def start_superlink(
 ) -> subprocess.Popen[str]:
     command = [*host.prefix, program("flower-superlink"), *keys.superlink_options()]
     command += ["--host", host.address, "--port", str(port)]
-    return group.start([*command, "--fleet-api-address", f"{host.address}:{fleet_port}"], log)
+    return group.start(command + fleet().listen_options(host.address, port, fleet_port), log)
 
 
 def start_supernode(

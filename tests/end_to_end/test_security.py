@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fedmoe_app import read_metrics
 from fedmoe_app.deploy.certificates import create
+from fedmoe_app.flower.fleet import fleet
 from fedmoe_app.launch.connections import LaunchError, write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.flower import register_node
@@ -147,11 +148,12 @@ def test_a_superlink_whose_certificate_has_expired_gets_no_node(tmp_path: Path) 
     keys, log = tmp_path / "keys", tmp_path / "superlink.log"
     create(keys, ["localhost"], 1, days=30, now=datetime.now(UTC) - timedelta(days=60))
     connection = write_connection(tmp_path / "home", "old", "127.0.0.1:1", keys / "ca.crt")
-    port, fleet = free_port(), free_port()
+    port, own = free_port(), free_port()
     with ProcessGroup(run_environment(connection.flwr_home)) as group, log.open("w") as file:
-        superlink = start_superlink(group, port, fleet, file, Keys(keys))
+        superlink = start_superlink(group, port, own, file, Keys(keys))
         wait_for_line(superlink, log, SERVING)
-        old = Deployment(group, tmp_path, connection, [], f"127.0.0.1:{fleet}")
+        address = f"127.0.0.1:{fleet().port_for_nodes(port, own)}"
+        old = Deployment(group, tmp_path, connection, [], address)
         options = with_key(keys / "ca.crt", keys / "node-0")
         node = attempt(old, options, tmp_path / "node.log")
         current = write_connection(tmp_path / "now", "now", f"127.0.0.1:{port}", keys / "ca.crt")

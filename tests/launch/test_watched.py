@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fedmoe_app.flower.release import speaks_http
 from fedmoe_app.launch.processes import free_port
 
 # In place of Flower's SuperNode: its signal handlers, and what the test gives.
@@ -28,7 +29,7 @@ flwr.supernode.cli.flower_supernode = supernode
 from fedmoe_app.launch.watched import run_supernode
 run_supernode(sys.argv[1:])
 """
-REFUSED = """
+REFUSED_OVER_GRPC = """
     from flwr.supercore.retry import make_simple_grpc_retry_invoker
     import grpc
     class Refused(grpc.RpcError, grpc.Call):
@@ -38,6 +39,28 @@ REFUSED = """
         add_callback = None
     def call(): raise Refused()
     make_simple_grpc_retry_invoker().invoke(call)
+"""
+ANSWER_401 = """
+    import httpx
+    def call():
+        request = httpx.Request("POST", "http://127.0.0.1:1/v1/fleet/pull-messages")
+        answer = httpx.Response(401, json={"detail": "Invalid node ID"}, request=request)
+        answer.raise_for_status()
+"""
+REFUSED_OVER_HTTP = f"""{ANSWER_401}
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    make_simple_http_retry_invoker().invoke(call)
+"""
+REFUSED = REFUSED_OVER_HTTP if speaks_http() else REFUSED_OVER_GRPC
+# As Flower does it from 1.40 on.
+HEARTBEAT_REFUSED_OVER_HTTP = f"""{ANSWER_401}
+    def beat():
+        try:
+            call()
+        except httpx.HTTPStatusError:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise
+    HeartbeatSender(beat).start()
 """
 SILENT = """
     def beat(): raise RuntimeError("The SuperLink does not recognize this SuperNode.")
@@ -67,3 +90,10 @@ def test_every_end_has_its_code(body: str, code: int, said: str) -> None:
     found, lines = end(body)
     assert found == code
     assert said in lines if said else not lines
+
+
+@pytest.mark.skipif(not speaks_http(), reason="over gRPC such a node goes on without heartbeats")
+def test_a_refused_heartbeat_is_a_refusal() -> None:
+    code, lines = end(HEARTBEAT_REFUSED_OVER_HTTP)
+    assert code == 76
+    assert "turned this node away: Invalid node ID" in lines

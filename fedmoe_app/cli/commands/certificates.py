@@ -50,7 +50,8 @@ def certificates(
 ) -> None:
     """Make certificates and keys of a deployment: TLS, one key pair a node. Overwrites nothing."""
     from fedmoe_app.deploy.certificates import CA_CERTIFICATE, create, extend
-    from fedmoe_app.deploy.next_steps import CONTROL_PORT, Deployment, next_commands
+    from fedmoe_app.deploy.next_steps import Deployment, next_commands
+    from fedmoe_app.flower.fleet import CONTROL_PORT
 
     hosts = host or []
     if add and not (hosts or nodes):

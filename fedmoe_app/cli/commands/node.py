@@ -155,6 +155,6 @@ def _policy(given: Path | None) -> Policy:
 
 def _bundle(app_dir: Path) -> bytes:
     """Return the bundle that Flower would send of an app's folder."""
-    from flwr.cli.build import build_fab_from_disk
+    from fedmoe_app.flower.supernode import bundle_of
 
-    return build_fab_from_disk(app_folder(app_dir))
+    return bundle_of(app_folder(app_dir))

@@ -26,9 +26,11 @@ def superexec(
     ] = None,
 ) -> None:
     """Run the messages of a `fedmoe supernode --isolation process` that is in another container."""
+    from fedmoe_app.launch.flower_release import check_release
     from fedmoe_app.launch.supernode import use_policy
     from fedmoe_app.launch.warm import start
 
+    check_release()
     check_address(runtime_api_address, "--runtime-api-address")
     if health_server_address is not None:
         check_address(health_server_address, "--health-server-address")

@@ -34,7 +34,7 @@ def _wait(grid: Grid, count: int) -> list[int]:
 def _ask(grid: Grid, nodes: list[int]) -> list[int]:
     content = RecordDict({"config": ConfigRecord({"ask": 1})})
     messages = [Message(content, dst_node_id=node, message_type="train") for node in nodes]
-    replies = grid.send_and_receive(messages, timeout=60)
+    replies = grid.send_and_receive(messages, timeout=240)
     return sorted(int(reply.content["metrics"]["partition-id"]) for reply in replies)
 
 
