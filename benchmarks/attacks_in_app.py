@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 from benchmarks.cells import run_config
@@ -90,7 +90,9 @@ def hostile_client(attack: str) -> Iterator[None]:
         rows = rows_of(config, node, *rest)
         if attack != LABELS or node.client != LIAR:
             return rows
-        other: list[Any] = [{**r, "labels": turned(int(r["labels"]), CLASSES)} for r in rows.train]
+        other: list[Any] = [
+            {**r, "labels": turned(cast(int, r["labels"]), CLASSES)} for r in rows.train
+        ]
         return replace(rows, train=Encoded(other, rows.train.num_cut))
 
     with (

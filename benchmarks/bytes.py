@@ -52,7 +52,7 @@ METRICS = (
     "residual-round",
 )
 FINE = "fine-grained"
-FINE_SETTINGS: Mapping[str, Any] = {
+FINE_SETTINGS: dict[str, Any] = {
     "fedmoe.experts-per-client": 8,
     "model.train": "expert-lora",
     "model.lora-rank": 8,

@@ -134,8 +134,8 @@ def local_only(cell: Cell, draft: Path) -> Path:
 
 
 def _train_alone(cell: Cell, draft: Path, client: int) -> dict[str, Any]:
-    from fedmoe_app import FedAvg
-    from fedmoe_app.aggregation.aggregate import fold
+    from fedmoe_app import FedAvg, ModelState, Plan
+    from fedmoe_app.aggregation.aggregate import aggregate
     from fedmoe_app.aggregation.streaming import round_info
     from fedmoe_app.client.round import train_client
     from fedmoe_app.config.node import Node
@@ -148,11 +148,16 @@ def _train_alone(cell: Cell, draft: Path, client: int) -> dict[str, Any]:
     data = server_data(config.data)
     setup = load_setup(config, data.label_names)
     state = read_state(setup.model, setup.layers)
+    plan = Plan.of(FedAvg(), setup.shape)
     node = Node(client, client, cell.clients, None)
     for server_round in range(1, cell.rounds + 1):
         task = TrainTask(server_round, state, data.label_names, data.fingerprint)
         update = train_client(config, node, task)
-        state = fold(state, [update], FedAvg(), round_info(server_round, [update]))
+        # Of one client FedAvg is that client's own values.
+        found = aggregate(state, [update], plan, round_info(server_round, [update]))
+        state = ModelState()
+        for key, tensor in found.tensors:
+            state.insert(key, tensor)
     write_state(setup.model, setup.layers, state)
     batch_size = config.train.per_device_eval_batch_size
     score = evaluate(setup.model, setup.task, setup.task.encode(data.test), batch_size)

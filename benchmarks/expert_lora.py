@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
 from benchmarks.cells import print_markdown
@@ -131,7 +130,7 @@ def _model(experts: int) -> PreTrainedModel:
     return OlmoeForCausalLM(config).train()
 
 
-def _adapted(model: Any, way: str, rank: int) -> tuple[Any, Sequence[nn.Parameter]]:
+def _adapted(model: Any, way: str, rank: int) -> tuple[Any, Sequence[torch.Tensor]]:
     """Return the model with its adapters, and what is trained."""
     if way == "PEFT":
         targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -148,7 +147,7 @@ def _adapted(model: Any, way: str, rank: int) -> tuple[Any, Sequence[nn.Paramete
         return model, [p for p in model.parameters() if p.requires_grad]
     lora = Adaptation("expert-lora", gates=False, head=False, rank=rank, alpha=2 * rank)
     adapt(model, layers, lora, SEED)
-    return model, list(Trainables(model, layers).named_parameters().values())
+    return model, [*Trainables(model, layers).named_parameters().values()]
 
 
 def _step(model: Any, optimiser: torch.optim.Optimizer) -> float:

@@ -71,7 +71,8 @@ def _model(layers: int, dtype: torch.dtype) -> PreTrainedModel:
         num_experts_per_tok=2,
         use_cache=False,
     )
-    return OlmoeForCausalLM(config).to(dtype)
+    # transformers' own to() is typed as one of several kinds of callables.
+    return torch.nn.Module.to(OlmoeForCausalLM(config), dtype)
 
 
 def _expert_memory() -> list[tuple[str, ...]]:

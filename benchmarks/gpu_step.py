@@ -18,7 +18,7 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ from fedmoe_app.tasks.causal_lm import CausalLM
 SEED, RANK = 0, 8
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # From the published config.json of gpt-oss-20b.
-GPT_OSS = dict(
+GPT_OSS: Mapping[str, Any] = dict(
     vocab_size=201088,
     hidden_size=2880,
     intermediate_size=2880,

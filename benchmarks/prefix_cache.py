@@ -127,7 +127,7 @@ class _watched:
             self._sizes[files._store.folder] = states
             return save(files, states)
 
-        self._patches = [
+        self._patches: list[Any] = [
             mock.patch.object(RoundLoop, "run_round", timed),
             mock.patch.object(prefix._Files, "save", sized),
         ]

@@ -84,6 +84,7 @@ def full_size_config(name: str, scale: float, least_vocabulary: int) -> PreTrain
         scale: share of the layers, heads, widths, experts and vocabulary; 1 is the real size.
         least_vocabulary: tokens of the tokenizer.
     """
+    kind: Any
     kind, sizes = ARCHITECTURES[name]
     values = dict(sizes)
     values["vocab_size"] = max(_part(values["vocab_size"], scale, 64), least_vocabulary)

@@ -77,8 +77,9 @@ def _quantised_parameters(model: PreTrainedModel) -> int:
     output = model.get_output_embeddings()
     total = sum(p.numel() for p in model.parameters() if p.dim() == 3)
     for module in model.base_model.modules():
-        linear = isinstance(module, nn.Linear) and module is not output
-        if linear and id(module) not in routers and module.in_features % BLOCK == 0:
+        if not isinstance(module, nn.Linear) or module is output or id(module) in routers:
+            continue
+        if module.in_features % BLOCK == 0:
             total += module.weight.numel()
     return total
 

@@ -206,7 +206,7 @@ def _client(
     trainables = Trainables(model, layers, chosen)
     broadcast = _broadcast(len(layers), layers[0].num_experts)
     plan = Plan.of(scheme, ModelShape(len(layers), layers[0].num_experts, layers[0].top_k))
-    terms = [(term, {}) for term in plan.client.terms]
+    terms: list[Any] = [(term, {}) for term in plan.client.terms]
 
     def run() -> None:
         recorder = recorder_class(

@@ -17,14 +17,18 @@ Every cell is kept in ``$FEDMOE_HOME/benchmarks/study-…``; a run that was stop
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import json
 import random
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.cells import (
     REPOSITORY,
@@ -38,6 +42,9 @@ from benchmarks.study_picture import Part, draw
 from fedmoe_app.compare.plan import CENTRALISED, Cell, Partition, SchemeEntry
 from fedmoe_app.compare.summary import Result, estimate, paired_difference
 from fedmoe_app.config.paths import home
+from fedmoe_app.data.tokenizer import load_tokenizer
+from fedmoe_app.tasks import setup
+from fedmoe_app.tasks.setup import PRESETS
 
 CLIENTS = 10
 FIGURES = REPOSITORY / "docs" / "images"
@@ -231,9 +238,24 @@ class Study:
 
 
 def run_cell(cell: Cell, draft: Path) -> Path:
-    """Run a cell with the hidden states that other cells have computed."""
-    with shared_prefix(home() / "benchmarks" / "study" / "hidden-states"):
+    """Run a cell with the hidden states that other cells have computed, and one tokenizer.
+
+    In a run each of ten clients loads the tokenizer each time that it is asked; here they share it.
+    """
+    with (
+        shared_prefix(home() / "benchmarks" / "study" / "hidden-states"),
+        patch.object(setup, "load_tokenizer", _load_tokenizer_once),
+    ):
         return run_federated_or_alone(cell, draft)
+
+
+@functools.cache
+def _tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    return load_tokenizer(name, PRESETS)
+
+
+def _load_tokenizer_once(name: str, presets: Collection[str]) -> PreTrainedTokenizerBase:
+    return _tokenizer_of(name)
 
 
 def split_files(name: str) -> dict[str, Path]:
@@ -307,7 +329,11 @@ def rounds_to_stay(curve: Sequence[tuple[int, float]], target: float) -> int | N
 
 
 def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, float]) -> None:
-    """Print one table: accuracy, what it adds to FedAvg, rounds to FedAvg's end, bytes, time."""
+    """Print one table.
+
+    Accuracy, what it adds to FedAvg, rounds to FedAvg's end; macro-F1; accuracy of the clients'
+    models on their own held-out rows, and its standard deviation over the clients; bytes; time.
+    """
     values = by_row(results)
     reference = values["fedavg"]
     p_values = {
@@ -325,7 +351,7 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
     )
     rows = []
     for name in (CENTRALISED, *study.schemes):
-        mine = [r for r in results if r.cell.scheme == name and r.finished]
+        mine = [r.finished for r in results if r.cell.scheme == name and r.finished]
         found, difference = estimate(list(values.get(name, {}).values())), None
         if name not in (CENTRALISED, "fedavg"):
             difference = paired_difference(values.get(name, {}), reference)
@@ -336,14 +362,17 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
                 _shown(found),
                 _points(difference),
                 f"{adjusted[name]:.2f}" if name in adjusted else "",
-                _rounds(mine, reference),
-                f"{statistics.fmean(r.finished.loss for r in mine):.3f}" if mine else "",
-                f"{statistics.fmean(r.finished.bytes_up for r in mine) / 1e6:.1f}" if mine else "",
-                f"{statistics.fmean(r.finished.seconds for r in mine):.0f}" if mine else "",
+                _rounds([r for r in results if r.cell.scheme == name], reference),
+                _mean([figures.macro_f1 for figures in mine], 3),
+                _mean([figures.local_accuracy for figures in mine], 3),
+                _mean([_spread(figures.local_variance) for figures in mine], 3),
+                _mean([figures.bytes_up / 1e6 for figures in mine], 1),
+                _mean([figures.seconds for figures in mine], 0),
             ]
         )
-    headers = ["scheme", "rate", "accuracy", "minus fedavg, points", "p (Holm)", "rounds", "loss"]
-    print_markdown([*headers, "MB up a round", "s"], rows)
+    headers = ["scheme", "rate", "accuracy", "minus fedavg, points", "p (Holm)", "rounds"]
+    own = ["macro-F1", "own rows", "spread"]
+    print_markdown([*headers, *own, "MB up a round", "s"], rows)
 
 
 def start_of(results: Sequence[Result]) -> float:
@@ -365,6 +394,15 @@ def _rounds(results: Sequence[Result], reference: Mapping[int, float]) -> str:
     if not known:
         return f"never of {len(reached)}" if reached else ""
     return f"{statistics.fmean(known):.1f} ({len(known)} of {len(reached)})"
+
+
+def _spread(variance: float | None) -> float | None:
+    return None if variance is None else variance**0.5
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.{digits}f}" if known else ""
 
 
 def _shown(found: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.hostile import ATTACKS, LABELS, turned
+from benchmarks.hostile import ATTACKS, LABELS
 from fedmoe_app import (
     ClientUpdate,
     LocalClient,
@@ -90,7 +90,7 @@ def federate(
     liars = set(range(CLIENTS - hostile, CLIENTS))
     for client in clients:
         if attack == LABELS and client.number in liars:
-            client.labels = turned(client.labels, CLASSES)  # type: ignore[arg-type]
+            client.labels = CLASSES - 1 - client.labels
     for server_round in range(1, ROUNDS + 1):
         sent: list[ClientUpdate] = []
         for client in clients:

@@ -69,7 +69,7 @@ class Strength:
     share: float
 
 
-STRENGTHS = {"default": Strength(2.0, 2.0), "tight": Strength(1.0, 1.0)}
+STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0)}
 
 
 @dataclass(frozen=True)

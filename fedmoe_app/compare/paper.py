@@ -165,13 +165,20 @@ def plus_minus(value: Estimate | None, sign: str = "") -> str:
     return f"{value.mean:{sign}.3f}{half}"
 
 
+_COLUMNS_OF_HALF_A_PAGE = 4
+
+
 def _latex(table: PaperTable) -> str:
     count = len(table.headers)
     made = f" Made by \\texttt{{{latex(table.command)}}}." if table.command else ""
+    # More columns are wider than one of a page's two: 9 point type over both holds them.
+    wide = count > _COLUMNS_OF_HALF_A_PAGE
+    kind = "table*" if wide else "table"
     lines = [
         r"% \usepackage{booktabs}",
-        r"\begin{table}",
+        rf"\begin{{{kind}}}",
         r"  \centering",
+        *([r"  \small\setlength{\tabcolsep}{4pt}"] if wide else []),
         rf"  \caption{{{latex(table.caption)}{made}}}",
         rf"  \begin{{tabular}}{{l{'r' * (count - 1)}}}",
         r"    \toprule",
@@ -186,7 +193,7 @@ def _latex(table: PaperTable) -> str:
             if (g, r) in table.bold:
                 cells[1] = rf"\textbf{{{cells[1]}}}"
             lines.append(_latex_row(cells))
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]) + "\n"
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", rf"\end{{{kind}}}"]) + "\n"
 
 
 def _latex_row(cells: Sequence[str]) -> str:

@@ -254,12 +254,24 @@ def policy_path(given: Path | None = None) -> Path | None:
     """Return the file of this node's policy: the given one, $FEDMOE_POLICY, or that of ``/etc``.
 
     None: this node has none.
+
+    Raises:
+        ConfigError: it cannot be told whether there is one in ``/etc``, such as where this user may
+            not enter the folder. A node must not run without the policy that its owner wrote.
     """
     if given is not None:
         return given
     if named := os.environ.get(VARIABLE):
         return Path(named)
-    return DEFAULT_PATH if DEFAULT_PATH.exists() else None
+    try:
+        DEFAULT_PATH.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigError(
+            f"policy {DEFAULT_PATH}: {error.strerror}; let this user read it and enter its folder"
+        ) from None
+    return DEFAULT_PATH
 
 
 def node_policy() -> Policy | None:

@@ -157,7 +157,7 @@ class TrainConfig(Section):
     prefix_cache: Literal["auto", "on", "off"] = key(
         "auto",
         "hidden states of the frozen layers below the first trained one are computed once and kept "
-        "on the node's disk: auto: where that pays (docs/performance.md), on or off",
+        "on the node's disk: auto: where that pays (docs/frozen-layers.md), on or off",
     )
     prefix_cache_mib: Annotated[int, Field(ge=1)] = key(
         1024, "MiB of them that a client keeps at most, and the server of its test set in memory"

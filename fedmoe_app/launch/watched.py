@@ -74,11 +74,11 @@ def run_supernode(arguments: Sequence[str]) -> NoReturn:
 
 def _install_gate() -> None:
     """Hold every run against the node's policy; a policy that cannot be used ends the process."""
-    path = policy_path()
-    if path is None:
-        say("no policy: this node runs the code and the config of any run that its SuperLink sends")
-        return
     try:
+        path = policy_path()
+        if path is None:
+            say("no policy: this node runs the code and config of any run that its SuperLink sends")
+            return
         install(read_policy(path))
     except (ConfigError, LaunchError) as error:
         _leave(NO_GATE, str(error))

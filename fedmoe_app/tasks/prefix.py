@@ -2,7 +2,7 @@
 
 It follows from the run config, the model and a client's examples alone: what is computed once has
 other last bits than what is computed batch by batch, so a full disk or a resumed run must not
-change the answer. docs/performance.md has the measurements behind it.
+change the answer. docs/frozen-layers.md has the measurements behind it.
 """
 
 from __future__ import annotations

@@ -188,6 +188,20 @@ def test_where_a_policy_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert policy_path() is None or os.path.exists("/etc/fedmoe/policy.toml")
 
 
+def test_a_policy_that_cannot_be_looked_for_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDMOE_POLICY", raising=False)
+    default = "fedmoe_app.config.policy.DEFAULT_PATH"
+    monkeypatch.setattr(default, tmp_path / "none" / "policy.toml")
+    assert policy_path() is None
+    # A link to itself: an error of the system for every user, also for root.
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setattr(default, tmp_path / "loop" / "policy.toml")
+    with pytest.raises(ConfigError, match=r"policy .*policy\.toml: .*; let this user read it"):
+        policy_path()
+
+
 def test_a_node_that_asks_for_masked_sums_refuses_runs_without(site: Path) -> None:
     policy = policy_of(site, **{"secure-sum": "required"})
     assert list(policy.refusals(flat_config())) == ["privacy.secure-sum = 'False'"]

@@ -32,7 +32,7 @@ def compare(
             metavar="SCHEME,...",
             help="Rows: names, package.module:Class, or TOML files whose keys are laid over the "
             "shared ones. The others are held against the first.",
-            show_default="all built in",
+            show_default="those with a table of their own in the run config",
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="N,...", help="Runs of each cell.")] = "1,2,3",
