@@ -51,7 +51,7 @@ class CardTensor(torch.Tensor):
         self.raw, self.card = raw, card
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:
         return self.card
 
     @property
