@@ -4,8 +4,9 @@
     python -m benchmarks.attacks cost rules   some of them
 
 Tables: ``cost`` (rules without an attacker, paired by seed), ``guard`` (attacks on each scheme),
-``rules`` (attacks on FedAvg under each rule), ``app`` (a few of them in real rounds of the app).
-The others run on the toy of :mod:`benchmarks.toy_moe`. A figure is the final accuracy of the global
+``rules`` (attacks on FedAvg under each rule), ``app`` (a few of them in real rounds of the app),
+``sums`` (there, too: lies about what is measured beside the changes). The others run on the toy of
+:mod:`benchmarks.toy_moe`. A figure is the final accuracy of the global
 model in percent, or points of it that were lost.
 
 Each run is written down when it is done, in ``$FEDMOE_HOME/benchmarks/attacks``, so that a
@@ -45,10 +46,12 @@ RULES = {
     "trimmedmean": ("trimmedmean", "default"),
     "multikrum": ("multikrum", "default"),
     "centredclip": ("centredclip", "default"),
+    "fltrust": ("fltrust", "default"),
 }
 ALPHA, SKEWED = 0.5, 0.1  # of Dirichlet
 SEEDS, COST_SEEDS = (0, 1), tuple(range(8))
 IN_APP = ("none", "scale", "examples")
+SUMS_IN_APP = {"closed-form head": "greedy sums", "grammerge": "gram"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,20 @@ def app_table(runs: Runs) -> None:
     print_markdown(["guard", *IN_APP], rows)
 
 
+def sums_table(runs: Runs) -> None:
+    """Print what lies about sums and weights cost, in real rounds of the app, one seed."""
+    rows = []
+    for scheme, attack in SUMS_IN_APP.items():
+        for guard in GUARDS[:2]:
+            found = [
+                runs.accuracy([Cell(scheme, what, guard, ALPHA, 0, app=True)])
+                for what in ("none", attack)
+            ]
+            rows.append([scheme, guard, f"{found[0]:.1f}", f"{found[0] - found[1]:.1f}"])
+    print(f"\nSums and weights in the app, one of ten lies, Dirichlet {ALPHA}, one seed:\n")
+    print_markdown(["scheme", "guard", "none", "its lie"], rows)
+
+
 def _losses(runs: Runs, scheme: str, guard: str, attacks: Iterable[str]) -> list[str]:
     """Return the accuracy without an attack, and the points lost to each."""
     found = {
@@ -165,7 +182,13 @@ def _losses(runs: Runs, scheme: str, guard: str, attacks: Iterable[str]) -> list
     return [f"{honest:.1f}", *(f"{honest - accuracy:.1f}" for accuracy in found.values())]
 
 
-TABLES = {"cost": cost, "guard": guard_table, "rules": rules_table, "app": app_table}
+TABLES = {
+    "cost": cost,
+    "guard": guard_table,
+    "rules": rules_table,
+    "app": app_table,
+    "sums": sums_table,
+}
 
 
 def main(names: Sequence[str] = ()) -> None:

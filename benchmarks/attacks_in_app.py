@@ -17,7 +17,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from benchmarks.cells import run_config
-from benchmarks.hostile import ATTACKS, LABELS, turned
+from benchmarks.hostile import ATTACKS, HEAD_SUMS, LABELS, MEASURED, no_attack, turned
 from fedmoe_app import ClientUpdate, TrainConfig, read_metrics, run_in_process
 from fedmoe_app.data.encoded import Encoded
 from fedmoe_app.data.tokenizer import embedded_tokenizer
@@ -27,6 +27,9 @@ CLIENTS, ROUNDS, CLASSES = 10, 6, 8
 TRAIN_ROWS, TEST_ROWS, MAX_LENGTH = 1000, 1000, 14
 WORDS_A_TOPIC, WORDS_A_TEXT, OF_TOPIC = 8, 8, 0.6  # share of a text's words that are of its topic
 LIAR = CLIENTS - 1  # it is asked last, and so has seen what the others sent
+# Schemes of these tables that are another one with settings.
+WITH = {"closed-form head": {"scheme": "fedavg", "head.closed-form": "every-round"}}
+_ON_UPDATES = ATTACKS | MEASURED
 BOUNDS = TaskBounds(TrainConfig(), MAX_LENGTH, top_k=2)  # the preset's K
 
 
@@ -55,6 +58,7 @@ def federate_in_app(
                 "data.max-length": MAX_LENGTH,
                 "data.num-samples": 0,
                 "train.learning-rate": 4e-3,
+                **WITH.get(scheme, {}),
             }
         )
         with (
@@ -72,7 +76,7 @@ def federate_in_app(
 
 @contextlib.contextmanager
 def hostile_client(attack: str) -> Iterator[None]:
-    """Let the last client lie, by changing what it trains on, or what it encodes."""
+    """Let the last client lie, by changing what it trains on, measures or encodes."""
     from fedmoe_app.client import encode
     from fedmoe_app.client import round as client_round
 
@@ -82,7 +86,7 @@ def hostile_client(attack: str) -> Iterator[None]:
     def encode_reply(update: ClientUpdate, task: Any, *rest: Any) -> Any:
         others = sent.setdefault(task.server_round, [])
         if update.client == LIAR:
-            update = ATTACKS[attack](update, others, BOUNDS)
+            update = _ON_UPDATES.get(attack, no_attack)(update, others, BOUNDS)
         others.append(update)
         return honest(update, task, *rest)
 
@@ -95,7 +99,15 @@ def hostile_client(attack: str) -> Iterator[None]:
         ]
         return replace(rows, train=Encoded(other, rows.train.num_cut))
 
+    measure = client_round.ClientRound.measure
+
+    def measured(self: Any) -> Any:
+        found = measure(self)
+        lies = attack in HEAD_SUMS and self.node.client == LIAR
+        return HEAD_SUMS[attack](found) if lies else found
+
     with (
+        patch.object(client_round.ClientRound, "measure", measured),
         patch.object(encode, "encode_reply", encode_reply),
         patch.object(client_round, "client_rows", client_rows),
     ):

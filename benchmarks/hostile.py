@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from fedmoe_app.wire.bounds import TaskBounds
 Others = Sequence[ClientUpdate]  # what the honest clients of the round have sent
 Attack = Callable[[ClientUpdate, Others, TaskBounds], ClientUpdate]
 _MOST = 9e3  # of a value: the server refuses more than 1e4
+_MOST_SUM = 9e11  # of a sum of features: it refuses more than 1e12
 
 
 def no_attack(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
@@ -88,9 +89,38 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
+def gram(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Claim inputs of a thousand times the length, whose squares weigh a merge; turn the sign."""
+    lie = _scaled(update, -1)
+    return replace(lie, statistics=_times(update.statistics, 1e6))
+
+
+def greedy_sums(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Claim ten thousand times as many examples of each class, all of other classes."""
+    return _times(turned_sums(sums), 1e4)
+
+
+def turned_sums(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Say of each class what is true of another; of a head's sums, whose rows are classes."""
+    return {
+        name: numbers if name.endswith("moment") else numbers.flip(0)
+        for name, numbers in sums.items()
+    }
+
+
+# What is measured beside the changes: only in the app.
+MEASURED: dict[str, Attack] = {"gram": gram}
+HEAD_SUMS = {"turned sums": turned_sums, "greedy sums": greedy_sums}
+
+
 def turned(label: int, classes: int) -> int:
     """Return the label that a client of the attack "labels" trains on."""
     return classes - 1 - label
+
+
+def _times(numbers: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Multiply what is measured, within the ranges of its fields."""
+    return {name: (factor * each).clamp(-_MOST_SUM, _MOST_SUM) for name, each in numbers.items()}
 
 
 def _scaled(update: ClientUpdate, factor: float) -> ClientUpdate:

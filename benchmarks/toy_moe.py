@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.hostile import ATTACKS, LABELS
 from fedmoe_app import (
     ClientUpdate,
+    FedAvg,
     LocalClient,
     LocalStep,
     ModelShape,
@@ -42,7 +43,7 @@ from fedmoe_app.wire.records import UpdateSpec, decode_update, encode_update
 CLIENTS, ROUNDS, CLASSES, CLUSTERS = 10, 20, 8, 3
 DIM, HIDDEN, EXPERTS, TOP_K = 24, 16, 8, 2
 BATCH, EPOCHS, LEARNING_RATE = 64, 1, 1e-2
-TRAIN, TEST, LEAST = 3000, 2000, 24
+TRAIN, TEST, LEAST, ROOT = 3000, 2000, 24, 100
 SHAPE = ModelShape(1, EXPERTS, TOP_K, DIM, head="head.weight")
 # Honest examples are half as long as the longest, as texts are: a forger can claim twice as much.
 BOUNDS = TaskBounds(
@@ -85,7 +86,8 @@ def federate(
     """
     torch.manual_seed(seed)
     data = _Data(alpha)
-    server = _Server(scheme, Guard(STRENGTHS[guard]) if guard in STRENGTHS else None)
+    strength = STRENGTHS.get(guard)
+    server = _Server(scheme, None if strength is None else Guard(strength), data.root)
     clients = [_Client(i, own, server.plan) for i, own in enumerate(data.parts)]
     liars = set(range(CLIENTS - hostile, CLIENTS))
     for client in clients:
@@ -105,7 +107,7 @@ def federate(
 
 
 class _Data:
-    """Clusters around random centres, split by class."""
+    """Clusters around random centres, split by class; the server has some of the training rows."""
 
     def __init__(self, alpha: float) -> None:
         centres = 0.8 * torch.randn(CLASSES, CLUSTERS, DIM)
@@ -125,6 +127,7 @@ class _Data:
         # Who lies, at the end, has as much as the median client: its weight is no luck.
         rows = rows[:5] + rows[5 + 1 :] + rows[5 : 5 + 1]
         self.parts = [(x[r], y[r]) for r in rows]
+        self.root = x[:ROOT], y[:ROOT]
 
 
 # -- the model, its experts stacked while it is trained ----------------------------------------
@@ -279,8 +282,9 @@ class _Client:
 class _Server:
     """Checks, guards and aggregates the updates of a round."""
 
-    def __init__(self, scheme: Scheme, guard: Guard | None) -> None:
+    def __init__(self, scheme: Scheme, guard: Guard | None, root: Data) -> None:
         self.plan, self.guard = Plan.of(scheme, SHAPE), guard
+        self._own = _Client(-1, root, Plan.of(FedAvg(), SHAPE))
         self.state = _initial()
         self.told: dict[str, Tensor] = {}
         self._steps: dict[str, Tensor] | None = None
@@ -292,12 +296,20 @@ class _Server:
         """Make the next global state."""
         updates = self._guarded([u for u in map(self._checked, sent) if u is not None], liars)
         info = round_info(server_round, updates)
-        outcome = aggregate(self.state, updates, self.plan, info, self._steps)
+        root = self._root(server_round) if self.plan.needs_root else None
+        outcome = aggregate(self.state, updates, self.plan, info, self._steps, root=root)
         state = ModelState()
         for key, tensor in outcome.tensors:
             state.insert(key, tensor)
         self.state, self._steps = state, outcome.state
         self.told = flat_signals(outcome.told)
+
+    def _root(self, server_round: int) -> ModelState:
+        """Train on the server's own rows; the clients' batches are those of the other rules."""
+        with torch.random.fork_rng():
+            torch.manual_seed(server_round)
+            changes: ModelState = self._own.train(server_round, self.state, {}).changes
+        return changes
 
     def _checked(self, update: ClientUpdate) -> ClientUpdate | None:
         try:

@@ -24,6 +24,13 @@ until the round is complete, and shrinks if it is still beyond. In a run's first
 anyway. **Medians of the shares** are taken over all clients that have replied in earlier rounds,
 or over this round's while these are fewer than three.
 
+    mass    Σ of a scheme's own numbers by which it weighs clients, all of one mass together (the
+            squares of inputs of GramMerge): at most share·median_j, by one factor
+
+**A mass** is bounded as a norm is, by this round's median and the last one's, but by the clients'
+share. A client that sent none of it has a mass of 0 in the median: what most did not send counts
+for nothing, or a map that is merged by examples would follow the one that sent squares for it.
+
 Fewer than three replies have no majority: they are not clipped. A kind that fewer than half of the
 clients have moved at all (frozen, or thinned out by a codec) has no bound of its own, only that of
 the whole.
@@ -33,6 +40,7 @@ Norms run in float64 over the decoded values, after codec and discount.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +52,7 @@ from torch import Tensor
 from fedmoe_app.aggregation.times import Times
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ExpertKey, ModelState
+from fedmoe_app.schemes.views import Limits
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
@@ -63,13 +72,20 @@ class Strength:
     Attributes:
         slack: times the median norm.
         share: times the median client's examples, tokens and margins.
+        length: times the median length of features that are summed without training. A norm before
+            the head makes all features of a model about as long, so that honest ones are within
+            1.25 even where half of all norms are beyond the median.
+        spread: times the sampling error of a class mean, by which it is away from those of others;
+            honest ones were within 1.8 on the embedded task.
     """
 
     slack: float
     share: float
+    length: float = 2.0
+    spread: float = 4.0
 
 
-STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0)}
+STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,8 @@ class Size:
         margin: by which the best expert of a token leads, mean over tokens and layers.
         steps: optimiser steps; 0 for none said.
         surest: the largest prob·margin of an expert.
+        masses: Σ of the numbers that weigh it, by mass.
+        mass_of: the mass of each such number, by the name under which it travels.
     """
 
     dense: float
@@ -94,6 +112,8 @@ class Size:
     margin: float
     steps: float = 0.0
     surest: float = 0.0
+    masses: Mapping[str, float] = field(default_factory=dict)
+    mass_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shares(self) -> Shares:
@@ -119,16 +139,25 @@ class Size:
 
 @dataclass(frozen=True)
 class Clip:
-    """By how much the blocks of a reply shrink: a factor each, 1 for one within its bound."""
+    """By how much the blocks of a reply shrink: a factor each, 1 for one within its bound.
+
+    ``numbers`` are the factors of a scheme's own numbers, by name, of those that shrink.
+    """
 
     dense: float = 1.0
     gates: float = 1.0
     experts: Mapping[ExpertKey, float] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def least(self) -> float:
-        """The smallest factor."""
+        """The smallest factor of a block."""
         return min((self.dense, self.gates, *self.experts.values()))
+
+    @property
+    def least_number(self) -> float:
+        """The smallest factor of a scheme's own number."""
+        return min(self.numbers.values(), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -138,10 +167,12 @@ class Guarded:
     Attributes:
         factors: client -> the smallest factor of its blocks, 1 for one that was left as it came.
         typical: m by kind, that of this round; the bound is slack times it.
+        masses: client -> the smallest factor of its masses; empty where nobody sent any.
     """
 
     factors: Mapping[int, float]
     typical: _Norms
+    masses: Mapping[int, float] = field(default_factory=dict)
 
 
 class Guard:
@@ -152,12 +183,14 @@ class Guard:
 
     Attributes:
         typical: m by kind of the last round that had a majority.
+        usual: median mass of the last round that had a majority, by mass.
         known: client -> the shares of its last reply, as it came.
     """
 
     def __init__(self, strength: Strength) -> None:
         self._strength = strength
         self.typical: dict[str, float] = {}
+        self.usual: dict[str, float] = {}
         self.known: dict[int, Shares] = {}
 
     # -- checkpoints -------------------------------------------------------------------------------
@@ -165,15 +198,24 @@ class Guard:
     def dump(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, for :meth:`load`; JSON keeps these numbers exactly."""
         known = {str(client): list(sizes) for client, sizes in self.known.items()}
-        return {"typical": dict(self.typical), "known": known}
+        return {"typical": dict(self.typical), "usual": dict(self.usual), "known": known}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Go on from what :meth:`dump` returned; from nothing where the run had no guard."""
         self.typical = dict(dumped.get("typical", {}))
+        self.usual = dict(dumped.get("usual", {}))
         known = dumped.get("known", {})
         # Older checkpoints have not all: a client's own are noted when it comes again.
         missing = (0.0,) * _SHARES
         self.known = {int(c): (*shares, *missing[len(shares) :]) for c, shares in known.items()}
+
+    # -- sums without training ---------------------------------------------------------------------
+
+    def limits(self, clients: Sequence[int]) -> Limits:
+        """Return what bounds the sums that these clients send without training, in this order."""
+        said = tuple(self.known[c][0] if c in self.known else math.inf for c in clients)
+        own = self._strength
+        return Limits(own.share, own.length, own.spread, said)
 
     # -- a round -----------------------------------------------------------------------------------
 
@@ -188,6 +230,8 @@ class Guard:
             return True  # the round will have no bounds
         if len(self.known) < MAJORITY:
             return False  # what it counts as is not known yet
+        if _shrinking(size, self.usual, self._strength.share):
+            return False
         slack = self._strength.slack
         return all(
             max(size.of(kind), default=0.0) <= slack * self.typical.get(kind, 0.0) for kind in KINDS
@@ -239,25 +283,31 @@ class Guard:
             kind: max(self.typical.get(kind, 0.0), norm)
             for kind, norm in (self.typical | typical_of(own)).items()
         }
+        medians = usual_of(own)
+        usual = {mass: max(self.usual.get(mass, 0.0), median) for mass, median in medians.items()}
+        usual = self.usual | usual
         early = len(self.known) < MAJORITY
         known = [size.shares for size in own] if early else ()
-        taken, found, factors = set(summed), [], {}
+        taken, found, factors, masses = set(summed), [], {}, {}
         for update in updates:
             clip = Clip()
             if update.client not in taken:
-                clip = self._clip(sizes[update.client], typical)
+                clip = self._clip(sizes[update.client], typical, usual)
                 update = clipped(update, clip)
                 update = self.counted(update, known) if early else update
             found.append(update)
             factors[update.client] = clip.least
-        return found, Guarded(factors, typical)
+            if any(size.masses for size in own):
+                masses[update.client] = clip.least_number
+        return found, Guarded(factors, typical, masses)
 
     def learn(self, sizes: Mapping[int, Size]) -> None:
         """Note what the replies of a round were like that became a new global state."""
         self.typical |= typical_of(list(sizes.values()))
+        self.usual |= usual_of(list(sizes.values()))
         self.known |= {client: size.shares for client, size in sizes.items()}
 
-    def _clip(self, size: Size, typical: _Norms) -> Clip:
+    def _clip(self, size: Size, typical: _Norms, usual: Mapping[str, float]) -> Clip:
         bounds = {kind: self._strength.slack * norm for kind, norm in typical.items()}
         dense = _factor(size.dense, bounds.get("dense"))
         gates = _factor(size.gates, bounds.get("gates"))
@@ -265,14 +315,28 @@ class Guard:
         parts = (factor * size.experts[key] for key, factor in experts.items())
         left = _root((dense * size.dense, gates * size.gates, *parts))
         rest = _factor(left, bounds.get("whole"))
-        return Clip(dense * rest, gates * rest, {key: f * rest for key, f in experts.items()})
+        # Without a median of any mass there was no round of a majority yet.
+        numbers = _shrinking(size, usual, self._strength.share) if usual else {}
+        return Clip(
+            dense * rest, gates * rest, {key: f * rest for key, f in experts.items()}, numbers
+        )
 
 
 # -- sizes -------------------------------------------------------------------------------------
 
 
-def size_of(update: ClientUpdate) -> Size:
-    """Return how large a reply is; it reads all of its changes once."""
+def size_of(update: ClientUpdate, mass_of: Mapping[str, str] | None = None) -> Size:
+    """Return how large a reply is; it reads all of its changes once.
+
+    Args:
+        update: as it came.
+        mass_of: the mass of each number that has one, by the name under which it travels.
+    """
+    masses: dict[str, float] = {}
+    for name, mass in (mass_of or {}).items():
+        if name in update.statistics:
+            own = float(update.statistics[name].double().sum())
+            masses[mass] = masses.get(mass, 0.0) + own
     changes = update.changes
     gates = [tensor for tensors in changes.gates.values() for tensor in tensors.values()]
     return Size(
@@ -284,6 +348,8 @@ def size_of(update: ClientUpdate) -> Size:
         margin_of(update.routing),
         update.metrics.get("num-steps", 0.0),
         surest_of(update.routing),
+        masses,
+        mass_of or {},
     )
 
 
@@ -332,6 +398,27 @@ def typical_of(sizes: Sequence[Size]) -> dict[str, float]:
     return found
 
 
+def usual_of(sizes: Sequence[Size]) -> dict[str, float]:
+    """Return the median of each mass over all clients, 0 for one that sent none of it.
+
+    Of fewer than three clients there is none.
+    """
+    if len(sizes) < MAJORITY:
+        return {}
+    names = sorted({name for size in sizes for name in size.masses})
+    return {name: statistics.median(size.masses.get(name, 0.0) for size in sizes) for name in names}
+
+
+def _shrinking(size: Size, usual: Mapping[str, float], share: float) -> dict[str, float]:
+    """Return the factors of the numbers of a reply that are beyond their bounds, by name."""
+    factors = {
+        mass: share * usual.get(mass, 0.0) / own
+        for mass, own in size.masses.items()
+        if own > share * usual.get(mass, 0.0)
+    }
+    return {name: factors[mass] for name, mass in size.mass_of.items() if mass in factors}
+
+
 def weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
     """Return the smallest value up to which half of the weight lies.
 
@@ -352,6 +439,9 @@ def weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
 
 def clipped(update: ClientUpdate, clip: Clip) -> ClientUpdate:
     """Return an update whose blocks shrink; one within its bounds is the same object."""
+    if clip.numbers:
+        numbers: Any = Times(update.statistics, clip.numbers)
+        update = replace(update, statistics=numbers)
     if clip.least >= 1:
         return update
     changes = update.changes

@@ -11,13 +11,22 @@ class Times(Mapping[str, Tensor]):
     """Tensors by name, times a factor: nothing is computed before it is read.
 
     They may lie on the disk, and be read once only.
+
+    Args:
+        tensors: by name.
+        factor: of all of them, or by name; what has none stays as it is.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], factor: float) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], factor: float | Mapping[str, float]) -> None:
         self._tensors, self._factor = tensors, factor
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name] * self._factor
+        factor = self._factor
+        if isinstance(factor, Mapping):
+            if name not in factor:
+                return self._tensors[name]
+            factor = factor[name]
+        return self._tensors[name] * factor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

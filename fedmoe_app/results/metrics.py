@@ -78,6 +78,8 @@ class RoundRecord:
         bytes_down: of all messages.
         lost_state: clients that had lost what they kept.
         guarded: what the guard did; None without one.
+        sums_to: what it left of sums without training, by client, 1 for all; empty if there were
+            none.
         diagnostics: of the scheme, by name.
         evaluation: ``loss`` and ``accuracy``; None if there was none.
         validation: likewise, on the rows that choose the best round.
@@ -103,6 +105,7 @@ class RoundRecord:
     bytes_down: int = 0
     lost_state: tuple[int, ...] = ()
     guarded: Guarded | None = None
+    sums_to: Mapping[int, float] = field(default_factory=dict)
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     validation: Mapping[str, Any] | None = None
@@ -142,7 +145,7 @@ def metrics_line(record: RoundRecord) -> dict[str, Any]:
             "trained": [update.routing.trained.tolist() for update in updates],
         },
         "diagnostics": _compact(record.diagnostics),
-        **_guard(record.guarded),
+        **_guard(record),
         **({"validation": dict(record.validation)} if record.validation is not None else {}),
         **({"best": dict(record.best)} if record.best else {}),
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()}
@@ -178,16 +181,30 @@ def _client(position: int, record: RoundRecord) -> dict[str, Any]:
     }
 
 
-def _guard(guarded: Guarded | None) -> dict[str, Any]:
-    """Return the norms that the guard's bounds were multiples of, by kind of block."""
-    return {} if guarded is None else {"guard": {"typical": _compact(dict(guarded.typical))}}
+def _guard(record: RoundRecord) -> dict[str, Any]:
+    """Return the norms that the guard's bounds were multiples of, by kind of block.
+
+    And of sums without training, what was left of each client's.
+    """
+    found: dict[str, Any] = {}
+    if record.guarded is not None:
+        found["typical"] = _compact(dict(record.guarded.typical))
+    if record.sums_to:
+        found["sums_to"] = {str(c): _compact(float(f)) for c, f in record.sums_to.items()}
+    return {"guard": found} if found else {}
 
 
 def _guarded(update: ClientUpdate, guarded: Guarded | None) -> dict[str, Any]:
-    """Return what a client counted as, and how much was left of its most clipped block."""
+    """Return what a client counted as, and how much was left of its most clipped block.
+
+    And, where a scheme weighs clients by numbers of its own, of the most clipped of these.
+    """
     if guarded is None:
         return {}
-    return {"counts_as": update.counted, "clipped_to": _compact(guarded.factors[update.client])}
+    found = {"counts_as": update.counted, "clipped_to": _compact(guarded.factors[update.client])}
+    if guarded.masses:
+        found["weighed_to"] = _compact(guarded.masses[update.client])
+    return found
 
 
 def _selection_ratio(record: RoundRecord, position: int) -> float | None:

@@ -26,7 +26,7 @@ numbers travel as float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,12 +35,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedmoe_app.moe.state import Tensors
+from fedmoe_app.schemes.headbounds import bounded_sums, symmetric
 from fedmoe_app.schemes.parts import Field, Freeze, OfOutput, Step
-from fedmoe_app.schemes.views import Now, Outputs
+from fedmoe_app.schemes.views import Kept, Limits, Now, Outputs
 
 _MOST_EXAMPLES = 1e8
 _LARGEST = 1e12  # of a sum of features or of their products
 _ROUNDING = 1e-3  # relative: honest sums travel as float32
+_FLOAT32 = 1e-5  # of the trace: below it an eigenvalue may be rounding's
 
 
 class Sums(NamedTuple):
@@ -74,7 +76,7 @@ def lda_head(sums: Sums, shrinkage: float, has_bias: bool) -> Head:
     """
     counts, present = sums.counts, sums.counts > 0
     total, dims = counts.sum(), sums.features.shape[1]
-    means = sums.features / counts.clamp_min(1)[:, None]  # [C, D]
+    means = class_means(sums)
     mean = sums.features.sum(dim=0) / total  # [D]
     within = within_scatter(sums) / max(float(total) - int(present.sum()), 1.0)
     within = _shrunk(within, shrinkage, (1 - shrinkage, shrinkage), dims)
@@ -90,9 +92,14 @@ def lda_head(sums: Sums, shrinkage: float, has_bias: bool) -> Head:
     return Head(weight + bias[:, None] * mean / length if length else weight, None)
 
 
+def class_means(sums: Sums) -> Tensor:
+    """Return μ_c, ``[C, D]``; zeros of a class without examples. Counts need not be whole."""
+    return sums.features / sums.counts.where(sums.counts > 0, 1.0)[:, None]
+
+
 def within_scatter(sums: Sums) -> Tensor:
     """Return Σ over all examples of (f − μ_c)·(f − μ_c)ᵀ, ``[D, D]``."""
-    means = sums.features / sums.counts.clamp_min(1)[:, None]  # [C, D]
+    means = class_means(sums)
     return sums.moment - (sums.counts[:, None] * means).T @ means
 
 
@@ -184,7 +191,9 @@ class FeatureSums(OfOutput):
         """Hold the sums against each other: Σ_c ‖s_c‖²/n_c ≤ tr(S), and S_ij² ≤ S_ii·S_jj.
 
         Both are Cauchy and Schwarz's inequality, with room for float32. Without them a client could
-        send any class mean, of classes that it counts no example of, too.
+        send any class mean, of classes that it counts no example of, too. Last and dearest,
+        S − Σ_c s_c·s_cᵀ/n_c must be positive semi-definite, as the scatter within classes is:
+        one client that is not could turn the sign of the covariance of all along one direction.
         """
         counts, features, upper = (
             numbers[name].double() for name in ("counts", "features", "moment")
@@ -194,7 +203,7 @@ class FeatureSums(OfOutput):
         squares = features.square().sum(dim=1)  # [C]
         if bool((squares[counts == 0] > 0).any()):
             return "features of a class without examples"
-        moment = _symmetric(upper, features.shape[1])
+        moment = symmetric(upper, features.shape[1])
         diagonal = moment.diagonal()
         trace = diagonal.sum()
         if not float((squares / counts.clamp_min(1)).sum()) <= (1 + _ROUNDING) * float(trace):
@@ -203,7 +212,15 @@ class FeatureSums(OfOutput):
         slack = _ROUNDING * torch.outer(most, most) + _ROUNDING**2 * trace
         if bool((moment.abs() > torch.outer(most, most) + slack).any()):
             return "products of features larger than their squares"
+        within = within_scatter(Sums(counts, features, moment))
+        lowest = _FLOAT32 * trace * torch.eye(len(within), dtype=within.dtype)
+        if trace and torch.linalg.cholesky_ex(within + lowest).info:
+            return "a scatter within classes that is negative in some direction"
         return ""
+
+    def bounded(self, sent: Sequence[Mapping[str, Tensor]], limits: Limits) -> Sequence[Kept]:
+        """Hold each client's sums against the median client's, see there."""
+        return bounded_sums(sent, limits)
 
     def of_output(self, out: Outputs) -> Tensors:
         """Return the sums of a batch."""
@@ -216,6 +233,10 @@ class FeatureSums(OfOutput):
             "moment": (f.T @ f)[row, column],
         }
 
+    def _examples(self, now: Now) -> list[Tensor]:
+        """Return n_i of each client, scalars."""
+        return [sent[f"{type(self).__name__}/counts"].sum() for sent in now.info.statistics]
+
     def _total(self, now: Now) -> Sums:
         """Add up what the clients sent, in float64."""
         prefix = type(self).__name__
@@ -225,16 +246,8 @@ class FeatureSums(OfOutput):
             .sum(dim=0)
             for name in ("counts", "features", "moment")
         }
-        moment = _symmetric(totals["moment"], totals["features"].shape[1])
+        moment = symmetric(totals["moment"], totals["features"].shape[1])
         return Sums(totals["counts"], totals["features"], moment)
-
-
-def _symmetric(upper: Tensor, dims: int) -> Tensor:
-    """Return the matrix ``[D, D]`` of an upper triangle ``[D·(D+1)/2]``, float64."""
-    row, column = torch.triu_indices(dims, dims)
-    matrix = torch.zeros(dims, dims, dtype=torch.float64)
-    matrix[row, column] = matrix[column, row] = upper
-    return matrix
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ g = 0 there, and still counts in τ's part, as under FedAvg. The rule holds for 
 are trained, attention and head as well, and for LoRA's A (inputs x) and B (inputs A·x): experts
 that follow few clients while all else follows all of them lost accuracy under other weights.
 Embeddings, norms, biases and gates go by examples. Δ and g are taken from the training steps, so
-no pass over the data is added. Everything is a sum over clients: replies do not wait.
+no pass over the data is added. Everything is a sum over clients: replies do not wait. Under the
+guard a client's inputs, Σ_j g_ij of a map, over the experts of a layer together, are no more than
+so many times the median client's; where most sent none for a map, none count.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.moe.shape import ModelShape
-from fedmoe_app.moe.state import Tensors
+from fedmoe_app.moe.state import Tensors, expert_name, expert_of
 from fedmoe_app.schemes.base import Scheme
 from fedmoe_app.schemes.parts import ExpertProbe, Field, OfInputs, Scaled, Server, Summed
 from fedmoe_app.schemes.ranges import in_range
@@ -53,7 +55,7 @@ class GramDiagonal(OfInputs):
     def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Field]:
         """One number an input; any matrix may be a linear map, and only these are sent."""
         return {
-            key: Field((shape[1],), 0, _LARGEST, optional=True)
+            key: Field((shape[1],), 0, _LARGEST, optional=True, mass=_mass_of(key))
             for key, shape in shapes.items()
             if len(shape) == 2
         }
@@ -61,6 +63,18 @@ class GramDiagonal(OfInputs):
     def of_inputs(self, key: str, x: Tensor) -> Tensors:
         """Return Σ x², ``[in]``."""
         return {key: x.square().sum(dim=0)}
+
+
+def _mass_of(key: str) -> str:
+    """Name what a map's inputs are a part of: those of one map of a layer, over all its experts.
+
+    A layer's experts share its tokens, so that what one of them gets says little of a client; all
+    of them get about as much as there are tokens.
+    """
+    place = expert_of(key)
+    if place is None:
+        return key
+    return f"layers.{place[0]}.experts: {key.removeprefix(expert_name(*place, ''))}"
 
 
 GRAM = GramDiagonal()

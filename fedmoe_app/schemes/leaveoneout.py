@@ -21,6 +21,11 @@ they do not depend on the example. The client remembers f (:mod:`fedmoe_app.clie
 example that is its class's only one meets the head as it is, and so do all of a client that has
 lost its file, or whose sums are not those that the server tells of.
 
+Where the guard lets no client count for more than N examples
+(:mod:`fedmoe_app.schemes.headbounds`), an example of a client that has n > N is in the sums by
+v = N/n only, and v of it is taken out: with v for 1 in the numerators and denominators above. The
+server tells N.
+
 **Hold back.** A share of each class's examples never goes into the sums, and these are what the
 client trains on. Nothing is told, and nothing is remembered; both the head and the experts learn
 from fewer examples.
@@ -38,11 +43,19 @@ import torch
 from torch import Tensor
 
 from fedmoe_app.moe.state import Tensors
-from fedmoe_app.schemes.closedhead import EstimateHead, Sums, centred_moment, within_scatter
+from fedmoe_app.schemes.closedhead import (
+    EstimateHead,
+    Sums,
+    centred_moment,
+    class_means,
+    within_scatter,
+)
 from fedmoe_app.schemes.parts import Logits, Signal, Split, Telling
 from fedmoe_app.schemes.views import LocalStep, Now
 
 HEAD = Signal("closed-form-head")
+_MOST = "most-examples"  # N, as it is told
+_ROUNDING = 1e-4  # relative: numbers travel as float32
 _FLAT = 1e-9  # of the trace: a scatter below it is none
 
 
@@ -75,7 +88,7 @@ def whole(sums: Sums, method: str, has_bias: bool, scale: float) -> Whole:
     """
     counts, rows = sums.counts, sums.features
     if method == "lda":
-        rows = rows / counts.clamp_min(1)[:, None]
+        rows = class_means(sums)
         scatter = within_scatter(sums)
     else:
         scatter = centred_moment(sums) if has_bias else sums.moment
@@ -125,6 +138,7 @@ def without_one(
     taken: Tensor,
     labels: Tensor,
     features: Tensor,
+    weight: float = 1.0,
 ) -> Tensor:
     """Return each example's logits by the head of the sums without it, ``[B, C]`` float64.
 
@@ -133,25 +147,33 @@ def without_one(
         method, shrinkage, has_bias: of the head.
         taken: f, the examples' features in the sums, ``[B, D]``.
         labels: their classes, ``[B]``, of which there are two examples or more each.
+        weight: v, by which each example is in the sums: below 1 where its client has more than the
+            guard lets it count for.
         features: x, their features now, ``[B, D]``, with graph.
     """
     f, x = taken.double() @ known.vectors, features.double() @ known.vectors
     take_out = _lda if method == "lda" else _ridge
-    return known.scale * take_out(known, shrinkage, has_bias, f, labels, x)
+    return known.scale * take_out(known, shrinkage, has_bias, f, labels, x, weight)
 
 
 def _lda(
-    known: Whole, shrinkage: float, has_bias: bool, f: Tensor, labels: Tensor, x: Tensor
+    known: Whole,
+    shrinkage: float,
+    has_bias: bool,
+    f: Tensor,
+    labels: Tensor,
+    x: Tensor,
+    weight: float,
 ) -> Tensor:
     counts, means, present = known.counts, known.rows, known.counts > 0
     total, of_class = counts.sum(), counts[labels]  # [B]
     d = f - means[labels]
-    rho = of_class / (of_class - 1)
+    rho = weight * of_class / (of_class - weight)
     inverse = _Inverse(known.values, d, rho, shrinkage, 1 - shrinkage)
     # Σ divides the scatter by n − C; a flat one is the identity, undivided.
-    free = (total - 1 - present.sum()).clamp_min(1).expand(len(f))
+    free = (total - weight - present.sum()).clamp_min(1).expand(len(f))
     free = torch.where(inverse.is_flat, 1.0, free)[:, None]  # [B, 1]
-    own = means[labels] - d / (of_class - 1)[:, None]  # [B, D]
+    own = means[labels] - weight * d / (of_class - weight)[:, None]  # [B, D]
     moved = free * inverse.of(x)
     logits = _with_own(moved @ means.T, (moved * own).sum(dim=1), labels)
     of_own = free[:, 0] * (inverse.of(own) * own).sum(dim=1)
@@ -162,29 +184,37 @@ def _lda(
     logits, bias = torch.where(present, logits, 0.0), torch.where(present, bias, lowest)
     if has_bias:
         return logits + bias
-    mean = ((counts @ means) - f) / (total - 1)  # [B, D]
+    mean = ((counts @ means) - weight * f) / (total - weight)  # [B, D]
     length = mean.square().sum(dim=1)
     along = torch.where(length > 0, (mean * x).sum(dim=1) / length, 0.0)
     return logits + bias * along[:, None]
 
 
 def _ridge(
-    known: Whole, shrinkage: float, has_bias: bool, f: Tensor, labels: Tensor, x: Tensor
+    known: Whole,
+    shrinkage: float,
+    has_bias: bool,
+    f: Tensor,
+    labels: Tensor,
+    x: Tensor,
+    weight: float,
 ) -> Tensor:
     counts, rows, total = known.counts, known.rows, known.counts.sum()
-    own = rows[labels] - f
+    own = rows[labels] - weight * f
     if not has_bias:
-        inverse = _Inverse(known.values, f, torch.ones(len(f)).double(), shrinkage, 1.0)
+        inverse = _Inverse(known.values, f, torch.full_like(f[:, 0], weight), shrinkage, 1.0)
         moved = inverse.of(x)
         return _with_own(moved @ rows.T, (moved * own).sum(dim=1), labels)
     mean = rows.sum(dim=0) / total  # [D]
-    rho = (total / (total - 1)).expand(len(f))
+    rho = (weight * total / (total - weight)).expand(len(f))
     inverse = _Inverse(known.values, f - mean, rho, shrinkage, 1.0)
-    left = (rows.sum(dim=0) - f) / (total - 1)  # the mean without the example, [B, D]
-    n = counts.expand(len(f), -1).scatter_add(1, labels[:, None], -torch.ones_like(f[:, :1]))
+    left = (rows.sum(dim=0) - weight * f) / (total - weight)  # the mean without the example, [B, D]
+    n = counts.expand(len(f), -1).scatter_add(
+        1, labels[:, None], torch.full_like(f[:, :1], -weight)
+    )
     moved = inverse.of(x - left)  # W·x + b = W·(x − m) + n_c/n
     linear = _with_own(moved @ rows.T, (moved * own).sum(dim=1), labels)
-    return linear - n * (moved * left).sum(dim=1, keepdim=True) + n / (total - 1)
+    return linear - n * (moved * left).sum(dim=1, keepdim=True) + n / (total - weight)
 
 
 def _with_own(values: Tensor, own: Tensor, labels: Tensor) -> Tensor:
@@ -199,7 +229,7 @@ class TellHead(EstimateHead, Telling):
     head: Signal = HEAD
 
     def tell(self, now: Now, state: Mapping[str, Tensor]) -> dict[Signal, Tensor | Tensors]:
-        """Tell the eigenbasis, and after which round it was taken."""
+        """Tell the eigenbasis, after which round it was taken, and N if the guard shrank sums."""
         sums = self.sums._total(now)
         if not sums.counts.sum() > 0:
             return {}
@@ -207,7 +237,11 @@ class TellHead(EstimateHead, Telling):
         _, scale = self._estimated(sums, has_bias)
         known = whole(sums, self.method, has_bias, scale)
         told = {name: tensor.float() for name, tensor in known._asdict().items()}
-        return {self.head: told | {"round": torch.tensor(float(now.info.server_round))}}
+        told["round"] = torch.tensor(float(now.info.server_round))
+        if now.info.is_bounded:
+            # Whoever was beyond N has N now, so that the most that one has serves as N.
+            told[_MOST] = torch.stack(self.sums._examples(now)).max()
+        return {self.head: told}
 
 
 @dataclass(frozen=True)
@@ -230,14 +264,22 @@ class LeaveOneOut(Logits):
         if not told or int(told["round"]) != step.recalled_round:
             return step.logits
         known = Whole(**{name: told[name].double() for name in Whole._fields})
-        has_others = known.counts[step.labels] > 1  # [B]
+        weight = _weight(told, step)
+        has_others = known.counts[step.labels] > (1 + _ROUNDING) * weight  # [B]
         at = has_others.nonzero()[:, 0]
         if not len(at):
             return step.logits
         has_bias = f"{self.path}.bias" in step.received
         of = (step.recalled[at], step.labels[at], step.features[at])
-        found = without_one(known, self.method, self.shrinkage, has_bias, *of)
+        found = without_one(known, self.method, self.shrinkage, has_bias, *of, weight)
         return step.logits.index_copy(0, at, found.to(step.logits.dtype))
+
+
+def _weight(told: Mapping[str, Tensor], step: LocalStep) -> float:
+    """Return v of the client's examples."""
+    if _MOST not in told:
+        return 1.0
+    return min(1.0, float(told[_MOST].double() / step.label_counts.double().sum()))
 
 
 @dataclass(frozen=True)

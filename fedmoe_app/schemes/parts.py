@@ -30,6 +30,8 @@ from fedmoe_app.schemes.faults import PartError, call, share, shown
 from fedmoe_app.schemes.views import (
     Block,
     BlockUpdates,
+    Kept,
+    Limits,
     LocalClient,
     LocalStep,
     Now,
@@ -169,12 +171,15 @@ class Field:
 
     Attributes:
         optional: whether a client may leave it out, such as numbers of an expert it did not train.
+        mass: of numbers ≥ 0 by which a client is weighed, the name of what they are a part of: the
+            guard bounds the sum of all of one mass by the median client's. "" for other numbers.
     """
 
     shape: tuple[int, ...]
     low: float
     high: float
     optional: bool = False
+    mass: str = ""
 
 
 class Statistic(Part):
@@ -212,6 +217,17 @@ class Measured(Statistic):
         Asked by the server in an exchange without training: a client that fails is rejected.
         """
         return ""
+
+    def bounded(self, sent: Sequence[Mapping[str, Tensor]], limits: Limits) -> Sequence[Kept]:
+        """Return what is used of N clients' numbers, so that no one client decides on their sum.
+
+        Asked by the server in an exchange without training, where the run has a guard.
+
+        Args:
+            sent: numbers by name, of each client; all of them are possible.
+            limits: of these clients, in the same order.
+        """
+        return [Kept(numbers) for numbers in sent]
 
 
 class OfUpdate(Measured):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,6 +125,36 @@ def _of_block(stats: RoutingStats, name: str, block: Block) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How far beyond the median client what each of N clients measured may be.
+
+    Attributes:
+        share: times the median client's examples.
+        length: times the median client's root mean square of the lengths of its features.
+        spread: times the sampling error by which a client's mean of a class is away from others'.
+        said: training examples that each client had by its own word in its last round, ``N``;
+            infinity where it has not been in one.
+    """
+
+    share: float
+    length: float
+    spread: float
+    said: tuple[float, ...]
+
+
+class Kept(NamedTuple):
+    """What is used of the numbers that a client measured.
+
+    Attributes:
+        numbers: by name; the same object where nothing was taken.
+        factor: the smallest by which a part of them was multiplied, 1 for none.
+    """
+
+    numbers: Mapping[str, Tensor]
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class RoundInfo:
     """What the server knows of a round before it combines the changes, in client order.
 
@@ -133,6 +163,8 @@ class RoundInfo:
         num_examples, num_steps: of the clients, ``[N]`` float32.
         routing: N histograms of ``[L, E]`` tensors.
         statistics: of the clients, as :attr:`Reply.statistics`; or none.
+        is_bounded: whether the guard made some of the statistics smaller, which were measured
+            without training.
     """
 
     server_round: int
@@ -140,6 +172,7 @@ class RoundInfo:
     num_steps: Tensor
     routing: tuple[RoutingStats, ...]
     statistics: tuple[Mapping[str, Tensor], ...] = ()
+    is_bounded: bool = False
 
     def routing_of(self, name: str, layer: int) -> Tensor:
         """Stack one routing statistic of one layer over the clients, ``[N, E]``."""

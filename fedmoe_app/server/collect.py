@@ -153,6 +153,7 @@ class UpdateCollector:
     ) -> None:
         self._guard, self._num_asked = guard, num_asked
         self._sizes: dict[int, Size] = {}  # by node
+        self._mass_of = {n: number.mass for n, number in spec.statistics.items() if number.mass}
         self._spec, self._registry, self._store = spec, registry, store
         self._holders, self._num_partitions = holders or {}, num_partitions
         self._streaming = streaming
@@ -229,7 +230,7 @@ class UpdateCollector:
         """Note how large a reply is; return it with the share that it may have."""
         if self._guard is None:
             return update
-        self._sizes[node] = size_of(update)
+        self._sizes[node] = size_of(update, self._mass_of)
         return self._guard.counted(update)
 
     def _is_within(self, node: int) -> bool:

@@ -9,20 +9,21 @@ draw of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import Message
 from torch import Tensor
 
 from fedmoe_app.aggregation.aggregate import stepped, told_by
+from fedmoe_app.aggregation.guard import Guard
 from fedmoe_app.moe.state import ModelState, Tensors
 from fedmoe_app.schemes.base import flat_signals
-from fedmoe_app.schemes.faults import call, named
+from fedmoe_app.schemes.faults import PartError, call, named
 from fedmoe_app.schemes.parts import Measured as Statistic
 from fedmoe_app.schemes.parts import Step, Telling
 from fedmoe_app.schemes.unwritten import GuardedValues
-from fedmoe_app.schemes.views import Now, RoundInfo
+from fedmoe_app.schemes.views import Kept, Now, RoundInfo
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.numbers import decode_number
@@ -41,17 +42,27 @@ class Answers:
     Attributes:
         by_client: statistics by client number.
         rejected: reason by client, else by node.
+        factors: what is left of the most clipped part of a client's sums, 1 for all; empty without
+            a guard.
     """
 
     by_client: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    factors: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the guard made anything smaller."""
+        return any(factor < 1 for factor in self.factors.values())
 
 
 def specs_of(statistics: Iterable[Statistic], state: ModelState) -> dict[str, NumberSpec]:
     """Return what a reply holds of these statistics, by the name under which it travels."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.named()}
     return {
-        f"{type(statistic).__name__}/{name}": NumberSpec(own.shape, own.low, own.high, own.optional)
+        f"{type(statistic).__name__}/{name}": NumberSpec(
+            own.shape, own.low, own.high, own.optional, own.mass
+        )
         for statistic in statistics
         for name, own in statistic.spec(shapes).items()
     }
@@ -96,20 +107,57 @@ def decode_measured(
 def _check_possible(statistics: Iterable[Statistic], sent: Mapping[str, Tensor]) -> None:
     for statistic in statistics:
         prefix = f"{type(statistic).__name__}/"
-        own = {name.removeprefix(prefix): v for name, v in sent.items() if name.startswith(prefix)}
-        if why := call(statistic, "impossible", own):
+        if why := call(statistic, "impossible", _without(prefix, sent)):
             raise InvalidUpdateError(f"statistics.{prefix[:-1]}: {why}")
 
 
-def info_of(server_round: int, statistics: Sequence[Mapping[str, Tensor]]) -> RoundInfo:
+def _without(prefix: str, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return one statistic's numbers by their own names."""
+    return {n.removeprefix(prefix): tensor for n, tensor in sent.items() if n.startswith(prefix)}
+
+
+def bounded(answers: Answers, statistics: Iterable[Statistic], guard: Guard | None) -> Answers:
+    """Return the answers with no client's sums beyond what the guard lets one have.
+
+    Args:
+        answers: of which all are possible.
+        statistics: theirs.
+        guard: its strength, and what clients said in earlier rounds; None leaves all as it came.
+
+    Raises:
+        PartError: a statistic raised, or returned what cannot be used.
+    """
+    if guard is None:
+        return answers
+    limits = guard.limits(list(answers.by_client))
+    by_client, factors = dict(answers.by_client), dict.fromkeys(answers.by_client, 1.0)
+    for statistic in statistics:
+        prefix = f"{type(statistic).__name__}/"
+        own = [_without(prefix, sent) for sent in answers.by_client.values()]
+        kept = call(statistic, "bounded", own, limits)
+        are_kept = isinstance(kept, Sequence) and all(isinstance(each, Kept) for each in kept)
+        if not are_kept or len(kept) != len(own):
+            raise PartError.of(statistic, "bounded", f"must return one Kept a client, {len(own)}")
+        for client, sent, used in zip(answers.by_client, own, kept, strict=True):
+            factors[client] = min(factors[client], used.factor)
+            if used.numbers is not sent:
+                new = {f"{prefix}{name}": tensor for name, tensor in used.numbers.items()}
+                by_client[client] = {**by_client[client], **new}
+    return replace(answers, by_client=by_client, factors=factors)
+
+
+def info_of(
+    server_round: int, statistics: Sequence[Mapping[str, Tensor]], is_bounded: bool = False
+) -> RoundInfo:
     """Describe such an exchange to steps.
 
     Args:
         server_round: the last round so far; 0 before the first.
         statistics: of the clients, in client order.
+        is_bounded: whether the guard made some of them smaller.
     """
     ones = torch.ones(len(statistics))
-    return RoundInfo(server_round, ones, ones, (), tuple(statistics))
+    return RoundInfo(server_round, ones, ones, (), tuple(statistics), is_bounded)
 
 
 def told_after(state: ModelState, steps: Sequence[Step], info: RoundInfo) -> Tensors:

@@ -21,6 +21,7 @@ from fedmoe_app.aggregation.guard import Guarded
 from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.results.callbacks import Callback
+from fedmoe_app.results.events import logger
 from fedmoe_app.results.metrics import RoundRecord
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.other_runs import OtherRuns
@@ -100,6 +101,7 @@ class Round:
         self._bytes_down_to_node: dict[int, int] = {}
         self._lost_state: list[int] = []
         self._guarded: Guarded | None = None
+        self._sums_to: Mapping[int, float] = {}
         self._seconds: dict[str, float] = {}
         self._round_trips: dict[str, float] = {}
         self._arrivals: dict[int, float] = {}  # node -> seconds from asking to its training reply
@@ -280,6 +282,17 @@ class Round:
         self._bytes_up_by_client = dict(bytes_up)
         self._bytes_down_to = self._registry.by_client(self._bytes_down_to_node)
 
+    def note_bounded(self, factors: Mapping[int, float]) -> None:
+        """Note what is left of the sums that clients sent without training, and tell of it.
+
+        Args:
+            factors: by client, 1 for all; empty without a guard.
+        """
+        self._sums_to = dict(factors)
+        less = [f"client {client} by {f:.3g}" for client, f in factors.items() if f < 1]
+        if less:
+            logger.info("sums beyond what one client may have, multiplied: %s", ", ".join(less))
+
     def record(self, metric: str) -> RoundRecord:
         """Return what happened, now that the round is over."""
         if self._is_private:
@@ -298,6 +311,7 @@ class Round:
             bytes_down=self._bytes_down,
             lost_state=tuple(self._lost_state),
             guarded=self._guarded,
+            sums_to=self._sums_to,
             diagnostics=self.diagnostics,
             evaluation=self.evaluation,
             validation=self.validation,

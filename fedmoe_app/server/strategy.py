@@ -38,6 +38,8 @@ from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
 from fedmoe_app.server.measuring import (
     PHASE,
     QUERY,
+    Answers,
+    bounded,
     decode_measured,
     info_of,
     moved,
@@ -298,7 +300,17 @@ class MoEStrategy:
                 f"min-clients = {limits.min_clients}; the global model stays as it was",
             )
             return None
-        return self._moved(now, steps, list(answers.by_client.values()))
+        return self._moved_by(now, steps, answers)
+
+    def _moved_by(self, now: Round, steps: Sequence[Step], answers: Answers) -> ArrayRecord | None:
+        """Bound what single clients sent, and let the steps move the state."""
+        try:
+            answers = bounded(answers, self.plan.measured_apart, self.guard)
+        except PartError as error:
+            now.fail("measuring", f"{error} ({self.scheme}); the global model stays as it was")
+            return None
+        now.note_bounded(answers.factors)
+        return self._moved(now, steps, list(answers.by_client.values()), answers.is_bounded)
 
     def _measure_masked(
         self, now: Round, nodes: Sequence[int], content: RecordDict, steps: Sequence[Step]
@@ -314,10 +326,14 @@ class MoEStrategy:
         return self._moved(now, steps, [total])
 
     def _moved(
-        self, now: Round, steps: Sequence[Step], statistics: Sequence[Mapping[str, Tensor]]
+        self,
+        now: Round,
+        steps: Sequence[Step],
+        statistics: Sequence[Mapping[str, Tensor]],
+        is_bounded: bool = False,
     ) -> ArrayRecord | None:
         try:
-            info = info_of(now.server_round, statistics)
+            info = info_of(now.server_round, statistics, is_bounded)
             found = moved(self.state, steps, info)
             told = told_after(found, steps, info)
         except PartError as error:

@@ -27,12 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NumberSpec:
-    """Shape and bounds of a number of a scheme's own."""
+    """Shape and bounds of a number of a scheme's own; ``mass`` is what it is a part of, or ""."""
 
     shape: Shape
     low: float
     high: float
     optional: bool = False
+    mass: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fedmoe_app.schemes.closedhead import (
     EstimateHead,
     FeatureSums,
     Head,
+    Sums,
     lda_head,
     ridge_head,
 )
@@ -110,6 +111,23 @@ def test_the_gradient_is_that_of_the_head_without_the_example() -> None:
     assert not x.grad[:3].any() and not x.grad[4:].any()
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_an_example_that_counts_for_less_is_taken_out_by_as_much(
+    method: str, has_bias: bool
+) -> None:
+    """A client's sums are in by a fifth, as the guard has them; without a fifth of one example."""
+    f, labels = drawn()
+    all_of_it = sums(f.tolist(), labels.tolist(), classes=5)
+    one = sums(f[3:4].tolist(), labels[3:4].tolist(), classes=5)
+    fifth = Sums(*(0.2 * each for each in all_of_it))
+    others = Sums(*(0.2 * (each - own) for each, own in zip(all_of_it, one, strict=True)))
+    known = whole(fifth, method, has_bias, 1.0)
+    found = without_one(*(known, method, 0.1, has_bias, f[3:4], labels[3:4], f[3:4]), weight=0.2)
+    expected = logits_of(HEADS[method](others, 0.1, has_bias), f[3:4])
+    torch.testing.assert_close(found, expected)
+
+
 # -- the parts ---------------------------------------------------------------------------------
 
 
@@ -134,6 +152,32 @@ def seen(f: Tensor, labels: Tensor, weight: Tensor, **others: Any) -> LocalStep:
         features=features,
         **others,
     )
+
+
+def test_who_has_more_than_counts_takes_out_a_part_of_an_example() -> None:
+    """Of twelve, four and four examples eight count at most: v = 2/3 for the first client."""
+    f, labels = drawn(20)
+    parts = [
+        sent(f[:12], labels[:12], 5),
+        *(sent(f[i : i + 4], labels[i : i + 4], 5) for i in (12, 16)),
+    ]
+    parts[0] = {name: tensor * (8 / 12) for name, tensor in parts[0].items()}
+    info = RoundInfo(0, torch.ones(3), torch.ones(3), (), tuple(parts), is_bounded=True)
+    now = Now({"score.weight": torch.zeros(5, f.shape[1])}, {}, info)
+    step = TellHead(SUMS, "lda", 0.1, 2.0)
+    signals, weight = step.tell(now, {}), step.step(now, {})[0]["score.weight"]
+    assert float(signals[HEAD]["most-examples"]) == pytest.approx(8)
+    scale = float(signals[HEAD]["scale"])
+    for own, v in ((slice(0, 12), 8 / 12), (slice(12, 16), 1.0)):
+        counts = torch.bincount(labels[own], minlength=5).float()
+        kept: dict[str, Any] = {"recalled": f[own].float(), "recalled_round": 0}
+        there = seen(f[own], labels[own], weight, told=signals, label_counts=counts, **kept)
+        found = LeaveOneOut("score").logits(there)
+        one = sums(f[own][:1].tolist(), labels[own][:1].tolist(), classes=5)
+        totals = SUMS._total(now)
+        without = Sums(*(each - v * its for each, its in zip(totals, one, strict=True)))
+        expected = scale * logits_of(lda_head(without, 0.1, False), f[own][:1])
+        torch.testing.assert_close(found[:1].double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_client_meets_a_less_certain_head() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 import torch
@@ -10,10 +10,13 @@ from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from fedmoe_app import ModelState, Now, Step
+from fedmoe_app.aggregation.guard import STRENGTHS, Guard, Strength
 from fedmoe_app.compare.in_process import task_identity
 from fedmoe_app.schemes.closedhead import FeatureSums
+from fedmoe_app.schemes.faults import PartError
+from fedmoe_app.schemes.views import Kept, Limits
 from fedmoe_app.server.clients import ClientRegistry
-from fedmoe_app.server.measuring import Answers, decode_measured, info_of, moved, specs_of
+from fedmoe_app.server.measuring import Answers, bounded, decode_measured, info_of, moved, specs_of
 from fedmoe_app.wire.numbers import encode_number
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.statistics import RECORD, encode_statistics
@@ -120,6 +123,72 @@ def checked(**numbers: Tensor) -> Answers:
     reply = message(0, 1, **(REAL | numbers))
     head = [FeatureSums("score")]
     return decode_measured([reply], ClientRegistry(seed=0), QUESTION, SPECS, head)
+
+
+# -- the guard ---------------------------------------------------------------------------------
+
+
+def guarded(*counts: float, known: Mapping[int, int] | None = None) -> Answers:
+    """Answers of clients 3, 4, ... with so many times (1, 0, 0) of class 0, under the guard."""
+    answers = decoded(
+        *(
+            message(
+                3 + i,
+                1 + i,
+                counts=torch.tensor([n, 0.0]),
+                features=torch.tensor([[n, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+                moment=torch.tensor([n, 0.0, 0.0, 0.0, 0.0, 0.0]),
+            )
+            for i, n in enumerate(counts)
+        )
+    )
+    guard = Guard(Strength(slack=2, share=2))
+    guard.known = {client: (float(n), 0.0, 0.0, 0.0, 0.0) for client, n in (known or {}).items()}
+    return bounded(answers, [FeatureSums("score")], guard)
+
+
+def counted(answers: Answers) -> dict[int, float]:
+    return {client: float(s["FeatureSums/counts"].sum()) for client, s in answers.by_client.items()}
+
+
+def test_no_client_has_more_than_two_medians_in_the_sums() -> None:
+    answers = guarded(10, 10, 10, 1e5)
+    assert answers.factors == {3: 1.0, 4: 1.0, 5: 1.0, 6: pytest.approx(2e-4)}
+    assert answers.is_bounded
+    assert counted(answers) == {3: 10, 4: 10, 5: 10, 6: pytest.approx(20)}
+
+
+def test_no_client_has_more_in_the_sums_than_it_said_to_train_on() -> None:
+    assert counted(guarded(10, 10, 10, 20, known={6: 12, 9: 1})) == {3: 10, 4: 10, 5: 10, 6: 12}
+
+
+def test_sums_within_the_bounds_are_the_same_objects() -> None:
+    answers = decoded(*(message(i, 1 + i, **REAL) for i in range(3)))
+    found = bounded(answers, [FeatureSums("score")], Guard(STRENGTHS["tight"]))
+    assert found.factors == {0: 1.0, 1: 1.0, 2: 1.0}
+    assert not found.is_bounded
+    assert all(found.by_client[i] is answers.by_client[i] for i in range(3))
+
+
+def test_without_a_guard_all_stays_as_it_came() -> None:
+    answers = decoded(message(0, 1), message(1, 2))
+    assert bounded(answers, [FeatureSums("score")], None) is answers
+
+
+class Loses(FeatureSums):
+    """Returns sums of fewer clients than there are."""
+
+    def bounded(self, sent: Sequence[Mapping[str, Tensor]], limits: Limits) -> Sequence[Kept]:
+        return [Kept(numbers) for numbers in sent[1:]]
+
+
+def test_a_statistic_that_loses_a_client_is_told() -> None:
+    answers = decoded(message(0, 1), message(1, 2))
+    with pytest.raises(PartError, match=r"Loses\.bounded: must return one Kept a client, 2"):
+        bounded(answers, [Loses("score")], Guard(STRENGTHS["default"]))
+
+
+# -- what examples give ------------------------------------------------------------------------
 
 
 def test_sums_of_examples_are_possible() -> None:
