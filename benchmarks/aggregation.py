@@ -48,7 +48,8 @@ from fedmoe_app.moe.state import expert_name
 from fedmoe_app.server.collect import WaitForAll
 from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.run import keep_memory_steady
-from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
+from fedmoe_app.server.settings import Aggregation, ClientTask, Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.arrays import encode_one_by_one, view_state
 from fedmoe_app.wire.packing import CODED, raw_array
 from fedmoe_app.wire.records import Question, encode_update

@@ -35,7 +35,8 @@ from fedmoe_app.config.names import WITH_TABLE
 from fedmoe_app.server.collect import WaitForAll
 from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.run import keep_memory_steady
-from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
+from fedmoe_app.server.settings import Aggregation, ClientTask, Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.arrays import view_state
 from fedmoe_app.wire.records import encode_state, encode_update
 

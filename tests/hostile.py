@@ -20,7 +20,8 @@ from fedmoe_app.server.buffered import Buffered
 from fedmoe_app.server.client_list import ClientList
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.rounds import RoundLoop
-from fedmoe_app.server.strategy import ClientTask, Limits, MoEStrategy
+from fedmoe_app.server.settings import ClientTask, Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.records import decode_state, encode_state
 from tests.conftest import make_config

@@ -25,6 +25,7 @@ from fedmoe_app.client.train import (
 )
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
+from fedmoe_app.moe.spread import at_home
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.privacy.example_level import ExampleLevel
 from fedmoe_app.privacy.randomness import OfSystem, Randomness
@@ -122,15 +123,19 @@ def _backward(run: LocalRun, row: Row) -> None:
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all as one vector, float64."""
     squares = [gradient.double().square().sum() for gradient in gradients]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
+    if not squares:
+        return torch.zeros((), dtype=torch.float64)
+    # A model's layers may lie on several devices.
+    return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
 
 
 def _add_terms(run: LocalRun, trained: Mapping[str, nn.Parameter]) -> None:
     """Add the gradient of terms of the weights, which tell nothing of examples."""
     if not run.terms:
         return
-    reference = {**run.trainables.reference(), **run.received}
-    step = LocalStep(run.trainables.named_parameters(), reference, told=run.told, top_k=run.top_k)
+    reference = at_home(run.model, {**run.trainables.reference(), **run.received})
+    parameters = at_home(run.model, run.trainables.named_parameters())
+    step = LocalStep(parameters, reference, told=run.told, top_k=run.top_k)
     extra = sum_of_terms(run, step, torch.zeros(()))
     if extra is not None and extra.requires_grad:
         extra.backward()

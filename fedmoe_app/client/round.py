@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fedmoe_app.client.cards import cards_of
 from fedmoe_app.client.examples import train_by_example
 from fedmoe_app.client.inputs import sums_of_inputs
 from fedmoe_app.client.memory import (
@@ -126,7 +127,7 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
     """Load model and data, and write the received values into the model."""
     scheme = make_scheme(config)
     with watch.phase("load"), doing(LOADING):
-        setup = load_setup(config, task.label_names, experts_to_load(config, task))
+        setup = _load(config, node, task)
     check_base(setup, task.base_fingerprint)
     plan = Plan.of(scheme, setup.shape)
     plan.check(Run(setup.shape, task=config.data.task))
@@ -146,6 +147,12 @@ def prepare_round(config: RunConfig, node: Node, task: TrainTask, watch: Stopwat
     with watch.phase("apply"):
         write_state(setup.model, setup.layers, task.state)
     return ClientRound(config, node, task, plan, setup, rows, watch)
+
+
+def _load(config: RunConfig, node: Node, task: TrainTask) -> Setup:
+    """Load the model as the node's own config and the task say."""
+    loaded, cards = experts_to_load(config, task), cards_of(node, config)
+    return load_setup(config, task.label_names, loaded, cards=cards)
 
 
 def _num_steps(config: RunConfig, num_examples: int) -> int:
@@ -451,7 +458,7 @@ def evaluate_client(config: RunConfig, node: Node, task: TrainTask) -> ClientSco
         policy.check_leaves("scores")
     with doing(round_note(task.server_round)), one_client(config.seed, config.train.threads):
         with doing(LOADING):
-            setup = load_setup(config, task.label_names, experts_to_load(config, task))
+            setup = _load(config, node, task)
         check_base(setup, task.base_fingerprint)
         rows = client_rows(config, node, task, setup)
         if (policy := node_policy()) is not None:

@@ -26,6 +26,7 @@ from fedmoe_app.client.outputs import StepOutputs
 from fedmoe_app.config.schema import TrainConfig
 from fedmoe_app.data.encoding import Row
 from fedmoe_app.moe.routing import RoutingRecorder
+from fedmoe_app.moe.spread import at_home
 from fedmoe_app.moe.state import Tensors
 from fedmoe_app.moe.training.rows import RowsAdamW
 from fedmoe_app.moe.training.trainable import Trainables
@@ -184,7 +185,7 @@ def train(
         factor: on the learning rate, by step of this round.
     """
     parameters = run.trainables.named_parameters()
-    reference = {**run.trainables.reference(), **run.received}
+    reference = at_home(run.model, {**run.trainables.reference(), **run.received})
     leaves = run.trainables.leaves()
     optimiser = RowsAdamW(
         run.trainables.plain(),
@@ -250,7 +251,8 @@ def _backward(
     """Add up the gradients of a step's micro-batches; return their task losses."""
     losses: _StepLoss = []
     for part in micro_batches(examples, config):
-        step = LocalStep(parameters, reference, told=run.told, top_k=run.top_k)
+        seen = at_home(run.model, parameters)
+        step = LocalStep(seen, reference, told=run.told, top_k=run.top_k)
         task_loss, step = _task_loss(run, [rows[i] for i in part], part, step)
         share = len(part) / len(examples)
         extra = sum_of_terms(run, step, task_loss)
@@ -288,7 +290,8 @@ def sum_of_terms(run: LocalRun, step: LocalStep, task_loss: Tensor) -> Tensor | 
     total = None
     for term, kept in run.terms:
         probs = run.recorder.probs if isinstance(term, RouterTerm) else ()
-        own = replace(step, router_probs=probs, kept=kept)
+        home = [p.to(run.model.device) for p in probs]  # each lies where its layer does
+        own = replace(step, router_probs=home, kept=kept)
         unwritten = Unwritten("step", parameters=own.parameters, received=own.received)
         value = term.loss(own)
         unwritten.check(term, "loss")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -98,6 +98,8 @@ class Node:
             node config does not say.
         memory_budget: GiB that the node may use in a round; None if the node config does not say.
         codec: that the node wants to send its updates in; None leaves it to the server.
+        device_map: ``auto`` divides the frozen base among all GPUs that the node sees; None leaves
+            it on the first.
     """
 
     client: int
@@ -107,6 +109,7 @@ class Node:
     expert_budget: Annotated[Budget, PlainValidator(check_budget)] | None = None
     memory_budget: Annotated[float, PlainValidator(_check_memory)] | None = None
     codec: Annotated[str, AfterValidator(check_codec)] | None = None
+    device_map: Literal["auto"] | None = None
 
     @classmethod
     def from_config(cls, node_config: Mapping[str, Any], node_id: int) -> Node:
@@ -114,7 +117,7 @@ class Node:
 
         Raises:
             ConfigError: if the node has neither a data path nor a whole partition, a number
-                that is not an integer in its range, or a budget or codec that is none.
+                that is not an integer in its range, or a budget, codec or device map that is none.
         """
         keys = {field.name: field.name.replace("_", "-") for field in fields(cls)[1:]}
         given = {name: node_config.get(key) for name, key in keys.items()}

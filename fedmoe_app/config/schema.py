@@ -3,6 +3,9 @@
 Every key is one field, with its type, range, default and description; ``fedmoe config --write``
 generates the block of ``pyproject.toml`` and the reference page from them. In a test or notebook
 ``RunConfig()`` is the default run, ``RunConfig(data=DataConfig(alpha=0.1))`` another.
+
+The file is long because it is the list of keys, with their descriptions, and of what they refuse
+together; tables with rules of their own (data, privacy, schemes) have files already.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ for a folder (:mod:`fedmoe_app.moe.carve.preset`). Everything works without a ne
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from fedmoe_app.moe.checkpoint import check_not_quantised
 from fedmoe_app.moe.partial.load import load_with_experts
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.quantised.packed import KINDS
+from fedmoe_app.moe.spread import DeviceMap, connect, place, spread
 
 Head = Literal["sequence", "label-words"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -167,7 +168,10 @@ class LoadSpec:
 
 
 def load_model(
-    spec: LoadSpec, device: str = "cpu", loaded: ExpertsByLayer | None = None
+    spec: LoadSpec,
+    device: str = "cpu",
+    loaded: ExpertsByLayer | None = None,
+    cards: Mapping[int, int] | None = None,
 ) -> PreTrainedModel:
     """Return the model of a run in eval mode, without a key-value cache.
 
@@ -176,9 +180,12 @@ def load_model(
         device: where a quantised checkpoint is read to; quantising is much faster on a GPU. Other
             models are built on the CPU.
         loaded: the experts to load, which are read to ``device``; None means all, empty none.
+        cards: free bytes by GPU, to divide the whole model among them; None: one device. A model
+            that is not to be divided is built as with None.
 
     Raises:
         ModelNotFoundError: the name leads to no model.
+        ConfigError: the weights do not fit on the cards.
         ValueError: an unknown task, head, dtype or quantisation; a head that the family lacks; a
             saved head of other classes; a vocabulary or context of the loaded model that is too
             small; a checkpoint that is quantised already.
@@ -188,8 +195,9 @@ def load_model(
     config, auto = _checked(spec)
     if auto is AutoModelForSequenceClassification:
         config.num_labels = spec.num_classes
+    where = {"": device} if cards is None else _divided(auto, spec, config, cards)
     with _seeded(spec.seed):
-        model = _build(auto, spec, config, device, loaded)
+        model = _build(auto, spec, config, where, loaded)
     if spec.label_names:
         model.config.id2label = dict(enumerate(spec.label_names))
         model.config.label2id = {label: index for index, label in enumerate(spec.label_names)}
@@ -217,15 +225,21 @@ def _build(
     auto: Any,
     spec: LoadSpec,
     config: PreTrainedConfig,
-    device: str,
+    where: DeviceMap,
     loaded: ExpertsByLayer | None,
 ) -> PreTrainedModel:
-    """Build a preset or load a checkpoint, quantised or not, with all experts or some."""
+    """Build a preset or load a checkpoint, quantised or not, with all experts or some.
+
+    ``where`` has one entry, ``""``, for one device.
+    """
     name, dtype, quantization = spec.name, DTYPES[spec.dtype], spec.quantization
+    divided = "" not in where
     if loaded is not None:
-        return load_with_experts(auto, name, config, dtype, loaded, quantization, device)
+        return load_with_experts(auto, name, config, dtype, loaded, quantization, str(where[""]))
     if name in PRESETS:
         model: PreTrainedModel = auto.from_config(config).to(dtype)
+        if divided:
+            place(model, where)
         if quantization != "none":
             from fedmoe_app.moe.quantised.quantise import quantise
 
@@ -236,9 +250,24 @@ def _build(
         from fedmoe_app.moe.quantised.quantisers import quantization_config
 
         options["quantization_config"] = quantization_config(quantization, dtype)
-        options["device_map"] = {"": device}
+    if divided or quantization != "none":
+        options["device_map"] = dict(where)
     whole: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, **options)
+    if divided:
+        connect(whole, where)
     return whole
+
+
+def _divided(
+    auto: Any, spec: LoadSpec, config: PreTrainedConfig, cards: Mapping[int, int]
+) -> DeviceMap:
+    """Return where each part of a model goes, by the sizes of its tensors as they will be."""
+    model = _without_values(auto, config, spec.dtype)
+    if spec.quantization == "none":
+        return spread(model, cards)
+    from fedmoe_app.moe.quantised.quantisers import quantised_parameters
+
+    return spread(model, cards, quantised_parameters(model, spec.quantization), spec.quantization)
 
 
 def _accept_for_quantising(name: str, config: PreTrainedConfig) -> None:
@@ -400,6 +429,10 @@ def empty_model(spec: LoadSpec) -> PreTrainedModel:
     auto = _auto_class(config, spec.task, spec.head)
     if auto is AutoModelForSequenceClassification:
         config.num_labels = max(2, len(spec.label_names) or spec.num_labels)
+    return _without_values(auto, config, spec.dtype)
+
+
+def _without_values(auto: Any, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config, dtype=DTYPES[spec.dtype])
+        model: PreTrainedModel = auto.from_config(config, dtype=DTYPES[dtype])
     return model

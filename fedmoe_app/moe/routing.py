@@ -284,7 +284,9 @@ def _is_last(part: Any, size: int) -> bool:
 
 
 def _select(values: Any, real: Tensor | None) -> Any:
-    return values if values is None or real is None else values.index_select(0, real)
+    if values is None or real is None:
+        return values
+    return values.index_select(0, real.to(values.device))  # layers may lie on several devices
 
 
 def _probabilities(layer: MoELayer, logits: Tensor, real: Tensor | None) -> Tensor:

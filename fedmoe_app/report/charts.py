@@ -7,6 +7,9 @@ variables of the page's style sheet; :mod:`files` puts printed ones in their pla
 
 Vega-Lite draws a misspelled key without a word: the tests check each kind of spec by its schema.
 Names of clients and schemes stand in data only, never in an expression.
+
+The file is long because its three kinds of charts share axes, colours, tips and legend, which would
+otherwise be a second file that each of them imports a dozen private names from.
 """
 
 from __future__ import annotations

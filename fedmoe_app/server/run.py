@@ -49,7 +49,8 @@ from fedmoe_app.server.placement import Placements
 from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.recorder import RunRecorder, open_recorder
 from fedmoe_app.server.rounds import RoundLoop
-from fedmoe_app.server.strategy import Aggregation, ClientTask, Limits, MoEStrategy
+from fedmoe_app.server.settings import Aggregation, ClientTask, Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.server.summed import MaskedSums, SummedRounds, sum_fault
 from fedmoe_app.server.transport import is_deployed
 from fedmoe_app.server.validation import EvaluateFn, Validation, check_best, keeper_of

@@ -3,13 +3,16 @@
 The methods have the names of Flower's ``Strategy``. Here they are given the round in progress, and
 :class:`~fedmoe_app.server.rounds.RoundLoop` calls them in place of Flower's own loop, which waits
 for ever for missing nodes, polls slowly and lets a round in which all clients failed pass as one.
+
+The file is long because every step here reads or moves the same few values (state, version,
+broadcast, clients): in files of their own the steps would hand all of them to one another.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -18,19 +21,15 @@ from torch import Tensor
 from fedmoe_app.aggregation.aggregate import FoldError, aggregate, reported
 from fedmoe_app.aggregation.diagnostics import Diagnostics
 from fedmoe_app.aggregation.guard import Guard
-from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.aggregation.streaming import AtOnce, RunningSums, replies_of, round_info
 from fedmoe_app.config.policy import REFUSED
-from fedmoe_app.moe.shape import ModelShape
 from fedmoe_app.moe.state import ModelState
 from fedmoe_app.privacy.client_level import private_plan
-from fedmoe_app.privacy.example_level import ExampleLevel
 from fedmoe_app.privacy.member import SumError
 from fedmoe_app.results.events import LateReply, logger, tell
 from fedmoe_app.schemes.base import Plan, Run, Scheme, flat_signals
 from fedmoe_app.schemes.faults import PartError
 from fedmoe_app.schemes.parts import Step
-from fedmoe_app.schemes.sums import PairRule
 from fedmoe_app.schemes.views import RoundInfo
 from fedmoe_app.server.assigning import Assignments
 from fedmoe_app.server.busy import BusyNodes
@@ -50,12 +49,11 @@ from fedmoe_app.server.measuring import (
 from fedmoe_app.server.placement import Placements, placed_arrays
 from fedmoe_app.server.private import PrivateRounds
 from fedmoe_app.server.round import EVALUATION, Round
+from fedmoe_app.server.settings import Aggregation, ClientTask, Limits
 from fedmoe_app.server.summed import MaskedSums
 from fedmoe_app.server.sync import DeltaSync
 from fedmoe_app.server.transport import exchange, is_deployed, wait_for_nodes
 from fedmoe_app.wire.arrays import ArrayBuffers, encode_one_by_one, view_state
-from fedmoe_app.wire.bounds import TaskBounds
-from fedmoe_app.wire.codecs import Offer
 from fedmoe_app.wire.metrics import NUM_TEST_ITEMS
 from fedmoe_app.wire.question import Question
 from fedmoe_app.wire.records import (
@@ -69,65 +67,6 @@ from fedmoe_app.wire.update import ClientUpdate
 
 REPORTED = "reported."  # how the names of the reported model's state begin
 FORGET_SECONDS = 30.0  # to wait for the nodes to drop what they kept
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many clients a round needs, how long to wait for them, how often to evaluate."""
-
-    min_clients: int = 2
-    fraction_train: float = 1.0
-    wait_for_clients: float = 120.0
-    max_failed_rounds: int = 2
-    evaluate_every: int = 1
-    clients_per_round: int = 0  # 0: fraction_train
-    wait_for_other_runs: float = 3600.0  # seconds, for nodes that work for another run
-
-
-@dataclass(frozen=True)
-class ClientTask:
-    """What clients are told of the task and what their replies are held to.
-
-    Attributes:
-        shape: of the model; the hidden size is checked where clients send regions.
-        label_names, data_fingerprint, base_fingerprint: let all agree on the data and on the
-            frozen base model.
-        metric: what ``accuracy`` means.
-        run_key: names this run in what clients keep between rounds, hexadecimal; "" for a new one.
-        offer: how the clients may encode their replies.
-        changed_only, download_codec: see :class:`fedmoe_app.server.sync.DeltaSync`.
-        bounds: of what clients may say of themselves.
-        example_level: the noise that each client adds by itself; None where it adds none.
-    """
-
-    shape: ModelShape = field(default_factory=lambda: ModelShape(0, 1, 1))
-    label_names: tuple[str, ...] = ()
-    data_fingerprint: str = ""
-    base_fingerprint: str = ""
-    metric: str = "accuracy"
-    run_key: str = ""
-    offer: Offer = field(default_factory=Offer)
-    changed_only: bool = True
-    download_codec: str = "fp32"
-    bounds: TaskBounds = field(default_factory=TaskBounds)
-    example_level: ExampleLevel | None = None
-
-
-@dataclass
-class Aggregation:
-    """How replies are aggregated, beside the scheme.
-
-    Attributes:
-        store: where the changes of a round wait until all replies are in.
-        pairs: how cosines between clients' changes are worked out.
-        diagnose: work out the scheme's diagnostics of every round.
-        guard: bounds what one client can do to a round; None leaves that to the scheme.
-    """
-
-    store: Spool = field(default_factory=Spool)
-    pairs: PairRule = field(default_factory=PairRule)
-    diagnose: bool = True
-    guard: Guard | None = None
 
 
 class MoEStrategy:

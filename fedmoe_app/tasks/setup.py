@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -43,6 +43,7 @@ from fedmoe_app.moe.loading import (
 )
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.shape import ModelShape
+from fedmoe_app.moe.spread import is_spread
 from fedmoe_app.moe.training.adapt import (
     Adaptation,
     adapt,
@@ -100,6 +101,7 @@ def load_setup(
     label_names: Sequence[str],
     loaded: ExpertsByLayer | None = None,
     on: str = "auto",
+    cards: Mapping[int, int] | None = None,
 ) -> Setup:
     """Build the tokenizer, the initial model and the task; the same everywhere for one config.
 
@@ -108,6 +110,7 @@ def load_setup(
         label_names: class names in index order; only for classification.
         loaded: the experts to load; None means all, empty none.
         on: see :func:`device`.
+        cards: free bytes by GPU, to divide the model among them; a small one stays on the first.
     """
     name = located(config.model.name)
     head = head_of(config)  # first of all: it says best if there is no such model
@@ -115,9 +118,10 @@ def load_setup(
     tokenizer = load_tokenizer(name, PRESETS)
     adopt_template(tokenizer, config.data)
     spec = _spec(config, tokenizer, head, label_names)
-    model = load_model(spec, str(device(on)), loaded)
+    model = load_model(spec, str(device(on)), loaded, cards)
     fingerprint = _base_fingerprint(config, model, head, spec)
-    model.to(device(on))  # type: ignore[arg-type]
+    if not is_spread(model):
+        model.to(device(on))  # type: ignore[arg-type]
     return replace(
         assemble(config, tokenizer, model, head, label_names), base_fingerprint=fingerprint
     )

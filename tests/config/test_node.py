@@ -83,3 +83,10 @@ def test_a_codec_is_checked_and_all_faults_are_named_at_once() -> None:
     assert Node.from_config(PARTITION | {"codec": "int8"}, 7).codec == "int8"
     with pytest.raises(ConfigError, match=r'partition-id = -1: .*; codec = "zip": .*choose one of'):
         Node.from_config(PARTITION | {"partition-id": -1, "codec": "zip"}, 7)
+
+
+def test_a_device_map_is_auto_or_left_out() -> None:
+    assert Node.from_config(PARTITION, 7).device_map is None
+    assert Node.from_config(PARTITION | {"device-map": "auto"}, 7).device_map == "auto"
+    with pytest.raises(ConfigError, match='device-map = "cuda:1": .*auto'):
+        Node.from_config(PARTITION | {"device-map": "cuda:1"}, 7)

@@ -13,7 +13,8 @@ from fedmoe_app.results.metrics import RoundRecord
 from fedmoe_app.schemes.feddyn import FedDyn
 from fedmoe_app.server.buffered import Buffered, discount
 from fedmoe_app.server.rounds import RoundLoop
-from fedmoe_app.server.strategy import Limits, MoEStrategy
+from fedmoe_app.server.settings import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state, encode_update
 from fedmoe_app.wire.versions import CANNOT_BUILD
 from tests.server.test_strategy import ALL, Run, good, toy_app

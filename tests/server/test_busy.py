@@ -13,7 +13,8 @@ from fedmoe_app.results.callbacks import Callback
 from fedmoe_app.results.metrics import RoundRecord
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.rounds import RoundLoop
-from fedmoe_app.server.strategy import Limits, MoEStrategy
+from fedmoe_app.server.settings import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.server.transport import NotEnoughClientsError, exchange, wait_for_nodes
 from fedmoe_app.wire.records import encode_state
 from tests.server.test_strategy import good, toy_app

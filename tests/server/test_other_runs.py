@@ -15,7 +15,8 @@ from fedmoe_app.server.buffered import Buffered
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import Collect, WaitForAll
 from fedmoe_app.server.rounds import RoundLoop, RunFailedError
-from fedmoe_app.server.strategy import Limits, MoEStrategy
+from fedmoe_app.server.settings import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 from tests.results.test_progress import Lines
 from tests.server.test_strategy import good, toy_app

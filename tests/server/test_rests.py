@@ -11,7 +11,8 @@ from fedmoe_app import FedAvg
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.server.clients import ClientRegistry, Cooldown, sample_size
 from fedmoe_app.server.rounds import RoundLoop
-from fedmoe_app.server.strategy import Limits, MoEStrategy
+from fedmoe_app.server.settings import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import encode_state
 from tests.server.test_strategy import Run, good, toy_app
 from tests.toy import Records, toy_state

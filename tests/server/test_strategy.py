@@ -31,7 +31,8 @@ from fedmoe_app.moe.state import Tensors
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.collect import decode_scores
 from fedmoe_app.server.rounds import RoundLoop, RunFailedError
-from fedmoe_app.server.strategy import Limits, MoEStrategy
+from fedmoe_app.server.settings import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.server.transport import NotEnoughClientsError, short_reason
 from fedmoe_app.wire.records import (
     Question,

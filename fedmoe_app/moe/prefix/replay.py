@@ -126,13 +126,20 @@ def replayed(prefix: Prefix, states: HiddenStates) -> Iterator[None]:
     with ExitStack() as stack:
         for number, layer in enumerate(prefix.layers[: prefix.length], start=1):
             is_last = number == prefix.length
+            stack.callback(_put_back, layer, layer.__dict__.get("forward"))
             layer.forward = _Layer(layer.forward, is_last, replay)  # hides the class's own
-            stack.callback(delattr, layer, "forward")
         before = prefix.decoder.register_forward_pre_hook(replay.before, with_kwargs=True)
         after = prefix.decoder.register_forward_hook(replay.after, always_call=True)
         stack.callback(before.remove)
         stack.callback(after.remove)
         yield
+
+
+def _put_back(layer: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Give a layer back the forward that it had beside its class's, if it had one."""
+    del layer.forward
+    if forward is not None:  # of a model on several devices
+        layer.forward = forward
 
 
 @torch.no_grad()

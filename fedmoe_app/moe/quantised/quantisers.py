@@ -212,6 +212,20 @@ class _Quantise(ConversionOps):
         return done
 
 
+def quantised_parameters(model: PreTrainedModel, kind: str) -> set[str]:
+    """Return the full names of what loading a model in ``kind`` would quantise; no value is read.
+
+    Raises:
+        UnsupportedModelError: its experts cannot be run one by one.
+    """
+    layers = find_moe_layers(model)
+    kept = _left_alone(model, layers, BLOCK if kind == "nf4" else 1)
+    linears = {n for n, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {f"{name}.weight" for name in linears - set(kept)} | set(
+        _fused_parameters(model, layers)
+    )
+
+
 def check_blocks(layers: Sequence[MoELayer], block: int) -> None:
     """Refuse experts whose rows do not fill blocks: bitsandbytes' CPU kernels are wrong on them.
 

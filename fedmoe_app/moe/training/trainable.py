@@ -161,8 +161,9 @@ class Trainables:
         """
         if self._stacked:
             for index, stacks in self._stacks.items():
-                of_layer = None if routed is None else routed[index].to(self._trained.device)
-                self._trained[index] += stacks.keep_reached(of_layer)
+                of_layer = None if routed is None else routed[index].to(stacks.ids.device)
+                reached = stacks.keep_reached(of_layer)  # where the layer lies
+                self._trained[index] += reached.to(self._trained.device)
             return
         # Read at once: a GPU would be waited for once an expert.
         flags = None if routed is None else routed.tolist()
@@ -317,7 +318,8 @@ def _with_gradient(experts: Mapping[ExpertKey, Tensors]) -> set[ExpertKey]:
     if not last:
         return set()
     # One answer for all experts: a GPU would be waited for once an expert.
-    nonzero = torch.stack([gradient.any() for gradient in last.values()]).tolist()
+    device = next(iter(last.values())).device
+    nonzero = torch.stack([gradient.any().to(device) for gradient in last.values()]).tolist()
     found = {key for key, flag in zip(last, nonzero, strict=True) if flag}
     rest = (key for key in last if key not in found)
     return found | {k for k in rest if any(bool(g.any()) for g in _gradients(experts[k]))}

@@ -9,7 +9,8 @@ from fedmoe_app.results.events import log_to_stdout
 from fedmoe_app.server.checkpoint import Identity
 from fedmoe_app.server.recorder import open_recorder
 from fedmoe_app.server.rounds import RoundLoop
-from fedmoe_app.server.strategy import Limits, MoEStrategy
+from fedmoe_app.server.settings import Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.records import decode_state, encode_state
 
 app = ServerApp()

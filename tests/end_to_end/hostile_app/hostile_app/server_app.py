@@ -24,7 +24,8 @@ from fedmoe_app.server.client_list import read_client_list
 from fedmoe_app.server.clients import ClientRegistry
 from fedmoe_app.server.recorder import open_recorder
 from fedmoe_app.server.rounds import RoundLoop
-from fedmoe_app.server.strategy import ClientTask, Limits, MoEStrategy
+from fedmoe_app.server.settings import ClientTask, Limits
+from fedmoe_app.server.strategy import MoEStrategy
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.records import encode_state
 
