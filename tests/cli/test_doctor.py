@@ -52,7 +52,7 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr(doctor, "_PORTS", {port: "a test"})
+        monkeypatch.setattr(doctor, "CONTROL_PORT", port)
         assert found(f"port {port}").state == WARNING
 
 

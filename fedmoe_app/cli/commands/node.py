@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -17,9 +17,11 @@ from fedmoe_app.config.overrides import app_defaults, read_overrides
 from fedmoe_app.config.policy import Policy, policy_path, read_policy
 from fedmoe_app.launch.app_folder import app_folder
 from fedmoe_app.launch.gate import digest_of, log_path
-from fedmoe_app.privacy.node_ledger import FILE, NodeLedger, Spent
 from fedmoe_app.results.table import LOG_WIDTH
 from fedmoe_app.shown.terminal import Console, Table, say
+
+if TYPE_CHECKING:
+    from fedmoe_app.privacy.node_ledger import Spent
 
 node = typer.Typer(
     help="What a node's owner allows, and what runs took: policy, digest, log, privacy ledger.",
@@ -97,6 +99,9 @@ def ledger(
     path = policy_path(policy_file)
     policy = None if path is None else read_policy(path)
     place = None if folder is None else folder.expanduser() / "node"
+    # It brings scipy, which the images of SuperLink and SuperNode have not.
+    from fedmoe_app.privacy.node_ledger import FILE, NodeLedger
+
     book = NodeLedger(place)
     limit, delta = (None, None) if policy is None else (policy.max_epsilon, policy.delta)
     found = book.entries(delta)
