@@ -21,7 +21,7 @@ class Part(NamedTuple):
     """What the figure shows of one kind of head.
 
     Attributes:
-        head: the kind, written before every row's name.
+        head: the kind, written before every row's name where there are several.
         start: mean accuracy before training.
         rows: accuracy by scheme and seed, in the order of the rows.
     """
@@ -39,7 +39,7 @@ def draw(file: Path, title: str, about: str, parts: Sequence[Part]) -> list[Path
         rows = {name: list(seeds.values()) for name, seeds in part.rows.items() if seeds}
         rows["before training"] = [part.start]
         for name in sorted(rows, key=lambda row: -statistics.fmean(rows[row])):
-            names.append(f"{part.head} · {name}")
+            names.append(f"{part.head} · {name}" if len(parts) > 1 else name)
             values.append(rows[name])
     chart = dots(
         title,
@@ -50,5 +50,6 @@ def draw(file: Path, title: str, about: str, parts: Sequence[Part]) -> list[Path
         ],
         Axis("accuracy on the test rows", three, low=None),
     )
+    about = f"{about}, {parts[0].head}" if len(parts) == 1 else about
     drawn = beside([chart._replace(about=about)], WIDTH)
     return write_pictures({file: picture_of([drawn], chart.legend, 1)})
