@@ -256,7 +256,9 @@ class RunConfig(Section):
         'a scheme (docs/schemes), or your own as "package.module:Class"',
     )
     scheme_args: str = key(
-        "", "JSON object of keyword arguments for your own scheme, e.g. '{\"lam\": 0.5}'"
+        "",
+        "JSON object of a scheme's arguments, for schemes without a table of their own, yours "
+        "among them, e.g. '{\"lam\": 0.5}'",
     )
     num_server_rounds: Annotated[int, Field(ge=1)] = key(
         6,
