@@ -1,4 +1,8 @@
-"""A client's round: take the global model, measure it, train, and return what changed."""
+"""A client's round: take the global model, measure it, train, and return what changed.
+
+The file is long because training, measuring, choosing experts and scoring prepare the same round
+and read the same few values of it; each step's own work stands in a file of its own.
+"""
 
 from __future__ import annotations
 

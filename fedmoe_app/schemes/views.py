@@ -2,6 +2,8 @@
 
 All of them are read-only. Shapes: N clients in the round, M of them trained the block at hand, L
 MoE layers, E experts a layer, P values of a block, T tokens, D hidden size.
+
+The file is long because it is the list of all that a part may read: its author looks here only.
 """
 
 from __future__ import annotations

@@ -70,14 +70,23 @@ def _over_http() -> Iterator[tuple[str, Any]]:
     app = import_module("flwr.superlink.main").create_app()
     app.state.linkstate_factory = SimpleNamespace(state=NoNodes)
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    with served(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error")):
+        yield f"127.0.0.1:{port}", import_module("flwr.superlink.routers.fleet.node_auth")
+
+
+@contextmanager
+def served(config: Any) -> Iterator[None]:
+    """Inside, an ASGI app is served in a thread, as a ``uvicorn.Config`` says."""
+    import uvicorn  # comes with Flower from 1.40 on
+
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.05)
-        yield f"127.0.0.1:{port}", import_module("flwr.superlink.routers.fleet.node_auth")
+        yield
     finally:
         server.should_exit = True
         thread.join()

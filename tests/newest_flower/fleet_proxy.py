@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ssl
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.launch.superlinks import served
 
 PASSED_ON = "/v1/fleet/"
 _OF_ONE_CONNECTION = (b"host", b"connection", b"content-length", b"transfer-encoding")
@@ -30,17 +30,8 @@ def fleet_proxy(port: int, superlink: str, keys: Path) -> Iterator[str]:
     config = uvicorn.Config(
         app, "127.0.0.1", port, log_level="error", lifespan="off", **certificate
     )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.05)
+    with served(config):
         yield f"127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 class _PassingOn:
