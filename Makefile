@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install flwr-hook demo demo-pretrained compose-demo test deployment slow newest-flower lint docs bench clean
+.PHONY: help install flwr-hook demo demo-pretrained compose-demo test deployment slow newest-flower fuzz lint docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -52,6 +52,9 @@ deployment: install ## Run the tests that start real SuperLinks and SuperNodes o
 
 slow: install ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+fuzz: install ## Run the property tests on new random examples, a thousand each (make test has fixed ones)
+	$(BIN)/python -m pytest -m "hypothesis and not slow and not deployment" --hypothesis-profile=fuzz
 
 newest-flower: install ## Run on the newest Flower of the package index what runs on 1.39
 	$(BIN)/python -m pytest -n 0 -m newest_flower tests/newest_flower
