@@ -8,8 +8,9 @@ The model is the preset ``smollm2-moe`` (135 M parameters, pre-trained); its exp
 with a random head, its head are trained by ten clients, Dirichlet 0.1. ``tune`` runs every scheme
 at every learning rate of one grid on seeds that are not reported, scored on validation rows;
 ``final`` runs each at its best rate on other seeds, scored on test rows, beside one client with
-all data (``centralised``) and, for the random head, clients that train alone. ``report`` prints
-the tables of docs/study.md and draws its figure.
+all data (``centralised``) and, for the random head, clients that train alone. ``--partition`` has
+``final`` share the rows in another way, at the same rates. ``report`` prints the tables of
+docs/study.md and draws its figure.
 
 Every cell is kept in ``$FEDMOE_HOME/benchmarks/study-…``; a run that was stopped goes on there.
 """
@@ -53,6 +54,13 @@ TUNING_SEEDS = (101,)
 FIRST_SEED = 1  # of those that are reported
 VALIDATION = 600  # rows taken from the training file where the set has no validation file
 SPLIT_SEED = 7
+# How rows are shared over the clients; rates are tuned on the first.
+PARTITIONS: Mapping[str, Partition] = {
+    "dirichlet-0.1": Partition("Dirichlet 0.1", {"data.partition": "dirichlet", "data.alpha": 0.1}),
+    "dirichlet-0.5": Partition("Dirichlet 0.5", {"data.partition": "dirichlet", "data.alpha": 0.5}),
+    "iid": Partition("IID", {"data.partition": "iid"}),
+}
+TUNED = "dirichlet-0.1"
 RANDOM, CLOSED, LEFT_OUT = "random", "closed-form", "leave-one-out"
 HEADS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"head.closed-form": "none"},
@@ -69,7 +77,6 @@ class Data:
     test: int
     max_length: int
     rounds: Mapping[str, int]
-    alpha: float = 0.1
 
 
 DATA: Mapping[str, Data] = {
@@ -119,6 +126,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--rates", type=float, nargs="+", default=GRID, help="of the stage tune")
     parser.add_argument("--seeds", type=int, default=5, help="reported ones, from 1 on")
+    parser.add_argument("--partition", choices=PARTITIONS, default=TUNED, help="of final, report")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     for name in options.data:
@@ -127,14 +135,18 @@ def main() -> None:
             continue
         parts = []
         for head in options.head:
-            study = Study(name, head, tuple(options.schemes), options.workers, tuple(options.rates))
+            study = Study(
+                name, head, tuple(options.schemes), options.workers, tuple(options.rates),
+                TUNED if options.stage == "tune" else options.partition,
+            )  # fmt: skip
             if options.stage == "tune":
                 study.tune()
             else:
                 parts.append(study.final(options.seeds))
         if options.stage == "report":
-            file = FIGURES / f"study-{name}.png"
-            about = f"{CLIENTS} clients, Dirichlet {DATA[name].alpha:g}, pre-trained smollm2-moe"
+            file = FIGURES / f"study-{name}{suffix(options.partition)}.png"
+            shared = PARTITIONS[options.partition].name
+            about = f"{CLIENTS} clients, {shared}, pre-trained smollm2-moe"
             print(*draw(file, f"{name}: what each scheme comes to", about, parts))
 
 
@@ -147,6 +159,7 @@ class Study:
     schemes: tuple[str, ...]
     workers: int
     grid: tuple[float, ...] = GRID
+    partition: str = TUNED
 
     def tune(self) -> None:
         """Score every scheme at every rate of the grid on validation rows; keep the best."""
@@ -219,13 +232,10 @@ class Study:
         seeds: Iterable[int],
         centralised: bool,
     ) -> list[Result]:
-        alpha = DATA[self.data].alpha
-        partition = Partition(
-            f"Dirichlet {alpha:g}", {"data.partition": "dirichlet", "data.alpha": alpha}
-        )
-        name = f"study-{stage}-{self.data}-{self.head}"
+        name = f"study-{stage}-{self.data}-{self.head}{suffix(self.partition)}"
+        shared = PARTITIONS[self.partition]
         return measure_results(
-            name, entries, [partition], settings, tuple(seeds), CLIENTS, self.workers, centralised,
+            name, entries, [shared], settings, tuple(seeds), CLIENTS, self.workers, centralised,
             run_cell,
         )  # fmt: skip
 
@@ -235,6 +245,11 @@ class Study:
     def _rates(self) -> dict[str, float]:
         file = self._rates_file()
         return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def suffix(partition: str) -> str:
+    """Return what the name of a folder or figure ends with."""
+    return "" if partition == TUNED else f"-{partition}"
 
 
 def run_cell(cell: Cell, draft: Path) -> Path:
@@ -345,7 +360,7 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
     seeds = sorted(reference)
     print(
         f"\n{study.data}, {study.head} head: {DATA[study.data].train} training rows, "
-        f"{CLIENTS} clients, Dirichlet {DATA[study.data].alpha:g}, "
+        f"{CLIENTS} clients, {PARTITIONS[study.partition].name}, "
         f"{DATA[study.data].rounds[study.head]} rounds, seeds {seeds}; "
         f"before training {start_of(results):.3f}\n"
     )
