@@ -254,8 +254,8 @@ def compare_schemes(
     Runs that ``output`` holds already are kept: call it again to go on.
 
     Args:
-        schemes: names, or files of run config as in ``fedmoe compare --schemes``; the others are
-            held against the first.
+        schemes: names, or files of run config as in ``fedmoe compare --schemes``; ``alone``: every
+            client trains by itself; the others are held against the first.
         seeds: one run of every scheme and partition for each.
         alphas: Dirichlet concentrations; none: the partition of the config.
         clients: simulated clients.

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import typer
 
+from fedmoe_app.compare.alone import train_alone
 from fedmoe_app.compare.figures import Figures, losses
 from fedmoe_app.compare.folder import LOG_FILE, ComparisonFolder
-from fedmoe_app.compare.plan import Cell
+from fedmoe_app.compare.plan import ALONE, Cell
 from fedmoe_app.config.overrides import Flat
 from fedmoe_app.launch.environment import default_environment
 from fedmoe_app.results.folder import ResultsError
@@ -49,6 +50,8 @@ def in_process(cell: Cell, draft: Path) -> Path:
     from fedmoe_app.compare.in_process import run_in_process
 
     torch.set_num_threads(1)
+    if cell.kind == ALONE:
+        return train_alone(cell, config_in(cell, draft), draft, RESULTS)
     return run_in_process(config_in(cell, draft), cell.clients)
 
 
@@ -56,6 +59,8 @@ def simulated(app: Path, cell: Cell, draft: Path) -> Path:
     """Run a cell of the app in the folder ``app`` as ``fedmoe run`` does: simulated nodes."""
     from fedmoe_app.launch.runner import run_simulated
 
+    if cell.kind == ALONE:  # clients that never meet need no server between them
+        return in_process(cell, draft)
     try:
         run_simulated(app, config_in(cell, draft), cell.clients, 0.0, False)
     except typer.Exit:  # this is how it says that it was interrupted
