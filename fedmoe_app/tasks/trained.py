@@ -25,6 +25,7 @@ from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
 from fedmoe_app.data.encoded import Encoded
 from fedmoe_app.data.language.encode import row_encoder
+from fedmoe_app.moe.quiet import quiet_transformers
 from fedmoe_app.tasks.base import Task, TaskSetting
 from fedmoe_app.tasks.generation import generate
 from fedmoe_app.tasks.registry import make_task
@@ -167,7 +168,9 @@ def load_trained(
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     architecture = next(iter(transformers.AutoConfig.from_pretrained(folder).architectures), "")
-    model = getattr(transformers, architecture).from_pretrained(folder).eval().to(device(on))
+    with quiet_transformers():
+        loaded = getattr(transformers, architecture).from_pretrained(folder)
+    model = loaded.eval().to(device(on))
     head = "sequence" if architecture.endswith("ForSequenceClassification") else "label-words"
     seq2seq = model.config.is_encoder_decoder
     setting = TaskSetting(config.data, tokenizer, seq2seq, head, label_names, config.template)
