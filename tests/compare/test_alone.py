@@ -14,6 +14,7 @@ from fedmoe_app.compare.alone import mean_lines, together
 from fedmoe_app.compare.execute import RESULTS, in_process
 from fedmoe_app.compare.figures import figures_in
 from fedmoe_app.compare.plan import Cell, dirichlet, make_plan, read_schemes
+from fedmoe_app.compare.tables import legend
 from fedmoe_app.results.classes import Classes, read_classes
 from tests.compare.fakes import lines
 
@@ -94,3 +95,8 @@ def test_a_file_cannot_take_the_name(tmp_path: Path) -> None:
     file.write_text("scheme = 'fedavg'\n")
     with pytest.raises(ConfigError, match="rename the file"):
         read_schemes(f"fedavg,{file}")
+
+
+def test_tables_say_what_the_row_is() -> None:
+    assert "every client trains by itself" in legend("accuracy", ("alone", "fedavg"))
+    assert "by itself" not in legend("accuracy", ("fedavg",))
