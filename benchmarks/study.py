@@ -98,6 +98,8 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "fedavgm": {"scheme": "fedavgm"},
     "fedexp": {"scheme": "fedexp"},
     # FedAvg whose server goes further than the mean; FedExP with a step that is said, not found.
+    # 1.2 is what HFedMoE's experts get: a mean over 6.5 of 9.2 clients that are nearly orthogonal.
+    "server step 1.2": {"scheme": "fedavgm", **_args(lr=1.2, beta=0.0)},
     "server step 2": {"scheme": "fedavgm", **_args(lr=2.0, beta=0.0)},
     "server step 4": {"scheme": "fedavgm", **_args(lr=4.0, beta=0.0)},
     "logitadjust": {"scheme": "logitadjust"},
