@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedmoe_app.compare.plan import Cell
 from fedmoe_app.config.overrides import Flat
 from fedmoe_app.results.best import kept_line
@@ -69,7 +71,7 @@ def mean_lines(runs: Sequence[Sequence[Line]], rounds: int) -> list[dict[str, An
 
 def together(clients: Sequence[Classes], rounds: int) -> Classes:
     """Add up the clients' confusion matrices ``[C, C]``: all answers to the same test rows."""
-    total = sum(classes.confusion for classes in clients)
+    total = np.sum([classes.confusion for classes in clients], axis=0)
     return Classes(rounds, clients[0].names, total)
 
 
