@@ -1,0 +1,183 @@
+"""A model for llama.cpp: what its Qwen2-MoE cannot compute is written as GraniteMoeShared.
+
+llama.cpp's Qwen2-MoE has neither dense layers nor weights of the chosen experts that sum to 1
+(``norm_topk_prob``): a carved model is refused, or worse, read and computed otherwise. Its
+GraniteMoeShared is the same function where
+
+- the shared expert has no gate: a gate whose weights are zero is the factor 1/2, which goes into
+  the down projection;
+- top-k of the logits and then a softmax over those k is a softmax, then top-k, then a division by
+  their sum;
+- a dense layer is a shared expert of its size beside experts that are zero, and a shared expert
+  that is too narrow has zero neurons added;
+- the four multipliers are 1, and that of attention is ``head_dim ** -0.5``.
+
+So nothing is approximated. Read in llama.cpp's ``src/models/{qwen2moe,qwen3moe,olmoe,granite}.cpp``
+and ``conversion/``, version 0.5.0, and run by tests/moe/carve/test_granite.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GraniteMoeSharedConfig, PreTrainedModel
+
+from fedmoe_app.moe.layers import UnsupportedModelError
+
+# Family -> what llama.cpp takes ``norm_topk_prob`` to be, whatever the config says.
+_FIXED = {"qwen2_moe": False, "qwen3_moe": True, "olmoe": False}
+_KEPT = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "num_experts_per_tok",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_ELSE = "use --format hf with another program"
+
+
+def for_llama_cpp(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model that llama.cpp computes as transformers does, with the same logits.
+
+    Args:
+        model: a language model with nothing left to merge. It stays as it is, and is returned
+            itself where llama.cpp has its family as it is.
+
+    Raises:
+        UnsupportedModelError: llama.cpp would refuse it, or compute something else.
+    """
+    config = model.config
+    name, family = type(model).__name__, str(config.model_type)
+    if name.endswith("ForSequenceClassification"):
+        raise UnsupportedModelError(
+            f"{name}: llama.cpp has no classification heads of Mixture-of-Experts models; train "
+            f'with model.head = "label-words", or {_ELSE}'
+        )
+    if family not in _FIXED:
+        return model
+    dense = any(not hasattr(layer.mlp, "experts") for layer in model.model.layers)
+    if not dense and bool(config.norm_topk_prob) == _FIXED[family]:
+        return model
+    if family == "qwen2_moe":
+        return _granite(model)
+    found = "has dense layers" if dense else f"has norm_topk_prob = {config.norm_topk_prob}"
+    raise UnsupportedModelError(
+        f"{name}: {found}, and llama.cpp's {family} has none: it would compute another model; "
+        f"{_ELSE}"
+    )
+
+
+@torch.no_grad()
+def _granite(model: PreTrainedModel) -> PreTrainedModel:
+    """Write a Qwen2-MoE anew; see the module's docstring."""
+    config = model.config
+    _check(model)
+    made: PreTrainedModel
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(_granite_config(model), dtype=model.dtype)
+    state = model.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if ".mlp." not in name}
+    if config.qkv_bias:  # GraniteMoe has a bias behind attention, too
+        for i in range(config.num_hidden_layers):
+            key = f"model.layers.{i}.self_attn.o_proj"
+            tensors[f"{key}.bias"] = torch.zeros_like(state[f"{key}.weight"][:, 0])
+    for i, layer in enumerate(model.model.layers):
+        parts = _layer(layer.mlp, made.config)
+        tensors |= {f"model.layers.{i}.{name}": tensor for name, tensor in parts.items()}
+    made.load_state_dict(tensors, assign=True)
+    made.tie_weights()
+    made.model.rotary_emb = type(made.model.rotary_emb)(made.config)  # its buffers are in no state
+    made.generation_config = model.generation_config
+    return made.eval()
+
+
+def _check(model: PreTrainedModel) -> None:
+    """Refuse what GraniteMoeShared is not the same function as."""
+    if not model.config.norm_topk_prob:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: has dense layers and norm_topk_prob = False, which no family "
+            f"of llama.cpp has together; {_ELSE}"
+        )
+    if "sliding_attention" in model.config.layer_types:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: has a sliding window, which llama.cpp's Qwen2-MoE and "
+            f"GraniteMoe lack; {_ELSE}"
+        )
+    for i, layer in enumerate(model.model.layers):
+        gate = getattr(layer.mlp, "shared_expert_gate", None)
+        if gate is not None and gate.weight.any():
+            raise UnsupportedModelError(
+                f"model.layers.{i}.mlp.shared_expert_gate: was trained, and GraniteMoe's shared "
+                f"expert has no gate; {_ELSE}"
+            )
+
+
+def _granite_config(model: PreTrainedModel) -> GraniteMoeSharedConfig:
+    config = model.config
+    dense = any(not hasattr(layer.mlp, "experts") for layer in model.model.layers)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return GraniteMoeSharedConfig(
+        **{key: getattr(config, key) for key in _KEPT},
+        head_dim=head_dim,
+        attention_bias=config.qkv_bias,
+        attention_multiplier=head_dim**-0.5,
+        num_local_experts=config.num_experts,
+        intermediate_size=config.moe_intermediate_size,
+        shared_intermediate_size=max(
+            config.shared_expert_intermediate_size, config.intermediate_size if dense else 0
+        ),
+        use_cache=True,
+    )
+
+
+def _layer(mlp: Any, config: GraniteMoeSharedConfig) -> dict[str, Tensor]:
+    """Return a feed-forward layer, dense or not, by GraniteMoeShared's names."""
+    width = config.shared_intermediate_size
+    router, experts = "block_sparse_moe.router.weight", "block_sparse_moe.experts"
+    if hasattr(mlp, "experts"):
+        shared, factor = mlp.shared_expert, 0.5  # the logistic function at 0
+        routed = {
+            router: mlp.gate.weight,
+            f"{experts}.gate_up_proj": mlp.experts.gate_up_proj,
+            f"{experts}.down_proj": mlp.experts.down_proj,
+        }
+    else:
+        shared, factor = mlp, 1.0
+        sizes = {
+            router: (config.num_local_experts, config.hidden_size),
+            f"{experts}.gate_up_proj": (
+                config.num_local_experts,
+                2 * config.intermediate_size,
+                config.hidden_size,
+            ),
+            f"{experts}.down_proj": (
+                config.num_local_experts,
+                config.hidden_size,
+                config.intermediate_size,
+            ),
+        }
+        like = mlp.down_proj.weight
+        routed = {name: like.new_zeros(size) for name, size in sizes.items()}
+    gate, up = (_rows(getattr(shared, f"{key}_proj").weight, width) for key in ("gate", "up"))
+    down = _rows(shared.down_proj.weight.T * factor, width).T.contiguous()
+    return routed | {
+        "shared_mlp.input_linear.weight": torch.cat([gate, up]),  # [2 S, D]
+        "shared_mlp.output_linear.weight": down,  # [D, S]
+    }
+
+
+def _rows(matrix: Tensor, count: int) -> Tensor:
+    """Add rows of zeros until there are ``count``."""
+    return torch.cat([matrix, matrix.new_zeros(count - len(matrix), matrix.shape[1])])

