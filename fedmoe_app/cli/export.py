@@ -25,7 +25,6 @@ from fedmoe_app.server.checkpoint import Checkpoint, best_state
 from fedmoe_app.server.resume import find_checkpoint
 from fedmoe_app.tasks.setup import Setup, load_setup
 
-
 Format = Literal["hf", "peft", "llama.cpp"]
 # Where a run that came to its end has what a format is made of.
 _FOLDERS: dict[Format, str] = {"hf": "model", "peft": "adapter", "llama.cpp": "model"}

@@ -28,7 +28,7 @@ def export(
         typer.Option(help="New folder.", show_default="RUN-FORMAT in this folder"),
     ] = None,
 ) -> None:
-    """Copy a run's model to a folder that plain transformers, PEFT or llama.cpp's converter loads."""
+    """Copy a run's model to a folder that transformers, PEFT or llama.cpp's converter loads."""
     from fedmoe_app.cli.export import export as export_run
     from fedmoe_app.cli.export import read_format, source_of
 
