@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +14,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.files import new_folder, write_atomic
 from fedmoe_app.config.parse import parse_run_config
-from fedmoe_app.moe.carve.granite import for_llama_cpp
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.export import export_adapter
 from fedmoe_app.moe.layers import write_state
 from fedmoe_app.moe.loading import PRESETS
+from fedmoe_app.moe.served import for_llama_cpp, for_vllm
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.results.folder import CHECKPOINTS, ResultsError, list_checkpoints
 from fedmoe_app.results.model_card import architecture_of, write_model_card
@@ -25,9 +26,19 @@ from fedmoe_app.server.checkpoint import Checkpoint, best_state
 from fedmoe_app.server.resume import find_checkpoint
 from fedmoe_app.tasks.setup import Setup, load_setup
 
-Format = Literal["hf", "peft", "llama.cpp"]
+Format = Literal["hf", "peft", "vllm", "llama.cpp"]
 # Where a run that came to its end has what a format is made of.
-_FOLDERS: dict[Format, str] = {"hf": "model", "peft": "adapter", "llama.cpp": "model"}
+_FOLDERS: dict[Format, str] = {
+    "hf": "model",
+    "peft": "adapter",
+    "vllm": "model",
+    "llama.cpp": "model",
+}
+# What another program wants changed in the model.
+_CHANGES: dict[Format, Callable[[PreTrainedModel], PreTrainedModel]] = {
+    "vllm": for_vllm,
+    "llama.cpp": for_llama_cpp,
+}
 
 
 def write_model(run: Path, kind: Format, folder: Path) -> None:
@@ -41,7 +52,7 @@ def write_model(run: Path, kind: Format, folder: Path) -> None:
     Raises:
         ResultsError: no checkpoint can be read, the base model is another one than the run's, or
             the run trains no adapters.
-        UnsupportedModelError: llama.cpp does not compute such a model.
+        UnsupportedModelError: the program does not compute such a model.
     """
     checkpoint = _newest(run)
     config = parse_run_config(checkpoint.identity.config)
@@ -60,8 +71,7 @@ def write_model(run: Path, kind: Format, folder: Path) -> None:
         export_adapter(setup.model, setup.layers, folder, base)
     else:
         merge_adapters(setup.model, setup.layers)
-        made = setup.model if kind == "hf" else for_llama_cpp(setup.model)
-        _write(run, made, setup.tokenizer, folder, kind)
+        _write(run, setup.model, setup.tokenizer, folder, kind)
 
 
 def _write(
@@ -71,6 +81,7 @@ def _write(
     folder: Path,
     kind: Format,
 ) -> None:
+    model = _CHANGES[kind](model) if kind in _CHANGES else model
     with new_folder(folder) as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
@@ -124,23 +135,23 @@ def export(run: Path, kind: Format, target: Path) -> Path:
     Args:
         run: result folder of a run.
         kind: "hf", the whole model with adapters merged into it, as ``from_pretrained`` of
-            transformers takes it; "peft", the adapter alone; "llama.cpp", the whole model as
-            :func:`fedmoe_app.moe.carve.granite.for_llama_cpp` makes it.
+            transformers takes it; "peft", the adapter alone; "vllm" and "llama.cpp", the whole
+            model as :mod:`fedmoe_app.moe.served` makes it for them.
         target: the new folder; it must not exist.
 
     Raises:
         ResultsError: the run has no such model, or ``target`` is there already.
-        UnsupportedModelError: llama.cpp does not compute such a model.
+        UnsupportedModelError: the program does not compute such a model.
     """
     source = source_of(run, kind)
     if target.exists():
         raise ResultsError(f"--output {target}: is there already; choose another folder")
     if source.name == CHECKPOINTS:
         write_model(run, kind, target)
-    elif kind == "llama.cpp":
+    elif kind in _CHANGES:
         kind_of_model = getattr(transformers, architecture_of(source))
         model = kind_of_model.from_pretrained(source, dtype="auto").eval()
-        _write(run, for_llama_cpp(model), AutoTokenizer.from_pretrained(source), target, kind)
+        _write(run, model, AutoTokenizer.from_pretrained(source), target, kind)
     else:
         with new_folder(target) as draft:
             shutil.copytree(source, draft, dirs_exist_ok=True)

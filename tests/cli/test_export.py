@@ -43,7 +43,7 @@ def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultsError, match="no checkpoint beside it"):
         export(tmp_path / "empty", "hf", tmp_path / "mine")
-    with pytest.raises(ConfigError, match=r"choose one of hf, peft, llama\.cpp"):
+    with pytest.raises(ConfigError, match=r"choose one of hf, peft, vllm, llama\.cpp"):
         read_format("onnx")
     assert not (tmp_path / "mine").exists()
 

@@ -19,8 +19,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="hf: the whole model, adapters merged; peft: the adapter alone; llama.cpp: the "
-            "whole model as a family that llama.cpp has.",
+            help="hf: the whole model, adapters merged; peft: the adapter alone; vllm, llama.cpp: "
+            "the whole model in a form that the program computes as it is.",
         ),
     ] = "hf",
     output: Annotated[
@@ -28,7 +28,7 @@ def export(
         typer.Option(help="New folder.", show_default="RUN-FORMAT in this folder"),
     ] = None,
 ) -> None:
-    """Copy a run's model to a folder that transformers, PEFT or llama.cpp's converter loads."""
+    """Copy a run's model to a folder that transformers, PEFT, vLLM or llama.cpp loads."""
     from fedmoe_app.cli.export import export as export_run
     from fedmoe_app.cli.export import read_format, source_of
 

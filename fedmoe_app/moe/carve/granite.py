@@ -1,8 +1,6 @@
-"""A model for llama.cpp: what its Qwen2-MoE cannot compute is written as GraniteMoeShared.
+"""A carved Qwen2-MoE written as GraniteMoeShared, which more programs compute as it is.
 
-llama.cpp's Qwen2-MoE has neither dense layers nor weights of the chosen experts that sum to 1
-(``norm_topk_prob``): a carved model is refused, or worse, read and computed otherwise. Its
-GraniteMoeShared is the same function where
+The two are the same function where
 
 - the shared expert has no gate: a gate whose weights are zero is the factor 1/2, which goes into
   the down projection;
@@ -12,8 +10,7 @@ GraniteMoeShared is the same function where
   that is too narrow has zero neurons added;
 - the four multipliers are 1, and that of attention is ``head_dim ** -0.5``.
 
-So nothing is approximated. Read in llama.cpp's ``src/models/{qwen2moe,qwen3moe,olmoe,granite}.cpp``
-and ``conversion/``, version 0.5.0, and run by tests/moe/carve/test_granite.py.
+So nothing is approximated. The zeros cost memory and time: those of a dense layer are its experts.
 """
 
 from __future__ import annotations
@@ -26,8 +23,6 @@ from transformers import AutoModelForCausalLM, GraniteMoeSharedConfig, PreTraine
 
 from fedmoe_app.moe.layers import UnsupportedModelError
 
-# Family -> what llama.cpp takes ``norm_topk_prob`` to be, whatever the config says.
-_FIXED = {"qwen2_moe": False, "qwen3_moe": True, "olmoe": False}
 _KEPT = (
     "vocab_size",
     "hidden_size",
@@ -45,43 +40,18 @@ _KEPT = (
     "eos_token_id",
     "pad_token_id",
 )
-_ELSE = "use --format hf with another program"
-
-
-def for_llama_cpp(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model that llama.cpp computes as transformers does, with the same logits.
-
-    Args:
-        model: a language model with nothing left to merge. It stays as it is, and is returned
-            itself where llama.cpp has its family as it is.
-
-    Raises:
-        UnsupportedModelError: llama.cpp would refuse it, or compute something else.
-    """
-    config = model.config
-    name, family = type(model).__name__, str(config.model_type)
-    if name.endswith("ForSequenceClassification"):
-        raise UnsupportedModelError(
-            f"{name}: llama.cpp has no classification heads of Mixture-of-Experts models; train "
-            f'with model.head = "label-words", or {_ELSE}'
-        )
-    if family not in _FIXED:
-        return model
-    dense = any(not hasattr(layer.mlp, "experts") for layer in model.model.layers)
-    if not dense and bool(config.norm_topk_prob) == _FIXED[family]:
-        return model
-    if family == "qwen2_moe":
-        return _granite(model)
-    found = "has dense layers" if dense else f"has norm_topk_prob = {config.norm_topk_prob}"
-    raise UnsupportedModelError(
-        f"{name}: {found}, and llama.cpp's {family} has none: it would compute another model; "
-        f"{_ELSE}"
-    )
 
 
 @torch.no_grad()
-def _granite(model: PreTrainedModel) -> PreTrainedModel:
-    """Write a Qwen2-MoE anew; see the module's docstring."""
+def as_granite(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a Qwen2-MoE written anew, in its dtype, with the same logits but for rounding.
+
+    Args:
+        model: with ``norm_topk_prob``. It stays as it is; what is the same, the two share.
+
+    Raises:
+        UnsupportedModelError: it is not the same function as any GraniteMoeShared.
+    """
     config = model.config
     _check(model)
     made: PreTrainedModel
@@ -107,20 +77,20 @@ def _check(model: PreTrainedModel) -> None:
     """Refuse what GraniteMoeShared is not the same function as."""
     if not model.config.norm_topk_prob:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: has dense layers and norm_topk_prob = False, which no family "
-            f"of llama.cpp has together; {_ELSE}"
+            f"{type(model).__name__}: has dense layers and norm_topk_prob = False, which "
+            "GraniteMoe has not"
         )
     if "sliding_attention" in model.config.layer_types:
         raise UnsupportedModelError(
             f"{type(model).__name__}: has a sliding window, which llama.cpp's Qwen2-MoE and "
-            f"GraniteMoe lack; {_ELSE}"
+            f"GraniteMoe lack"
         )
     for i, layer in enumerate(model.model.layers):
         gate = getattr(layer.mlp, "shared_expert_gate", None)
         if gate is not None and gate.weight.any():
             raise UnsupportedModelError(
                 f"model.layers.{i}.mlp.shared_expert_gate: was trained, and GraniteMoe's shared "
-                f"expert has no gate; {_ELSE}"
+                f"expert has no gate"
             )
 
 

@@ -1,4 +1,4 @@
-"""A model for llama.cpp: the same function as a family that llama.cpp computes, or refused."""
+"""Models for other programs: the same function in a form that they compute, or refused."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fedmoe_app import UnsupportedModelError
-from fedmoe_app.moe.carve.granite import for_llama_cpp
 from fedmoe_app.moe.carve.preset import located
+from fedmoe_app.moe.served import for_llama_cpp, for_vllm
 from tests.moe.families import batch, build
 
 
@@ -48,6 +49,7 @@ def logits(model: PreTrainedModel) -> Tensor:
         {"intermediate_size": 16},  # the dense layer is narrower than the shared expert
         {"num_experts_per_tok": 3},
         {"tie_word_embeddings": True},
+        {"head_dim": 16},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     ],
 )
@@ -92,7 +94,7 @@ def test_what_llama_cpp_has_is_left_alone(family: str, overrides: dict[str, Any]
         ("Olmoe", {"norm_topk_prob": True}, "has norm_topk_prob = True"),
         ("Qwen3Moe", {"norm_topk_prob": False}, "has norm_topk_prob = False"),
         ("Qwen3Moe", {"mlp_only_layers": [0]}, "has dense layers"),
-        ("Qwen2Moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}, "has together"),
+        ("Qwen2Moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}, "which GraniteMoe has not"),
         ("Qwen2Moe", {"norm_topk_prob": True}, r"layers\.0\.mlp\.shared_expert_gate: was trained"),
         (
             "Qwen2Moe",
@@ -113,11 +115,43 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         for_llama_cpp(build(family, **overrides))
 
 
+# -- vLLM --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": True}, {"head_dim": 16}])
+def test_for_vllm_a_carved_model_has_biases_of_zero(
+    overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    model = carved(**overrides)
+    made = for_vllm(model)
+    made.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    biases = [tensor for name, tensor in tensors.items() if name.endswith("bias")]
+    assert len(biases) == 2 * 3  # of queries, keys and values in two layers
+    assert not any(bias.any() for bias in biases)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert loaded.config.qkv_bias
+    assert not model.config.qkv_bias
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Qwen2Moe", "Qwen3Moe", "Mixtral"])
+def test_what_vllm_has_is_left_alone(family: str) -> None:
+    model = build(family)
+    assert for_vllm(model) is model
+
+
+def test_what_vllm_would_compute_otherwise_is_refused() -> None:
+    assert for_vllm(model := build("Olmoe", norm_topk_prob=False)) is model
+    with pytest.raises(UnsupportedModelError, match="vLLM's olmoe has not"):
+        for_vllm(build("Olmoe", norm_topk_prob=True))
+
+
 # -- llama.cpp itself, where it is -------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [{}, {"qkv_bias": True}])
+@pytest.mark.parametrize("overrides", [{}, {"qkv_bias": True}, {"head_dim": 32}])
 def test_llama_cpp_has_the_logits_of_transformers(
     overrides: dict[str, Any], tmp_path: Path
 ) -> None:
