@@ -92,10 +92,12 @@ def test_for_llama_cpp_a_carved_model_becomes_another_family(
     model.save_pretrained(base)
     run = trained(tmp_path, **{"model.name": str(base)})
     expected = next_tokens(run / "model")
+    assert "Not for vLLM and llama.cpp as it is" in (run / "model" / "README.md").read_text()
     if on_checkpoint:
         shutil.rmtree(run / "model")
     made = export(run, "llama.cpp", tmp_path / "made")
     assert json.loads((made / "config.json").read_text())["model_type"] == "granitemoeshared"
+    assert "as it is" not in (made / "README.md").read_text()
     torch.testing.assert_close(next_tokens(made), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -13,6 +13,8 @@ comparing logits (docs/serving.md has the versions):
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +26,25 @@ from fedmoe_app.moe.layers import UnsupportedModelError
 _LLAMA_CPP = {"qwen2_moe": False, "qwen3_moe": True, "olmoe": False}
 _VLLM = {"olmoe": False}
 _ELSE = "use --format hf with another program"
+
+
+def misread_by(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the programs that would compute another model, or none, from a folder as it is.
+
+    Args:
+        config: of a language model, as its ``config.json`` has it.
+
+    Returns:
+        Names of formats of ``fedmoe export``, which writes a folder for each or says why not.
+    """
+    family, norm = config["model_type"], bool(config.get("norm_topk_prob", False))
+    biases_unset = family == "qwen2_moe" and not config.get("qkv_bias", True)
+    dense = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) > 1
+    found = {
+        "vllm": biases_unset or norm != _VLLM.get(family, norm),
+        "llama.cpp": family in _LLAMA_CPP and (dense or norm != _LLAMA_CPP[family]),
+    }
+    return tuple(program for program, misread in found.items() if misread)
 
 
 def for_llama_cpp(model: PreTrainedModel) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fedmoe_app import UnsupportedModelError
 from fedmoe_app.moe.carve.preset import located
-from fedmoe_app.moe.served import for_llama_cpp, for_vllm
+from fedmoe_app.moe.served import for_llama_cpp, for_vllm, misread_by
 from tests.moe.families import batch, build
 
 
@@ -145,6 +145,39 @@ def test_what_vllm_would_compute_otherwise_is_refused() -> None:
     assert for_vllm(model := build("Olmoe", norm_topk_prob=False)) is model
     with pytest.raises(UnsupportedModelError, match="vLLM's olmoe has not"):
         for_vllm(build("Olmoe", norm_topk_prob=True))
+
+
+# -- what is said of a folder --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "programs"),
+    [
+        ("Qwen2Moe", {"norm_topk_prob": False}, ()),
+        ("Qwen2Moe", {"norm_topk_prob": True}, ("llama.cpp",)),
+        ("Qwen2Moe", {"norm_topk_prob": False, "qkv_bias": False}, ("vllm",)),
+        ("Qwen2Moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}, ("llama.cpp",)),
+        ("Qwen3Moe", {}, ()),
+        ("Qwen3Moe", {"decoder_sparse_step": 2}, ("llama.cpp",)),
+        ("Olmoe", {"norm_topk_prob": True}, ("vllm", "llama.cpp")),
+        ("Mixtral", {}, ()),
+    ],
+)
+def test_a_config_tells_who_would_misread_it(
+    family: str, overrides: dict[str, Any], programs: tuple[str, ...]
+) -> None:
+    model = build(family, **overrides)
+    assert misread_by(model.config.to_dict()) == programs
+    for name, change in (("vllm", for_vllm), ("llama.cpp", for_llama_cpp)):
+        if name not in programs:
+            assert change(model) is model
+
+
+def test_what_is_written_for_a_program_is_not_misread_by_it() -> None:
+    model = carved()
+    assert misread_by(model.config.to_dict()) == ("vllm", "llama.cpp")
+    assert misread_by(for_vllm(model).config.to_dict()) == ("llama.cpp",)
+    assert misread_by(for_llama_cpp(model).config.to_dict()) == ()
 
 
 # -- llama.cpp itself, where it is -------------------------------------------------------------
