@@ -8,6 +8,7 @@ comparing logits (docs/serving.md has the versions):
   sum, its ``qwen3_moe`` always does, whatever ``norm_topk_prob`` is; ``mlp_only_layers`` they lack.
 - vLLM's ``qwen2_moe`` has biases of queries, keys and values that stay unset if the checkpoint has
   none (``qkv_bias = false``); its ``olmoe`` never divides, either.
+- A sliding window of Qwen-MoE neither has, nor ``head_dim`` of its own for ``qwen2_moe``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from fedmoe_app.moe.layers import UnsupportedModelError
 # Family -> what llama.cpp, and what vLLM, takes ``norm_topk_prob`` to be.
 _LLAMA_CPP = {"qwen2_moe": False, "qwen3_moe": True, "olmoe": False}
 _VLLM = {"olmoe": False}
+# Families that neither program computes with a sliding window, and with heads of another width than
+# hidden_size / num_attention_heads.
+_NO_WINDOW = ("qwen2_moe", "qwen3_moe")
+_PLAIN_HEADS = ("qwen2_moe",)
 _ELSE = "use --format hf with another program"
 
 
@@ -40,11 +45,25 @@ def misread_by(config: Mapping[str, Any]) -> tuple[str, ...]:
     family, norm = config["model_type"], bool(config.get("norm_topk_prob", False))
     biases_unset = family == "qwen2_moe" and not config.get("qkv_bias", True)
     dense = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) > 1
+    shape = _ignored_shape(config)
     found = {
-        "vllm": biases_unset or norm != _VLLM.get(family, norm),
-        "llama.cpp": family in _LLAMA_CPP and (dense or norm != _LLAMA_CPP[family]),
+        "vllm": bool(shape) or biases_unset or norm != _VLLM.get(family, norm),
+        "llama.cpp": bool(shape)
+        or (family in _LLAMA_CPP and (dense or norm != _LLAMA_CPP[family])),
     }
     return tuple(program for program, misread in found.items() if misread)
+
+
+def _ignored_shape(config: Mapping[str, Any]) -> str:
+    """Return what of a config's attention neither program computes; "" if that is nothing."""
+    family = config["model_type"]
+    if family in _NO_WINDOW and "sliding_attention" in (config.get("layer_types") or ()):
+        return "has a sliding window"
+    if family in _PLAIN_HEADS:
+        plain = config["hidden_size"] // config["num_attention_heads"]
+        if (head_dim := config.get("head_dim") or plain) != plain:
+            return f"has heads of {head_dim}, not hidden_size / num_attention_heads"
+    return ""
 
 
 def for_llama_cpp(model: PreTrainedModel) -> PreTrainedModel:
@@ -65,6 +84,8 @@ def for_llama_cpp(model: PreTrainedModel) -> PreTrainedModel:
         )
     if family not in _LLAMA_CPP:
         return model
+    if shape := _ignored_shape(model.config.to_dict()):
+        raise _ignored(name, shape, f"llama.cpp's {family}")
     dense = any(not hasattr(layer.mlp, "experts") for layer in model.model.layers)
     if not dense and bool(model.config.norm_topk_prob) == _LLAMA_CPP[family]:
         return model
@@ -88,6 +109,8 @@ def for_vllm(model: PreTrainedModel) -> PreTrainedModel:
         UnsupportedModelError: vLLM would compute something else.
     """
     config, family = model.config, str(model.config.model_type)
+    if shape := _ignored_shape(config.to_dict()):
+        raise _ignored(type(model).__name__, shape, f"vLLM's {family}")
     if family in _VLLM and bool(config.norm_topk_prob) != _VLLM[family]:
         found = f"has norm_topk_prob = {config.norm_topk_prob}"
         raise _ignored(type(model).__name__, found, f"vLLM's {family}")

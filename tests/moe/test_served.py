@@ -34,6 +34,9 @@ def carved(**overrides: Any) -> PreTrainedModel:
     return model
 
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+
+
 @torch.no_grad()
 def logits(model: PreTrainedModel) -> Tensor:
     return model(**batch(model)).logits
@@ -49,7 +52,6 @@ def logits(model: PreTrainedModel) -> Tensor:
         {"intermediate_size": 16},  # the dense layer is narrower than the shared expert
         {"num_experts_per_tok": 3},
         {"tie_word_embeddings": True},
-        {"head_dim": 16},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     ],
 )
@@ -96,16 +98,8 @@ def test_what_llama_cpp_has_is_left_alone(family: str, overrides: dict[str, Any]
         ("Qwen3Moe", {"mlp_only_layers": [0]}, "has dense layers"),
         ("Qwen2Moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}, "which GraniteMoe has not"),
         ("Qwen2Moe", {"norm_topk_prob": True}, r"layers\.0\.mlp\.shared_expert_gate: was trained"),
-        (
-            "Qwen2Moe",
-            {
-                "norm_topk_prob": True,
-                "use_sliding_window": True,
-                "sliding_window": 4,
-                "max_window_layers": 2,
-            },
-            "sliding window",
-        ),
+        ("Qwen2Moe", WINDOW, "has a sliding window"),
+        ("Qwen2Moe", {"head_dim": 16}, "has heads of 16"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -118,7 +112,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 # -- vLLM --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": True}, {"head_dim": 16}])
+@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": True}, {"mlp_only_layers": []}])
 def test_for_vllm_a_carved_model_has_biases_of_zero(
     overrides: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -145,6 +139,9 @@ def test_what_vllm_would_compute_otherwise_is_refused() -> None:
     assert for_vllm(model := build("Olmoe", norm_topk_prob=False)) is model
     with pytest.raises(UnsupportedModelError, match="vLLM's olmoe has not"):
         for_vllm(build("Olmoe", norm_topk_prob=True))
+    for overrides, why in ((WINDOW, "sliding window"), ({"head_dim": 16}, "heads of 16")):
+        with pytest.raises(UnsupportedModelError, match=f"{why}.* vLLM's qwen2_moe has not"):
+            for_vllm(build("Qwen2Moe", **overrides))
 
 
 # -- what is said of a folder --------------------------------------------------------------------
@@ -160,7 +157,9 @@ def test_what_vllm_would_compute_otherwise_is_refused() -> None:
         ("Qwen3Moe", {}, ()),
         ("Qwen3Moe", {"decoder_sparse_step": 2}, ("llama.cpp",)),
         ("Olmoe", {"norm_topk_prob": True}, ("vllm", "llama.cpp")),
+        ("Qwen2Moe", {"norm_topk_prob": False, **WINDOW}, ("vllm", "llama.cpp")),
         ("Mixtral", {}, ()),
+        ("SwitchTransformers", {}, ()),
     ],
 )
 def test_a_config_tells_who_would_misread_it(
@@ -184,7 +183,7 @@ def test_what_is_written_for_a_program_is_not_misread_by_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [{}, {"qkv_bias": True}, {"head_dim": 32}])
+@pytest.mark.parametrize("overrides", [{}, {"qkv_bias": True}, {"mlp_only_layers": []}])
 def test_llama_cpp_has_the_logits_of_transformers(
     overrides: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -80,11 +80,6 @@ def _check(model: PreTrainedModel) -> None:
             f"{type(model).__name__}: has dense layers and norm_topk_prob = False, which "
             "GraniteMoe has not"
         )
-    if "sliding_attention" in model.config.layer_types:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: has a sliding window, which llama.cpp's Qwen2-MoE and "
-            f"GraniteMoe lack"
-        )
     for i, layer in enumerate(model.model.layers):
         gate = getattr(layer.mlp, "shared_expert_gate", None)
         if gate is not None and gate.weight.any():
