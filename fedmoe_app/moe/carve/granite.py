@@ -47,16 +47,18 @@ def as_granite(model: PreTrainedModel) -> PreTrainedModel:
     """Return a Qwen2-MoE written anew, in its dtype, with the same logits but for rounding.
 
     Args:
-        model: with ``norm_topk_prob``. It stays as it is; what is the same, the two share.
+        model: with ``norm_topk_prob``, full attention and heads of ``hidden_size /
+            num_attention_heads``. It stays as it is; what is the same, the two share.
 
     Raises:
         UnsupportedModelError: it is not the same function as any GraniteMoeShared.
     """
     config = model.config
     _check(model)
+    granite = _granite_config(model)
     made: PreTrainedModel
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(_granite_config(model), dtype=model.dtype)
+        made = AutoModelForCausalLM.from_config(granite, dtype=model.dtype)
     state = model.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if ".mlp." not in name}
     if config.qkv_bias:  # GraniteMoe has a bias behind attention, too
@@ -64,11 +66,11 @@ def as_granite(model: PreTrainedModel) -> PreTrainedModel:
             key = f"model.layers.{i}.self_attn.o_proj"
             tensors[f"{key}.bias"] = torch.zeros_like(state[f"{key}.weight"][:, 0])
     for i, layer in enumerate(model.model.layers):
-        parts = _layer(layer.mlp, made.config)
+        parts = _layer(layer.mlp, granite)
         tensors |= {f"model.layers.{i}.{name}": tensor for name, tensor in parts.items()}
     made.load_state_dict(tensors, assign=True)
     made.tie_weights()
-    made.model.rotary_emb = type(made.model.rotary_emb)(made.config)  # its buffers are in no state
+    made.model.rotary_emb = type(made.model.rotary_emb)(granite)  # its buffers are in no state
     made.generation_config = model.generation_config
     return made.eval()
 
@@ -92,10 +94,9 @@ def _check(model: PreTrainedModel) -> None:
 def _granite_config(model: PreTrainedModel) -> GraniteMoeSharedConfig:
     config = model.config
     dense = any(not hasattr(layer.mlp, "experts") for layer in model.model.layers)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = config.hidden_size // config.num_attention_heads
     return GraniteMoeSharedConfig(
         **{key: getattr(config, key) for key in _KEPT},
-        head_dim=head_dim,
         attention_bias=config.qkv_bias,
         attention_multiplier=head_dim**-0.5,
         num_local_experts=config.num_experts,
