@@ -4,7 +4,7 @@
     python -m benchmarks.attacks cost rules   some of them
 
 Tables: ``cost`` (rules without an attacker, paired by seed), ``guard`` (attacks on each scheme),
-``rules`` (attacks on FedAvg under each rule), ``app`` (a few of them in real rounds of the app),
+``rules`` (attacks on FedAvg under each rule), ``liars`` (the same with several liars), ``app`` (a few of them in real rounds of the app),
 ``sums`` (there, too: lies about what is measured beside the changes). The others run on the toy of
 :mod:`benchmarks.toy_moe`. A figure is the final accuracy of the global
 model in percent, or points of it that were lost.
@@ -28,7 +28,7 @@ import torch
 from benchmarks.attacks_in_app import federate_in_app
 from benchmarks.cells import print_markdown
 from benchmarks.hostile import ATTACKS
-from benchmarks.toy_moe import federate
+from benchmarks.toy_moe import CLIENTS, federate
 from fedmoe_app import make_scheme, parse_run_config
 from fedmoe_app.config.paths import home
 
@@ -51,6 +51,7 @@ RULES = {
 ALPHA, SKEWED = 0.5, 0.1  # of Dirichlet
 SEEDS, COST_SEEDS = (0, 1), tuple(range(8))
 IN_APP = ("none", "scale", "examples")
+SEVERAL, BY_SEVERAL = (2, 3, 4), ("scale", "sign", "little")
 SUMS_IN_APP = {"closed-form head": "greedy sums", "grammerge": "gram"}
 
 
@@ -64,6 +65,7 @@ class Cell:
     alpha: float
     seed: int
     app: bool = False
+    hostile: int = 1
 
     @property
     def key(self) -> str:
@@ -101,8 +103,16 @@ def run(cell: Cell) -> dict[str, Any]:
     """Carry out a cell."""
     if cell.app:
         return federate_in_app(cell.scheme, cell.attack, cell.guard, cell.alpha, cell.seed)
-    scheme = make_scheme(parse_run_config({"scheme": cell.scheme}))
-    return asdict(federate(scheme, cell.attack, cell.guard, cell.alpha, cell.seed))
+    args = json.dumps(_told_of_liars(cell.scheme, cell.hostile))
+    scheme = make_scheme(parse_run_config({"scheme": cell.scheme, "scheme-args": args}))
+    return asdict(federate(scheme, cell.attack, cell.guard, cell.alpha, cell.seed, cell.hostile))
+
+
+def _told_of_liars(scheme: str, hostile: int) -> dict[str, Any]:
+    """Return what a rule is told that has to know how many clients lie."""
+    if scheme in ("krum", "multikrum"):
+        return {"bad": hostile}
+    return {"share": max(0.2, hostile / CLIENTS)} if scheme == "trimmedmean" else {}
 
 
 def cost(runs: Runs) -> None:
@@ -144,6 +154,20 @@ def rules_table(runs: Runs) -> None:
     print_markdown(["rule", *ATTACKS], rows)
 
 
+def liars_table(runs: Runs) -> None:
+    """Print what several liars cost, by rule."""
+    rows = []
+    for name in RULES:
+        lost = [
+            loss
+            for hostile in SEVERAL
+            for loss in _losses(runs, *RULES[name], ("none", *BY_SEVERAL), hostile)[1:]
+        ]
+        rows.append([name, *lost])
+    print(f"\nFedAvg by rule, several of ten lie, Dirichlet {ALPHA}, {len(SEEDS)} seeds:\n")
+    print_markdown(["rule", *(f"{own}, {n}" for n in SEVERAL for own in BY_SEVERAL)], rows)
+
+
 def app_table(runs: Runs) -> None:
     """Print some of it in real rounds of the app, one seed."""
     rows = []
@@ -172,10 +196,15 @@ def sums_table(runs: Runs) -> None:
     print_markdown(["scheme", "guard", "none", "its lie"], rows)
 
 
-def _losses(runs: Runs, scheme: str, guard: str, attacks: Iterable[str]) -> list[str]:
+def _losses(
+    runs: Runs, scheme: str, guard: str, attacks: Iterable[str], hostile: int = 1
+) -> list[str]:
     """Return the accuracy without an attack, and the points lost to each."""
     found = {
-        attack: runs.accuracy(Cell(scheme, attack, guard, ALPHA, seed) for seed in SEEDS)
+        attack: runs.accuracy(
+            Cell(scheme, attack, guard, ALPHA, seed, hostile=hostile if attack != "none" else 1)
+            for seed in SEEDS
+        )
         for attack in attacks
     }
     honest = found.pop("none")
@@ -186,6 +215,7 @@ TABLES = {
     "cost": cost,
     "guard": guard_table,
     "rules": rules_table,
+    "liars": liars_table,
     "app": app_table,
     "sums": sums_table,
 }
