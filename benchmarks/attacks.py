@@ -103,16 +103,18 @@ def run(cell: Cell) -> dict[str, Any]:
     """Carry out a cell."""
     if cell.app:
         return federate_in_app(cell.scheme, cell.attack, cell.guard, cell.alpha, cell.seed)
-    args = json.dumps(_told_of_liars(cell.scheme, cell.hostile))
-    scheme = make_scheme(parse_run_config({"scheme": cell.scheme, "scheme-args": args}))
+    scheme = make_scheme(parse_run_config({"scheme": cell.scheme, **_told(cell)}))
     return asdict(federate(scheme, cell.attack, cell.guard, cell.alpha, cell.seed, cell.hostile))
 
 
-def _told_of_liars(scheme: str, hostile: int) -> dict[str, Any]:
+def _told(cell: Cell) -> dict[str, str]:
     """Return what a rule is told that has to know how many clients lie."""
-    if scheme in ("krum", "multikrum"):
-        return {"bad": hostile}
-    return {"share": max(0.2, hostile / CLIENTS)} if scheme == "trimmedmean" else {}
+    args: dict[str, Any] = {}
+    if cell.scheme in ("krum", "multikrum"):
+        args = {"bad": cell.hostile}
+    elif cell.scheme == "trimmedmean":
+        args = {"share": max(0.2, cell.hostile / CLIENTS)}
+    return {"scheme-args": json.dumps(args)} if args else {}
 
 
 def cost(runs: Runs) -> None:
