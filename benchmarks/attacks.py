@@ -4,10 +4,11 @@
     python -m benchmarks.attacks cost rules   some of them
 
 Tables: ``cost`` (rules without an attacker, paired by seed), ``guard`` (attacks on each scheme),
-``rules`` (attacks on FedAvg under each rule), ``liars`` (the same with several liars), ``app`` (a few of them in real rounds of the app),
-``sums`` (there, too: lies about what is measured beside the changes). The others run on the toy of
-:mod:`benchmarks.toy_moe`. A figure is the final accuracy of the global
-model in percent, or points of it that were lost.
+``rules`` (attacks on FedAvg under each rule), ``liars`` (the same with several liars),
+``measured`` (lies about what q-FedAvg and SCAFFOLD measure beside the changes), ``app`` (a few of
+them in real rounds of the app), ``sums`` (there, too: lies about sums of a head and weights of a
+merge). The others run on the toy of :mod:`benchmarks.toy_moe`. A figure is the final accuracy of
+the global model in percent, or points of it that were lost.
 
 Each run is written down when it is done, in ``$FEDMOE_HOME/benchmarks/attacks``, so that a
 benchmark that was stopped goes on where it was. Delete the folder after a change that matters.
@@ -27,7 +28,7 @@ import torch
 
 from benchmarks.attacks_in_app import federate_in_app
 from benchmarks.cells import print_markdown
-from benchmarks.hostile import ATTACKS
+from benchmarks.hostile import ATTACKS, OF_SCHEME
 from benchmarks.toy_moe import CLIENTS, federate
 from fedmoe_app import make_scheme, parse_run_config
 from fedmoe_app.config.paths import home
@@ -51,6 +52,7 @@ RULES = {
 ALPHA, SKEWED = 0.5, 0.1  # of Dirichlet
 SEEDS, COST_SEEDS = (0, 1), tuple(range(8))
 IN_APP = ("none", "scale", "examples")
+OF_TOY = 0.1  # q-FedAvg's constant; 1/learning rate is SGD's, and clients train by Adam
 SEVERAL, BY_SEVERAL = (2, 3, 4), ("scale", "sign", "little")
 SUMS_IN_APP = {"closed-form head": "greedy sums", "grammerge": "gram"}
 
@@ -114,6 +116,8 @@ def _told(cell: Cell) -> dict[str, str]:
         args = {"bad": cell.hostile}
     elif cell.scheme == "trimmedmean":
         args = {"share": max(0.2, cell.hostile / CLIENTS)}
+    elif cell.scheme == "qfedavg":
+        args = {"lipschitz": OF_TOY}
     return {"scheme-args": json.dumps(args)} if args else {}
 
 
@@ -154,6 +158,15 @@ def rules_table(runs: Runs) -> None:
     rows = [[name, *_losses(runs, *RULES[name], ATTACKS)] for name in RULES]
     print(f"\nFedAvg by rule, one of ten lies, Dirichlet {ALPHA}, {len(SEEDS)} seeds:\n")
     print_markdown(["rule", *ATTACKS], rows)
+
+
+def measured_table(runs: Runs) -> None:
+    """Print what lies cost about what schemes measure beside the changes."""
+    for scheme in ("qfedavg", "scaffold"):
+        lies = OF_SCHEME[scheme]
+        rows = [[guard, *_losses(runs, scheme, guard, ("none", "sign", *lies))] for guard in GUARDS]
+        print(f"\n{scheme}, one of ten lies, Dirichlet {ALPHA}, {len(SEEDS)} seeds:\n")
+        print_markdown(["guard", "none", "sign", *lies], rows)
 
 
 def liars_table(runs: Runs) -> None:
@@ -217,6 +230,7 @@ TABLES = {
     "cost": cost,
     "guard": guard_table,
     "rules": rules_table,
+    "measured": measured_table,
     "liars": liars_table,
     "app": app_table,
     "sums": sums_table,
