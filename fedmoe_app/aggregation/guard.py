@@ -83,15 +83,18 @@ class Strength:
             1.25 even where half of all norms are beyond the median.
         spread: times the sampling error of a class mean, by which it is away from those of others;
             honest ones were within 1.8 on the embedded task.
+        total: times the median norm of all that a client has sent of numbers that add up. What an
+            honest one lacks there it never makes good, so that this is larger than the others.
     """
 
     slack: float
     share: float
     length: float = 2.0
     spread: float = 4.0
+    total: float = 3.0
 
 
-STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0)}
+STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0, 1.5)}
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ class Guard:
         self.typical: dict[str, float] = {}
         self.usual: dict[str, float] = {}
         self.known: dict[int, Shares] = {}
-        self.totals = Totals(strength.slack)
+        self.totals = Totals(strength.total)
 
     # -- checkpoints -------------------------------------------------------------------------------
 

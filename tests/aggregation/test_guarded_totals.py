@@ -26,7 +26,7 @@ NUMBERS = {
     name: NumberSpec((1,), -1e4, 1e4, optional=True, adds_up=True)
     for name in (HEAD, GATE, FIRST, SECOND)
 }
-TWICE = Strength(slack=2, share=2)
+TWICE = Strength(slack=2, share=2, total=2)
 NAMES = {"head": HEAD, "gate": GATE, "first": FIRST, "second": SECOND}
 
 

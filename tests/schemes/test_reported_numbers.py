@@ -26,7 +26,7 @@ from tests.toy import plan_of, toy_state, toy_update
 
 CLIENTS, LIAR, KEYS = 10, 9, [*toy_state().experts]
 EXAMPLES, STEPS = 10, 2.0
-FAR = 0.5  # share of the way of the nine that a lie may take away, or add
+FAR = 0.7  # share of the way of the nine that a lie may take away, or add
 Lie = Callable[[ClientUpdate], ClientUpdate]
 
 # What a client says of itself, and the lie about it. None: nobody believes it, or it moves nothing.
