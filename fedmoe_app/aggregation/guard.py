@@ -350,13 +350,16 @@ class Guard:
     def _sketches(
         self, updates: Sequence[ClientUpdate], sizes: Sequence[Size]
     ) -> dict[int, Sketch]:
-        """Return the sketches of a round's numbers that add up; its first round draws the key."""
-        sent = [size.adding_up for size in sizes]
-        lengths = [size.lengths for size in sizes]
-        if not self.totals.key and any(lengths) and len(sizes) >= MAJORITY:
-            self.totals.begin(lengths)
-            sent = [self._sketch(update, size) for update, size in zip(updates, sizes, strict=True)]
-        return {update.client: own for update, own in zip(updates, sent, strict=True)}
+        """Return the sketches of a round's numbers that add up; its first round draws the key.
+
+        What came before the key was there, for this round or a later one, is sketched now.
+        """
+        if not self.totals.key and any(own.lengths for own in sizes) and len(sizes) >= MAJORITY:
+            self.totals.begin([own.lengths for own in sizes])
+        return {
+            update.client: own.adding_up or self._sketch(update, own)
+            for update, own in zip(updates, sizes, strict=True)
+        }
 
     def _clip(
         self, size: Size, typical: _Norms, usual: Mapping[str, float], least: Mapping[str, float]

@@ -120,6 +120,18 @@ def test_a_round_that_came_to_nothing_is_forgotten() -> None:
     assert taken(found[3]) == {HEAD: 1}
 
 
+def test_a_reply_that_came_before_the_first_round_closed_is_bounded_in_the_next() -> None:
+    """Under buffered rounds late replies wait for the buffer after."""
+    guard = Guard(TWICE)
+    late = sent(3, head=-1e4)
+    sizes = {3: guard.size_of(late, NUMBERS)}
+    close(guard, honest())
+    others = honest(0.0)
+    sizes |= {update.client: guard.size_of(update, NUMBERS) for update in others}
+    found, _ = guard.close([*others, late], sizes, ())
+    assert taken(found[3]) == {HEAD: pytest.approx(-2)}
+
+
 def test_gates_have_a_median_of_their_own() -> None:
     """All in the gates, which are short in the others, is no way around."""
     others = [sent(i, head=4.0, gate=0.1) for i in range(3)]
