@@ -30,6 +30,7 @@ from fedmoe_app.flower.words import (
     STARTED,
     STOPPED,
 )
+from fedmoe_app.launch import simulation
 from fedmoe_app.launch.connections import Connection, LaunchError, write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.log_filter import COLOUR, LogFilter
@@ -147,7 +148,11 @@ def own_superlink(group: ProcessGroup, home: Path) -> Iterator[Connection]:
     connection = write_connection(home, OWN_CONNECTION, f"{LOOPBACK}:{port}")
     with (home / "superlink.log").open("w+", encoding="utf-8") as log:
         command = [program("flower-superlink"), "--simulation", "--insecure"]
-        process = group.start([*command, "--host", LOOPBACK, "--port", str(port)], log)
+        command += ["--host", LOOPBACK, "--port", str(port)]
+        leave_run = simulation.superlink_options(run_environment(home))
+        process = group.start([*command, *leave_run], log)
+        if leave_run:
+            simulation.start(group, connection.address, process.pid)
         wait_for_superlink(process, port, home / "superlink.log")
         yield connection
 
