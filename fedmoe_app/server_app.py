@@ -12,7 +12,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federated fine-tuning; raises, so that Flower reports a failed run, if it failed."""
     from fedmoe_app.config.parse import parse_run_config
-    from fedmoe_app.results.events import log_to_stdout, logger
+    from fedmoe_app.results.events import AppDone, log_to_stdout, logger, tell
     from fedmoe_app.server.transport import kept_alive, prepare_clients
 
     # `fedmoe run` gives every run a name and reads its events; by hand `flwr run` gives it none.
@@ -27,3 +27,4 @@ def main(grid: Grid, context: Context) -> None:
         config = parse_run_config(context.run_config)
         check_trainable(config)
         run_server(grid, config, train_on_root)
+    tell(AppDone())
