@@ -31,6 +31,7 @@ from fedmoe_app.flower.words import (
     STOPPED,
 )
 from fedmoe_app.launch import simulation
+from fedmoe_app.launch.app_folder import lean_copy
 from fedmoe_app.launch.connections import Connection, LaunchError, write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.log_filter import COLOUR, LogFilter
@@ -240,11 +241,15 @@ def _run(
         alone: the SuperLink has no other run and ends with this one, so that nobody needs Flower's
             own end of it: what counts is that the ServerApp has done everything.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedmoe-app-") as folder,
+        tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config,
+    ):
         config.write(tomli_w.dumps(nest(overrides)))
         config.flush()
         options = ["--stream", "--run-config", config.name, *extra]
-        command = [program("flwr"), "run", str(app), connection.name, *options]
+        lean = lean_copy(app, Path(folder))
+        command = [program("flwr"), "run", str(lean), connection.name, *options]
         process = group.start(command, subprocess.PIPE)
         stream = _Stream(output, until_done=alone)
         try:
