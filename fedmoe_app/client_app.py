@@ -128,6 +128,21 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(encode_score(score, version, task.question), reply_to=message)
 
 
+@app.query("prepare")
+def prepare(message: Message, context: Context) -> Message:
+    """Import what training needs; simulated clients are asked while the server does the same."""
+    from importlib import import_module
+
+    from fedmoe_app.config.parse import parse_run_config
+
+    needed = ["client.encode", "client.received", "client.round", "wire.records"]
+    if parse_run_config(context.run_config).model.train != "all":
+        needed.append("moe.training.lora")
+    for name in needed:
+        import_module(f"fedmoe_app.{name}")
+    return Message(RecordDict(), reply_to=message)
+
+
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Tell the client's number, so that the server can draw clients in a fixed order."""

@@ -31,7 +31,6 @@ from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.partial.streamed import all_experts
 from fedmoe_app.moe.quiet import quiet_transformers
 from fedmoe_app.moe.routing import RoutingRecorder
-from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.tasks.base import Batch, Task
 from fedmoe_app.tasks.classification import LabelWords
@@ -195,6 +194,8 @@ def _check_export(kind: type[PreTrainedModel], setup: Setup, trained: Tensor, fo
     Raises:
         ValueError: it computes something else there.
     """
+    from fedmoe_app.moe.training.lora import merge_adapters  # PEFT takes long to import
+
     merge_adapters(setup.model, setup.layers)
     setup.model.save_pretrained(folder)
     exported: Any = kind.from_pretrained(folder, dtype=torch.float32)

@@ -6,10 +6,11 @@ import re
 
 # No telemetry, no question for updates; no `uv sync`, which would download every dependency again,
 # for every run; seconds between two looks for work, whose default of 1 s adds up over the rounds.
+NO_INSTALLATION = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 VARIABLES = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    NO_INSTALLATION: "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }
 LOCAL_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"  # of the SuperLink that `flwr run` starts

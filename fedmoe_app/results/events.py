@@ -221,6 +221,13 @@ class TableFollows(Event):
     kind = "table"
 
 
+@dataclass(frozen=True)
+class AppDone(Event):
+    """The ServerApp has nothing left to do: its results are on the disk, its nodes were told."""
+
+    kind = "app-done"
+
+
 def _text(event: Event) -> str:
     """Say an event in one line; all the English of events is here."""
     match event:
@@ -272,7 +279,7 @@ def _number(value: Any) -> str:
 _KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (RoundStarted, Replied, Failed, RoundDone, PrivacySpent, BestKept, LateReply,
-                  Waiting, ResultsAt, TableFollows)
+                  Waiting, ResultsAt, TableFollows, AppDone)
 }  # fmt: skip
 
 

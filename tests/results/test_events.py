@@ -11,6 +11,7 @@ import pytest
 
 from fedmoe_app.results.events import (
     PREFIX,
+    AppDone,
     BestKept,
     Ended,
     Event,
@@ -95,6 +96,7 @@ EVENTS = [
     Waiting(1, {"client 1": "busy"}, 10.0, 60.0),
     ResultsAt("/there/a run"),
     TableFollows(),
+    AppDone(),
 ]
 
 
