@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +192,7 @@ class Guard:
         self.typical: dict[str, float] = {}
         self.usual: dict[str, float] = {}
         self.known: dict[int, Shares] = {}
+        self._most: Shares | None = None  # of `known`; None until it is asked for
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -208,6 +209,7 @@ class Guard:
         # Older checkpoints have not all: a client's own are noted when it comes again.
         missing = (0.0,) * _SHARES
         self.known = {int(c): (*shares, *missing[len(shares) :]) for c, shares in known.items()}
+        self._most = None
 
     # -- sums without training ---------------------------------------------------------------------
 
@@ -237,20 +239,20 @@ class Guard:
             max(size.of(kind), default=0.0) <= slack * self.typical.get(kind, 0.0) for kind in KINDS
         )
 
-    def counted(self, update: ClientUpdate, known: Iterable[Shares] | None = None) -> ClientUpdate:
+    def counted(self, update: ClientUpdate, bounds: Shares | None = None) -> ClientUpdate:
         """Return an update whose share is bounded, if that can be told before the round's end.
 
         Args:
             update: as it came.
-            known: shares of the clients whose medians are taken; None for those of earlier
-                rounds.
+            bounds: of the shares, () for none; None for those by the clients of earlier rounds.
         """
-        known = list(self.known.values() if known is None else known)
-        if len(known) < MAJORITY:
+        if bounds is None:
+            if self._most is None:  # once a round: the medians are those of all clients
+                self._most = self._bounds_by(self.known.values())
+            bounds = self._most
+        if not bounds:
             return update
-        most, most_tokens, most_margin, most_a_step, most_sure = (
-            self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
-        )
+        most, most_tokens, most_margin, most_a_step, most_sure = bounds
         if update.num_examples > most:
             update = replace(update, counts_as=max(1, int(most)))
         update = _with_steps(update, most_a_step)
@@ -267,6 +269,14 @@ class Guard:
             margin_left = routing.margin.double().minimum(least).to(routing.margin)
             update = replace(update, routing=replace(routing, margin=margin_left))
         return update
+
+    def _bounds_by(self, known: Collection[Shares]) -> Shares:
+        """Return how large each share may be beside these; () where they are no majority."""
+        if len(known) < MAJORITY:
+            return ()
+        return tuple(
+            self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
+        )
 
     def close(
         self, updates: Sequence[ClientUpdate], sizes: Mapping[int, Size], summed: Iterable[int]
@@ -287,17 +297,18 @@ class Guard:
         usual = {mass: max(self.usual.get(mass, 0.0), median) for mass, median in medians.items()}
         usual = self.usual | usual
         early = len(self.known) < MAJORITY
-        known = [size.shares for size in own] if early else ()
+        bounds = self._bounds_by([size.shares for size in own]) if early else ()
+        any_masses = any(size.masses for size in own)
         taken, found, factors, masses = set(summed), [], {}, {}
         for update in updates:
             clip = Clip()
             if update.client not in taken:
                 clip = self._clip(sizes[update.client], typical, usual)
                 update = clipped(update, clip)
-                update = self.counted(update, known) if early else update
+                update = self.counted(update, bounds) if early else update
             found.append(update)
             factors[update.client] = clip.least
-            if any(size.masses for size in own):
+            if any_masses:
                 masses[update.client] = clip.least_number
         return found, Guarded(factors, typical, masses)
 
@@ -306,6 +317,7 @@ class Guard:
         self.typical |= typical_of(list(sizes.values()))
         self.usual |= usual_of(list(sizes.values()))
         self.known |= {client: size.shares for client, size in sizes.items()}
+        self._most = None
 
     def _clip(self, size: Size, typical: _Norms, usual: Mapping[str, float]) -> Clip:
         bounds = {kind: self._strength.slack * norm for kind, norm in typical.items()}
