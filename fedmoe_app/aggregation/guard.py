@@ -46,7 +46,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +211,7 @@ class Guard:
         self.usual: dict[str, float] = {}
         self.known: dict[int, Shares] = {}
         self.totals = Totals(strength.total)
+        self._most: Shares | None = None  # of `known`; None until it is asked for
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -230,6 +231,7 @@ class Guard:
         missing = (0.0,) * _SHARES
         self.known = {int(c): (*shares, *missing[len(shares) :]) for c, shares in known.items()}
         self.totals.load(dumped.get("totals", {}))
+        self._most = None
 
     # -- sums without training ---------------------------------------------------------------------
 
@@ -270,20 +272,20 @@ class Guard:
             max(size.of(kind), default=0.0) <= slack * self.typical.get(kind, 0.0) for kind in KINDS
         )
 
-    def counted(self, update: ClientUpdate, known: Iterable[Shares] | None = None) -> ClientUpdate:
+    def counted(self, update: ClientUpdate, bounds: Shares | None = None) -> ClientUpdate:
         """Return an update whose share is bounded, if that can be told before the round's end.
 
         Args:
             update: as it came.
-            known: shares of the clients whose medians are taken; None for those of earlier
-                rounds.
+            bounds: of the shares, () for none; None for those by the clients of earlier rounds.
         """
-        known = list(self.known.values() if known is None else known)
-        if len(known) < MAJORITY:
+        if bounds is None:
+            if self._most is None:  # once a round: the medians are those of all clients
+                self._most = self._bounds_by(self.known.values())
+            bounds = self._most
+        if not bounds:
             return update
-        most, most_tokens, most_margin, most_a_step, most_sure = (
-            self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
-        )
+        most, most_tokens, most_margin, most_a_step, most_sure = bounds
         if update.num_examples > most:
             update = replace(update, counts_as=max(1, int(most)))
         update = _with_steps(update, most_a_step)
@@ -300,6 +302,14 @@ class Guard:
             margin_left = routing.margin.double().minimum(least).to(routing.margin)
             update = replace(update, routing=replace(routing, margin=margin_left))
         return update
+
+    def _bounds_by(self, known: Collection[Shares]) -> Shares:
+        """Return how large each share may be beside these; () where they are no majority."""
+        if len(known) < MAJORITY:
+            return ()
+        return tuple(
+            self._strength.share * statistics.median(each) for each in zip(*known, strict=True)
+        )
 
     def close(
         self, updates: Sequence[ClientUpdate], sizes: Mapping[int, Size], summed: Iterable[int]
@@ -325,7 +335,8 @@ class Guard:
         }
         usual, least = self.usual | usual, self.usual | least
         early = len(self.known) < MAJORITY
-        known = [size.shares for size in own] if early else ()
+        bounds = self._bounds_by([size.shares for size in own]) if early else ()
+        any_masses = any(size.masses or size.lengths for size in own)
         found, factors, masses = [], {}, {}
         for update in updates:
             clip = Clip()
@@ -333,10 +344,10 @@ class Guard:
                 clip = self._clip(sizes[update.client], typical, usual, least)
                 clip = _with_totals(clip, sizes[update.client], factors_of[update.client])
                 update = clipped(update, clip)
-                update = self.counted(update, known) if early else update
+                update = self.counted(update, bounds) if early else update
             found.append(update)
             factors[update.client] = clip.least
-            if any(size.masses or size.lengths for size in own):
+            if any_masses:
                 masses[update.client] = clip.least_number
         return found, Guarded(factors, typical, masses)
 
@@ -346,6 +357,7 @@ class Guard:
         self.usual |= usual_of(list(sizes.values()))
         self.known |= {client: size.shares for client, size in sizes.items()}
         self.totals.learn(list(sizes))
+        self._most = None
 
     def _sketches(
         self, updates: Sequence[ClientUpdate], sizes: Sequence[Size]
