@@ -42,7 +42,7 @@ def misread_by(config: Mapping[str, Any]) -> tuple[str, ...]:
     Returns:
         Names of formats of ``fedmoe export``, which writes a folder for each or says why not.
     """
-    family, norm = config["model_type"], bool(config.get("norm_topk_prob", False))
+    family, norm = config.get("model_type", ""), bool(config.get("norm_topk_prob", False))
     biases_unset = family == "qwen2_moe" and not config.get("qkv_bias", True)
     dense = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) > 1
     shape = _ignored_shape(config)
@@ -56,7 +56,7 @@ def misread_by(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _ignored_shape(config: Mapping[str, Any]) -> str:
     """Return what of a config's attention neither program computes; "" if that is nothing."""
-    family = config["model_type"]
+    family = config.get("model_type", "")
     if family in _NO_WINDOW and "sliding_attention" in (config.get("layer_types") or ()):
         return "has a sliding window"
     if family in _PLAIN_HEADS:
