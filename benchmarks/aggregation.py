@@ -5,7 +5,7 @@
 The same dense arrays, float32 in tensors of 4 MB, go to ``FedAvg.aggregate_train`` of Flower and to
 this project's strategy with ``scheme = "fedavg"``: decoding, every check, sums, and encoding the
 new state. Each is a process of its own; they take turns, and medians over the rounds of all are
-compared. "after the last" is from when
+compared. Giving the replies' memory back is part of a round's time. "after the last" is from when
 the last reply is there to when the next round's first message could leave. Only the call is timed:
 making a reply, here reading it from a file, is not. Flower's API
 takes a list of all replies; this one takes them as they arrive. Both peaks hold the replies as far
@@ -189,8 +189,8 @@ class _Flower(_Timed):
         super().__init__()
         self._strategy = FlowerFedAvg()
         self._asked = Message(RecordDict(), 1, "train")
+        self._clients, self._tensors = clients, tensors
         self._arrays = ArrayRecord({f"t{i}": Array(_values(99, i)) for i in range(tensors)})
-        self._replies = [self._reply(client, tensors) for client in range(clients)]
 
     def _reply(self, client: int, tensors: int) -> Message:
         arrays = ArrayRecord({f"t{i}": Array(_values(client, i)) for i in range(tensors)})
@@ -199,10 +199,13 @@ class _Flower(_Timed):
 
     def aggregate(self) -> None:
         self.seconds = self.cpu = 0.0
+        replies = [self._reply(client, self._tensors) for client in range(self._clients)]
         self.clock(-1)
-        arrays, _ = self._strategy.aggregate_train(1, self._replies)
+        begin = time.perf_counter()
+        arrays, _ = self._strategy.aggregate_train(1, replies)
+        self.after = time.perf_counter() - begin  # it starts when the last reply is there
+        replies.clear()  # their memory goes back within the time, as it does below
         self.clock(+1)
-        self.after = self.seconds  # it starts when the last reply is there
         assert arrays is not None
         self._arrays = arrays
 

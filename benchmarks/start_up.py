@@ -4,19 +4,23 @@
 
 Runs one round of the embedded task on 8 simulated clients, reads its output, and prints the
 seconds from the command to each stage: medians and ranges. Run it once before, so that caches are
-warm, and on a machine that does nothing else.
+warm, and on a machine that does nothing else. The last row is the CPU time of all processes that
+the command started, orphans included (Linux), which other work on the machine changes less.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.cells import REPOSITORY, print_markdown
@@ -31,6 +35,8 @@ STAGES: Mapping[str, str] = {
     "the round is evaluated": "round 1/1: loss",
 }
 END = "the command has ended"
+CPU = "CPU time of all processes"
+_PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl(2)
 
 
 def main() -> None:
@@ -39,16 +45,18 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     found = [seconds_of_stages() for _ in range(parser.parse_args().repeats)]
-    rows = [_row(stage, [run[stage] for run in found]) for stage in (*STAGES, END)]
+    rows = [_row(stage, [run[stage] for run in found]) for stage in (*STAGES, END, CPU)]
     print_markdown(("stage", "seconds since the command", "range"), rows)
 
 
 def seconds_of_stages() -> dict[str, float]:
-    """Run once; return the seconds from the start to each stage.
+    """Run once; return the seconds from the start to each stage, and those of CPU time.
 
     Raises:
         SystemExit: the run failed, or its output lacks a stage.
     """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    used = _used()
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).with_name("fedmoe")), "run", str(REPOSITORY)]
         command += ["--clients", str(CLIENTS), "--rounds", "1", "--output", folder]
@@ -70,9 +78,19 @@ def seconds_of_stages() -> dict[str, float]:
                     break
         code = run.wait()
         found[END] = time.monotonic() - started
-    if code or len(found) != len(STAGES) + 1:
+        found[CPU] = _used() - used
+    if code or len(found) != len(STAGES) + 2:
         raise SystemExit("".join(lines))
     return found
+
+
+def _used() -> float:
+    """Return the CPU seconds of all children, adopted ones included, once they have ended."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def _row(stage: str, seconds: Sequence[float]) -> list[str]:

@@ -91,7 +91,7 @@ def train(message: Message, context: Context) -> Message:
         if config.privacy.secure_sum:
             from fedmoe_app.client.summed import masked_reply
 
-            reply = masked_reply(update, message.content, context, config.privacy, version)
+            reply = masked_reply(update, message.content, context, task, config.privacy, version)
             return Message(reply, reply_to=message)
         with watch.phase("encode"):
             if config.privacy.has_dp:
@@ -126,6 +126,21 @@ def evaluate(message: Message, context: Context) -> Message:
         task = decode_task(content)
         score = evaluate_client(config, node, task)
     return Message(encode_score(score, version, task.question), reply_to=message)
+
+
+@app.query("prepare")
+def prepare(message: Message, context: Context) -> Message:
+    """Import what training needs; simulated clients are asked while the server does the same."""
+    from importlib import import_module
+
+    from fedmoe_app.config.parse import parse_run_config
+
+    needed = ["client.encode", "client.received", "client.round", "wire.records"]
+    if parse_run_config(context.run_config).model.train != "all":
+        needed.append("moe.training.lora")
+    for name in needed:
+        import_module(f"fedmoe_app.{name}")
+    return Message(RecordDict(), reply_to=message)
 
 
 @app.query("describe")
@@ -186,7 +201,7 @@ def measure(message: Message, context: Context) -> Message:
         if config.privacy.secure_sum:
             from fedmoe_app.client.summed import masked_numbers_reply
 
-            reply = masked_numbers_reply(sums, message.content, context, node.client)
+            reply = masked_numbers_reply(sums, message.content, context, task, node.client)
             return Message(reply, reply_to=message)
     content = encode_number(node.client, task.question)
     content[RECORD] = encode_statistics(sums)

@@ -11,10 +11,10 @@ import hashlib
 import json
 import logging
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -137,7 +137,7 @@ def _refusal(config: RunConfig, head: str, empty: PreTrainedModel, error: TrialE
 
 def _key(config: RunConfig, head: str, empty: PreTrainedModel) -> str:
     """Return what changes whenever the answer might."""
-    versions = [torch.__version__, transformers.__version__, peft.__version__, _VERSION]
+    versions = [torch.__version__, transformers.__version__, version("peft"), _VERSION]
     values = empty.config.to_dict()
     details = [config.data.metric, config.model.train_head, config.model.lora_rank]
     inputs = [type(empty).__name__, values, mode_of(config, head), details, versions]

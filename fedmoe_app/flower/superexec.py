@@ -1,4 +1,8 @@
-"""What a SuperExec does: ask a SuperNode for tasks, and run ``flwr-clientapp`` for each."""
+"""What a SuperExec does: ask a SuperNode or SuperLink for tasks, run Flower's program for each.
+
+At a SuperNode a task is a message, run by ``flwr-clientapp``; at a SuperLink for simulations it is
+a whole run, by ``flwr-simulation``.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,27 @@ from typing import Any, Self
 
 COMMAND = "flwr-clientapp"
 MODULE = "flwr.supernode.cli"  # where its function is
+CLIENT_APP, SIMULATION = "CLIENT_APP", "SIMULATION"  # kinds of tasks
+SIMULATION_COMMAND = "flwr-simulation"
+# Where its function is, and what it imports on its way.
+SIMULATION_MODULES = (
+    "flwr.simulation.app",
+    "flwr.server.superlink.fleet.vce.backend.raybackend",
+)
 
 
 class Tasks:
-    """A connection to the Runtime API of a SuperNode; a context that closes it.
+    """A connection to the Runtime API of a SuperNode or SuperLink; a context that closes it.
 
     Args:
         address: ``HOST:PORT``.
         root_certificates: CA certificate of that API; None: it has no TLS.
+        kind: of the tasks that are asked for.
     """
 
-    def __init__(self, address: str, root_certificates: Path | None) -> None:
+    def __init__(
+        self, address: str, root_certificates: Path | None, kind: str = CLIENT_APP
+    ) -> None:
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.constant import TaskType
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -32,7 +46,7 @@ class Tasks:
             interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
             retry_invoker=make_simple_http_retry_invoker(),
         )
-        self._request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        self._request = AcquireTaskRequest(supported_task_types=[TaskType[kind]])
 
     def __enter__(self) -> Self:
         """Return the connection."""
@@ -53,8 +67,8 @@ class Tasks:
         return found.token if found.HasField("task") and found.token else None
 
 
-def clientapp_arguments(address: str, root_certificates: Path | None, parent: int) -> list[str]:
-    """Return the arguments of ``flwr-clientapp`` that are those of every task.
+def task_arguments(address: str, root_certificates: Path | None, parent: int) -> list[str]:
+    """Return the arguments of Flower's program that are those of every task.
 
     Args:
         address: ``HOST:PORT`` of the Runtime API.
@@ -67,7 +81,7 @@ def clientapp_arguments(address: str, root_certificates: Path | None, parent: in
 
 
 def token_arguments(token: str) -> list[str]:
-    """Return the arguments of ``flwr-clientapp`` that name the task."""
+    """Return the arguments of Flower's program that name the task."""
     return ["--token", token]
 
 
@@ -76,6 +90,19 @@ def run_clientapp() -> None:
     from flwr.supernode.cli import flwr_clientapp
 
     flwr_clientapp()
+
+
+def run_simulation() -> None:
+    """Run ``flwr-simulation`` with the arguments in ``sys.argv``, to its end."""
+    from flwr.simulation.app import flwr_simulation
+
+    flwr_simulation()
+
+
+def fallback_command(address: str, parent: int) -> list[str]:
+    """Return the command of Flower's own SuperExec for a SuperLink without TLS."""
+    fixed = ["--insecure", "--runtime-api-address", address]
+    return ["flower-superexec", *fixed, "--parent-pid", str(parent)]
 
 
 def answer_health(address: str) -> Any:

@@ -6,10 +6,11 @@ import re
 
 # No telemetry, no question for updates; no `uv sync`, which would download every dependency again,
 # for every run; seconds between two looks for work, whose default of 1 s adds up over the rounds.
+NO_INSTALLATION = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 VARIABLES = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    NO_INSTALLATION: "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }
 LOCAL_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"  # of the SuperLink that `flwr run` starts
@@ -24,6 +25,8 @@ KNOWN_KEY = "Public key already in use"
 
 # Beginnings of what Flower and Ray dump when a client raises: pages, several times over.
 CLIENT_DUMP = ("An exception was raised when processing a message", "ray::", "Traceback (most")
+# What Flower says when a ServerApp ends by an exception; the app has said the reason before.
+SERVER_DUMP = ("ServerApp raised an exception", "An unhandled exception occurred in the ServerApp")
 # Beginnings of messages of Flower and Ray that say nothing about the run.
 NOISE = (
     "Flower App configuration warnings",

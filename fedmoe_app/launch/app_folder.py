@@ -1,10 +1,19 @@
-"""The folder of the Flower app that `flwr run` needs, also where only the package is installed."""
+"""The folder of the Flower app that `flwr run` needs, also where only the package is installed.
+
+Flower resolves the path of every file below that folder before it looks at what the app's bundle
+is made of: five seconds of CPU time where a virtual environment lies there. So it is given a copy
+of what ``fab-include`` can name, of which it makes the same bundle, bit for bit.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 import sys
+import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +23,9 @@ from fedmoe_app.config.paths import cache_dir
 
 PYPROJECT = "pyproject.toml"
 _HERE = Path(".")
+_LARGE = 32 * 2**20  # bytes that are not copied for a bundle, which has at most 10 MB
+# The first part of a pattern that names one file or folder of the app's own, and nothing deeper.
+_ANCHORED = re.compile(r"/?(?P<first>[\w-][\w.-]*)/.+|/(?P<only>[\w-][\w.-]*)")
 
 
 def app_folder(given: Path) -> Path:
@@ -35,6 +47,46 @@ def app_folder(given: Path) -> Path:
         cache_dir() / "app" / _key(package, pyproject),
         lambda draft: _write_app(draft, package, pyproject),
     )
+
+
+def lean_copy(app: Path, folder: Path) -> Path:
+    """Copy to ``folder`` what an app's bundle can be made of; return the copy.
+
+    Returns ``app`` itself where a pattern of ``fab-include`` may mean any file, or where that is
+    large.
+    """
+    tops = _bundled(app)
+    if not tops or sum(path.lstat().st_size for top in tops for path in _files(top)) > _LARGE:
+        return app
+    copy = folder / app.resolve().name
+    for path in (path for top in tops for path in _files(top)):
+        if not path.is_symlink():  # Flower leaves links out
+            target = copy / path.relative_to(app)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return copy
+
+
+def _bundled(app: Path) -> list[Path]:
+    """Return the files and folders of an app in which its bundle's files lie; [] if unknown."""
+    try:
+        project = tomllib.loads((app / PYPROJECT).read_text(encoding="utf-8"))
+        patterns = project["tool"]["flwr"]["app"]["fab-include"]
+        found = [_ANCHORED.fullmatch(pattern) for pattern in patterns]
+    except (OSError, ValueError, KeyError, TypeError):  # whoever reads it says what is wrong
+        return []
+    names = {match["first"] or match["only"] for match in found if match}
+    return [app / name for name in sorted({*names, PYPROJECT, ".gitignore"})] if all(found) else []
+
+
+def _files(top: Path) -> Iterator[Path]:
+    """Yield a file, or the files below a folder, links to files among them."""
+    if not top.is_dir():
+        yield from [top] if top.is_file() else []
+        return
+    for folder, names, files in os.walk(top):
+        names[:] = [name for name in names if name != "__pycache__"]  # never in a bundle
+        yield from (Path(folder, file) for file in files)
 
 
 def let_import(app: Path) -> None:

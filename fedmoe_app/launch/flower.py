@@ -30,11 +30,13 @@ from fedmoe_app.flower.words import (
     STARTED,
     STOPPED,
 )
+from fedmoe_app.launch import simulation
+from fedmoe_app.launch.app_folder import lean_copy
 from fedmoe_app.launch.connections import Connection, LaunchError, write_connection
 from fedmoe_app.launch.environment import run_environment
 from fedmoe_app.launch.log_filter import COLOUR, LogFilter
 from fedmoe_app.launch.processes import ProcessGroup, free_port, program
-from fedmoe_app.results.events import PREFIX, Event, from_line
+from fedmoe_app.results.events import PREFIX, AppDone, Event, from_line
 from fedmoe_app.results.folder import nest
 from fedmoe_app.shown.logs import output_line
 
@@ -127,7 +129,10 @@ def run_simulation(app: Path, overrides: Flat, simulation: Simulation, output: O
         group = ProcessGroup(run_environment(home))
         with group, own_superlink(group, home) as connection:
             extra = ("--federation-config", simulation.federation_config())
-            return _run(group, app, connection, overrides, output, extra)
+            outcome = _run(group, app, connection, overrides, output, extra, alone=True)
+            if outcome.completed:
+                group.kill()  # Flower and Ray would take seconds to end, and hold nothing any more
+            return outcome
 
 
 def run_connected(app: Path, overrides: Flat, connection: Connection, output: Output) -> Outcome:
@@ -147,7 +152,11 @@ def own_superlink(group: ProcessGroup, home: Path) -> Iterator[Connection]:
     connection = write_connection(home, OWN_CONNECTION, f"{LOOPBACK}:{port}")
     with (home / "superlink.log").open("w+", encoding="utf-8") as log:
         command = [program("flower-superlink"), "--simulation", "--insecure"]
-        process = group.start([*command, "--host", LOOPBACK, "--port", str(port)], log)
+        command += ["--host", LOOPBACK, "--port", str(port)]
+        leave_run = simulation.superlink_options(run_environment(home))
+        process = group.start([*command, *leave_run], log)
+        if leave_run:
+            simulation.start(group, connection.address, process.pid)
         wait_for_superlink(process, port, home / "superlink.log")
         yield connection
 
@@ -218,14 +227,31 @@ def _run(
     overrides: Flat,
     output: Output,
     extra: tuple[str, ...] = (),
+    alone: bool = False,
 ) -> Outcome:
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config:
+    """Run the app to its end.
+
+    Args:
+        group: that the process belongs to.
+        app: folder of the Flower app.
+        connection: to the SuperLink.
+        overrides: run config over the app's own.
+        output: where what it says goes.
+        extra: options of ``flwr run``.
+        alone: the SuperLink has no other run and ends with this one, so that nobody needs Flower's
+            own end of it: what counts is that the ServerApp has done everything.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="fedmoe-app-") as folder,
+        tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config,
+    ):
         config.write(tomli_w.dumps(nest(overrides)))
         config.flush()
         options = ["--stream", "--run-config", config.name, *extra]
-        command = [program("flwr"), "run", str(app), connection.name, *options]
+        lean = lean_copy(app, Path(folder))
+        command = [program("flwr"), "run", str(lean), connection.name, *options]
         process = group.start(command, subprocess.PIPE)
-        stream = _Stream(output)
+        stream = _Stream(output, until_done=alone)
         try:
             stream.read(process)
         except KeyboardInterrupt:
@@ -235,25 +261,36 @@ def _run(
             raise
     if stream.run_id is None:
         raise LaunchError(f"flwr run: {_complaint(stream.before)}")
+    if stream.app_done:
+        return Outcome(stream.run_id, COMPLETED, "")
     return stream.explain(_outcome(connection, stream.run_id))
 
 
 class _Stream:
-    """The output of ``flwr run``: the run's id, and the lines before it was known."""
+    """The output of ``flwr run``: the run's id, and the lines before it was known.
 
-    def __init__(self, output: Output) -> None:
+    Args:
+        output: where the lines go.
+        until_done: read no further than to the ServerApp's last event.
+    """
+
+    def __init__(self, output: Output, until_done: bool = False) -> None:
         self.run_id: str | None = None
+        self.app_done = False
+        self._until_done = until_done
         self.before: list[str] = []
         self._engine_error = ""
         self._output = output
         self._readable = LogFilter()
 
     def read(self, process: subprocess.Popen[str]) -> None:
-        """Pass every line on until the process ends."""
+        """Pass every line on until the process, or all that is wanted of it, ends."""
         assert process.stdout is not None
         for raw in process.stdout:
             self._look_for_id(raw)
             self._pass_on(raw)
+            if self.app_done:
+                return
         process.wait()
 
     def explain(self, outcome: Outcome) -> Outcome:
@@ -272,6 +309,7 @@ class _Stream:
         if raw.startswith(PREFIX):
             if (event := from_line(raw)) is not None:
                 self._output.hear(event)
+                self.app_done = self._until_done and isinstance(event, AppDone)
             return
         self._output.write(output_line(raw) + "\n")
         line = self._readable(raw)

@@ -88,6 +88,10 @@ class ProcessGroup:
             psutil.wait_procs(known, timeout=self._grace)
         self._kill(known)
 
+    def kill(self) -> None:
+        """End every process of the group at once: none has anything left to do."""
+        self._kill(self.alive())
+
     def _kill(self, known: list[psutil.Process]) -> None:
         late = {process.pid: process for process in [*known, *self.alive()]}
         for process in late.values():

@@ -91,7 +91,7 @@ def _become_clientapp(arguments: Sequence[str]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         run_clientapp = superexec.run_clientapp
-        _forget_app()
+        forget_app()
         sys.argv = [superexec.COMMAND, *arguments]
         run_clientapp()
         code = 0
@@ -106,7 +106,7 @@ def _become_clientapp(arguments: Sequence[str]) -> NoReturn:
         os._exit(code)
 
 
-def _forget_app() -> None:
+def forget_app() -> None:
     """Unload this package: the run's bundle brings its own copy, perhaps of another version."""
     package = __name__.partition(".")[0]
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
@@ -120,7 +120,7 @@ def serve(address: str, root_certificates: Path | None) -> NoReturn:
         address: ``HOST:PORT`` of the SuperNode's Runtime API.
         root_certificates: CA certificate of that API; None: it has no TLS (on loopback).
     """
-    fixed = superexec.clientapp_arguments(address, root_certificates, os.getpid())
+    fixed = superexec.task_arguments(address, root_certificates, os.getpid())
     executor = ForkExecutor()
     with superexec.Tasks(address, root_certificates) as tasks:
         try:

@@ -6,6 +6,7 @@ polls faster and yields each reply when it is there, so that progress can be sho
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
@@ -90,6 +91,19 @@ class Reply:
 def connected_nodes(grid: Grid) -> list[int]:
     """Return the ids of all connected nodes, sorted."""
     return sorted(grid.get_node_ids())
+
+
+def prepare_clients(grid: Grid) -> None:
+    """Let simulated clients import what they need while the server builds its model.
+
+    That takes seconds of CPU in each process that runs clients, and there is at most one a CPU; so
+    many are asked. Nobody waits for the answers: a client that did not get the question, or failed
+    at it, imports when it trains. SuperNodes start a process for each message, and are not asked.
+    """
+    if is_deployed(grid):
+        return
+    nodes = connected_nodes(grid)[: os.cpu_count()]
+    grid.push_messages([Message(RecordDict(), node, "query.prepare") for node in nodes])
 
 
 def wait_for_nodes(

@@ -21,8 +21,8 @@ from fedmoe_app.aggregation.guard import (
     norm_of,
     size_of,
     typical_of,
-    weighted_median,
 )
+from fedmoe_app.aggregation.medians import weighted_median
 from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.schemes.fedalign import consistency_weights
 from fedmoe_app.schemes.fednova import FedNova
@@ -138,6 +138,19 @@ def test_steps_are_those_of_the_examples_that_a_client_counts_for(
     # FedNova goes Σpτ·Σp·Δ/τ: forged steps once took the model 138,890 changes away.
     moved = fold_toy(FedNova(), found).dense["head.weight"] - toy_state().dense["head.weight"]
     assert 0.9 < float(moved[0]) < 3.5
+
+
+def test_bounds_of_shares_follow_the_rounds_that_were_learnt() -> None:
+    """They are worked out once a round, since the medians are those of all clients."""
+    own, large = guard(), toy_update(9, 10**6, 1, ALL)
+    assert own.counted(large).counted == 10**6  # nobody is known yet
+    for examples in (10, 100):
+        own.learn({c: size_of(toy_update(c, examples, 1, ALL)) for c in range(4)})
+        assert own.counted(large).counted == own.counted(large).counted == 4 * examples
+    again = guard()
+    assert again.counted(large).counted == 10**6
+    again.load(own.dump())
+    assert again.counted(large).counted == 400
 
 
 def test_a_checkpoint_of_shares_without_steps_can_be_gone_on_from() -> None:

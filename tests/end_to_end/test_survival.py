@@ -64,7 +64,7 @@ def pairs(changes: dict[str, Any]) -> list[str]:
 
 def process_named(group: ProcessGroup, name: str) -> psutil.Process:
     """Return the process of the group whose command names a program."""
-    found = [p for p in group.alive() if any(Path(part).name == name for part in p.cmdline()[:3])]
+    found = [p for p in group.alive() if any(Path(part).name == name for part in p.cmdline()[:4])]
     assert len(found) == 1, found
     return found[0]
 
@@ -189,7 +189,7 @@ def test_a_simulation_that_was_killed_is_resumed(tmp_path: Path) -> None:
         assert calm.finish() == 0, calm.lines[-20:]
         command = run(group, REPOSITORY, "", tmp_path / "killed", *changes)
         wait_for(lambda: rounds_done(tmp_path / "killed") >= 1, "round 1")
-        process_named(group, "flwr-simulation").kill()
+        process_named(group, "fedmoe_app.launch.simulation").kill()
         assert command.finish() == 0, command.lines[-20:]
         assert group.alive() == []
     assert_same(tmp_path / "killed", tmp_path / "calm")

@@ -6,8 +6,9 @@ import pytest
 
 import fedmoe_app
 from fedmoe_app.config.overrides import app_defaults
+from fedmoe_app.flower.supernode import bundle_of
 from fedmoe_app.launch import app_folder as module
-from fedmoe_app.launch.app_folder import app_folder
+from fedmoe_app.launch.app_folder import app_folder, lean_copy
 from tests.conftest import REPOSITORY
 
 
@@ -64,3 +65,63 @@ def test_without_any_app_the_reader_says_so(
     monkeypatch.setattr(fedmoe_app, "__file__", str(tmp_path / "fedmoe_app" / "__init__.py"))
     monkeypatch.setattr(module.metadata, "files", lambda name: None)
     assert app_folder(Path(".")) == Path(".")
+
+
+def flower_app(folder: Path, include: str) -> Path:
+    """Write an app in whose folder much lies that is none of its bundle's."""
+    (folder / "pyproject.toml").parent.mkdir()
+    (folder / "pyproject.toml").write_text(
+        f"""[project]
+name = "mine"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "me"
+fab-include = {include}
+[tool.flwr.app.components]
+serverapp = "mine.app:server"
+clientapp = "mine.app:client"
+"""
+    )
+    (folder / ".gitignore").write_text("secret.py\n/mine/local/\n")
+    for name in (
+        *("mine/app.py", "mine/deep/er/part.py", "mine/table.json", "mine/secret.py"),
+        *("mine/local/x.py", "mine/__pycache__/app.py", "mine/test_app.py", "LICENSE", "data.json"),
+        *("other/part.py", ".venv/lib/python3/site-packages/torch.py", ".venv/LICENSE"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"# {name}\n")
+    (folder / "mine" / "link.py").symlink_to("app.py")
+    (folder / "mine" / "linked").symlink_to(folder / "other")
+    return folder
+
+
+@pytest.mark.parametrize("include", ['["mine/**/*.py", "/mine/*.json", "/LICENSE"]', '["/mine"]'])
+def test_a_lean_copy_makes_the_same_bundle_without_a_look_at_the_rest(
+    include: str, tmp_path: Path
+) -> None:
+    app = flower_app(tmp_path / "app", include)
+    bundle = bundle_of(app)
+    copy = lean_copy(app, tmp_path / "copy")
+    assert copy.name == "app"
+    assert {path.name for path in copy.iterdir()} <= {
+        "pyproject.toml", ".gitignore", "mine", "LICENSE"
+    }  # fmt: skip
+    assert bundle_of(copy) == bundle
+
+
+@pytest.mark.parametrize("include", ['["**/*.py"]', '["*.py"]', '["../x/*.py"]', '["mi*/*.py"]'])
+def test_an_app_whose_bundle_may_hold_any_file_stays_where_it_is(
+    include: str, tmp_path: Path
+) -> None:
+    app = flower_app(tmp_path / "app", include)
+    assert lean_copy(app, tmp_path / "copy") == app
+    assert not (tmp_path / "copy").exists()
+
+
+def test_what_is_no_app_is_left_to_flower(tmp_path: Path) -> None:
+    assert lean_copy(tmp_path, tmp_path / "copy") == tmp_path
+
+
+def test_the_app_of_this_repository_has_a_lean_copy(tmp_path: Path) -> None:
+    assert lean_copy(REPOSITORY, tmp_path) == tmp_path / REPOSITORY.name

@@ -19,8 +19,10 @@ from fedmoe_app.launch.flower import (
     open_log,
     own_superlink,
     run_connected,
+    run_simulation,
 )
 from fedmoe_app.launch.processes import ProcessGroup
+from fedmoe_app.results.events import AppDone, Event, to_line
 
 # `flwr run` prints its arguments and the run config that it was given; `flwr ls` the status.
 FLWR = """
@@ -141,6 +143,43 @@ def test_a_superlink_that_does_not_answer_is_reported(
     ):
         pytest.fail("it does not answer")
     assert group.alive() == []
+
+
+# Answers that it is there, until it is ended.
+SUPERLINK = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class There(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+port = int(sys.argv[sys.argv.index("--port") + 1])
+HTTPServer(("127.0.0.1", port), There).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_simulation_is_over_when_the_app_has_done_everything(
+    done: bool, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower would take seconds more; without the app's word its status counts, as ever."""
+    monkeypatch.setenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "0")  # no other process
+    fakes.write("flower-superlink", SUPERLINK)
+    lasting = "import sys, time; print(chr(10).join({!r}), flush=True); time.sleep(600)"
+    if done:
+        fakes.write("flwr", lasting.format([*STARTED, to_line(AppDone())]))
+    else:
+        fakes.flwr(STARTED, "finished:failed", "Simulation failed with exception: no data")
+    shown, heard = list[str](), list[Event]()
+    output = Output(io.StringIO(), shown.append, hear=heard.append)
+    outcome = run_simulation(Path("/the/app"), {}, Simulation(2), output)
+    assert shown[0] == "round 1"
+    assert heard == [AppDone()] * done
+    assert outcome == (
+        Outcome("42", "finished:completed", "")
+        if done
+        else Outcome("42", "finished:failed", "no data")
+    )
 
 
 def test_simulation_config_has_the_types_that_flower_wants() -> None:

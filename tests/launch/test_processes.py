@@ -56,6 +56,15 @@ def test_what_ignores_sigterm_is_killed() -> None:
     assert not is_alive(stubborn.pid)
 
 
+def test_killed_are_all_at_once_orphans_included() -> None:
+    """Not one gets the time to do anything more."""
+    with ProcessGroup(os.environ, grace=60) as group:
+        output, _ = python(group, ORPHAN.format(code=STUBBORN)).communicate(timeout=10)
+        group.kill()
+        assert not is_alive(int(output))
+        assert group.alive() == []
+
+
 def test_other_processes_stay() -> None:
     with subprocess.Popen([sys.executable, "-c", SLEEP]) as other:
         with ProcessGroup(os.environ) as group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 
@@ -16,6 +17,7 @@ from fedmoe_app.server.transport import (
     exchange,
     is_deployed,
     kept_alive,
+    prepare_clients,
     pull,
     short_reason,
     wait_for_nodes,
@@ -174,3 +176,21 @@ def test_heartbeats_go_on_after_errors_and_end_with_the_run() -> None:
     assert superlink.heartbeats == count
     with kept_alive(grid(1), seconds=0.0):
         pass
+
+
+class Listening(InProcessGrid):
+    """A grid that notes what is sent."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.sent = list(messages)
+        return super().push_messages(self.sent)
+
+
+def test_as_many_simulated_clients_prepare_as_can_work_at_a_time() -> None:
+    cpus = os.cpu_count() or 1
+    for num_nodes in (1, cpus + 2):
+        nodes = Listening(app, {}, [{"partition-id": i} for i in range(num_nodes)])
+        with task_identity():
+            prepare_clients(nodes)
+        assert len({message.metadata.dst_node_id for message in nodes.sent}) == min(num_nodes, cpus)
+        assert {message.metadata.message_type for message in nodes.sent} == {"query.prepare"}
