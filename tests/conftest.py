@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -38,3 +41,30 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def draw_nothing(specs: Mapping[Path, object], points: float | None = None) -> list[Path]:
+    """In place of the function that draws pictures: leave empty files."""
+    for path in specs:
+        path.touch()
+    return list(specs)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """The pictures of this module's runs are empty files: drawing takes longer than training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedmoe_app.report.files.save", draw_nothing)
+        yield
+
+
+@pytest.fixture
+def cells_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a comparison are in this process, not in others that take long to start."""
+    from fedmoe_app.compare import compare as comparing
+
+    monkeypatch.setattr(comparing, "run_cells", partial(_run_cells_here, comparing.run_cells))
+
+
+def _run_cells_here(run_cells: Callable[..., Any], *given: Any, here: bool) -> Any:
+    return run_cells(*given, here=True)

@@ -10,6 +10,8 @@ import torch
 
 from fedmoe_app import ConfigError, ResultsError, RunResult, compare_schemes, load_run, run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL: dict[str, Any] = {
     "num-server-rounds": 2,
     "data.max-train-examples": 48,
@@ -19,7 +21,7 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def done(no_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     folder = tmp_path_factory.mktemp("api")
     return run(SMALL | {"output-dir": str(folder), "run-name": "mine"}, clients=2)
 
@@ -64,6 +66,7 @@ def test_a_wrong_key_is_refused() -> None:
         run({"train.learning-rat": 0.1})
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_a_comparison_has_frames(tmp_path: Path) -> None:
     found = compare_schemes(
         ["fedavg", "fedprox"],

@@ -84,6 +84,7 @@ def own_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("scheme", "args", "experts_sent"),
     [
@@ -130,6 +131,7 @@ def test_the_page_on_own_schemes_names_every_kind_of_part_and_counts_its_concept
     assert len(rows) == 17 and "**Seventeen in all**" in page
 
 
+@pytest.mark.usefixtures("cells_here", "no_pictures")
 def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", text_of(DOCS / "python.md"), re.DOTALL))
     script = tmp_path / "page.py"

@@ -115,12 +115,14 @@ def _environment() -> Environment:
     )
 
 
+@cache  # of texts that never change: style sheet, bundle, script
 def _source_hash(text: str) -> Markup:
     """Return the source expression by which a content security policy allows just this text."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Markup(f"'sha256-{digest}'")
 
 
+@cache
 def _version() -> str:
     try:
         return installed_version("fedmoe")

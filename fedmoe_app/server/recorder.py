@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -235,6 +236,11 @@ class RunRecorder:
 
 def library_versions() -> dict[str, str]:
     """Return what the run was computed with; information only, nothing is refused by it."""
+    return dict(_versions())
+
+
+@cache  # asked in every round
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

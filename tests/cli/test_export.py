@@ -11,6 +11,8 @@ from fedmoe_app.results.folder import list_checkpoints
 from tests.conftest import flat_config
 from tests.toy import write_topics
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:

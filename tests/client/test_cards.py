@@ -24,6 +24,7 @@ from fedmoe_app.tasks.setup import Setup, load_setup, server_data
 from fedmoe_app.wire.records import TrainTask
 from tests.cards import CARDS, two_cards
 from tests.conftest import make_config
+from tests.homes import home_with_cache
 
 NODE = Node(0, 0, 2, None, device_map="auto")
 
@@ -49,8 +50,8 @@ def halves(
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for what takes long to make."""
-    return tmp_path_factory.mktemp("home")
+    """With what takes long to make: it is in the usual cache."""
+    return home_with_cache(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,15 @@ def check_adapter(folder: Path, base: PreTrainedModel, merged: PreTrainedModel) 
     assert difference.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", NAMES)
+def _every() -> Iterator[Any]:
+    """Every family in every mode; those tests are slow in which both are in another one, too."""
+    for row, family in enumerate(NAMES):
+        for mode in MODES:
+            marks = [] if MODES.index(mode) == row % len(MODES) else [pytest.mark.slow]
+            yield pytest.param(family, mode, id=f"{family}-{mode}", marks=marks)
+
+
+@pytest.mark.parametrize(("family", "mode"), _every())
 def test_a_round_in_every_mode(family: str, mode: str, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", family)
     folder = run_round(tmp_path, EXAMPLES, **{"model.train": mode})

@@ -17,6 +17,7 @@ from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.tasks.setup import load_setup, server_data
 from fedmoe_app.wire.records import TrainTask
 from tests.conftest import make_config
+from tests.homes import home_with_cache
 
 
 def trained(config: RunConfig) -> ClientUpdate:
@@ -41,8 +42,9 @@ def trained(config: RunConfig) -> ClientUpdate:
 def test_a_round_gives_what_it_gives_one_by_one(
     scheme: str, train: str, is_stacked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path))
-    config = make_config(**{"scheme": scheme, "model.train": train, "train.max-steps": 3})
+    monkeypatch.setenv("FEDMOE_HOME", str(home_with_cache(tmp_path)))
+    short = {"train.max-steps": 3, "data.max-train-examples": 240}
+    config = make_config(**{"scheme": scheme, "model.train": train} | short)
     wanted = trained(config)
     found: list[bool] = []
 

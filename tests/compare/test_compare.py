@@ -41,7 +41,7 @@ def compare(
 
 
 @pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def faked(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs that train nothing, in this process."""
     real = comparing.run_cells
 

@@ -45,7 +45,7 @@ def scored_run(cell: Cell, draft: Path) -> Path:
 
 
 @pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def faked(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real = comparing.run_cells
 
     def run_here(cells: Any, folder: Any, workers: int, run: Any, here: bool) -> Any:

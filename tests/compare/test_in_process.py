@@ -15,10 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from fedmoe_app import ConfigError, ResultsError, read_metrics, run_in_process
+from fedmoe_app.report import files
 from fedmoe_app.results.folder import RunFolder
 from fedmoe_app.server.rounds import RunFailedError
 from fedmoe_app.server.transport import NotEnoughClientsError
+from fedmoe_app.shown import pictures
 from tests.conftest import flat_config
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SMALL = {
     "num-server-rounds": 2,
@@ -42,8 +46,11 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def fedavg_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("fedavg"), **{"num-server-rounds": 3})
+def fedavg_run(no_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "save", pictures.save)
+        return run(tmp_path_factory.mktemp("fedavg"), **{"num-server-rounds": 3})
 
 
 def test_a_run_learns_and_reports_every_round(fedavg_run: Path) -> None:
@@ -91,7 +98,9 @@ def test_the_folder_holds_config_and_plots(fedavg_run: Path) -> None:
     names = {path.name for path in fedavg_run.iterdir()}
     assert {"config.toml", "metrics.jsonl", "model", "report.html"} <= names
     assert 'class="state complete"' in (fedavg_run / "report.html").read_text()
-    assert len([name for name in names if name.endswith(".png")]) >= 3
+    drawn = [path for path in fedavg_run.iterdir() if path.suffix == ".png"]
+    assert len(drawn) >= 3
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
 def test_one_seed_gives_the_same_metrics_twice(fedavg_run: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from tests.conftest import flat_config
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import messages
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL = {
     "num-server-rounds": 1,
     "data.task": "causal-lm",

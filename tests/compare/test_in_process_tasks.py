@@ -11,6 +11,8 @@ import pytest
 from fedmoe_app import ConfigError, read_metrics, run_in_process
 from tests.conftest import flat_config
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL = {
     "num-server-rounds": 1,
     "data.partition": "iid",

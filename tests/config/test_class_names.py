@@ -14,6 +14,8 @@ from fedmoe_app.tasks.setup import check_setup, client_data, server_data
 from tests.conftest import flat_config, make_config
 from tests.data.test_tokenless import tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 BOTH = ("Other", "Health, safety")
 ROWS = [{"text": f"good day number {i}", "label": BOTH[i % 2]} for i in range(24)]
 

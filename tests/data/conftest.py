@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.corpus import Corpus, load_corpus
+from tests.homes import home_with_cache
 
 REPOSITORY = Path(__file__).parents[2]
 MakeConfig = Callable[..., DataConfig]
@@ -21,19 +22,15 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def corpus_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home in which the embedded corpus has been built."""
-    home = tmp_path_factory.mktemp("corpus-home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDMOE_HOME", str(home))
-        load_corpus()
-    yield home
+def usual_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the cache that all other tests use: its corpus is built once."""
+    return home_with_cache(tmp_path_factory.mktemp("usual"))
 
 
 @pytest.fixture
-def with_corpus(corpus_home: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FEDMOE_HOME", str(corpus_home))
-    return corpus_home
+def with_corpus(usual_home: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDMOE_HOME", str(usual_home))
+    return usual_home
 
 
 @pytest.fixture

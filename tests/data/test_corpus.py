@@ -23,6 +23,22 @@ from fedmoe_app.data.docstrings import MAX_CHARS, MIN_CHARS, CorpusError
 from tests.conftest import REPOSITORY
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the corpus has been built by the code as it is now."""
+    home = tmp_path_factory.mktemp("corpus-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDMOE_HOME", str(home))
+        load_corpus()
+    return home
+
+
+@pytest.fixture
+def with_corpus(built: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDMOE_HOME", str(built))
+    return built
+
+
 def test_classes_are_even_and_as_large_as_said(corpus: Corpus) -> None:
     assert corpus.label_names == tuple(LIBRARIES)
     for part, size in ((corpus.train, TRAIN_PER_CLASS), (corpus.test, TEST_PER_CLASS)):

@@ -32,7 +32,7 @@ import torch
 from fedmoe_app import run_in_process
 from fedmoe_app.config.names import ADAPTERS_ONLY
 from tests.bases import save_base
-from tests.conftest import flat_config
+from tests.conftest import draw_nothing, flat_config
 
 CLIENTS = 3
 ROUNDS = 3
@@ -229,6 +229,22 @@ def make_material(folder: Path) -> Path:
 
 def run_golden(run: GoldenRun, material: Path, folder: Path) -> Path:
     """Carry out a run and return its result folder, which lies in ``folder``."""
+    results = _carry_out(run, material, folder)
+    return results if run.set_back is None else resume_golden(run, material, folder, run.set_back)
+
+
+def resume_golden(run: GoldenRun, material: Path, folder: Path, after: int) -> Path:
+    """Set the run that was carried out in ``folder`` back to a checkpoint, and resume it there.
+
+    Args:
+        run, material, folder: as they were given to :func:`run_golden`.
+        after: the round of the checkpoint.
+    """
+    checkpoint = folder / "run" / "checkpoints" / f"round-{after:05d}"
+    return _carry_out(run, material, folder, {"resume": str(checkpoint)})
+
+
+def _carry_out(run: GoldenRun, material: Path, folder: Path, more: Config | None = None) -> Path:
     flat = flat_config(
         **COMMON
         | {
@@ -240,42 +256,39 @@ def run_golden(run: GoldenRun, material: Path, folder: Path) -> Path:
             "run-name": "run",
         }
         | run.config
+        | (more or {})
     )
     nodes = [
         {"partition-id": client, "num-partitions": CLIENTS, **run.nodes.get(client, {})}
         for client in range(CLIENTS)
     ]
-    with _surroundings(folder):
-        results = run_in_process(flat, CLIENTS, nodes)
-        if run.set_back is not None:
-            checkpoint = results / "checkpoints" / f"round-{run.set_back:05d}"
-            results = run_in_process(flat | {"resume": str(checkpoint)}, CLIENTS, nodes)
-    return results
+    with _surroundings(folder, material / "cache"):
+        return run_in_process(flat, CLIENTS, nodes)
 
 
 @contextmanager
-def _surroundings(folder: Path) -> Iterator[None]:
+def _surroundings(folder: Path, cache: Path) -> Iterator[None]:
     """Give a run its own ``$FEDMOE_HOME`` and one CPU thread, and draw nothing.
 
-    Plots take longer than the rounds, and pictures are not compared.
+    Plots take longer than the rounds, and pictures are not compared. The cache is that of the
+    material, so that whether its model can be trained is tried once a mode, not once a run.
     """
+    home = folder / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(exist_ok=True)
+    if not (home / "cache").exists():
+        (home / "cache").symlink_to(cache, target_is_directory=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with (
-        patch.dict(os.environ, FEDMOE_HOME=str(folder / "home")),
+        patch.dict(os.environ, FEDMOE_HOME=str(home)),
         patch.object(torch.cuda, "is_available", lambda: False),
-        patch("fedmoe_app.report.files.save", _draw_nothing),
+        patch("fedmoe_app.report.files.save", draw_nothing),
     ):
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-def _draw_nothing(specs: Mapping[Path, object], points: float | None = None) -> list[Path]:
-    for path in specs:
-        path.touch()
-    return list(specs)
 
 
 # -- data, of words that the tokenizer knows ---------------------------------------------------

@@ -18,6 +18,8 @@ from fedmoe_app.tasks.base import Score
 from tests.conftest import flat_config
 from tests.toy import TOPICS, write_topics
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 # 4 rows of a: 3 right, 1 taken for b; 2 of b: 1 right, 1 taken for a; none of c, one b... of it.
 HAND = Classes(3, ("a", "b", "c"), np.array([[3, 1, 0], [1, 1, 0], [0, 0, 0]]))
 

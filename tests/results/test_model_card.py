@@ -12,6 +12,8 @@ from fedmoe_app import run_in_process
 from fedmoe_app.results.model_card import accuracy_interval, licence_of, model_card
 from tests.conftest import flat_config
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 LINES: list[dict[str, Any]] = [
     {"round": 0, "accuracy": 0.125, "loss": 2.08, "metric": "accuracy", "clients": []},
     {

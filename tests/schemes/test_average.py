@@ -19,7 +19,8 @@ from fedmoe_app.cli.export import write_model
 from fedmoe_app.schemes.average import Averaged, LastModels, MovingAverage
 from fedmoe_app.schemes.base import Plan
 from tests.conftest import make_config
-from tests.invariant.runs import GoldenRun, make_material, run_golden
+from tests.invariant.runs import GoldenRun
+from tests.schemes.conftest import SharedRuns
 from tests.schemes.parts_at_work import info
 
 SHAPE = ModelShape(1, 2, 1, head="score")
@@ -99,14 +100,9 @@ def test_what_is_built_of_the_keys() -> None:
 # -- whole runs --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_material(tmp_path_factory.mktemp("material"))
-
-
-def run(material: Path, folder: Path, *, set_back: int | None = None, **keys: Any) -> Path:
+def run_with(**keys: Any) -> GoldenRun:
     config = {"train.learning-rate": 1e-2, "keep-checkpoints": 9, "keep-client-state": True, **keys}
-    return run_golden(GoldenRun(config, set_back=set_back), material, folder)
+    return GoldenRun(config)
 
 
 def tensors(results: Path, server_round: int, name: str = "state") -> dict[str, Tensor]:
@@ -116,10 +112,8 @@ def tensors(results: Path, server_round: int, name: str = "state") -> dict[str, 
 LAST: dict[str, Any] = {"average.of": "last", "average.models": 2}
 
 
-def test_clients_train_as_without_it_and_the_mean_is_scored_and_saved(
-    material: Path, tmp_path: Path
-) -> None:
-    results, plain = run(material, tmp_path / "mean", **LAST), run(material, tmp_path / "plain")
+def test_clients_train_as_without_it_and_the_mean_is_scored_and_saved(runs: SharedRuns) -> None:
+    results, plain = runs.of(run_with(**LAST)), runs.of(run_with())
     assert [line["status"] for line in read_metrics(results)] == ["ok"] * 4
     models = [tensors(results, n) for n in range(4)]
     for n in range(4):
@@ -134,12 +128,9 @@ def test_clients_train_as_without_it_and_the_mean_is_scored_and_saved(
 
 
 @pytest.mark.parametrize("keys", [LAST, {"average.of": "moving"}], ids=["last", "moving"])
-def test_a_resumed_run_reports_the_same(
-    keys: Mapping[str, Any], material: Path, tmp_path: Path
-) -> None:
-    more = {**keys, "scheme": "fedavgm"}  # a step with state beside it
-    whole = run(material, tmp_path / "whole", **more)
-    again = run(material, tmp_path / "again", set_back=2, **more)
+def test_a_resumed_run_reports_the_same(keys: Mapping[str, Any], runs: SharedRuns) -> None:
+    run = run_with(**keys, scheme="fedavgm")  # a step with state beside it
+    whole, again = runs.of(run), runs.resumed(run, after=2)
     for name in ("state", "server-state", "reported"):
         mine, other = tensors(whole, 3, name), tensors(again, 3, name)
         assert mine.keys() == other.keys()
@@ -150,21 +141,21 @@ def test_a_resumed_run_reports_the_same(
 
 
 def test_the_exported_model_is_the_reported_one(
-    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: SharedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = run(material, tmp_path / "run", **LAST)
-    monkeypatch.setenv("FEDMOE_HOME", str(tmp_path / "run" / "home"))
-    shutil.rmtree(results / "model")
+    results, run = tmp_path / "run", run_with(**LAST)
+    shutil.copytree(runs.of(run), results, ignore=shutil.ignore_patterns("model"))
+    monkeypatch.setenv("FEDMOE_HOME", str(runs.home_of(run)))
     write_model(results, "hf", tmp_path / "exported")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported")
     assert model.score.weight.equal(tensors(results, 3, "reported")["score.weight"])
 
 
-def test_nodes_that_score_the_model_score_the_mean(material: Path, tmp_path: Path) -> None:
+def test_nodes_that_score_the_model_score_the_mean(runs: SharedRuns) -> None:
     """Without a test set of the server's: by the clients' own examples."""
     keys = {**LAST, "data.test-source": "", "num-server-rounds": 2}
-    found = read_metrics(run(material, tmp_path / "mean", **keys))
-    plain = read_metrics(run(material, tmp_path / "plain", **{**keys, "average.of": "none"}))
+    found = read_metrics(runs.of(run_with(**keys)))
+    plain = read_metrics(runs.of(run_with(**keys | {"average.of": "none"})))
     assert [line["status"] for line in found] == ["ok"] * 3
     assert found[1]["loss"] == plain[1]["loss"]
     assert found[2]["loss"] != plain[2]["loss"]

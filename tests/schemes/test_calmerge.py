@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,8 @@ from fedmoe_app.schemes.parts import Client, Server
 from fedmoe_app.schemes.views import Block
 from fedmoe_app.schemes.withhead import ClosedFormHead
 from tests.conftest import make_config
-from tests.invariant.runs import GoldenRun, make_material, run_golden
+from tests.invariant.runs import GoldenRun
+from tests.schemes.conftest import SharedRuns
 from tests.toy import toy_stats
 
 SHAPE = ModelShape(2, 3, 2, 4, head="score")
@@ -129,12 +129,11 @@ def test_labels_that_are_no_classes_are_refused_but_for_the_parts_that_need_none
     assert CalMerge(tau=0, lam=0, head=False).check(Run(SHAPE, task="causal-lm")) == []
 
 
-def test_switched_off_a_run_is_fedavgs_bit_for_bit(tmp_path: Path) -> None:
-    material, found = make_material(tmp_path), []
+def test_switched_off_a_run_is_fedavgs_bit_for_bit(runs: SharedRuns) -> None:
+    found = []
     for name, args in (("fedavg", ""), ("calmerge", json.dumps(OFF))):
-        (tmp_path / name).mkdir()
         config = {"scheme": name, "scheme-args": args, "num-server-rounds": 2}
-        results = run_golden(GoldenRun(config), material, tmp_path / name)
+        results = runs.of(GoldenRun(config))
         newest = max((results / "checkpoints").iterdir())
         found.append(load_file(newest / "state.safetensors"))
     assert all(tensor.equal(found[1][key]) for key, tensor in found[0].items())

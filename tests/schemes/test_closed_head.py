@@ -26,7 +26,8 @@ from fedmoe_app.schemes.closedhead import (
 )
 from fedmoe_app.schemes.views import Outputs, RoundInfo
 from tests.conftest import make_config
-from tests.invariant.runs import GoldenRun, make_material, run_golden
+from tests.invariant.runs import GoldenRun
+from tests.schemes.conftest import SharedRuns
 
 SHAPE = ModelShape(1, 2, 1, head="score")
 SUMS = FeatureSums("score")
@@ -219,15 +220,9 @@ def test_a_personal_copy_is_refused() -> None:
 # -- whole runs --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_material(tmp_path_factory.mktemp("material"))
-
-
-def run(material: Path, folder: Path, when: str, **others: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    config = {"head.closed-form": when, "train.learning-rate": 1e-2, **others.pop("config", {})}
-    return run_golden(GoldenRun(config, **others), material, folder)
+def estimated_when(when: str, **more: Any) -> GoldenRun:
+    keys = {"head.closed-form": when, "train.learning-rate": 1e-2, "keep-checkpoints": 9}
+    return GoldenRun(keys | more)
 
 
 def head_after(results: Path, server_round: int) -> Tensor:
@@ -235,40 +230,36 @@ def head_after(results: Path, server_round: int) -> Tensor:
     return load_file(folder / "state.safetensors")["score.weight"]
 
 
-def test_before_the_run_and_fixed(material: Path, tmp_path: Path) -> None:
-    results = run(material, tmp_path / "run", "before", config={"keep-checkpoints": 9})
+def test_before_the_run_and_fixed(runs: SharedRuns) -> None:
+    results = runs.of(estimated_when("before"))
     assert [line["status"] for line in read_metrics(results)] == ["ok"] * 4
     first = head_after(results, 0)
     assert torch.equal(first, head_after(results, 3))
-    plain = run(material, tmp_path / "plain", "none", config={"keep-checkpoints": 9})
+    plain = runs.of(estimated_when("none"))
     assert not torch.equal(first, head_after(plain, 0))
-    trained = run(material, tmp_path / "trained", "before", config={"head.fixed": False})
+    trained = runs.of(estimated_when("before", **{"head.fixed": False}))
     assert not torch.equal(first, head_after(trained, 3))
     # The exported model is a plain one, with that head.
     model = AutoModelForSequenceClassification.from_pretrained(results / "model")
     assert torch.equal(model.score.weight, first)
 
 
-def test_a_resumed_run_does_not_estimate_again(material: Path, tmp_path: Path) -> None:
-    whole = run(material, tmp_path / "whole", "every-round")
-    resumed = run(material, tmp_path / "resumed", "every-round", set_back=2)
+def test_a_resumed_run_does_not_estimate_again(runs: SharedRuns) -> None:
+    run = estimated_when("every-round")
+    whole, resumed = runs.of(run), runs.resumed(run, after=2)
     assert torch.equal(head_after(whole, 3), head_after(resumed, 3))
 
 
-def test_every_round_it_follows_the_features(material: Path, tmp_path: Path) -> None:
+def test_every_round_it_follows_the_features(runs: SharedRuns) -> None:
     """Where they hardly move, it comes out the same every time."""
-    more: dict[str, Any] = {"keep-checkpoints": 9}
-    moving = run(material, tmp_path / "moving", "every-round", config=more)
+    moving = runs.of(estimated_when("every-round"))
     assert not torch.allclose(head_after(moving, 2), head_after(moving, 3), atol=1e-3)
-    still = run(
-        material, tmp_path / "still", "every-round", config={**more, "train.learning-rate": 1e-9}
-    )
+    still = runs.of(estimated_when("every-round", **{"train.learning-rate": 1e-9}))
     torch.testing.assert_close(head_after(still, 0), head_after(still, 3), rtol=1e-3, atol=1e-4)
 
 
-def test_after_the_run_the_head_is_replaced_and_scored(material: Path, tmp_path: Path) -> None:
-    after = run(material, tmp_path / "after", "after")
-    plain = run(material, tmp_path / "plain", "none")
+def test_after_the_run_the_head_is_replaced_and_scored(runs: SharedRuns) -> None:
+    after, plain = runs.of(estimated_when("after")), runs.of(estimated_when("none"))
     assert not torch.equal(head_after(after, 3), head_after(plain, 3))
     lines, others = read_metrics(after), read_metrics(plain)
     assert [line["loss"] for line in lines[:3]] == [line["loss"] for line in others[:3]]

@@ -12,6 +12,8 @@ from fedmoe_app.config.names import COMBINE
 from tests.compare.test_in_process import SMALL
 from tests.conftest import flat_config
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 # The others run whole on a smaller model in test_whole_runs.py and among the golden runs.
 SOME = ("fedavg", "hfedmoe", "fedalign")
 OTHERS = [name for name in (*SCHEMES, COMBINE) if name not in SOME]

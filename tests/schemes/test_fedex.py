@@ -30,8 +30,9 @@ from fedmoe_app.moe.training.adapt import Adaptation, adapt
 from fedmoe_app.moe.training.lora import merge_adapters
 from fedmoe_app.schemes.fedexlora import ExactMean
 from tests.conftest import make_config
-from tests.invariant.runs import Config, GoldenRun, make_material, run_golden
+from tests.invariant.runs import Config, GoldenRun
 from tests.moe.families import batch, build
+from tests.schemes.conftest import SharedRuns
 from tests.toy import plan_of, toy_stats
 
 EXPERT = Block("expert", (0, 0))
@@ -123,14 +124,9 @@ def test_experts_that_peft_adapts_have_no_place_for_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    material = make_material(tmp_path_factory.mktemp("material"))
+def finished(runs: SharedRuns) -> dict[str, Path]:
     return {
-        scheme: run_golden(
-            GoldenRun({"scheme": scheme, "keep-client-state": True} | LORA),
-            material,
-            tmp_path_factory.mktemp(scheme),
-        )
+        scheme: runs.of(GoldenRun({"scheme": scheme, "keep-client-state": True} | LORA))
         for scheme in ("fedavg", "fedexlora")
     }
 
@@ -143,32 +139,32 @@ def header(results: Path) -> Any:
     return json.loads((newest(results) / "checkpoint.json").read_bytes())["identity"]
 
 
-def test_the_residual_moves_and_the_base_keeps_its_fingerprint(runs: dict[str, Path]) -> None:
-    state = load_file(newest(runs["fedexlora"]) / "state.safetensors")
+def test_the_residual_moves_and_the_base_keeps_its_fingerprint(finished: dict[str, Path]) -> None:
+    state = load_file(newest(finished["fedexlora"]) / "state.safetensors")
     residuals = [tensor for name, tensor in state.items() if name.endswith(".lora_R")]
     assert any(tensor.any() for tensor in residuals)
-    of_base = [key for key in header(runs["fedavg"]) if "base" in key]
+    of_base = [key for key in header(finished["fedavg"]) if "base" in key]
     assert of_base
     for key in of_base:
-        assert header(runs["fedexlora"])[key] == header(runs["fedavg"])[key]
+        assert header(finished["fedexlora"])[key] == header(finished["fedavg"])[key]
 
 
-def test_nothing_of_it_goes_up_and_all_of_it_down(runs: dict[str, Path]) -> None:
-    fedavg, fedex = (read_metrics(runs[name]) for name in ("fedavg", "fedexlora"))
+def test_nothing_of_it_goes_up_and_all_of_it_down(finished: dict[str, Path]) -> None:
+    fedavg, fedex = (read_metrics(finished[name]) for name in ("fedavg", "fedexlora"))
     assert [line["status"] for line in fedex] == ["ok"] * 3
     assert fedex[1]["bytes_up"] == fedavg[1]["bytes_up"]
     assert fedex[2]["bytes_down"] > fedavg[2]["bytes_down"]
 
 
-def test_the_clients_train_the_same_in_the_first_round(runs: dict[str, Path]) -> None:
-    fedavg, fedex = (read_metrics(runs[name])[1]["clients"] for name in ("fedavg", "fedexlora"))
+def test_the_clients_train_the_same_in_the_first_round(finished: dict[str, Path]) -> None:
+    fedavg, fedex = (read_metrics(finished[name])[1]["clients"] for name in ("fedavg", "fedexlora"))
     assert [c["train_loss"] for c in fedavg] == [c["train_loss"] for c in fedex]
 
 
-def test_an_adapter_folder_cannot_hold_it(runs: dict[str, Path]) -> None:
-    assert (runs["fedavg"] / "adapter").is_dir()
-    assert not (runs["fedexlora"] / "adapter").exists()
-    assert (runs["fedexlora"] / "model").is_dir()
+def test_an_adapter_folder_cannot_hold_it(finished: dict[str, Path]) -> None:
+    assert (finished["fedavg"] / "adapter").is_dir()
+    assert not (finished["fedexlora"] / "adapter").exists()
+    assert (finished["fedexlora"] / "model").is_dir()
 
 
 # -- refused -----------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ from fedmoe_app.schemes.flexmoe import (
 )
 from fedmoe_app.server.assigning import Assignments
 from tests.conftest import make_config
-from tests.invariant.runs import CHOSEN, GoldenRun, make_material, run_golden
+from tests.invariant.runs import CHOSEN, GoldenRun
+from tests.schemes.conftest import SharedRuns
 from tests.toy import both_layers, toy_stats
 
 SHAPE = ModelShape(2, 3, 1, 4)
@@ -190,11 +191,6 @@ def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 # -- whole runs --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_material(tmp_path_factory.mktemp("material"))
-
-
 ARGS = {"scheme": "flexmoe", "scheme-args": '{"experts": 2}'}
 
 
@@ -206,10 +202,10 @@ def assigned(results: Path, server_round: int) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize("mode", [{}, CHOSEN], ids=["all", "chosen"])
 def test_clients_train_what_they_are_assigned_and_a_resumed_run_goes_on(
-    mode: Mapping[str, Any], material: Path, tmp_path: Path
+    mode: Mapping[str, Any], runs: SharedRuns
 ) -> None:
-    config = {**ARGS, **mode, "keep-checkpoints": 9, "keep-client-state": True}
-    results = run_golden(GoldenRun(config), material, tmp_path / "whole")
+    run = GoldenRun({**ARGS, **mode, "keep-checkpoints": 9, "keep-client-state": True})
+    results, again = runs.of(run), runs.resumed(run, after=2)
     lines = read_metrics(results)
     assert [line["status"] for line in lines] == ["ok"] * 4
     for server_round in (2, 3):
@@ -220,7 +216,6 @@ def test_clients_train_what_they_are_assigned_and_a_resumed_run_goes_on(
         trained = torch.tensor(line["routing"]["trained"]) > 0  # [N, L, E]
         for client, experts in before.items():
             assert not (trained[client] & ~experts).any()
-    again = run_golden(GoldenRun(config, set_back=2), material, tmp_path / "again")
     for name in ("state", "server-state"):
         mine, other = (
             load_file(folder / "checkpoints" / "round-00003" / f"{name}.safetensors")
@@ -230,7 +225,7 @@ def test_clients_train_what_they_are_assigned_and_a_resumed_run_goes_on(
         assert all(mine[key].equal(other[key]) for key in mine), name
 
 
-def test_a_node_of_a_smaller_budget_is_assigned_fewer(material: Path, tmp_path: Path) -> None:
+def test_a_node_of_a_smaller_budget_is_assigned_fewer(runs: SharedRuns) -> None:
     run = GoldenRun({**ARGS, "keep-checkpoints": 9}, nodes={1: {"expert-budget": 1}})
-    found = assigned(run_golden(run, material, tmp_path), 2)
+    found = assigned(runs.of(run), 2)
     assert {c: int(e.sum(dim=1).max()) for c, e in found.items()} == {0: 2, 1: 1, 2: 2}

@@ -29,7 +29,8 @@ from fedmoe_app.schemes.leaveoneout import (
     without_one,
 )
 from tests.conftest import make_config
-from tests.invariant.runs import GoldenRun, make_material, run_golden
+from tests.invariant.runs import GoldenRun, run_golden
+from tests.schemes.conftest import SharedRuns
 from tests.schemes.test_closed_head import EXAMPLE, SHAPE, SUMS, head_scheme, sent, sums
 
 HEADS = {"lda": lda_head, "ridge": ridge_head}
@@ -257,16 +258,14 @@ def test_what_is_built_of_the_keys() -> None:
 # -- whole runs --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_material(tmp_path_factory.mktemp("material"))
-
-
-def run(material: Path, folder: Path, when: str = "before", **keys: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    set_back = keys.pop("set_back", None)
+def estimated_when(when: str, *settings: dict[str, Any]) -> GoldenRun:
     config = {"head.closed-form": when, "train.learning-rate": 1e-2, "keep-client-state": True}
-    return run_golden(GoldenRun({**config, **keys}, set_back=set_back), material, folder)
+    for more in settings:
+        config |= more
+    return GoldenRun(config)
+
+
+LEFT_OUT = {"head.leave-one-out": True}
 
 
 def state(results: Path, server_round: int, name: str = "state") -> dict[str, Tensor]:
@@ -274,16 +273,14 @@ def state(results: Path, server_round: int, name: str = "state") -> dict[str, Te
 
 
 @pytest.mark.parametrize("when", ["before", "every-round"])
-def test_clients_train_against_a_head_without_their_examples(
-    when: str, material: Path, tmp_path: Path
-) -> None:
+def test_clients_train_against_a_head_without_their_examples(when: str, runs: SharedRuns) -> None:
     """It resumes bit for bit."""
-    left_out = run(material, tmp_path / "left", when, **{"head.leave-one-out": True})
+    run = estimated_when(when, LEFT_OUT)
+    left_out, resumed = runs.of(run), runs.resumed(run, after=2)
     assert [line["status"] for line in read_metrics(left_out)] == ["ok"] * 4
-    kept = sorted(tmp_path.glob("left/home/clients/*/client-*/measured/*"))
+    kept = sorted(runs.home_of(run).glob("clients/*/client-*/measured/*"))
     last = [0, 0, 0] if when == "before" else [2, 3] * 3
     assert [path.name for path in kept] == [f"round-{n}.safetensors" for n in last]
-    resumed = run(material, tmp_path / "again", when, **{"head.leave-one-out": True}, set_back=2)
     for name in ("state", "broadcast"):
         mine, other = state(left_out, 3, name), state(resumed, 3, name)
         assert mine.keys() == other.keys()
@@ -293,13 +290,11 @@ def test_clients_train_against_a_head_without_their_examples(
     )
 
 
-def test_the_loss_is_higher_than_under_the_head_that_has_learnt_them(
-    material: Path, tmp_path: Path
-) -> None:
+def test_the_loss_is_higher_than_under_the_head_that_has_learnt_them(runs: SharedRuns) -> None:
     """Of all examples, which hardly move the model."""
     one_epoch = {"num-server-rounds": 1, "train.max-steps": 0, "train.learning-rate": 1e-9}
-    left_out = run(material, tmp_path / "left", **{"head.leave-one-out": True}, **one_epoch)
-    plain = run(material, tmp_path / "plain", **one_epoch)
+    left_out = runs.of(estimated_when("before", LEFT_OUT, one_epoch))
+    plain = runs.of(estimated_when("before", one_epoch))
     mine, other = (
         sum(c["train_loss"] * c["num_examples"] for c in read_metrics(found)[1]["clients"])
         for found in (left_out, plain)
@@ -307,13 +302,16 @@ def test_the_loss_is_higher_than_under_the_head_that_has_learnt_them(
     assert mine > other
 
 
-def test_a_lost_file_costs_the_round_nothing(material: Path, tmp_path: Path) -> None:
+def test_a_lost_file_costs_the_round_nothing(
+    runs: SharedRuns, material: Path, tmp_path: Path
+) -> None:
     """Without what it remembers a client trains as without leave-one-out."""
-    keys = {"head.leave-one-out": True, "num-server-rounds": 1}
+    one_round = {"num-server-rounds": 1}
+    run = estimated_when("before", LEFT_OUT, one_round, {"wire.downloads": "full"})
     (tmp_path / "run" / "home").mkdir(parents=True)
     (tmp_path / "run" / "home" / "clients").write_text("in the way of all that clients keep")
-    found = run(material, tmp_path / "run", **keys, **{"wire.downloads": "full"})
-    plain = run(material, tmp_path / "plain", **{"num-server-rounds": 1})
+    found = run_golden(run, material, tmp_path / "run")
+    plain = runs.of(estimated_when("before", one_round))
     mine, other = read_metrics(found)[1], read_metrics(plain)[1]
     assert mine["status"] == "ok"
     assert [c["train_loss"] for c in mine["clients"]] == pytest.approx(
@@ -321,11 +319,12 @@ def test_a_lost_file_costs_the_round_nothing(material: Path, tmp_path: Path) -> 
     )
 
 
-def test_what_is_held_back_is_trained_on_and_not_summed(material: Path, tmp_path: Path) -> None:
+def test_what_is_held_back_is_trained_on_and_not_summed(runs: SharedRuns) -> None:
     """Half of the examples are half of the steps; they weigh as all of them."""
     epoch = {"train.max-steps": 0}
-    plain = read_metrics(run(material, tmp_path / "plain", **epoch))
-    results = run(material, tmp_path / "back", **{"head.held-back": 0.5}, **epoch)
+    plain = read_metrics(runs.of(estimated_when("before", epoch)))
+    run = estimated_when("before", epoch, {"head.held-back": 0.5})
+    results, resumed = runs.of(run), runs.resumed(run, after=2)
     lines = read_metrics(results)
     assert [line["status"] for line in lines] == ["ok"] * 4
     assert lines[0]["loss"] != plain[0]["loss"]  # the head is of other sums
@@ -333,8 +332,7 @@ def test_what_is_held_back_is_trained_on_and_not_summed(material: Path, tmp_path
         assert one["num_examples"] == other["num_examples"]
         if one["num_examples"] > 8:  # 4 a step
             assert one["num_steps"] <= other["num_steps"] // 2 + 1
-    assert not list(tmp_path.glob("back/home/clients/*/*/measured"))
-    resumed = run(material, tmp_path / "again", **{"head.held-back": 0.5}, **epoch, set_back=2)
+    assert not list(runs.home_of(run).glob("clients/*/*/measured"))
     first, again = state(results, 3), state(resumed, 3)
     assert all(first[key].equal(again[key]) for key in first)
 

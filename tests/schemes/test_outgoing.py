@@ -19,7 +19,7 @@ from fedmoe_app.schemes.flexmoe import BalancedFitness
 from fedmoe_app.schemes.localnoise import Bounded, LocalNoise, Noise
 from fedmoe_app.schemes.parts import Client, Server
 from fedmoe_app.server.summed import sum_fault
-from tests.invariant.runs import GoldenRun, make_material, run_golden
+from tests.invariant.runs import GoldenRun, run_golden
 from tests.schemes.parts_at_work import reply, result_of
 from tests.schemes.test_guards import Halves
 from tests.toy import plan_of, toy_state, toy_update
@@ -106,9 +106,9 @@ def _shape() -> Any:
     return ModelShape(2, 3, 2, 4)
 
 
-def test_bounded_changes_arrive_and_a_run_with_a_seed_repeats(tmp_path: Path) -> None:
-    (tmp_path / "material").mkdir()
-    material = make_material(tmp_path / "material")
+def test_bounded_changes_arrive_and_a_run_with_a_seed_repeats(
+    material: Path, tmp_path: Path
+) -> None:
     found = []
     for name in ("one", "two"):
         args = '{"clip": 0.01, "noise": 0.001, "seeded": true}'

@@ -22,6 +22,8 @@ from tests.conftest import flat_config
 from tests.end_to_end.hostile_app.hostile_app.attacks import LIE, SCORES, TRAIN
 from tests.hostile import FIRST, Nodes, Trial, assert_little_and_printable
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 VICTIM, OTHER, HOSTILE = FIRST, FIRST + 1, FIRST + 2  # nodes of clients 0, 1 and 2
 
 

@@ -14,6 +14,8 @@ from tests.conftest import flat_config
 from tests.invariant.runs import GoldenRun, make_material, run_golden
 from tests.toy import TOPICS, write_topics
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FLTRUST = {"scheme": "fltrust", "robust.guard": "off"}
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from fedmoe_app.moe.layers import MoELayer
 from fedmoe_app.moe.quantised.quantise import is_quantised
@@ -81,8 +82,23 @@ def frozen_by_family(model: PreTrainedModel) -> frozenset[str]:
     fine-tuning leaves alone. Loading a checkpoint loses the mark, so a model without values is
     asked. (Most families keep that bias in a buffer, which is never trained.)
     """
+    config = model.config
+    return _frozen_in(_Make(type(model), config.to_json_string(use_diff=False), config))
+
+
+@dataclass(frozen=True)
+class _Make:
+    """What a model is made of; equal where class and written config are."""
+
+    kind: type[PreTrainedModel]
+    written: str
+    config: PreTrainedConfig = field(compare=False)
+
+
+@lru_cache(maxsize=16)  # simulated clients load the same model again and again
+def _frozen_in(make: _Make) -> frozenset[str]:
     with torch.device("meta"):
-        fresh = type(model)(copy.deepcopy(model.config))
+        fresh = make.kind(copy.deepcopy(make.config))
     return frozenset(name for name, p in fresh.named_parameters() if not p.requires_grad)
 
 

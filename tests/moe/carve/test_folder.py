@@ -24,6 +24,8 @@ from tests.bases import WORDS, word_tokenizer
 from tests.conftest import flat_config
 from tests.moe.carve.dense import save_dense
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SPLIT = Plan(layers=2, experts=4, top_k=2, shared=16)
 
 
