@@ -4,10 +4,11 @@
     python -m benchmarks.attacks cost rules   some of them
 
 Tables: ``cost`` (rules without an attacker, paired by seed), ``guard`` (attacks on each scheme),
-``rules`` (attacks on FedAvg under each rule), ``app`` (a few of them in real rounds of the app),
-``sums`` (there, too: lies about what is measured beside the changes). The others run on the toy of
-:mod:`benchmarks.toy_moe`. A figure is the final accuracy of the global
-model in percent, or points of it that were lost.
+``rules`` (attacks on FedAvg under each rule), ``liars`` (the same with several liars),
+``measured`` (lies about what q-FedAvg and SCAFFOLD measure beside the changes), ``app`` (a few of
+them in real rounds of the app), ``sums`` (there, too: lies about sums of a head and weights of a
+merge). The others run on the toy of :mod:`benchmarks.toy_moe`. A figure is the final accuracy of
+the global model in percent, or points of it that were lost.
 
 Each run is written down when it is done, in ``$FEDMOE_HOME/benchmarks/attacks``, so that a
 benchmark that was stopped goes on where it was. Delete the folder after a change that matters.
@@ -27,8 +28,8 @@ import torch
 
 from benchmarks.attacks_in_app import federate_in_app
 from benchmarks.cells import print_markdown
-from benchmarks.hostile import ATTACKS
-from benchmarks.toy_moe import federate
+from benchmarks.hostile import ATTACKS, OF_SCHEME
+from benchmarks.toy_moe import CLIENTS, federate
 from fedmoe_app import make_scheme, parse_run_config
 from fedmoe_app.config.paths import home
 
@@ -51,6 +52,9 @@ RULES = {
 ALPHA, SKEWED = 0.5, 0.1  # of Dirichlet
 SEEDS, COST_SEEDS = (0, 1), tuple(range(8))
 IN_APP = ("none", "scale", "examples")
+ALIKE = ("multikrum", "centredclip")  # decide by block as the median does
+OF_TOY = 0.1  # q-FedAvg's constant; 1/learning rate is SGD's, and clients train by Adam
+SEVERAL, BY_SEVERAL = (2, 3, 4), ("sign", "little")
 SUMS_IN_APP = {"closed-form head": "greedy sums", "grammerge": "gram"}
 
 
@@ -64,6 +68,7 @@ class Cell:
     alpha: float
     seed: int
     app: bool = False
+    hostile: int = 1
 
     @property
     def key(self) -> str:
@@ -101,8 +106,20 @@ def run(cell: Cell) -> dict[str, Any]:
     """Carry out a cell."""
     if cell.app:
         return federate_in_app(cell.scheme, cell.attack, cell.guard, cell.alpha, cell.seed)
-    scheme = make_scheme(parse_run_config({"scheme": cell.scheme}))
-    return asdict(federate(scheme, cell.attack, cell.guard, cell.alpha, cell.seed))
+    scheme = make_scheme(parse_run_config({"scheme": cell.scheme, **_told(cell)}))
+    return asdict(federate(scheme, cell.attack, cell.guard, cell.alpha, cell.seed, cell.hostile))
+
+
+def _told(cell: Cell) -> dict[str, str]:
+    """Return what a rule is told that has to know how many clients lie."""
+    args: dict[str, Any] = {}
+    if cell.scheme in ("krum", "multikrum"):
+        args = {"bad": cell.hostile}
+    elif cell.scheme == "trimmedmean":
+        args = {"share": max(0.2, cell.hostile / CLIENTS)}
+    elif cell.scheme == "qfedavg":
+        args = {"lipschitz": OF_TOY}
+    return {"scheme-args": json.dumps(args)} if args else {}
 
 
 def cost(runs: Runs) -> None:
@@ -144,6 +161,33 @@ def rules_table(runs: Runs) -> None:
     print_markdown(["rule", *ATTACKS], rows)
 
 
+def measured_table(runs: Runs) -> None:
+    """Print what lies cost about what schemes measure beside the changes."""
+    for scheme in ("qfedavg", "scaffold"):
+        lies = OF_SCHEME[scheme]
+        rows = [
+            [guard, *_losses(runs, scheme, guard, ("none", "sign", *lies))] for guard in GUARDS[:2]
+        ]
+        print(f"\n{scheme}, one of ten lies, Dirichlet {ALPHA}, {len(SEEDS)} seeds:\n")
+        print_markdown(["guard", "none", "sign", *lies], rows)
+
+
+def liars_table(runs: Runs) -> None:
+    """Print what several liars cost, by rule."""
+    rows = []
+    for name in RULES:
+        if name in ALIKE:
+            continue
+        lost = [
+            loss
+            for hostile in SEVERAL
+            for loss in _losses(runs, *RULES[name], ("none", *BY_SEVERAL), hostile, SEEDS[:1])[1:]
+        ]
+        rows.append([name, *lost])
+    print(f"\nFedAvg by rule, several of ten lie, Dirichlet {ALPHA}, one seed:\n")
+    print_markdown(["rule", *(f"{own}, {n}" for n in SEVERAL for own in BY_SEVERAL)], rows)
+
+
 def app_table(runs: Runs) -> None:
     """Print some of it in real rounds of the app, one seed."""
     rows = []
@@ -172,10 +216,20 @@ def sums_table(runs: Runs) -> None:
     print_markdown(["scheme", "guard", "none", "its lie"], rows)
 
 
-def _losses(runs: Runs, scheme: str, guard: str, attacks: Iterable[str]) -> list[str]:
+def _losses(
+    runs: Runs,
+    scheme: str,
+    guard: str,
+    attacks: Iterable[str],
+    hostile: int = 1,
+    seeds: Sequence[int] = SEEDS,
+) -> list[str]:
     """Return the accuracy without an attack, and the points lost to each."""
     found = {
-        attack: runs.accuracy(Cell(scheme, attack, guard, ALPHA, seed) for seed in SEEDS)
+        attack: runs.accuracy(
+            Cell(scheme, attack, guard, ALPHA, seed, hostile=hostile if attack != "none" else 1)
+            for seed in seeds
+        )
         for attack in attacks
     }
     honest = found.pop("none")
@@ -186,6 +240,8 @@ TABLES = {
     "cost": cost,
     "guard": guard_table,
     "rules": rules_table,
+    "measured": measured_table,
+    "liars": liars_table,
     "app": app_table,
     "sums": sums_table,
 }

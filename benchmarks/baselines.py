@@ -1,11 +1,11 @@
-"""The baselines on real text: centralised, local-only, FedAvg, FedProx, FedMoE.
+"""The baselines on real text: centralised, alone, FedAvg, FedProx, FedMoE.
 
     python -m benchmarks.baselines [--data embedded ag_news clinc150] [--workers 2] [--seeds 3]
 
 10 clients; partitions IID, Dirichlet 0.5 and 0.1; accuracy of the global model on the server's
 test set after the last round, mean and standard deviation over the seeds. A seed fixes partition,
 head, batches and order. "Centralised" is one client with all the data and the same number of
-epochs; "local-only" is the mean over clients that each train alone, scored on the same test set.
+epochs; "alone" is the mean over clients that each train alone, scored on the same test set.
 Hyper-parameters are the defaults of ``pyproject.toml`` but for the table ``DATA`` below; nothing
 was tuned per scheme.
 """
@@ -16,15 +16,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.cells import LOCAL_ONLY, LOCAL_ONLY_ROW, SHARED_DATA, measure, print_markdown
-from fedmoe_app.compare.plan import CENTRALISED, NO_PARTITION, Partition, read_schemes
+from benchmarks.cells import SHARED_DATA, measure, print_markdown
+from fedmoe_app.compare.plan import ALONE, CENTRALISED, NO_PARTITION, Partition, read_schemes
 from fedmoe_app.compare.summary import Row
 from fedmoe_app.compare.tables import mean_and_std
 from fedmoe_app.results.table import MISSING, human_bytes
 
 CLIENTS = 10
 FEDERATED = ("fedavg", "fedprox", "fedmoe")
-COLUMNS = (CENTRALISED, LOCAL_ONLY, *FEDERATED)
+COLUMNS = (CENTRALISED, ALONE, *FEDERATED)
 PARTITIONS = (
     Partition("IID", {"data.partition": "iid"}),
     Partition("Dirichlet 0.5", {"data.partition": "dirichlet", "data.alpha": 0.5}),
@@ -61,7 +61,7 @@ def main() -> None:
 
 def rows_of(data: str, seeds: int, workers: int) -> list[Row]:
     """Run everything on one data set."""
-    schemes = [*read_schemes(",".join(FEDERATED)), LOCAL_ONLY_ROW]
+    schemes = read_schemes(",".join([*FEDERATED, ALONE]))
     every = range(1, seeds + 1)
     settings = settings_of(data)
     return measure(f"baselines-{data}", schemes, PARTITIONS, settings, every, CLIENTS, workers)

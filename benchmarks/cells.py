@@ -1,4 +1,4 @@
-"""Comparisons for benchmarks: those of ``fedmoe compare``, with "local-only" as one more row.
+"""Comparisons for benchmarks: those of ``fedmoe compare``, whose folders have names.
 
 Runs are kept in ``$FEDMOE_HOME/benchmarks/NAME``, so that a benchmark that was stopped goes on
 where it was. Their key does not know the code: delete the folder after a change that matters.
@@ -6,27 +6,22 @@ where it was. Their key does not know the code: delete the folder after a change
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmoe_app import default_run_config, parse_run_config
+from fedmoe_app import default_run_config
 from fedmoe_app.compare.compare import report, write_report
-from fedmoe_app.compare.execute import Run, config_in, in_process, run_cells
+from fedmoe_app.compare.execute import Run, in_process, run_cells
 from fedmoe_app.compare.folder import ComparisonFolder
-from fedmoe_app.compare.plan import Cell, Partition, SchemeEntry, make_plan
+from fedmoe_app.compare.plan import Partition, SchemeEntry, make_plan
 from fedmoe_app.compare.summary import Result, Row
 from fedmoe_app.compare.tables import failures, markdown_table
 from fedmoe_app.config.overrides import Flat
 from fedmoe_app.config.paths import home
-from fedmoe_app.results.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-LOCAL_ONLY = "local-only"  # every client trains alone
-LOCAL_ONLY_ROW = SchemeEntry(LOCAL_ONLY, {"scheme": "fedavg"}, LOCAL_ONLY)
 
 
 def measure(
@@ -90,7 +85,7 @@ def _measured(
     plan = make_plan(run_config(overrides), schemes, partitions, seeds, clients, None, centralised)
     with ComparisonFolder(home() / "benchmarks" / name) as folder:
         folder.write_plan(plan)
-        outcomes = run_cells(plan.cells, folder, workers, run or run_federated_or_alone)
+        outcomes = run_cells(plan.cells, folder, workers, run or in_process)
         results, rows, metric = report(plan, outcomes)
         write_report(folder.path, plan, results, rows, metric)
     if outcomes.failures:
@@ -101,72 +96,6 @@ def _measured(
 def run_config(overrides: Mapping[str, Any]) -> Flat:
     """Return the app's flat default run config with overrides."""
     return default_run_config() | dict(overrides)
-
-
-def run_federated_or_alone(cell: Cell, draft: Path) -> Path:
-    """Run a cell in this process, whatever its kind."""
-    return local_only(cell, draft) if cell.kind == LOCAL_ONLY else in_process(cell, draft)
-
-
-def local_only(cell: Cell, draft: Path) -> Path:
-    """Train every client alone for all rounds; score each on the global test set.
-
-    The line that it leaves behind is that of a run's last round; ``accuracy`` is the mean over the
-    clients.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    started = time.monotonic()
-    scores = [_train_alone(cell, draft, client) for client in range(cell.clients)]
-    line = {
-        "round": cell.rounds,
-        "accuracy": statistics.fmean(score["accuracy"] for score in scores),
-        "loss": statistics.fmean(score["loss"] for score in scores),
-        "metric": "accuracy",
-        "bytes_up": 0,
-        "clients": scores,
-        "seconds": {"round": time.monotonic() - started},
-    }
-    folder = RunFolder(draft / LOCAL_ONLY)
-    folder.append(line)
-    return folder.path
-
-
-def _train_alone(cell: Cell, draft: Path, client: int) -> dict[str, Any]:
-    from fedmoe_app import FedAvg, ModelState, Plan
-    from fedmoe_app.aggregation.aggregate import aggregate
-    from fedmoe_app.aggregation.streaming import round_info
-    from fedmoe_app.client.round import train_client
-    from fedmoe_app.config.node import Node
-    from fedmoe_app.moe.layers import read_state, write_state
-    from fedmoe_app.tasks.base import evaluate
-    from fedmoe_app.tasks.setup import load_setup, server_data
-    from fedmoe_app.wire.records import TrainTask
-
-    config = parse_run_config(config_in(cell, draft))
-    data = server_data(config.data)
-    setup = load_setup(config, data.label_names)
-    state = read_state(setup.model, setup.layers)
-    plan = Plan.of(FedAvg(), setup.shape)
-    node = Node(client, client, cell.clients, None)
-    for server_round in range(1, cell.rounds + 1):
-        task = TrainTask(server_round, state, data.label_names, data.fingerprint)
-        update = train_client(config, node, task)
-        # Of one client FedAvg is that client's own values.
-        found = aggregate(state, [update], plan, round_info(server_round, [update]))
-        state = ModelState()
-        for key, tensor in found.tensors:
-            state.insert(key, tensor)
-    write_state(setup.model, setup.layers, state)
-    batch_size = config.train.per_device_eval_batch_size
-    score = evaluate(setup.model, setup.task, setup.task.encode(data.test), batch_size)
-    return {
-        "client": client,
-        "accuracy": score.accuracy,
-        "loss": score.mean_loss,
-        "local_accuracy": update.metrics.get("local-accuracy"),
-    }
 
 
 def print_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,6 +1,6 @@
 """A head in closed form under attack: what the guard costs, and what one liar of ten can do.
 
-    python -m benchmarks.head_sums
+    python -m benchmarks.head_sums [cost] [attacks] [rare]
 
 The features are those of the embedded task by a model after three rounds, made once, in minutes.
 They do not depend on how examples are split afterwards, so that many splits cost seconds. The head
@@ -9,10 +9,16 @@ is LDA on sums that ten clients send; it is scored on a fifth of the examples, w
 The liar has as much data as the median client and knows the features of all. **turned**: the sums
 of its own examples, each class under another's name. **greedy**: ten thousand times these.
 **spent**: the worst of some lies that spend all that the guard lets one have (:func:`_spent`).
+
+**A rare class** is one that a single honest client has: the others' examples of it are left out.
+With the liar it has two holders, so that no median bounds its mean. The liar claims all that may
+count as its examples of this class, at the mean of another class, halfway between two others, at
+the mean of all, or at another's as long as the guard lets it be: the worst place of each kind.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +38,7 @@ from fedmoe_app.schemes.views import Outputs
 
 CLIENTS, ROUNDS, SEEDS = 10, 3, 20
 ALPHAS = (0.1, 0.5)
+RARE_SEEDS, RARE_LABELS = 3, (0, 3, 5)
 SUMS = FeatureSums("score")
 Numbers = Mapping[str, Tensor]
 Data = tuple[Tensor, Tensor]  # features [n, D] float64, labels [n]
@@ -141,6 +148,25 @@ def _spent(honest: Sequence[Numbers], guard: str) -> Iterator[dict[str, Tensor]]
     yield _of(counts, means, most * pooled.moment.trace() / 10 * torch.outer(contrast, contrast))
 
 
+def _places(honest: Sequence[Numbers], label: int, guard: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield where a liar may put the mean of a class that it owns."""
+    pooled = total(honest)
+    means, of_all = class_means(pooled), pooled.features.sum(dim=0) / pooled.counts.sum()
+    row, column = torch.triu_indices(means.shape[1], means.shape[1])
+    lengths = [
+        float(part["moment"][row == column].sum() / part["counts"].sum()) ** 0.5
+        for part in honest
+        if part["counts"].sum()
+    ]
+    longest = STRENGTHS[guard].length * statistics.median(lengths)
+    others = [mean for own, mean in enumerate(means) if own != label]
+    yield "at all's", of_all
+    for i, mean in enumerate(others):
+        yield "at another's", mean
+        yield "halfway", (mean + others[(i + 1) % len(others)]) / 2
+        yield "long", longest * mean / mean.norm()
+
+
 def _of(counts: Tensor, means: Tensor, within: Tensor | float = 0.0) -> dict[str, Tensor]:
     """Return sums of so many examples around class means."""
     rows = counts[:, None] * means
@@ -209,13 +235,63 @@ def attacks(data: Data, alpha: float) -> None:
     print_markdown(["guard", *names], rows)
 
 
+def rare(data: Data, alpha: float, guard: str = "default") -> None:
+    """Print what a lie about a class costs that one honest client has, in all and of the others."""
+    classes = int(data[1].max()) + 1
+    found: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(RARE_SEEDS):
+        clients, test = split(data, alpha, seed)
+        for label in RARE_LABELS:
+            *honest, own = [sent(each, classes) for each in _held_by_one(clients, label)]
+            most = STRENGTHS[guard].share * statistics.median(
+                float(part["counts"].sum()) for part in honest
+            )
+            others = test[0][test[1] != label], test[1][test[1] != label]
+            plain = [accuracy(bounded([*honest, own], guard), rows) for rows in (test, others)]
+            worst: dict[str, tuple[float, float]] = {}
+            for place, mean in _places(honest, label, guard):
+                only = torch.nn.functional.one_hot(torch.tensor(label), classes).double()
+                lie = _of(int(most) * only, only[:, None] * mean)
+                left = bounded([*honest, lie], guard)
+                lost, of_others = (
+                    before - accuracy(left, rows)
+                    for before, rows in zip(plain, (test, others), strict=True)
+                )
+                worst[place] = max(worst.get(place, (lost, of_others)), (lost, of_others))
+            for place, losses in worst.items():
+                found.setdefault(place, []).append(losses)
+    cases = RARE_SEEDS * len(RARE_LABELS)
+    print(f"\nA lie about a class of one honest client, Dirichlet {alpha}, {cases} cases:\n")
+    rows = [
+        [place, *(f"{statistics.fmean(each):.1f}" for each in zip(*losses, strict=True))]
+        for place, losses in found.items()
+    ]
+    print_markdown(["its mean", "points lost", "of the other classes"], rows)
+
+
+def _held_by_one(clients: Sequence[Data], label: int) -> list[Data]:
+    """Leave out a class at all but the client, not the last, that has most of it."""
+    counts = [int((labels == label).sum()) for _, labels in clients[:-1]]
+    holder = counts.index(max(counts))
+    return [
+        own if i == holder else (own[0][own[1] != label], own[1][own[1] != label])
+        for i, own in enumerate(clients)
+    ]
+
+
 def main() -> None:
-    """Print all tables."""
+    """Print all tables, or those that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", help="cost, attacks, rare")
+    asked = parser.parse_args().tables or ("cost", "attacks", "rare")
     torch.set_num_threads(1)
     data = features()
     for alpha in ALPHAS:
-        cost(data, alpha)
-        attacks(data, alpha)
+        for name, table in (("cost", cost), ("attacks", attacks)):
+            if name in asked:
+                table(data, alpha)
+    if "rare" in asked:
+        rare(data, ALPHAS[1])
 
 
 if __name__ == "__main__":

@@ -95,6 +95,46 @@ def gram(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpda
     return replace(lie, statistics=_times(update.statistics, 1e6))
 
 
+def losses(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Claim the largest loss that there may be, by which q-FedAvg weighs; turn the sign."""
+    return replace(
+        _scaled(update, -1),
+        statistics={
+            name: torch.full_like(number, _MOST) if name.startswith("ReceivedLoss/") else number
+            for name, number in update.statistics.items()
+        },
+    )
+
+
+def brake(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Claim a change so long that q-FedAvg goes no step."""
+    return replace(
+        update,
+        statistics={
+            name: torch.full_like(number, 9e19) if name.startswith("SquaredChange/") else number
+            for name, number in update.statistics.items()
+        },
+    )
+
+
+def variates(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Send control variates of a thousand times the length, the other way."""
+    sent = {name: (-1e3 * each).clamp(-_MOST, _MOST) for name, each in update.statistics.items()}
+    return replace(update, statistics=sent)
+
+
+def drift(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Send control variates as long as the others' are, in the same direction each round."""
+    sent = {}
+    for name, each in update.statistics.items():
+        lengths = [float(o.statistics[name].norm()) for o in others if name in o.statistics]
+        generator = torch.Generator().manual_seed(len(name))
+        way = torch.randn(each.shape, generator=generator)
+        length = sum(lengths) / len(lengths) if lengths else float(each.norm())
+        sent[name] = way * (length / float(way.norm()))
+    return replace(update, statistics=sent)
+
+
 def greedy_sums(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Claim ten thousand times as many examples of each class, all of other classes."""
     return _times(turned_sums(sums), 1e4)
@@ -108,8 +148,19 @@ def turned_sums(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-# What is measured beside the changes: only in the app.
-MEASURED: dict[str, Attack] = {"gram": gram}
+# What is measured beside the changes, and by which scheme.
+MEASURED: dict[str, Attack] = {
+    "gram": gram,
+    "losses": losses,
+    "brake": brake,
+    "variates": variates,
+    "drift": drift,
+}
+OF_SCHEME = {
+    "grammerge": ("gram",),
+    "qfedavg": ("losses", "brake"),
+    "scaffold": ("variates", "drift"),
+}
 HEAD_SUMS = {"turned sums": turned_sums, "greedy sums": greedy_sums}
 
 

@@ -1,6 +1,7 @@
 """What a curious server, or whoever gets the model, learns of a client; and what noise costs.
 
     python -m benchmarks.privacy leaks [--clients 10] [--seeds 3]
+    python -m benchmarks.privacy again [--clients 10] [--seeds 3]
     python -m benchmarks.privacy sums [--clients 10]
     python -m benchmarks.privacy budget [--clients 1000] [--rate 0.1] [--clip 3]
     python -m benchmarks.privacy examples [--clients 4] [--rows 1900]
@@ -13,6 +14,10 @@ one round. Two attacks on what is seen, each with the best that it can hope for:
                  precision is recall
     label mix    the head's change of each class along the mean feature of public text (the test
                  set's), and its correlation over the classes with the client's shares of them
+
+``again``: what a second sum tells of a client that is in the first only: the cosine between the
+difference of the two and that client's change, and both attacks on the difference. As
+``leaks``; the mean is over the clients.
 
 ``sums``: bytes and seconds of a round of FedMoE with qwen3moe-tiny, plain and masked.
 
@@ -151,7 +156,56 @@ def leaks(clients: int, seeds: int) -> None:
     print_markdown(("mechanism", "what is seen", "vocabulary", "label mix"), rows)
 
 
-def one_round(clients: int, seed: int) -> Round:
+def again(clients: int, seeds: int) -> None:
+    rows: dict[str, list[tuple[float, Round, list[ModelState]]]] = {}
+    for seed in range(seeds):
+        first = one_round(clients, seed)
+        nearly, later = copy.deepcopy(first.state), copy.deepcopy(first.state)
+        nearly.dense[HEAD][0, 0] += 1e-6
+        for name, change in mean_of(first).named():
+            dict(later.named())[name].add_(change)
+        seconds = {
+            "the same start": one_round(clients, seed, first.state),
+            "one value by 1e-6": one_round(clients, seed, nearly),
+            "other batches": one_round(clients, seed, first.state, server_round=2),
+            "the next round": one_round(clients, seed, later, server_round=2),
+        }
+        for name, second in seconds.items():
+            rest = [_less(first, second, i) for i in range(clients)]
+            own = [dict(update.changes.named()) for update in first.updates]
+            near = statistics.fmean(map(_cosine, (dict(d.named()) for d in rest), own))
+            rows.setdefault(name, []).append((near, first, rest))
+    table = []
+    for name, found in rows.items():
+        left = {id(first): rest for _, first, rest in found}
+        scores = _scores([f for _, f, _ in found], lambda r, i, left=left: left[id(r)][i])
+        table.append([name, f"{statistics.fmean(near for near, *_ in found):.2f}", *scores])
+    print_markdown(("second sum from", "cosine", "vocabulary", "label mix"), table)
+
+
+def _less(first: Round, second: Round, client: int) -> ModelState:
+    """Return the first sum less the second one, which the client is not in."""
+    found = ModelState()
+    sent = [[dict(u.changes.named()) for u in each.updates] for each in (first, second)]
+    for name, value in first.state.named():
+        zero = torch.zeros_like(value)
+        one = sum((own.get(name, zero) for own in sent[0]), zero)
+        others = (own.get(name, zero) for i, own in enumerate(sent[1]) if i != client)
+        found.insert(name, one - sum(others, zero))
+    return found
+
+
+def _cosine(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    dots = sum(float((one[k].double() * other[k].double()).sum()) for k in other)
+    lengths = [
+        sum(float(t.double().square().sum()) for t in each.values()) ** 0.5 for each in (one, other)
+    ]
+    return dots / (lengths[0] * lengths[1])
+
+
+def one_round(
+    clients: int, seed: int, state: ModelState | None = None, server_round: int = 1
+) -> Round:
     config = parse_run_config(
         run_config(
             {
@@ -165,13 +219,13 @@ def one_round(clients: int, seed: int) -> Round:
     )
     data = server_data(config.data)
     setup = load_setup(config, data.label_names)
-    state = read_state(setup.model, setup.layers)
+    state = read_state(setup.model, setup.layers) if state is None else state
     feature = _mean_feature(setup.model, setup.task, setup.task.encode(data.test))
     updates, secrets = [], []
     for client in range(clients):
         node = Node(client, client, clients, None)
-        task = TrainTask(1, state, data.label_names, data.fingerprint)
-        with one_client(client_seed(seed, 1, client), 1):
+        task = TrainTask(server_round, state, data.label_names, data.fingerprint)
+        with one_client(client_seed(seed, server_round, client), 1):
             ready = prepare_round(config, node, task, Stopwatch())
             updates.append(ready.run())
         secrets.append(_secret(ready.rows.train, len(data.label_names)))
@@ -461,6 +515,9 @@ def main() -> None:
     of_leaks = commands.add_parser("leaks")
     of_leaks.add_argument("--clients", type=int, default=10)
     of_leaks.add_argument("--seeds", type=int, default=3)
+    of_again = commands.add_parser("again")
+    of_again.add_argument("--clients", type=int, default=10)
+    of_again.add_argument("--seeds", type=int, default=3)
     of_sums = commands.add_parser("sums")
     of_sums.add_argument("--clients", type=int, default=10)
     of_budget = commands.add_parser("budget")
@@ -479,6 +536,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.command == "leaks":
         leaks(options.clients, options.seeds)
+    elif options.command == "again":
+        again(options.clients, options.seeds)
     elif options.command == "sums":
         sums(options.clients)
     elif options.command == "examples":

@@ -35,7 +35,6 @@ from benchmarks.cells import (
     REPOSITORY,
     measure_results,
     print_markdown,
-    run_federated_or_alone,
 )
 from benchmarks.shared_prefix import shared_prefix
 from benchmarks.study_data import (
@@ -49,6 +48,7 @@ from benchmarks.study_data import (
     split_files,
 )
 from benchmarks.study_picture import Part, draw
+from fedmoe_app.compare.execute import in_process
 from fedmoe_app.compare.plan import CENTRALISED, Cell, SchemeEntry
 from fedmoe_app.compare.summary import Result, estimate, paired_difference
 from fedmoe_app.config.paths import home
@@ -245,7 +245,7 @@ def run_cell(cell: Cell, draft: Path) -> Path:
         shared_prefix(home() / "benchmarks" / "study" / "hidden-states"),
         patch.object(setup, "load_tokenizer", _load_tokenizer_once),
     ):
-        return run_federated_or_alone(cell, draft)
+        return in_process(cell, draft)
 
 
 @functools.cache

@@ -9,13 +9,13 @@ through its guard and its aggregation. Left out: Flower, and the personal copy o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.hostile import ATTACKS, LABELS
+from benchmarks.hostile import ATTACKS, LABELS, MEASURED
 from fedmoe_app import (
     ClientUpdate,
     FedAvg,
@@ -29,13 +29,15 @@ from fedmoe_app import (
     TrainConfig,
 )
 from fedmoe_app.aggregation.aggregate import aggregate
-from fedmoe_app.aggregation.guard import STRENGTHS, Guard, size_of
+from fedmoe_app.aggregation.guard import STRENGTHS, Guard
 from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.client.parts import ClientParts
 from fedmoe_app.moe.routing import _Sums
 from fedmoe_app.schemes.base import flat_signals, signals_of
 from fedmoe_app.schemes.parts import InBatch, Once, RouterTerm
 from fedmoe_app.schemes.views import Trained
+from fedmoe_app.server.measuring import specs_of
+from fedmoe_app.tasks.base import Score
 from fedmoe_app.wire.bounds import TaskBounds
 from fedmoe_app.wire.errors import InvalidUpdateError
 from fedmoe_app.wire.records import UpdateSpec, decode_update, encode_update
@@ -51,6 +53,8 @@ BOUNDS = TaskBounds(
     max_length=2,
     top_k=TOP_K,
 )
+# Positions of the median client and of those next to it in size, see _Data.
+_OF_USUAL_SIZE = (CLIENTS - 1, 4, 5, 3)
 Data = tuple[Tensor, Tensor]  # [N, DIM], [N]
 
 
@@ -74,32 +78,30 @@ class Outcome:
 def federate(
     scheme: Scheme, attack: str, guard: str, alpha: float, seed: int, hostile: int = 1
 ) -> Outcome:
-    """Train a federation in which the last ``hostile`` clients lie.
+    """Train a federation in which some clients lie; all of these see what the others sent.
 
     Args:
         scheme: both halves.
-        attack: of :data:`benchmarks.hostile.ATTACKS`.
+        attack: of :data:`benchmarks.hostile.ATTACKS`, or of ``MEASURED`` there.
         guard: "off", or a name of :data:`fedmoe_app.aggregation.guard.STRENGTHS`.
         alpha: of the Dirichlet split.
         seed: of data, model and batches.
-        hostile: clients that lie.
+        hostile: clients that lie, those of the most usual size; 4 at most.
     """
     torch.manual_seed(seed)
     data = _Data(alpha)
     strength = STRENGTHS.get(guard)
     server = _Server(scheme, None if strength is None else Guard(strength), data.root)
     clients = [_Client(i, own, server.plan) for i, own in enumerate(data.parts)]
-    liars = set(range(CLIENTS - hostile, CLIENTS))
+    liars, lie = set(_OF_USUAL_SIZE[:hostile]), (ATTACKS | MEASURED)[attack]
     for client in clients:
         if attack == LABELS and client.number in liars:
             client.labels = CLASSES - 1 - client.labels
     for server_round in range(1, ROUNDS + 1):
-        sent: list[ClientUpdate] = []
-        for client in clients:
-            update = client.train(server_round, server.state, server.told)
-            is_liar = client.number in liars
-            sent.append(ATTACKS[attack](update, sent, BOUNDS) if is_liar else update)
-        server.round(server_round, sent, liars)
+        trained = [client.train(server_round, server.state, server.told) for client in clients]
+        others = [update for update in trained if update.client not in liars]
+        lies = {i: lie(trained[i], others, BOUNDS) for i in liars}
+        server.round(server_round, [lies.get(own.client, own) for own in trained], liars)
     with torch.no_grad():
         logits, *_ = _forward(_stacked(server.state), data.test[0])
     accuracy = float((logits.argmax(1) == data.test[1]).double().mean())
@@ -197,6 +199,7 @@ class _Client:
         chosen = set(select.choose(own)[0]) if isinstance(select, Once) else set(range(EXPERTS))
         values = {name: t.clone().requires_grad_() for name, t in _stacked(started).items()}
         optimiser = torch.optim.Adam(values.values(), LEARNING_RATE)
+        mean = _Gradients() if self.plan.needs_gradient else None
         sums, trained, total = _Sums(EXPERTS), torch.zeros(EXPERTS, dtype=torch.int64), 0.0
         steps = list(self._batches())
         for rows in steps:
@@ -205,9 +208,12 @@ class _Client:
                 sums.add(probs, experts, hidden if self.plan.needs_regions else None)
             loss = torch.nn.functional.cross_entropy(logits, self.labels[rows])
             total += float(loss.detach())
+            own_loss = loss
             loss = loss + self._terms(parts, values, received, told, probs)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward(retain_graph=mean is not None)
+            if mean is not None:
+                mean.add(values, own_loss, experts)
             active = self._active(select, chosen, probs.detach(), experts, own)
             for name in ("up.weight", "down.weight"):
                 gradient = values[name].grad
@@ -217,7 +223,9 @@ class _Client:
             optimiser.step()
         trained = trained * (sums.count > 0)
         changes = self._changes(values, received, trained)
-        parts.done = Trained(received, changes, told=signals_of(told))
+        own_gradient = {} if mean is None else mean.mean(set(dict(changes.named())))
+        parts.done = Trained(received, changes, told=signals_of(told), gradient=own_gradient)
+        measured = parts.measure(self._score(start) if parts.needs_received_score else None)
         self._kept = parts.keep(received, changes)
         columns = {name: column.unsqueeze(0) for name, column in sums.finish().items()}
         routing = RoutingStats(**columns, trained=trained.unsqueeze(0))
@@ -225,6 +233,7 @@ class _Client:
         return ClientUpdate(
             *(self.number, len(self.inputs), changes, routing, metrics, CLIENTS),
             server_round=server_round,
+            statistics=measured,
         )
 
     def _batches(self) -> Iterator[Tensor]:
@@ -271,12 +280,39 @@ class _Client:
         return changes
 
     @torch.no_grad()
+    def _score(self, values: dict[str, Tensor]) -> Score:
+        logits, *_ = _forward(values, self.inputs)
+        loss = torch.nn.functional.cross_entropy(logits, self.labels, reduction="sum")
+        return Score(float(loss), 0, len(self.labels))
+
+    @torch.no_grad()
     def _usage(self, values: dict[str, Tensor]) -> RoutingStats:
         _, probs, experts, _ = _forward(values, self.inputs)
         sums = _Sums(EXPERTS)
         sums.add(probs, experts, None)
         columns = {name: column.unsqueeze(0) for name, column in sums.finish().items()}
         return RoutingStats(**columns, trained=torch.zeros(1, EXPERTS, dtype=torch.int64))
+
+
+class _Gradients:
+    """Mean over the steps of the loss's gradient without terms; of an expert, its own steps."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor], loss: Tensor, experts: Tensor) -> None:
+        """Add a step's; ``experts`` were chosen, ``[T, K]``."""
+        found = torch.autograd.grad(loss, list(values.values()))
+        reached = {str(e) for e in experts.unique().tolist()}
+        for key, tensor in _by_key(dict(zip(values, found, strict=True))).items():
+            if ".experts." not in key or key.split(".")[3] in reached:
+                self._sums[key] = self._sums.get(key, torch.zeros(())) + tensor
+                self._steps[key] = self._steps.get(key, 0) + 1
+
+    def mean(self, keys: set[str]) -> dict[str, Tensor]:
+        """Return the means of these tensors."""
+        return {k: sums / self._steps[k] for k, sums in self._sums.items() if k in keys}
 
 
 class _Server:
@@ -289,7 +325,10 @@ class _Server:
         self.told: dict[str, Tensor] = {}
         self._steps: dict[str, Tensor] | None = None
         region = DIM if self.plan.needs_regions else 0
-        self._spec = UpdateSpec.of(self.state, region)
+        self._spec = replace(
+            UpdateSpec.of(self.state, region),
+            statistics=specs_of(self.plan.measured, self.state),
+        )
         self.refused = self.clipped = self.capped = 0
 
     def round(self, server_round: int, sent: Sequence[ClientUpdate], liars: set[int]) -> None:
@@ -321,7 +360,7 @@ class _Server:
     def _guarded(self, updates: list[ClientUpdate], liars: set[int]) -> list[ClientUpdate]:
         if self.guard is None:
             return updates
-        sizes = {update.client: size_of(update) for update in updates}
+        sizes = {u.client: self.guard.size_of(u, self._spec.statistics) for u in updates}
         updates, verdict = self.guard.close([*map(self.guard.counted, updates)], sizes, ())
         self.guard.learn(sizes)
         honest = [update for update in updates if update.client not in liars]

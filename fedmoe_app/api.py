@@ -130,10 +130,13 @@ class RunResult:
         """
         import transformers
 
+        from fedmoe_app.moe.quiet import quiet_transformers
+
         folder = self._model_folder()
         config = transformers.AutoConfig.from_pretrained(folder)
         name = next(iter(config.architectures or ()), "")
-        loaded: PreTrainedModel = getattr(transformers, name).from_pretrained(folder)
+        with quiet_transformers():
+            loaded: PreTrainedModel = getattr(transformers, name).from_pretrained(folder)
         return loaded.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -149,6 +152,8 @@ class RunResult:
 
     def predict(self, texts: Sequence[str]) -> pd.DataFrame:
         """Return the probability of each class (a column) for each text (a row).
+
+        A text that gives no token, such as an empty one, has NaN in its row.
 
         Raises:
             ConfigError: the run was no classification.
@@ -254,8 +259,8 @@ def compare_schemes(
     Runs that ``output`` holds already are kept: call it again to go on.
 
     Args:
-        schemes: names, or files of run config as in ``fedmoe compare --schemes``; the others are
-            held against the first.
+        schemes: names, or files of run config as in ``fedmoe compare --schemes``; ``alone``: every
+            client trains by itself; the others are held against the first.
         seeds: one run of every scheme and partition for each.
         alphas: Dirichlet concentrations; none: the partition of the config.
         clients: simulated clients.

@@ -91,7 +91,7 @@ def train(message: Message, context: Context) -> Message:
         if config.privacy.secure_sum:
             from fedmoe_app.client.summed import masked_reply
 
-            reply = masked_reply(update, message.content, context, config.privacy, version)
+            reply = masked_reply(update, message.content, context, task, config.privacy, version)
             return Message(reply, reply_to=message)
         with watch.phase("encode"):
             if config.privacy.has_dp:
@@ -201,7 +201,7 @@ def measure(message: Message, context: Context) -> Message:
         if config.privacy.secure_sum:
             from fedmoe_app.client.summed import masked_numbers_reply
 
-            reply = masked_numbers_reply(sums, message.content, context, node.client)
+            reply = masked_numbers_reply(sums, message.content, context, task, node.client)
             return Message(reply, reply_to=message)
     content = encode_number(node.client, task.question)
     content[RECORD] = encode_statistics(sums)

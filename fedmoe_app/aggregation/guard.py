@@ -25,7 +25,11 @@ anyway. **Medians of the shares** are taken over all clients that have replied i
 or over this round's while these are fewer than three.
 
     mass    Σ of a scheme's own numbers by which it weighs clients, all of one mass together (the
-            squares of inputs of GramMerge): at most share·median_j, by one factor
+            squares of inputs of GramMerge): at most share·median_j, by one factor. Where a client
+            weighs by a power of it, x^p (the losses of q-FedAvg): at most share^(1/p)·median_j;
+            where less of it weighs more, x^(−p), too: at least median_j/share^(1/p)
+    total   of numbers that the server adds up over the rounds (SCAFFOLD's control variates): the
+            norm of all that a client has sent, see :mod:`fedmoe_app.aggregation.totals`
 
 **A mass** is bounded as a norm is, by this round's median and the last one's, but by the clients'
 share. A client that sent none of it has a mass of 0 in the median: what most did not send counts
@@ -49,16 +53,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fedmoe_app.aggregation.medians import MAJORITY, typical_norms
 from fedmoe_app.aggregation.times import Times
+from fedmoe_app.aggregation.totals import Sketch, Totals, block_of
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ExpertKey, ModelState
 from fedmoe_app.schemes.views import Limits
+from fedmoe_app.wire.spec import NumberSpec
 
 if TYPE_CHECKING:
     from fedmoe_app.wire.update import ClientUpdate
 
 CHUNK = 1 << 17  # values whose squares are summed in float32: exact enough, and in a core's cache
-MAJORITY = 3  # replies, or clients, that have a median
 KINDS = ("dense", "gates", "expert", "whole")
 Shares = tuple[float, ...]  # examples, tokens, margin, examples a step, and the surest expert
 _SHARES = 5
@@ -77,15 +83,18 @@ class Strength:
             1.25 even where half of all norms are beyond the median.
         spread: times the sampling error of a class mean, by which it is away from those of others;
             honest ones were within 1.8 on the embedded task.
+        total: times the median norm of all that a client has sent of numbers that add up. What an
+            honest one lacks there it never makes good, so that this is larger than the others.
     """
 
     slack: float
     share: float
     length: float = 2.0
     spread: float = 4.0
+    total: float = 3.0
 
 
-STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0)}
+STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0, 1.5)}
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,10 @@ class Size:
         steps: optimiser steps; 0 for none said.
         surest: the largest prob·margin of an expert.
         masses: Σ of the numbers that weigh it, by mass.
-        mass_of: the mass of each such number, by the name under which it travels.
+        numbers: what the scheme's own numbers are, by the name under which they travel.
+        adding_up: those of them that it sent and that add up over rounds: the sketch of them.
+        lengths: the norms of these, tensor by tensor.
+        client: that sent it.
     """
 
     dense: float
@@ -113,7 +125,10 @@ class Size:
     steps: float = 0.0
     surest: float = 0.0
     masses: Mapping[str, float] = field(default_factory=dict)
-    mass_of: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, NumberSpec] = field(default_factory=dict)
+    adding_up: Sketch = field(default_factory=dict)
+    lengths: tuple[float, ...] = ()
+    client: int = -1
 
     @property
     def shares(self) -> Shares:
@@ -141,13 +156,15 @@ class Size:
 class Clip:
     """By how much the blocks of a reply shrink: a factor each, 1 for one within its bound.
 
-    ``numbers`` are the factors of a scheme's own numbers, by name, of those that shrink.
+    ``numbers`` are the factors of a scheme's own numbers, by name, of those that shrink; ``floors``
+    what others are at least.
     """
 
     dense: float = 1.0
     gates: float = 1.0
     experts: Mapping[ExpertKey, float] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def least(self) -> float:
@@ -167,7 +184,7 @@ class Guarded:
     Attributes:
         factors: client -> the smallest factor of its blocks, 1 for one that was left as it came.
         typical: m by kind, that of this round; the bound is slack times it.
-        masses: client -> the smallest factor of its masses; empty where nobody sent any.
+        masses: client -> the smallest factor of its masses and totals; empty where nobody sent any.
     """
 
     factors: Mapping[int, float]
@@ -185,6 +202,7 @@ class Guard:
         typical: m by kind of the last round that had a majority.
         usual: median mass of the last round that had a majority, by mass.
         known: client -> the shares of its last reply, as it came.
+        totals: what clients have sent of numbers that add up.
     """
 
     def __init__(self, strength: Strength) -> None:
@@ -193,13 +211,16 @@ class Guard:
         self.usual: dict[str, float] = {}
         self.known: dict[int, Shares] = {}
         self._most: Shares | None = None  # of `known`; None until it is asked for
+        self.totals = Totals(strength.total)
 
     # -- checkpoints -------------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, for :meth:`load`; JSON keeps these numbers exactly."""
         known = {str(client): list(sizes) for client, sizes in self.known.items()}
-        return {"typical": dict(self.typical), "usual": dict(self.usual), "known": known}
+        found = {"typical": dict(self.typical), "usual": dict(self.usual), "known": known}
+        totals = self.totals.dump()
+        return found | ({"totals": totals} if totals else {})
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Go on from what :meth:`dump` returned; from nothing where the run had no guard."""
@@ -210,6 +231,7 @@ class Guard:
         missing = (0.0,) * _SHARES
         self.known = {int(c): (*shares, *missing[len(shares) :]) for c, shares in known.items()}
         self._most = None
+        self.totals.load(dumped.get("totals", {}))
 
     # -- sums without training ---------------------------------------------------------------------
 
@@ -220,6 +242,15 @@ class Guard:
         return Limits(own.share, own.length, own.spread, said)
 
     # -- a round -----------------------------------------------------------------------------------
+
+    def size_of(self, update: ClientUpdate, numbers: Mapping[str, NumberSpec]) -> Size:
+        """Return how large a reply is, with a sketch of its numbers that add up; see there."""
+        size = size_of(update, numbers)
+        return replace(size, adding_up=self._sketch(update, size))
+
+    def _sketch(self, update: ClientUpdate, size: Size) -> Sketch:
+        names = [name for name, number in size.numbers.items() if number.adds_up]
+        return self.totals.sketch(update.statistics, names)
 
     def is_within(self, size: Size, num_asked: int) -> bool:
         """Whether a reply is within the bounds already, whatever the others send.
@@ -232,7 +263,9 @@ class Guard:
             return True  # the round will have no bounds
         if len(self.known) < MAJORITY:
             return False  # what it counts as is not known yet
-        if _shrinking(size, self.usual, self._strength.share):
+        if any(_beyond(size, self.usual, self.usual, self._strength.share)):
+            return False
+        if not self.totals.is_within(size.client, size.adding_up):
             return False
         slack = self._strength.slack
         return all(
@@ -288,22 +321,28 @@ class Guard:
             sizes: client -> the size of its reply.
             summed: clients whose changes are in the sums already; they were within the bounds.
         """
+        taken = set(summed)
         own = [sizes[update.client] for update in updates]
+        factors_of = self.totals.close(self._sketches(updates, own), taken)
         typical = {
             kind: max(self.typical.get(kind, 0.0), norm)
             for kind, norm in (self.typical | typical_of(own)).items()
         }
         medians = usual_of(own)
         usual = {mass: max(self.usual.get(mass, 0.0), median) for mass, median in medians.items()}
-        usual = self.usual | usual
+        least = {
+            mass: min(self.usual.get(mass, median), median) for mass, median in medians.items()
+        }
+        usual, least = self.usual | usual, self.usual | least
         early = len(self.known) < MAJORITY
         bounds = self._bounds_by([size.shares for size in own]) if early else ()
-        any_masses = any(size.masses for size in own)
-        taken, found, factors, masses = set(summed), [], {}, {}
+        any_masses = any(size.masses or size.lengths for size in own)
+        found, factors, masses = [], {}, {}
         for update in updates:
             clip = Clip()
             if update.client not in taken:
-                clip = self._clip(sizes[update.client], typical, usual)
+                clip = self._clip(sizes[update.client], typical, usual, least)
+                clip = _with_totals(clip, sizes[update.client], factors_of[update.client])
                 update = clipped(update, clip)
                 update = self.counted(update, bounds) if early else update
             found.append(update)
@@ -318,8 +357,25 @@ class Guard:
         self.usual |= usual_of(list(sizes.values()))
         self.known |= {client: size.shares for client, size in sizes.items()}
         self._most = None
+        self.totals.learn(list(sizes))
 
-    def _clip(self, size: Size, typical: _Norms, usual: Mapping[str, float]) -> Clip:
+    def _sketches(
+        self, updates: Sequence[ClientUpdate], sizes: Sequence[Size]
+    ) -> dict[int, Sketch]:
+        """Return the sketches of a round's numbers that add up; its first round draws the key.
+
+        What came before the key was there, for this round or a later one, is sketched now.
+        """
+        if not self.totals.key and any(own.lengths for own in sizes) and len(sizes) >= MAJORITY:
+            self.totals.begin([own.lengths for own in sizes])
+        return {
+            update.client: own.adding_up or self._sketch(update, own)
+            for update, own in zip(updates, sizes, strict=True)
+        }
+
+    def _clip(
+        self, size: Size, typical: _Norms, usual: Mapping[str, float], least: Mapping[str, float]
+    ) -> Clip:
         bounds = {kind: self._strength.slack * norm for kind, norm in typical.items()}
         dense = _factor(size.dense, bounds.get("dense"))
         gates = _factor(size.gates, bounds.get("gates"))
@@ -328,27 +384,30 @@ class Guard:
         left = _root((dense * size.dense, gates * size.gates, *parts))
         rest = _factor(left, bounds.get("whole"))
         # Without a median of any mass there was no round of a majority yet.
-        numbers = _shrinking(size, usual, self._strength.share) if usual else {}
-        return Clip(
-            dense * rest, gates * rest, {key: f * rest for key, f in experts.items()}, numbers
-        )
+        numbers, floors = _beyond(size, usual, least, self._strength.share) if usual else ({}, {})
+        experts = {key: factor * rest for key, factor in experts.items()}
+        return Clip(dense * rest, gates * rest, experts, numbers, floors)
 
 
 # -- sizes -------------------------------------------------------------------------------------
 
 
-def size_of(update: ClientUpdate, mass_of: Mapping[str, str] | None = None) -> Size:
+def size_of(update: ClientUpdate, numbers: Mapping[str, NumberSpec] | None = None) -> Size:
     """Return how large a reply is; it reads all of its changes once.
 
     Args:
         update: as it came.
-        mass_of: the mass of each number that has one, by the name under which it travels.
+        numbers: what the scheme's own numbers are, by the name under which they travel.
     """
+    numbers = numbers or {}
     masses: dict[str, float] = {}
-    for name, mass in (mass_of or {}).items():
-        if name in update.statistics:
+    lengths: list[float] = []
+    for name, number in numbers.items():
+        if name in update.statistics and number.mass:
             own = float(update.statistics[name].double().sum())
-            masses[mass] = masses.get(mass, 0.0) + own
+            masses[number.mass] = masses.get(number.mass, 0.0) + own
+        if name in update.statistics and number.adds_up:
+            lengths.append(norm_of([update.statistics[name]]))
     changes = update.changes
     gates = [tensor for tensors in changes.gates.values() for tensor in tensors.values()]
     return Size(
@@ -361,7 +420,9 @@ def size_of(update: ClientUpdate, mass_of: Mapping[str, str] | None = None) -> S
         update.metrics.get("num-steps", 0.0),
         surest_of(update.routing),
         masses,
-        mass_of or {},
+        numbers,
+        lengths=tuple(lengths),
+        client=update.client,
     )
 
 
@@ -399,15 +460,7 @@ def typical_of(sizes: Sequence[Size]) -> dict[str, float]:
 
     In the median of the experts each client weighs 1, shared out over those that it moved.
     """
-    found: dict[str, float] = {}
-    if len(sizes) < MAJORITY:
-        return found
-    for kind in KINDS:
-        norms = [size.of(kind) for size in sizes]
-        if 2 * sum(bool(of_client) for of_client in norms) > len(sizes):
-            pairs = [(norm, 1 / len(of_client)) for of_client in norms for norm in of_client]
-            found[kind] = weighted_median(pairs)
-    return found
+    return typical_norms([{kind: size.of(kind) for kind in KINDS} for size in sizes])
 
 
 def usual_of(sizes: Sequence[Size]) -> dict[str, float]:
@@ -421,29 +474,37 @@ def usual_of(sizes: Sequence[Size]) -> dict[str, float]:
     return {name: statistics.median(size.masses.get(name, 0.0) for size in sizes) for name in names}
 
 
-def _shrinking(size: Size, usual: Mapping[str, float], share: float) -> dict[str, float]:
-    """Return the factors of the numbers of a reply that are beyond their bounds, by name."""
-    factors = {
-        mass: share * usual.get(mass, 0.0) / own
-        for mass, own in size.masses.items()
-        if own > share * usual.get(mass, 0.0)
-    }
-    return {name: factors[mass] for name, mass in size.mass_of.items() if mass in factors}
-
-
-def weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
-    """Return the smallest value up to which half of the weight lies.
+def _beyond(
+    size: Size, usual: Mapping[str, float], least: Mapping[str, float], share: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return factors of the numbers that are too large, and what those too small are at least.
 
     Args:
-        pairs: of value and weight > 0, at least one.
+        size: of a reply.
+        usual: median mass, by mass, for the upper bounds.
+        least: the same for the lower ones.
+        share: how often a client may weigh what the median client does.
     """
-    pairs = sorted(pairs)
-    half, below = sum(weight for _, weight in pairs) / 2, 0.0
-    for value, weight in pairs[:-1]:
-        below += weight
-        if below >= half:
-            return value
-    return pairs[-1][0]
+    factors, floors = {}, {}
+    for name, number in size.numbers.items():
+        if number.mass not in size.masses:
+            continue
+        own, median = size.masses[number.mass], usual.get(number.mass, 0.0)
+        most = _root_of(share, number.rises) * median
+        if own > most:
+            factors[name] = most / own
+        lowest = least.get(number.mass, 0.0) / _root_of(share, number.falls)
+        if own < lowest:
+            floors[name] = lowest
+    return factors, floors
+
+
+def _root_of(share: float, power: float) -> float:
+    """Return share^(1/power); infinity for a power next to 0, or where there is none."""
+    try:
+        return float(share ** (1 / power)) if power else math.inf
+    except OverflowError:
+        return math.inf
 
 
 # -- what is made of a reply -------------------------------------------------------------------
@@ -451,8 +512,8 @@ def weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
 
 def clipped(update: ClientUpdate, clip: Clip) -> ClientUpdate:
     """Return an update whose blocks shrink; one within its bounds is the same object."""
-    if clip.numbers:
-        numbers: Any = Times(update.statistics, clip.numbers)
+    if clip.numbers or clip.floors:
+        numbers: Any = Times(update.statistics, clip.numbers, clip.floors)
         update = replace(update, statistics=numbers)
     if clip.least >= 1:
         return update
@@ -463,6 +524,15 @@ def clipped(update: ClientUpdate, clip: Clip) -> ClientUpdate:
         {key: _shrunk(tensors, clip.experts[key]) for key, tensors in changes.experts.items()},
     )
     return replace(update, changes=small)
+
+
+def _with_totals(clip: Clip, size: Size, factors: Mapping[str, float]) -> Clip:
+    """Return a clip with the factors of numbers that add up; ``factors`` are by block."""
+    if not factors:
+        return clip
+    names = [name for name, number in size.numbers.items() if number.adds_up]
+    own = {name: factors[block_of(name)] for name in names if block_of(name) in factors}
+    return replace(clip, numbers={**clip.numbers, **own})
 
 
 def shrunk(routing: RoutingStats, factor: float) -> RoutingStats:

@@ -1,4 +1,4 @@
-"""Tensors times a factor, each multiplied when it is asked for."""
+"""Tensors times a factor, or no less than a floor, each worked out when it is asked for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ class Times(Mapping[str, Tensor]):
     Args:
         tensors: by name.
         factor: of all of them, or by name; what has none stays as it is.
+        floors: what values are at least, by name.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], factor: float | Mapping[str, float]) -> None:
-        self._tensors, self._factor = tensors, factor
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        factor: float | Mapping[str, float],
+        floors: Mapping[str, float] | None = None,
+    ) -> None:
+        self._tensors, self._factor, self._floors = tensors, factor, floors or {}
 
     def __getitem__(self, name: str) -> Tensor:
         factor = self._factor
+        if name in self._floors:
+            return self._tensors[name].clamp_min(self._floors[name])
         if isinstance(factor, Mapping):
             if name not in factor:
                 return self._tensors[name]

@@ -13,6 +13,7 @@ from fedmoe_app.config.errors import ConfigError, DataError
 from fedmoe_app.config.schema import DataConfig
 from fedmoe_app.data.files import FORMATS, Dialect, read_columns
 from fedmoe_app.data.reading.columns import Asked
+from fedmoe_app.results.table import MISSING
 from fedmoe_app.shown.logs import json_line
 from fedmoe_app.shown.terminal import Table
 
@@ -77,16 +78,25 @@ def as_table(texts: Sequence[str], names: Sequence[str], found: Tensor, top: int
     for header in ("text", "class", "probability", "then"):
         table.add_column(header, justify="right" if header == "probability" else "left")
     for text, row in zip(texts, found, strict=True):
+        short = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+        if row.isnan().any():
+            table.add_row(short, MISSING, MISSING, "")
+            continue
         best = _best(names, row, top)
         rest = ", ".join(f"{name} {share:.3f}" for name, share in best[1:])
-        short = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
         table.add_row(short, best[0][0], f"{best[0][1]:.3f}", rest)
     return table
 
 
 def as_json(texts: Sequence[str], names: Sequence[str], found: Tensor) -> Iterator[str]:
-    """Yield a JSON object a text: ``text``, ``label``, ``probabilities`` of all classes."""
+    """Yield a JSON object a text: ``text``, ``label``, ``probabilities`` of all classes.
+
+    Label and probabilities of a text without class are null.
+    """
     for text, row in zip(texts, found, strict=True):
+        if row.isnan().any():
+            yield json_line({"text": text, "label": None, "probabilities": None})
+            continue
         best = _best(names, row, len(names))
         shares = {name: round(share, 6) for name, share in best}
         yield json_line({"text": text, "label": best[0][0], "probabilities": shares})

@@ -7,7 +7,8 @@ keys begin a new one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,16 @@ from torch import Tensor
 
 from fedmoe_app.client.store import ClientStore
 from fedmoe_app.config.node import Node
+from fedmoe_app.config.policy import node_policy
 from fedmoe_app.config.schema import PrivacyConfig, RunConfig
-from fedmoe_app.privacy.answered_sums import AnsweredSums
+from fedmoe_app.privacy.answered_sums import AnsweredSums, start_of
 from fedmoe_app.privacy.member import Member, SumError
+from fedmoe_app.privacy.node_ledger import data_set
 from fedmoe_app.privacy.ring import numbers_to_ring, value_bits, weight_of
 from fedmoe_app.privacy.sparse import about_layout, counts_vector, values_vector
 from fedmoe_app.wire.masked import SUM, by_node, encode_answer, read_by_node, read_nodes
 from fedmoe_app.wire.question import Question
+from fedmoe_app.wire.tasks import TrainTask
 from fedmoe_app.wire.update import ClientUpdate
 
 _STATE, _PART = "masked-sum", "summed"
@@ -56,6 +60,7 @@ def send_counts(
     trained: NDArray[np.bool_],
     changes: Mapping[str, NDArray[np.float32]],
     privacy: PrivacyConfig,
+    start: str,
 ) -> Vector:
     """Keep the trained changes, and return the masked counts.
 
@@ -67,6 +72,7 @@ def send_counts(
         trained: experts that it trained, ``[L, E]``.
         changes: by full name.
         privacy: of the run config.
+        start: digest of the values that it trained from.
 
     Raises:
         SumError: no keys were agreed on, or a change is not finite.
@@ -82,19 +88,22 @@ def send_counts(
     store, name = _store(content, client)
     store.drop(store.names())  # of a round that never ended
     store.write(name, save(dict(changes)))
-    _remember(context, member, weight, _TRAINED)
+    _remember(context, member, _Kept(weight, _TRAINED, start))
     return masked
 
 
 def send_numbers(
-    content: RecordDict, context: Context, numbers: Mapping[str, NDArray[np.floating]]
+    content: RecordDict,
+    context: Context,
+    numbers: Mapping[str, NDArray[np.floating]],
+    start: str,
 ) -> Vector:
     """Return masked numbers that need no count first, joined in the order of their names."""
     member = _member(content, context)
     members = read_nodes(content.config_records[SUM]["members"])
     joined = np.concatenate([numbers[name].reshape(-1) for name in sorted(numbers)])
     masked = member.masked(numbers_to_ring(joined, len(members)), members, 0)
-    _remember(context, member, kind=_MEASURED)
+    _remember(context, member, _Kept(0, _MEASURED, start))
     return masked
 
 
@@ -115,12 +124,12 @@ def send_values(
     question = Question.of(content)
     layout = list(zip(asked["names"], asked["sizes"], strict=True))
     grid = privacy.sum_range, value_bits(len(member.members))
-    weight, kind = _kept(context)
+    kept = _kept(context)
     seeds = (seed, question.server_round, client)
-    vector = values_vector(changes, layout, weight, grid, seeds)
+    vector = values_vector(changes, layout, kept.weight, grid, seeds)
     masked = member.masked(vector, read_nodes(asked["members"]), 1, about_layout(layout))
     store.drop([name])
-    _remember(context, member, weight, kind)
+    _remember(context, member, kept)
     return masked
 
 
@@ -129,6 +138,7 @@ def send_unmasking(content: RecordDict, context: Context) -> dict[str, Any]:
 
     Raises:
         SumError: it would break the protocol, or this node has let other clients into the same sum.
+        RefusedError: the node's policy allows sums over fewer lists of clients.
     """
     member = _member(content, context)
     asked: Any = content.config_records[SUM]
@@ -137,17 +147,27 @@ def send_unmasking(content: RecordDict, context: Context) -> dict[str, Any]:
         member.take_shares({node: own for node, (own,) in read_by_node(asked).items()})
     alive = read_nodes(asked["alive"])
     shares = member.unmask(alive, read_nodes(asked["gone"]), number)
-    weight, kind = _kept(context)
+    kept = _kept(context)
     node = Node.from_config(context.node_config, context.node_id)
     if node.data_path is not None:  # other rows are those that the server has, too
-        names = _names_of_sum(Question.of(content), node.client, kind, number)
-        AnsweredSums().note(names, alive)
-    _remember(context, member, weight, kind)
+        _note(Question.of(content), node, kept, number, alive)
+    _remember(context, member, kept)
     return by_node(shares)
 
 
+def _note(
+    question: Question, node: Node, kept: _Kept, number: int, clients: Collection[int]
+) -> None:
+    """Write down over whom a sum is, or refuse it."""
+    policy, own = node_policy(), data_set(node)
+    names = _names_of_sum(question, node.client, kept.kind, number)
+    if kept.start and (policy is None or policy.same_start == "refused"):
+        names.append(f"{kept.kind} {number} of {own}, start {kept.start}")
+    AnsweredSums().note(names, clients, own, None if policy is None else policy.max_sum_lists)
+
+
 def _names_of_sum(question: Question, client: int, kind: str, number: int) -> list[str]:
-    """Return by what a sum is known: its state, and, of training, its round, whatever its state.
+    """Return by what a sum is known in its run: its state, and its round, whatever its state.
 
     Numbers that nobody trains for may be asked for before and after the training of one round.
     """
@@ -162,6 +182,7 @@ def masked_reply(
     update: ClientUpdate,
     content: RecordDict,
     context: Context,
+    task: TrainTask,
     privacy: PrivacyConfig,
     version: str,
 ) -> RecordDict:
@@ -174,16 +195,21 @@ def masked_reply(
         (update.routing.trained > 0).numpy(),
         {name: t.detach().cpu().float().numpy() for name, t in update.changes.named()},
         privacy,
+        start_of(task.state, task.base_fingerprint),
     )
     return encode_answer(update.client, Question.of(content), None, vector, version)
 
 
 def masked_numbers_reply(
-    numbers: Mapping[str, Tensor], content: RecordDict, context: Context, client: int
+    numbers: Mapping[str, Tensor],
+    content: RecordDict,
+    context: Context,
+    task: TrainTask,
+    client: int,
 ) -> RecordDict:
     """Return a client's reply to the message that asked for sums of the model's outputs."""
     plain = {name: tensor.numpy() for name, tensor in numbers.items()}
-    vector = send_numbers(content, context, plain)
+    vector = send_numbers(content, context, plain, start_of(task.state, task.base_fingerprint))
     return encode_answer(client, Question.of(content), None, vector)
 
 
@@ -208,11 +234,26 @@ def _member(content: RecordDict, context: Context) -> Member:
     return member
 
 
-def _remember(context: Context, member: Member, weight: int = 0, kind: str = "") -> None:
-    context.state[_STATE] = ConfigRecord({"member": member.dump(), "weight": weight, "kind": kind})
+@dataclass(frozen=True)
+class _Kept:
+    """What a client knows of its sum from message to message, beside its secrets.
+
+    Attributes:
+        weight: its own, of changes.
+        kind: what its vector was made of.
+        start: digest of the values that this was made from.
+    """
+
+    weight: int = 0
+    kind: str = ""
+    start: str = ""
 
 
-def _kept(context: Context) -> tuple[int, str]:
-    """Return the weight of this client, and what its vector was made of."""
+def _remember(context: Context, member: Member, kept: _Kept = _Kept()) -> None:
+    context.state[_STATE] = ConfigRecord({"member": member.dump(), **asdict(kept)})
+
+
+def _kept(context: Context) -> _Kept:
     state: Any = context.state.config_records[_STATE]
-    return int(state.get("weight", 0)), str(state.get("kind", ""))
+    kept = {entry.name: state.get(entry.name, entry.default) for entry in fields(_Kept)}
+    return _Kept(int(kept["weight"]), str(kept["kind"]), str(kept["start"]))

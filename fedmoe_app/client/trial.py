@@ -20,7 +20,6 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from fedmoe_app.client.train import LocalRun, train
 from fedmoe_app.config.schema import RunConfig
@@ -30,6 +29,7 @@ from fedmoe_app.moe.layers import MoELayer, read_state, write_state
 from fedmoe_app.moe.loading import LoadSpec, load_model
 from fedmoe_app.moe.partial.restrict import ExpertsByLayer
 from fedmoe_app.moe.partial.streamed import all_experts
+from fedmoe_app.moe.quiet import quiet_transformers
 from fedmoe_app.moe.routing import RoutingRecorder
 from fedmoe_app.moe.training.trainable import Trainables
 from fedmoe_app.tasks.base import Batch, Task
@@ -68,7 +68,7 @@ def try_mode(
         NotBuiltError: plain transformers cannot run it.
         TrialError: plain transformers can, and this app cannot.
     """
-    with _quiet(), torch.random.fork_rng():
+    with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         _save_plain(kind, small, folder / "base")
         config = _on(config, folder / "base")
@@ -231,21 +231,6 @@ def _step(what: str) -> Iterator[None]:
         text = re.sub(r'model\.name = "[^"]*": ', "", " ".join(str(error).split()))
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise TrialError(f"{what} failed ({kind}{text[:300]})") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and warnings about the small model from the screen."""
-    level = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if had_bars:
-            transformers_logging.enable_progress_bar()
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import typer
 
+from fedmoe_app.compare.alone import train_alone
 from fedmoe_app.compare.figures import Figures, losses
 from fedmoe_app.compare.folder import LOG_FILE, ComparisonFolder
-from fedmoe_app.compare.plan import Cell
+from fedmoe_app.compare.plan import ALONE, Cell
 from fedmoe_app.config.overrides import Flat
 from fedmoe_app.launch.environment import default_environment
 from fedmoe_app.results.folder import ResultsError
@@ -49,6 +50,8 @@ def in_process(cell: Cell, draft: Path) -> Path:
     from fedmoe_app.compare.in_process import run_in_process
 
     torch.set_num_threads(1)
+    if cell.kind == ALONE:
+        return train_alone(cell, config_in(cell, draft), draft, RESULTS)
     return run_in_process(config_in(cell, draft), cell.clients)
 
 
@@ -56,6 +59,8 @@ def simulated(app: Path, cell: Cell, draft: Path) -> Path:
     """Run a cell of the app in the folder ``app`` as ``fedmoe run`` does: simulated nodes."""
     from fedmoe_app.launch.runner import run_simulated
 
+    if cell.kind == ALONE:  # clients that never meet need no server between them
+        return in_process(cell, draft)
     try:
         run_simulated(app, config_in(cell, draft), cell.clients, 0.0, False)
     except typer.Exit:  # this is how it says that it was interrupted
@@ -141,7 +146,7 @@ def run_cells(
     kept = f", {len(outcomes.figures)} of them kept" if outcomes.figures else ""
     count = len({cell.key for cell in cells})
     say(f"{count} run{'s' * (count != 1)}{kept}; {len(todo)} to do")
-    progress = _Progress(len(todo), folder, outcomes)
+    progress = _Progress(len(todo), folder, outcomes, 1 if here else workers)
     one = partial(run_cell, run, folder.path)
     if here:
         _run_here(todo, one, progress.ended)
@@ -176,8 +181,11 @@ def _not_kept(
 class _Progress:
     """Collects how cells end, and says it."""
 
-    def __init__(self, count: int, folder: ComparisonFolder, outcomes: Outcomes) -> None:
+    def __init__(
+        self, count: int, folder: ComparisonFolder, outcomes: Outcomes, workers: int
+    ) -> None:
         self._count, self._folder, self._outcomes = count, folder, outcomes
+        self._workers = workers
         self._done = 0
         self._started = time.monotonic()
 
@@ -204,9 +212,19 @@ class _Progress:
 
     def _line(self, cell: Cell, text: str) -> None:
         waiting = self._count - self._done
-        left = (time.monotonic() - self._started) / self._done * waiting
+        elapsed = time.monotonic() - self._started
+        left = time_left(elapsed, self._done, waiting, self._workers)
         rest = f"; about {duration(left)} left" if waiting else ""
         say(f"[{self._done}/{self._count}] {cell.label}: {text}{rest}")
+
+
+def time_left(elapsed: float, done: int, waiting: int, workers: int) -> float:
+    """Return about how many seconds ``waiting`` runs take, some of which are going on already.
+
+    The others of the ``workers`` that work at a time are taken to be half done.
+    """
+    half = min(workers - 1, waiting) / 2
+    return elapsed / (done + half) * (waiting - half)
 
 
 def describe(figures: Figures) -> str:

@@ -20,6 +20,7 @@ from fedmoe_app.client.root import train_on_root
 from fedmoe_app.config.parse import parse_run_config
 from fedmoe_app.flower.process import RUN_ID, Run, empty_run, task_identity
 from fedmoe_app.launch.preflight import check_model
+from fedmoe_app.moe.quiet import quiet_transformers
 from fedmoe_app.results.events import log_to_stdout
 from fedmoe_app.server.run import run_server
 
@@ -121,5 +122,5 @@ def run_in_process(
     config = parse_run_config(run_config)
     log_to_stdout()
     check_model(config)
-    with task_identity():
+    with task_identity(), quiet_transformers():
         return run_server(InProcessGrid(client_app.app, run_config, configs), config, train_on_root)

@@ -49,7 +49,7 @@ def comparison_page(title: str, comparison: Comparison) -> str:
         "partitions": parts,
         "rows": _rows_table(comparison, rows, metric),
         "runs": _runs_table(results, metric),
-        "legend": legend(metric),
+        "legend": legend(metric, comparison.plan.schemes),
         "chosen": _chosen_table(comparison.plan),
         "failures": _failures_table(comparison, results),
         "differing": _differing(comparison),

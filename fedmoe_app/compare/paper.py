@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmoe_app.compare.plan import CENTRALISED, NO_PARTITION, Plan
+from fedmoe_app.compare.plan import ALONE, CENTRALISED, NO_PARTITION, Plan
 from fedmoe_app.compare.reading import Comparison
 from fedmoe_app.compare.summary import (
     Estimate,
@@ -22,7 +22,7 @@ from fedmoe_app.compare.summary import (
     results_of,
     summarise,
 )
-from fedmoe_app.compare.tables import first_scheme, has_macro_f1
+from fedmoe_app.compare.tables import ABOUT_ALONE, first_scheme, has_macro_f1
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.shown.tables import latex, markdown, markdown_cell
 from fedmoe_app.shown.text import readable, visible
@@ -138,7 +138,8 @@ def _setting(plan: Plan) -> str:
     where = ", ".join(name for name in plan.partitions if name != NO_PARTITION)
     model = f", model {visible(Path(str(flat['model.name'])).name)}" if "model.name" in flat else ""
     many = "s" * (rounds != 1)
-    return f"{plan.clients} clients ({visible(where)}), {rounds} round{many}{model}."
+    alone = f" {ABOUT_ALONE}" if ALONE in plan.schemes else ""
+    return f"{plan.clients} clients ({visible(where)}), {rounds} round{many}{model}.{alone}"
 
 
 def write_table(table: PaperTable, kind: str) -> str:

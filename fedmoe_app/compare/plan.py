@@ -26,6 +26,7 @@ from fedmoe_app.launch.preflight import check_scheme
 
 CENTRALISED = "centralised"  # the reference: one client that holds all data
 FEDERATED = "federated"
+ALONE = "alone"  # a row and its kind: every client trains by itself
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SchemeEntry:
     Attributes:
         name: what the row is called.
         overrides: flat run config laid over the one that all rows share.
-        kind: how a cell of it is run; ``federated`` unless a benchmark brings its own way.
+        kind: how a cell of it is run: ``federated`` or ``alone``.
     """
 
     name: str
@@ -44,7 +45,7 @@ class SchemeEntry:
 
 
 def read_schemes(text: str) -> tuple[SchemeEntry, ...]:
-    """Read ``fedavg,my.module:Class,experiments/mine.toml``: names, classes and files.
+    """Read ``fedavg,alone,my.module:Class,experiments/mine.toml``: names, classes and files.
 
     Raises:
         ConfigError: for an empty list, a missing or broken file, or two rows of one name.
@@ -55,6 +56,11 @@ def read_schemes(text: str) -> tuple[SchemeEntry, ...]:
         raise ConfigError(
             f"--schemes {CENTRALISED}: that row is added by itself; leave it out, or rename the "
             "file"
+        )
+    if any(entry.name == ALONE and entry.kind != ALONE for entry in entries):
+        raise ConfigError(
+            f"--schemes {ALONE}.toml: {ALONE} is the row of clients that train by themselves; "
+            "rename the file"
         )
     return entries
 
@@ -91,6 +97,8 @@ def _items(text: str, option: str) -> list[str]:
 
 
 def _read_scheme(item: str) -> SchemeEntry:
+    if item == ALONE:
+        return SchemeEntry(ALONE, dict(_BY_ITSELF), ALONE)
     if not item.endswith(".toml"):
         return SchemeEntry(item.rpartition(":")[2], {"scheme": item})
     return SchemeEntry(Path(item).stem, dict(read_config_file(Path(item), "--schemes")))
@@ -122,13 +130,14 @@ def _refuse_twice(values: Sequence[Hashable], option: str) -> None:
 NO_PARTITION = "-"  # that of the centralised reference
 # Names where results go, not what they are.
 _PLACE = {"output-dir": "", "run-name": ""}
-_CENTRALISED: Flat = {
+# Of one client FedAvg is that client's own training.
+_BY_ITSELF: Flat = {
     "scheme": "fedavg",
     "scheme-args": "",
     "min-clients": 1,
     "fraction-train": 1.0,
-    "data.partition": "iid",
 }
+_CENTRALISED: Flat = {**_BY_ITSELF, "data.partition": "iid"}
 # What all rows must share to be compared, beside the number of rounds.
 _SHARED_TABLES = ("data.", "model.")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe_app.compare.figures import Curve
-from fedmoe_app.compare.plan import CENTRALISED, Plan
+from fedmoe_app.compare.plan import ALONE, CENTRALISED, Plan
 from fedmoe_app.compare.reading import Lines
 from fedmoe_app.compare.summary import Estimate, Result, estimate
 from fedmoe_app.report.charts import (
@@ -243,7 +243,7 @@ def _bytes(groups: Groups) -> Chart:
     found = {
         name: estimate([result.finished.bytes_up for result in group if result.finished])
         for name, group in groups.items()
-        if name != CENTRALISED  # it sends nothing over a network
+        if name not in (CENTRALISED, ALONE)  # these send nothing over a network
     }
     names = [name for name, point in found.items() if point]
     series = [Dots("mean over rounds and seeds", _means([found[name] for name in names]))]

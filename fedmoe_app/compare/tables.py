@@ -10,7 +10,7 @@ from rich import box
 from rich.cells import cell_len
 
 from fedmoe_app.compare.figures import losses
-from fedmoe_app.compare.plan import CENTRALISED, NO_PARTITION, Plan
+from fedmoe_app.compare.plan import ALONE, CENTRALISED, NO_PARTITION, Plan
 from fedmoe_app.compare.summary import SHARES, Estimate, Reached, Result, Row
 from fedmoe_app.results.table import MISSING, human_bytes
 from fedmoe_app.shown.duration import duration
@@ -19,6 +19,7 @@ from fedmoe_app.shown.tables import markdown as plain
 from fedmoe_app.shown.terminal import Console, Table, say
 from fedmoe_app.shown.text import readable, visible
 
+ABOUT_ALONE = "Alone: every client trains by itself; the mean over their models."
 _TARGETS = [f"{100 * share:.0f}" for share in SHARES]
 
 
@@ -30,7 +31,7 @@ def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric:
         f"# Comparison of {plain(', '.join(names))}",
         "",
         f"{plan.clients} clients, {plan.cells[0].rounds} rounds, seeds {seeds}. "
-        + plain(legend(metric)),
+        + plain(legend(metric, plan.schemes)),
         "",
         *markdown_table(*text_table(plan, rows, metric)),
         *[f"\n{plain(line)}" for line in chosen(plan)],
@@ -39,9 +40,9 @@ def markdown(plan: Plan, rows: Sequence[Row], results: Sequence[Result], metric:
     return "\n".join(text) + "\n"
 
 
-def legend(metric: str) -> str:
-    """Explain the columns."""
-    return (
+def legend(metric: str, schemes: Sequence[str] = ()) -> str:
+    """Explain the columns, and the row ``alone`` where it is among the schemes."""
+    text = (
         f"Global {metric}: that of the global model after the last round on the server's test "
         "set, mean ± sample standard deviation over the seeds, with the 95% Student-t interval "
         "of the mean; the difference to the first scheme is taken seed by seed. Local accuracy: "
@@ -52,6 +53,7 @@ def legend(metric: str) -> str:
         "over all rounds and runs. Macro-F1, of classifications: the mean F1 over the classes, of "
         "the same model on the same rows as global accuracy."
     )
+    return f"{text} {ABOUT_ALONE}" if ALONE in schemes else text
 
 
 def first_scheme(plan: Plan) -> str:

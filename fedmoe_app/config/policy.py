@@ -16,6 +16,8 @@ owner's answer, and the SuperNode asks it before any of that code is stored or r
     min-examples = 50                  # with fewer this node takes no part
     may-leave = ["update", "num-examples", "histogram", "metrics"]
     secure-sum = "required"            # what leaves is masked, or this node takes no part
+    same-start = "allowed"             # masked sums of one start over other clients, too
+    max-sum-lists = 1                  # lists of clients that masked sums may be over, in all runs
     max-epsilon = 8.0                  # of the node's examples, by all runs together
     delta = 1e-5                       # at which that is told
 
@@ -100,6 +102,8 @@ class Policy(BaseModel):
         "feature-sums",
     ]
     secure_sum: Literal["allowed", "required"] = "allowed"
+    same_start: Literal["allowed", "refused"] = "refused"
+    max_sum_lists: int | None = Field(None, ge=1)
     max_epsilon: float | None = Field(None, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
 

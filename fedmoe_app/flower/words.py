@@ -25,6 +25,8 @@ KNOWN_KEY = "Public key already in use"
 
 # Beginnings of what Flower and Ray dump when a client raises: pages, several times over.
 CLIENT_DUMP = ("An exception was raised when processing a message", "ray::", "Traceback (most")
+# What Flower says when a ServerApp ends by an exception; the app has said the reason before.
+SERVER_DUMP = ("ServerApp raised an exception", "An unhandled exception occurred in the ServerApp")
 # Beginnings of messages of Flower and Ray that say nothing about the run.
 NOISE = (
     "Flower App configuration warnings",

@@ -51,6 +51,9 @@ def default_environment() -> dict[str, str]:
         **VARIABLES,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        # Nobody reads Ray's metrics, and the thread that gathers them can crash a worker that
+        # ends on a busy machine ("SIGSEGV ... RunHarvesterLoop" over half the screen).
+        "RAY_enable_metrics_collection": "0",
         # A worker for each CPU, started before there is work: clients get workers of their own.
         "RAY_prestart_worker_first_driver": "0",
         # Nothing is fetched from a model hub unless asked for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fedmoe_app.flower.words import CLIENT_DUMP, NOISE
+from fedmoe_app.flower.words import CLIENT_DUMP, NOISE, SERVER_DUMP
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACTOR = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
@@ -13,6 +13,11 @@ _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*: {0,8}")
 _OWN = re.compile(r"^\d\d:\d\d:\d\d ")
 # A dump for a client that raised is left out: the app's own line "client 3 failed: ..." says it.
 _TRACEBACK = "Traceback (most recent call last):"
+# Of a data file: each client that reads the same file says the same.
+_OF_THE_DATA = re.compile(r"\bdropped \d+ of \d+ \w+")
+# Our own line with the reason; what follows says it again, in the words of an exception.
+_GAVE_UP = re.compile(r"^\d\d:\d\d:\d\d failed after round ")
+_AGAIN = (*SERVER_DUMP, "fedmoe_app.server.rounds.RunFailedError")
 _LABELS = {"WARNING": "warning: ", "ERROR": "error: ", "CRITICAL": "error: "}
 
 _NOISE = (*NOISE, "warnings.warn(")
@@ -30,13 +35,16 @@ class LogFilter:
 
     Levels become ``warning:`` and ``error:``, a traceback shrinks to its last line, the name of
     the process that printed a line goes, and so do empty lines and what is dumped when a client
-    raises.
+    raises. What is said of a data file stands there once, however many clients read it, and so does
+    why a run gave up.
     """
 
     def __init__(self) -> None:
         """Start outside a traceback."""
         self._in_traceback = False
         self._in_dump = False
+        self._gave_up = False
+        self._said: set[str] = set()
 
     def __call__(self, raw: str) -> str | None:
         """Return the readable line, or None when it says nothing about the run."""
@@ -49,7 +57,18 @@ class LogFilter:
         if self._in_traceback and (not line or line[0].isspace()):
             return None
         self._in_traceback = False
-        return _readable(line)
+        found = _readable(line)
+        return None if found and self._is_repeated(found) else found
+
+    def _is_repeated(self, line: str) -> bool:
+        self._gave_up = self._gave_up or _GAVE_UP.match(line) is not None
+        if self._gave_up and line.removeprefix(_LABELS["ERROR"]).startswith(_AGAIN):
+            return True
+        if not _OF_THE_DATA.search(line):
+            return False
+        repeated = line in self._said
+        self._said.add(line)
+        return repeated
 
     def _is_dump(self, line: str) -> bool:
         """Tell whether a line belongs to what is dumped for a client's exception."""

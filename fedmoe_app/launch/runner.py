@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -93,8 +94,8 @@ def run_simulated(
     share = check_cpus(cpus, config.train.threads), check_gpus(gpus)
     check_simulated(config, num_clients)
     nodes = flower.Simulation(num_clients, *share)
-    say(f"starting {num_clients} simulated nodes ...")
     _execute(
+        f"starting {num_clients} simulated nodes ...",
         lambda config, output: flower.run_simulation(
             app, flatten_run_config(config), nodes, output
         ),
@@ -117,8 +118,8 @@ def run_on_connection(
     config = check(with_output_dir(flat) if connection.is_local else flat, None)
     check_scheme_name(config.scheme)
     check_labels_known(config.data)
-    say(f"connecting to {name} ({connection.address}) ...")
     _execute(
+        f"connecting to {name} ({connection.address}) ...",
         lambda config, output: flower.run_connected(
             app, flatten_run_config(config), connection, output
         ),
@@ -134,7 +135,12 @@ def _launch(app: Path, **fields: Any) -> Launch:
 
 
 def _execute(
-    start: Start, config: RunConfig, verbose: bool, launch: Launch, max_resumes: int
+    beginning: str,
+    start: Start,
+    config: RunConfig,
+    verbose: bool,
+    launch: Launch,
+    max_resumes: int,
 ) -> None:
     folder = Path(config.output_dir) / config.run_name if config.output_dir else None
     if config.resume:
@@ -142,6 +148,7 @@ def _execute(
     else:
         _refuse_used(folder)
         _refuse_unwritable(folder)
+    say(beginning)  # nothing is refused any more
     log_path = home() / "logs" / f"{config.run_name}-{os.getpid()}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -183,7 +190,8 @@ def _refuse_used(folder: Path | None) -> None:
     if folder and holds_files(folder):
         raise ConfigError(
             f"run-name = {folder.name!r}: {folder} holds files of an earlier run; "
-            "choose another name with --name"
+            "choose another name with --name, or go on with it: "
+            f"fedmoe resume {shlex.quote(str(folder))}"
         )
 
 

@@ -12,7 +12,7 @@ from fedmoe_app.config.parse import default_run_config, flatten_table
 from fedmoe_app.results.folder import CONFIG_FILE, ResultsError
 
 # They say where results lie, not what was run.
-PLACES = ("output-dir", "run-name")
+PLACES = ("output-dir", "run-name", "resume")
 
 
 class Setting(NamedTuple):
@@ -50,11 +50,19 @@ def defaults() -> dict[str, Any]:
 
 def compare(flat: Mapping[str, Any], default: Mapping[str, Any]) -> list[Setting]:
     """Return the settings in the order of the config, those that differ first."""
-    settings = [
-        Setting(key, write_value(value), write_value(default[key]) if key in default else None)
-        for key, value in flat.items()
-    ]
+    settings = [_setting(key, value, default) for key, value in flat.items()]
     return sorted(settings, key=lambda each: not each.changed or each.key in PLACES)
+
+
+def _setting(key: str, value: Any, default: Mapping[str, Any]) -> Setting:
+    if key not in default:
+        return Setting(key, write_value(value), None)
+    known = default[key]
+    # 120 and 120.0 are one value: defaults are read from another file than a run's config.
+    shown = (
+        known if value == known and isinstance(value, bool) == isinstance(known, bool) else value
+    )
+    return Setting(key, write_value(shown), write_value(known))
 
 
 def is_notable(setting: Setting) -> bool:

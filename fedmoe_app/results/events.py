@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
+from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.results.folder import append_text
 from fedmoe_app.shown.duration import duration
 from fedmoe_app.shown.logs import LineFormatter, json_line, log_line
@@ -236,7 +237,8 @@ def _text(event: Event) -> str:
             left = f" ({event.left})" if event.left else ""
             return f"  [{event.answered}/{event.asked}] {event.summary}{left}"
         case Failed():
-            return f"  {event.who} failed: {event.reason}"
+            verb = "refused" if event.reason.startswith(REFUSED) else "failed"
+            return f"  {event.who} {verb}: {event.reason}"
         case RoundDone():
             what = f"round {event.round}/{event.num_rounds}" if event.round else "initial model"
             scores = f"loss {_number(event.loss)}, accuracy {_number(event.accuracy)}"

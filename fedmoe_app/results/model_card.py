@@ -22,11 +22,13 @@ from fedmoe_app.config.parse import flatten_table
 from fedmoe_app.config.tasks import TASKS
 from fedmoe_app.moe.carve.preset import located
 from fedmoe_app.moe.checkpoint import CARD_FILE, licence_of
+from fedmoe_app.moe.served import misread_by
 from fedmoe_app.results.best import kept_line, kept_note
 from fedmoe_app.results.folder import CONFIG_FILE, read_metrics
 from fedmoe_app.shown.tables import markdown, markdown_cell
 
 CONFIDENCE = 0.95
+_PROGRAMS = {"vllm": "vLLM", "llama.cpp": "llama.cpp"}
 _CLASSES = {
     "sequence": "AutoModelForSequenceClassification",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -46,13 +48,24 @@ def write_model_card(run: Path, folder: Path, items: int = 0) -> Path:
         ResultsError, OSError: the run's files cannot be read.
     """
     flat = flatten_table(tomllib.loads((run / CONFIG_FILE).read_text(encoding="utf-8")))
-    card = model_card(dict(flat), read_metrics(run), architecture_of(folder), items)
+    config = _config_of(folder)
+    card = model_card(
+        dict(flat), read_metrics(run), _architecture(config), items, misread_by(config)
+    )
     return write_atomic(folder / CARD_FILE, card)
 
 
 def architecture_of(folder: Path) -> str:
     """Return the model class that a folder's config names; "" where it names none."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return _architecture(_config_of(folder))
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
     return str(next(iter(config.get("architectures") or ()), ""))
 
 
@@ -61,6 +74,7 @@ def model_card(
     lines: Sequence[Mapping[str, Any]],
     architecture: str,
     items: int = 0,
+    misread: Sequence[str] = (),
 ) -> str:
     """Return the card.
 
@@ -69,6 +83,7 @@ def model_card(
         lines: of ``metrics.jsonl``.
         architecture: the saved model's class.
         items: test examples that the accuracy is over; 0 if that is not known.
+        misread: see :func:`fedmoe_app.moe.served.misread_by`.
     """
     base = located(str(flat["model.name"]))
     classifies = TASKS[str(flat["data.task"])].classifies
@@ -96,6 +111,7 @@ def model_card(
             'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
             "```",
             "",
+            *_other_programs(misread),
             "## Limits",
             "",
             f"The figures hold for data like those they were measured on. {_privacy(lines)}",
@@ -103,6 +119,19 @@ def model_card(
         ]
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _other_programs(misread: Sequence[str]) -> list[str]:
+    if not misread:
+        return []
+    names = " and ".join(_PROGRAMS[name] for name in misread)
+    formats = " or ".join(f"`--format {name}`" for name in misread)
+    return [
+        f"**Not for {names} as it is**: they would compute another model, or none. "
+        f"`fedmoe export RUN` with {formats} writes a folder with the same logits there, or says "
+        "why there is none.",
+        "",
+    ]
 
 
 def _privacy(lines: Sequence[Mapping[str, Any]]) -> str:

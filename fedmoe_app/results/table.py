@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich import box
 
@@ -12,6 +12,9 @@ from fedmoe_app.config.policy import REFUSED
 from fedmoe_app.shown.tables import latex, markdown_cell
 from fedmoe_app.shown.terminal import Console, Table
 from fedmoe_app.shown.text import visible
+
+if TYPE_CHECKING:
+    from fedmoe_app.results.classes import Classes
 
 # Columns of a plain log, where there is no terminal to ask.
 LOG_WIDTH = 100
@@ -39,7 +42,10 @@ def metrics_table(lines: Sequence[dict[str, Any]]) -> Table:
 
 def write_rounds(lines: Sequence[dict[str, Any]], form: str) -> str:
     """Return the same table as text: ``latex`` (booktabs) or ``markdown``."""
-    headers, rows = _texts(lines)
+    return _written(*_texts(lines), form)
+
+
+def _written(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
     if form == "markdown":
         written = [[markdown_cell(text) for text in row] for row in (headers, *rows)]
         rule = f"|{' ---: |' * len(headers)}"
@@ -50,6 +56,43 @@ def write_rounds(lines: Sequence[dict[str, Any]], form: str) -> str:
     head = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"  \toprule"]
     tail = [r"  \bottomrule", r"\end{tabular}"]
     return "\n".join([*head, body[0], r"  \midrule", *body[1:], *tail]) + "\n"
+
+
+def classes_table(classes: Classes) -> Table:
+    """Build the table of a scoring's classes: rows of each, precision, recall, F1, worst mistake.
+
+    The last row is macro-F1. Classes stand in the order of their indices.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    headers, rows = _class_texts(classes)
+    for number, header in enumerate(headers):
+        side = "left" if number in (0, len(headers) - 1) else "right"
+        table.add_column(header, justify=side, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def write_classes(classes: Classes, form: str) -> str:
+    """Return the same table as text: ``latex`` (booktabs) or ``markdown``."""
+    return _written(*_class_texts(classes), form)
+
+
+def _class_texts(classes: Classes) -> tuple[list[str], list[list[str]]]:
+    """Return the headers, and the cells of each class."""
+    worst: dict[int, str] = {}
+    for own, given, count in classes.worst_confusions:  # the most frequent first
+        worst.setdefault(own, f"{visible(classes.names[given], MAX_METRIC)} ({count})")
+    figures = zip(
+        classes.names, classes.support, classes.precision, classes.recall, classes.f1, strict=True
+    )
+    rows = [
+        [visible(name, MAX_METRIC), str(count), *(_number(float(each), 3) for each in shares),
+         worst.get(number, "")]
+        for number, (name, count, *shares) in enumerate(figures)
+    ]  # fmt: skip
+    mean = ["macro-F1", str(classes.support.sum()), "", "", _number(classes.macro_f1, 3), ""]
+    return ["class", "rows", "precision", "recall", "F1", "most often taken for"], [*rows, mean]
 
 
 def _texts(lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -69,9 +112,17 @@ def _epsilon(line: dict[str, Any], key: str) -> str:
 
 def print_table(lines: Sequence[dict[str, Any]], file: IO[str] | None = None) -> None:
     """Print the table; without a terminal in plain text, 100 columns wide."""
-    file = file or sys.stdout
+    _print(metrics_table(lines), file or sys.stdout)
+
+
+def print_classes(classes: Classes) -> None:
+    """Print the table of a scoring's classes likewise."""
+    _print(classes_table(classes), sys.stdout)
+
+
+def _print(table: Table, file: IO[str]) -> None:
     width = None if file.isatty() else LOG_WIDTH
-    Console(file=file, width=width).print(metrics_table(lines))
+    Console(file=file, width=width).print(table)
 
 
 def human_bytes(count: float | None) -> str:

@@ -169,10 +169,18 @@ class Signal:
 class Field:
     """Shape and bounds of a number that travels: the server refuses what does not fit.
 
+    The guard bounds numbers of training that have a ``mass`` or ``adds_up``; any other one lets a
+    client say what it likes within the bounds.
+
     Attributes:
         optional: whether a client may leave it out, such as numbers of an expert it did not train.
         mass: of numbers ≥ 0 by which a client is weighed, the name of what they are a part of: the
             guard bounds the sum of all of one mass by the median client's. "" for other numbers.
+        rises: the power of the mass by which a client's weight grows, above 0.
+        falls: the power by which something of it grows as the mass falls, mass^(−falls); 0 for
+            nothing. Only of a single number.
+        adds_up: of numbers named after the model's tensors that the server adds up over rounds: the
+            guard bounds the norm of all that a client has sent.
     """
 
     shape: tuple[int, ...]
@@ -180,6 +188,9 @@ class Field:
     high: float
     optional: bool = False
     mass: str = ""
+    rises: float = 1.0
+    falls: float = 0.0
+    adds_up: bool = False
 
 
 class Statistic(Part):

@@ -9,6 +9,9 @@ Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv:19
 
 q = 0 is the mean with equal weights. Decision: F_i is measured, by one more pass over the training
 data before training; the loss while training is that of another model.
+
+Nobody can check F_i and ‖Δ_i‖², so the guard bounds them by the median client's: F_i^q and ‖Δ_i‖
+from above, and F_i from below where a small one makes h_i large (q < 1).
 """
 
 from __future__ import annotations
@@ -37,11 +40,16 @@ _LEAST = 1e-10  # added to F, as the authors' code does: F^(q−1) at F = 0
 
 @dataclass(frozen=True)
 class ReceivedLoss(OfReceived):
-    """F_i."""
+    """F_i, which weighs a client by its power q."""
+
+    q: float = 1.0
 
     def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Field]:
         """One number in nats."""
-        return {"mean": Field((), 0, 1e4)}
+        if not self.q:  # it weighs nothing
+            return {"mean": Field((), 0, 1e4)}
+        falls = 1 - self.q if self.q < 1 else 0.0
+        return {"mean": Field((), 0, 1e4, mass="loss", rises=self.q, falls=falls)}
 
     def of_received(self, score: Score) -> Tensors:
         """Return the mean loss."""
@@ -53,8 +61,8 @@ class SquaredChange(OfUpdate):
     """‖Δ_i‖² over all that the client trained."""
 
     def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Field]:
-        """One number."""
-        return {"all": Field((), 0, 1e20)}
+        """One number, whose root is a length."""
+        return {"all": Field((), 0, 1e20, mass="squared change", rises=0.5)}
 
     def of_update(self, done: Trained) -> Tensors:
         """Return it."""
@@ -115,5 +123,5 @@ class QFedAvg(Scheme):
 
     def server(self, model: ModelShape) -> Server:
         """Weigh by loss."""
-        rule = Fair(self.q, self.lipschitz or 1.0)
+        rule = Fair(self.q, self.lipschitz or 1.0, ReceivedLoss(self.q))
         return Server(dense=rule, gates=rule, experts=rule)

@@ -15,6 +15,7 @@ one of its own steps, not of gradients.
 Decisions: c_i of an expert that the client did not train stays; an expert is corrected only in
 steps in which a token reached it; the mean runs over these. What travels: down c, as large as the
 model; up c_i⁺ − c_i, as large as the changes. A client that lost its c_i starts from 0 again.
+The guard bounds what a client has sent over all rounds, which is its c_i.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class ControlVariate(WeightTerm, Keeps, OfUpdate):
 
     def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Field]:
         """As large as the model; what was not trained is left out."""
-        bounds = (-LARGEST, LARGEST, True)
-        return {key: Field(shape, *bounds) for key, shape in shapes.items()}
+        return {
+            key: Field(shape, -LARGEST, LARGEST, optional=True, adds_up=True)
+            for key, shape in shapes.items()
+        }
 
     def of_update(self, done: Trained) -> Tensors:
         """Return c_i⁺ − c_i of what was trained."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Message
 
-from fedmoe_app.aggregation.guard import Guard, Guarded, Size, size_of
+from fedmoe_app.aggregation.guard import Guard, Guarded, Size
 from fedmoe_app.aggregation.store import Spool, SpoolError
 from fedmoe_app.aggregation.streaming import AtOnce
 from fedmoe_app.moe.state import ModelState
@@ -153,7 +153,6 @@ class UpdateCollector:
     ) -> None:
         self._guard, self._num_asked = guard, num_asked
         self._sizes: dict[int, Size] = {}  # by node
-        self._mass_of = {n: number.mass for n, number in spec.statistics.items() if number.mass}
         self._spec, self._registry, self._store = spec, registry, store
         self._holders, self._num_partitions = holders or {}, num_partitions
         self._streaming = streaming
@@ -230,7 +229,7 @@ class UpdateCollector:
         """Note how large a reply is; return it with the share that it may have."""
         if self._guard is None:
             return update
-        self._sizes[node] = size_of(update, self._mass_of)
+        self._sizes[node] = self._guard.size_of(update, self._spec.statistics)
         return self._guard.counted(update)
 
     def _is_within(self, node: int) -> bool:

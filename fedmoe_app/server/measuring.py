@@ -61,7 +61,8 @@ def specs_of(statistics: Iterable[Statistic], state: ModelState) -> dict[str, Nu
     shapes = {key: tuple(tensor.shape) for key, tensor in state.named()}
     return {
         f"{type(statistic).__name__}/{name}": NumberSpec(
-            own.shape, own.low, own.high, own.optional, own.mass
+            *(own.shape, own.low, own.high, own.optional),
+            *(own.mass, own.rises, own.falls, own.adds_up),
         )
         for statistic in statistics
         for name, own in statistic.spec(shapes).items()

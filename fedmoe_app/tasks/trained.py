@@ -7,7 +7,9 @@ Shapes: N texts, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from fedmoe_app.config.errors import ConfigError, DataError
+from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.schema import RunConfig
+from fedmoe_app.data.encoded import Encoded
 from fedmoe_app.data.language.encode import row_encoder
+from fedmoe_app.moe.quiet import quiet_transformers
 from fedmoe_app.tasks.base import Task, TaskSetting
 from fedmoe_app.tasks.generation import generate
 from fedmoe_app.tasks.registry import make_task
 from fedmoe_app.tasks.setup import device
 
 Message = Mapping[str, str]  # role and content
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,20 +57,32 @@ class Trained:
     def probabilities(self, texts: Sequence[str]) -> Tensor:
         """Return the probability of each class for each text, ``[N, C]`` float32 on the CPU.
 
+        A text that gives no token, such as an empty one, has no class: its row is NaN, and a
+        warning counts them.
+
         Raises:
             ConfigError: the run was no classification.
-            DataError: a text gives no token.
         """
         self._check_task("classification", "predict")
-        rows = self._encoded([text.strip() for text in texts])
+        asked = [text.strip() for text in texts]
+        with _silent_rows():
+            empty = set(self._without_token(asked, 0))
+            rows = self._encoded([text for i, text in enumerate(asked) if i not in empty])
+        if empty:
+            _log.warning(
+                "%d of %d texts gave no token with this model's tokenizer, so they have no class "
+                "(the first is text %d)",
+                *(len(empty), len(asked), min(empty) + 1),
+            )
         size = self.config.train.per_device_eval_batch_size
-        found = []
+        found = torch.full((len(asked), len(self.label_names)), torch.nan)
+        places = [i for i in range(len(asked)) if i not in empty]
         for start in range(0, len(rows), size):
             batch = self.task.collate(rows[start : start + size], self.model.device)
             with torch.no_grad():
                 logits, _ = self.task.predict(self.model, batch)
-            found.append(logits.float().softmax(-1).cpu())
-        return torch.cat(found) if found else torch.zeros(0, len(self.label_names))
+            found[places[start : start + size]] = logits.float().softmax(-1).cpu()
+        return found
 
     def reply(
         self,
@@ -102,17 +120,19 @@ class Trained:
         (answer,) = generate(self.model, self.tokenizer, [prompt], most, stops, streamer)
         return answer
 
-    def _encoded(self, texts: Sequence[str]) -> Any:
+    def _encoded(self, texts: Sequence[str]) -> Encoded:
         labels = [0] * len(texts)  # a row needs one; it is not looked at
-        rows = self.task.encode(Dataset.from_dict({"text": list(texts), "label": labels}))
-        if len(rows) == len(texts):
-            return rows
-        empty = next(
-            number
-            for number, text in enumerate(texts, start=1)
-            if not self.task.encode(Dataset.from_dict({"text": [text], "label": [0]}))
-        )
-        raise DataError(f"text {empty} gives no token with this model's tokenizer")
+        return self.task.encode(Dataset.from_dict({"text": list(texts), "label": labels}))
+
+    def _without_token(self, texts: Sequence[str], first: int) -> list[int]:
+        """Return the places, from ``first`` on, of texts that give no token: by halves."""
+        if not texts or len(self._encoded(texts)) == len(texts):
+            return []
+        if len(texts) == 1:
+            return [first]
+        middle = len(texts) // 2
+        left = self._without_token(texts[:middle], first)
+        return left + self._without_token(texts[middle:], first + middle)
 
     def _check_task(self, wanted: str, command: str) -> None:
         if self.config.data.task != wanted:
@@ -122,6 +142,17 @@ class Trained:
                 f'this run has data.task = "{self.config.data.task}", and `fedmoe {command}` is '
                 f'for "{wanted}"{way}'
             )
+
+
+@contextmanager
+def _silent_rows() -> Iterator[None]:
+    """Keep the tasks' own warnings of rows that they leave out: of training, not of texts."""
+    log = logging.getLogger("fedmoe_app.data.encoding")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def load_trained(
@@ -137,7 +168,9 @@ def load_trained(
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     architecture = next(iter(transformers.AutoConfig.from_pretrained(folder).architectures), "")
-    model = getattr(transformers, architecture).from_pretrained(folder).eval().to(device(on))
+    with quiet_transformers():
+        loaded = getattr(transformers, architecture).from_pretrained(folder)
+    model = loaded.eval().to(device(on))
     head = "sequence" if architecture.endswith("ForSequenceClassification") else "label-words"
     seq2seq = model.config.is_encoder_decoder
     setting = TaskSetting(config.data, tokenizer, seq2seq, head, label_names, config.template)

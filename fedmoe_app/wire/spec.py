@@ -27,13 +27,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NumberSpec:
-    """Shape and bounds of a number of a scheme's own; ``mass`` is what it is a part of, or ""."""
+    """Shape and bounds of a number of a scheme's own, and by what the guard bounds it.
+
+    The attributes are those of :class:`fedmoe_app.schemes.parts.Field`.
+    """
 
     shape: Shape
     low: float
     high: float
     optional: bool = False
     mass: str = ""
+    rises: float = 1.0
+    falls: float = 0.0
+    adds_up: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from fedmoe_app.aggregation.guard import (
     norm_of,
     size_of,
     typical_of,
-    weighted_median,
 )
+from fedmoe_app.aggregation.medians import weighted_median
 from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.schemes.fedalign import consistency_weights
 from fedmoe_app.schemes.fednova import FedNova

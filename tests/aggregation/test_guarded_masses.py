@@ -12,14 +12,24 @@ import torch
 from fedmoe_app import ClientUpdate
 from fedmoe_app.aggregation.guard import Guard, Guarded, Strength, size_of
 from fedmoe_app.schemes.grammerge import GRAM, GramMerge
-from tests.toy import assert_same, fold, fold_toy, toy_state, toy_update
+from fedmoe_app.schemes.qfedavg import QFedAvg
+from fedmoe_app.server.measuring import specs_of
+from fedmoe_app.wire.spec import NumberSpec
+from tests.toy import assert_same, fold, fold_toy, plan_of, toy_state, toy_update
 
 ALL = [(layer, expert) for layer in range(2) for expert in range(3)]
 HEAD = "GramDiagonal/head.weight"
 FIRST = "GramDiagonal/layers.0.experts.0.w"
 SECOND = "GramDiagonal/layers.0.experts.1.w"
 TWICE = Strength(slack=2, share=2)
-MASS_OF = {HEAD: "head.weight", FIRST: "layers.0.experts: w", SECOND: "layers.0.experts: w"}
+NUMBERS = {
+    name: NumberSpec((2,), 0, 1e15, optional=True, mass=mass)
+    for name, mass in {
+        HEAD: "head.weight",
+        FIRST: "layers.0.experts: w",
+        SECOND: "layers.0.experts: w",
+    }.items()
+}
 
 
 def sent(client: int, change: float = 1.0, **numbers: Sequence[float]) -> ClientUpdate:
@@ -30,7 +40,7 @@ def sent(client: int, change: float = 1.0, **numbers: Sequence[float]) -> Client
 
 
 def closed(guard: Guard, updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], Guarded]:
-    sizes = {update.client: size_of(update, MASS_OF) for update in updates}
+    sizes = {update.client: size_of(update, NUMBERS) for update in updates}
     found, guarded = guard.close([*map(guard.counted, updates)], sizes, ())
     guard.learn(sizes)
     return found, guarded
@@ -98,8 +108,8 @@ def test_within_the_last_rounds_median_nobody_waits() -> None:
     guard = Guard(TWICE)
     closed(guard, honest())
     within, beyond = sent(0, head=[8.0, 0.0]), sent(0, head=[8.1, 0.0])
-    assert guard.is_within(size_of(within, MASS_OF), 3)
-    assert not guard.is_within(size_of(beyond, MASS_OF), 3)
+    assert guard.is_within(size_of(within, NUMBERS), 3)
+    assert not guard.is_within(size_of(beyond, NUMBERS), 3)
 
 
 def test_inputs_may_grow_from_round_to_round() -> None:
@@ -153,3 +163,55 @@ def test_a_gram_of_a_million_times_the_size_does_not_own_the_merge() -> None:
     assert merged(updates) == pytest.approx(-1.4, abs=1e-4)
     found, _ = closed(Guard(Strength(3, 2)), updates)
     assert merged(found) == pytest.approx((4 * 4.4 - 3 * 6.4) / 24)
+
+
+# -- powers ---------------------------------------------------------------------------------------
+
+
+def with_loss(client: int, loss: float, squared: float = 1.0) -> ClientUpdate:
+    numbers = {"ReceivedLoss/mean": loss, "SquaredChange/all": squared}
+    sent = {name: torch.tensor(value) for name, value in numbers.items()}
+    return replace(toy_update(client, 10, 1.0, ALL), statistics=sent)
+
+
+@pytest.mark.parametrize(
+    ("q", "loss", "used"),
+    [
+        (2.0, 1e4, 3 * 2**0.5),  # F² ≤ 2·3²
+        (2.0, 0.0, 0.0),  # a small one weighs little
+        (1.0, 1e4, 6.0),
+        (0.5, 1e4, 12.0),  # √F ≤ 2·√3
+        (0.5, 0.0, 0.75),  # 1/√F ≤ 2/√3
+        (0.5, 1.0, 1.0),
+        (1e-4, 1e4, 1e4),  # weighs next to nothing
+        (0.0, 1e4, 1e4),  # weighs nothing
+    ],
+)
+def test_a_loss_is_bounded_in_the_power_by_which_it_weighs(
+    q: float, loss: float, used: float
+) -> None:
+    numbers = specs_of(plan_of(QFedAvg(q)).measured, toy_state())
+    updates = [*(with_loss(i, 3.0) for i in range(4)), with_loss(4, loss)]
+    guard = Guard(TWICE)
+    sizes = {update.client: guard.size_of(update, numbers) for update in updates}
+    found, _ = guard.close(updates, sizes, ())
+    assert float(found[4].statistics["ReceivedLoss/mean"]) == pytest.approx(used)
+    assert all(
+        own.statistics is its.statistics for own, its in zip(found[:4], updates, strict=False)
+    )
+
+
+def test_the_square_of_a_length_is_bounded_by_the_length() -> None:
+    """Four clients of length 1, and one of 10¹⁰: 2 is left of it, whose square is 4.
+
+    With q = 1, Λ = 1 and F = 1: h = 1 + 1 of the four, and 4 + 1; Δ = 5/(4·2 + 5).
+    """
+    scheme = QFedAvg(1.0, 1.0)
+    numbers = specs_of(plan_of(scheme).measured, toy_state())
+    updates = [*(with_loss(i, 1.0) for i in range(4)), with_loss(4, 1.0, 1e20)]
+    guard = Guard(TWICE)
+    sizes = {update.client: guard.size_of(update, numbers) for update in updates}
+    found, guarded = guard.close(updates, sizes, ())
+    assert guarded.masses[4] == pytest.approx(4e-20)
+    moved = fold_toy(scheme, found).dense["head.weight"] - 1
+    assert moved.tolist() == pytest.approx([5 / 13, 5 / 13])

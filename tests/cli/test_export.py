@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmoe_app import ConfigError, ResultsError, run_in_process
+from fedmoe_app import ConfigError, ResultsError, UnsupportedModelError, run_in_process
 from fedmoe_app.cli.export import Format, export, read_format
 from fedmoe_app.results.folder import list_checkpoints
 from tests.conftest import flat_config
@@ -43,7 +43,7 @@ def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultsError, match="no checkpoint beside it"):
         export(tmp_path / "empty", "hf", tmp_path / "mine")
-    with pytest.raises(ConfigError, match="choose one of hf, peft"):
+    with pytest.raises(ConfigError, match=r"choose one of hf, peft, vllm, llama\.cpp"):
         read_format("onnx")
     assert not (tmp_path / "mine").exists()
 
@@ -110,6 +110,13 @@ def test_the_model_of_a_stopped_run_is_that_of_its_checkpoint(
     files = {file.name for file in (finished / name).iterdir()}
     assert {file.name for file in target.iterdir()} == files
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_classification_head_is_not_for_llama_cpp(finished: Path, tmp_path: Path) -> None:
+    for run in (finished, stopped(finished, tmp_path)):
+        with pytest.raises(UnsupportedModelError, match="no classification heads"):
+            export(run, "llama.cpp", tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
 
 
 def test_without_a_good_checkpoint_nothing_is_written(finished: Path, tmp_path: Path) -> None:

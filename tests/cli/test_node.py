@@ -126,3 +126,17 @@ def test_a_ledger_that_cannot_be_read_is_named(node: Call, tmp_path: Path) -> No
     code, said = node("ledger")
     assert code != 0
     assert "privacy.json: cannot be read" in said
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_supernode_takes_its_policy_anywhere_among_flowers_options(
+    last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ["--policy", str(tmp_path / "none.toml")]
+    others = ["--superlink", "localhost:1", "--insecure"]
+    arguments = [*others, *missing] if last else [*missing, *others]
+    monkeypatch.setattr(sys, "argv", ["fedmoe", "supernode", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 2
+    assert f"policy {tmp_path}/none.toml: No such file or directory" in capsys.readouterr().err

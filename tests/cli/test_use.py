@@ -88,6 +88,26 @@ def test_probabilities_are_those_of_the_model_in_the_run(classifier: Path) -> No
     assert frame.idxmax(axis=1).tolist() == list(TOPICS)
 
 
+def test_a_text_without_a_token_keeps_its_line_and_has_no_class(
+    classifier: Path, fedmoe: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = next(iter(TOPICS.values()))
+    found = open_trained(classifier).probabilities(["", text, "  ", text])
+    assert found.isnan().all(dim=1).tolist() == [True, False, True, False]
+    torch.testing.assert_close(found[1:2], open_trained(classifier).probabilities([text]))
+    torch.testing.assert_close(found[1], found[3])
+    file = tmp_path / "new.csv"
+    file.write_text(f'text\n{text}\n""\n')
+    caplog.clear()
+    code, out, _ = fedmoe("predict", str(classifier), "--file", str(file), "--json")
+    assert code == 0
+    first, second = map(json.loads, out.splitlines())
+    assert first["label"] == next(iter(TOPICS))
+    assert second == {"text": "", "label": None, "probabilities": None}
+    (warning,) = caplog.messages
+    assert warning.startswith("1 of 2 texts gave no token")
+
+
 def test_a_text_stands_in_the_template_that_the_run_trained_with(tmp_path: Path) -> None:
     template = "{text} is about"
     run = train(

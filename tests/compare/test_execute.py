@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe_app.compare.execute import Outcomes, run_cells
+from fedmoe_app.compare.execute import Outcomes, run_cells, time_left
 from fedmoe_app.compare.folder import ComparisonFolder
 from fedmoe_app.compare.plan import Cell
 from tests.compare.fakes import (
@@ -126,3 +126,17 @@ def test_an_interruption_keeps_finished_cells_and_ends_the_processes(tmp_path: P
     assert [p.name for p in (tmp_path / "cells").iterdir()] == [cell(seed=1).key]
     assert not (tmp_path / ".unfinished").exists()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "done", "waiting", "workers", "left"),
+    [
+        (60, 2, 4, 1, 120),  # 30 s each, one after the other
+        (60, 1, 7, 2, 260),  # the second worker has done half a run: 1.5 in 60 s, 6.5 to do
+        (60, 1, 1, 4, 20),  # the last one is under way
+    ],
+)
+def test_the_time_left_counts_the_runs_that_go_on(
+    elapsed: float, done: int, waiting: int, workers: int, left: float
+) -> None:
+    assert time_left(elapsed, done, waiting, workers) == pytest.approx(left)

@@ -64,3 +64,30 @@ def test_the_dump_of_a_clients_exception_is_dropped_up_to_our_next_line() -> Non
         "Exception ClientAppException occurred. Message: client 1: too few",
         "21:00:01   client 1 failed: too few",
     ) == ["21:00:00 round 1/2: 3 clients train", "21:00:01   client 1 failed: too few"]
+
+
+def test_what_is_said_of_a_data_file_stands_there_once() -> None:
+    """Four clients read the same file."""
+    dropped = '/a/train.csv: dropped 2 of 330 rows, which are empty in "text" (the first is row 11)'
+    others = '/a/test.csv: dropped 1 of 70 rows, which are empty in "text" (the first is row 3)'
+    raw = [dropped, f"(ClientAppActor pid=7) {dropped}", others, dropped, "plain", "plain"]
+    assert readable(*raw) == [dropped, others, "plain", "plain"]
+
+
+def test_why_a_run_gave_up_stands_there_once() -> None:
+    reason = "2 round(s) in a row failed"
+    after = [
+        "\x1b[91mERROR \x1b[0m:     ServerApp raised an exception",
+        "Traceback (most recent call last):",
+        '  File "rounds.py", line 101, in run',
+        f"fedmoe_app.server.rounds.RunFailedError: {reason}",
+        "An unhandled exception occurred in the ServerApp.",
+    ]
+    ours = f"14:46:06 failed after round 2 of 3: {reason}"
+    assert readable(ours, *after) == [ours]
+    # Without a line of our own Flower's are all that there is.
+    assert readable(*after) == [
+        "error: ServerApp raised an exception",
+        f"fedmoe_app.server.rounds.RunFailedError: {reason}",
+        "An unhandled exception occurred in the ServerApp.",
+    ]

@@ -294,6 +294,30 @@ def test_a_sum_that_nobody_could_read_is_repeated_over_fewer(tmp_path: Path) -> 
     assert lines[2]["num_clients"] == CLIENTS - 1
 
 
+def test_a_second_run_from_one_start_is_over_the_same_clients_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its key, its seed and its learning rate: each node's update would be the same."""
+    assert all(line["status"] == "ok" for line in read_metrics(own_run(tmp_path))[1:])
+    own_run(tmp_path, **{"num-server-rounds": 1})
+    fewer = {"num-server-rounds": 1, "max-failed-rounds": 1, "train.learning-rate": 1e-4}
+    with lost(4, "query.sum_keys"), pytest.raises(RunFailedError) as why:
+        own_run(tmp_path, **fewer)
+    assert "let other clients into the same sum before" in str(why.value)
+    policy = tmp_path / "policy.toml"
+    monkeypatch.setenv("FEDMOE_POLICY", str(policy))
+    for line, reason in (("max-sum-lists = 1", "one more list of clients"), ("", "")):
+        policy.write_text(f'apps = []\nsources = ["nodes"]\nsame-start = "allowed"\n{line}\n')
+        policy.chmod(0o600)
+        with lost(4, "query.sum_keys"):
+            if not reason:
+                own_run(tmp_path, **fewer)
+                continue
+            with pytest.raises(RunFailedError) as why:
+                own_run(tmp_path, **fewer)
+            assert reason in str(why.value)
+
+
 def test_a_client_may_go_from_round_to_round(tmp_path: Path) -> None:
     """Another state is another sum, over whomever."""
     with lost(4, "query.sum_keys", in_round=2):

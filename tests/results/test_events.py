@@ -130,3 +130,13 @@ def test_other_lines_are_no_events(line: str) -> None:
 def test_fields_of_another_release_are_passed_over() -> None:
     line = to_line(LateReply("client 1")).replace("}", ', "new": 1}')
     assert from_line(line) == LateReply("client 1")
+
+
+def test_a_node_that_refuses_has_not_failed(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "fedmoe"):
+        tell(Failed("node 7", "this node's policy does not allow scheme = 'fcmoe'"))
+        tell(Failed("node 8", "out of memory"))
+    assert caplog.messages == [
+        "  node 7 refused: this node's policy does not allow scheme = 'fcmoe'",
+        "  node 8 failed: out of memory",
+    ]

@@ -1,9 +1,17 @@
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fedmoe_app.results.table import LOG_WIDTH, human_bytes, print_table
+from fedmoe_app.results.classes import Classes
+from fedmoe_app.results.table import (
+    LOG_WIDTH,
+    human_bytes,
+    print_classes,
+    print_table,
+    write_classes,
+)
 
 
 def line(round_number: int, **changes: Any) -> dict[str, Any]:
@@ -76,3 +84,23 @@ def test_the_metric_of_the_task_is_the_header() -> None:
 
 def test_no_lines_give_a_header_only() -> None:
     assert len(printed()) == 2
+
+
+# Of 4 rows of "a" 2 are taken for "b" and 1 for "c"; "b" is right; nothing is "c".
+CLASSES = Classes(3, ("a", "b", "c"), np.array([[1, 2, 1], [0, 2, 0], [0, 0, 0]]))
+
+
+def test_a_row_a_class(capsys: pytest.CaptureFixture[str]) -> None:
+    print_classes(CLASSES)
+    rows = [" ".join(row.split()) for row in capsys.readouterr().out.splitlines() if row.strip()]
+    assert rows[2:] == [
+        "a 4 1.000 0.250 0.400 b (2)",
+        "b 2 0.500 1.000 0.667",
+        "c 0 0.000 0.000 0.000",
+        "macro-F1 6 0.356",
+    ]
+
+
+def test_the_classes_for_a_paper() -> None:
+    assert "| a | 4 | 1.000 | 0.250 | 0.400 | b (2) |" in write_classes(CLASSES, "markdown")
+    assert r"a & 4 & 1.000 & 0.250 & 0.400 & b (2) \\" in write_classes(CLASSES, "latex")

@@ -31,7 +31,8 @@ def compare(
         typer.Option(
             metavar="SCHEME,...",
             help="Rows: names, package.module:Class, or TOML files whose keys are laid over the "
-            "shared ones. The others are held against the first.",
+            "shared ones; alone: every client trains by itself. The others are held against the "
+            "first.",
             show_default="those with a table of their own in the run config",
         ),
     ] = None,

@@ -18,15 +18,17 @@ def export(
     kind: Annotated[
         str,
         typer.Option(
-            "--format", help="hf: the whole model, adapters merged; peft: the adapter alone."
+            "--format",
+            help="hf: the whole model, adapters merged; peft: the adapter alone; vllm, llama.cpp: "
+            "the whole model in a form that the program computes as it is.",
         ),
     ] = "hf",
     output: Annotated[
         Path | None,
-        typer.Option(help="New folder.", show_default="RUN-hf or RUN-peft in this folder"),
+        typer.Option(help="New folder.", show_default="RUN-FORMAT in this folder"),
     ] = None,
 ) -> None:
-    """Copy a run's model to a folder that plain transformers or PEFT loads."""
+    """Copy a run's model to a folder that transformers, PEFT, vLLM or llama.cpp loads."""
     from fedmoe_app.cli.export import export as export_run
     from fedmoe_app.cli.export import read_format, source_of
 

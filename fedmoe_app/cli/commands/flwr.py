@@ -17,8 +17,8 @@ from fedmoe_app.launch.flower_command import run_flower
 def flwr(context: typer.Context) -> None:
     """Run Flower's own command, `flwr`, with what this app's runs need.
 
-    What follows is Flower's. The programs of this environment come first on the path, no
-    dependency is downloaded again, nothing is fetched from a model hub and no telemetry is sent,
-    unless your own variables say so.
+    What follows is Flower's: `flwr --help` lists its commands. The programs of this environment
+    come first on the path, no dependency is downloaded again, nothing is fetched from a model hub
+    and no telemetry is sent, unless your own variables say so.
     """
     raise typer.Exit(run_flower("flwr", context.args))

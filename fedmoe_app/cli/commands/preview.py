@@ -33,8 +33,9 @@ def preview(
 
     The model's tokenizer and config are read, not its weights.
     """
-    from fedmoe_app.cli.preview import preview_of, print_preview
-
     allow_downloads(online)
     config = checked_config(app_dir, run_config)
+    # It takes long to import: what is wrong with the config is said before.
+    from fedmoe_app.cli.preview import preview_of, print_preview
+
     print_preview(preview_of(config, examples, data_path), console())

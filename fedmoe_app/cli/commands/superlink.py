@@ -17,8 +17,8 @@ from fedmoe_app.launch.flower_command import run_flower
 def superlink(context: typer.Context) -> None:
     """Run Flower's SuperLink, `flower-superlink`, with what this app's runs need.
 
-    What follows is Flower's. The programs of this environment come first on the path, no
-    dependency is downloaded again, nothing is fetched from a model hub and no telemetry is sent,
-    unless your own variables say so.
+    What follows is Flower's: `flower-superlink --help` lists it. The programs of this environment
+    come first on the path, no dependency is downloaded again, nothing is fetched from a model hub
+    and no telemetry is sent, unless your own variables say so.
     """
     raise typer.Exit(run_flower("flower-superlink", context.args))

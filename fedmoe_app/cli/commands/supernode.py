@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from fedmoe_app.cli.app import command
@@ -12,8 +15,22 @@ from fedmoe_app.cli.app import command
     "--auth-supernode-private-key node-0 --node-config 'partition-id=0'",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-def supernode(context: typer.Context) -> None:
-    """Join a deployment: `flower-supernode` with its arguments, and clients that start quickly."""
+def supernode(
+    context: typer.Context,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What this node allows a run to do.",
+            show_default="$FEDMOE_POLICY, then /etc/fedmoe/policy.toml if it is there",
+        ),
+    ] = None,
+) -> None:
+    """Join a deployment: `flower-supernode` with its arguments, and clients that start quickly.
+
+    All other options are Flower's: `flower-supernode --help` lists them.
+    """
     from fedmoe_app.launch.supernode import become_supernode
 
-    become_supernode(context.args)
+    named = [] if policy is None else ["--policy", str(policy)]
+    become_supernode([*named, *context.args])

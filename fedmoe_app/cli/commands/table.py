@@ -10,9 +10,10 @@ import typer
 from fedmoe_app.cli.app import command
 from fedmoe_app.cli.options import RunDir
 from fedmoe_app.config.errors import ConfigError
+from fedmoe_app.results.classes import kept_classes
 from fedmoe_app.results.finding import find_run
 from fedmoe_app.results.folder import ResultsError, read_rounds
-from fedmoe_app.results.table import print_table, write_rounds
+from fedmoe_app.results.table import print_classes, print_table, write_classes, write_rounds
 from fedmoe_app.shown.terminal import say_lines
 
 FORMATS = ("text", "markdown", "latex")
@@ -24,11 +25,20 @@ def table(
     form: Annotated[
         str, typer.Option("--format", metavar="KIND", help="text, markdown or latex (booktabs).")
     ] = "text",
+    classes: Annotated[
+        bool, typer.Option("--classes", help="A row a class of the server's test set.")
+    ] = False,
 ) -> None:
-    """Print the table of a run, or of a comparison, again; also for a paper."""
+    """Print the table of a run, or of a comparison, again; also for a paper.
+
+    With --classes of a run: how good the model is at each class.
+    """
     if form not in FORMATS:
         raise ConfigError(f"--format {form!r}: not one of {', '.join(FORMATS)}")
     folder = find_run(run_dir)
+    if classes:
+        _print_classes(folder, form)
+        return
     if (folder / "comparison.toml").is_file():
         _print_comparison(folder, form)
         return
@@ -39,6 +49,19 @@ def table(
         print_table(lines)
     else:
         say_lines(write_rounds(lines, form).rstrip("\n"))
+
+
+def _print_classes(folder: Path, form: str) -> None:
+    found = kept_classes(folder, read_rounds(folder))
+    if found is None:
+        raise ConfigError(
+            f"--classes: {folder} has no results by class; a run has them that classifies and has "
+            "a test set of the server's (data.test-source)"
+        )
+    if form == "text":
+        print_classes(found)
+    else:
+        say_lines(write_classes(found, form).rstrip("\n"))
 
 
 def _print_comparison(folder: Path, form: str) -> None:
