@@ -59,9 +59,9 @@ from fedmoe_app.aggregation.totals import Sketch, Totals, block_of
 from fedmoe_app.moe.routing import RoutingStats
 from fedmoe_app.moe.state import ExpertKey, ModelState
 from fedmoe_app.schemes.views import Limits
-from fedmoe_app.wire.spec import NumberSpec
 
 if TYPE_CHECKING:
+    from fedmoe_app.wire.spec import NumberSpec
     from fedmoe_app.wire.update import ClientUpdate
 
 CHUNK = 1 << 17  # values whose squares are summed in float32: exact enough, and in a core's cache
