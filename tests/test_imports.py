@@ -12,15 +12,20 @@ import pytest
 HEAVY = ("flwr_datasets", "matplotlib", "seaborn", "peft", "bitsandbytes", "transformers.trainer")
 
 
+def printed_by(code: str) -> str:
+    """Run code in a Python of its own, which has imported nothing yet; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    return done.stdout.strip()
+
+
 def test_a_plain_client_leaves_heavy_modules_alone() -> None:
     code = (
         "import sys, fedmoe_app.client_app, fedmoe_app.client.round, fedmoe_app.wire.records; "
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 def test_a_server_leaves_adapters_and_drawing_alone() -> None:
@@ -30,10 +35,7 @@ def test_a_server_leaves_adapters_and_drawing_alone() -> None:
         "fedmoe_app.client.trainable_modes; "
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 @pytest.mark.parametrize("train", ["all", "expert-lora"])
@@ -49,11 +51,8 @@ with task_identity():
     app(message, Context(1, 1, {{}}, RecordDict(), {{"model.train": "{train}"}}))
 print(before, [n for n in ("torch", "transformers", "datasets", "peft") if n in sys.modules])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
-    )
     found = ["torch", "transformers", "datasets", *["peft"] * (train != "all")]
-    assert done.stdout.strip() == f"False {found}"
+    assert printed_by(code) == f"False {found}"
 
 
 def test_telling_a_number_and_listing_clients_need_no_torch() -> None:
@@ -63,7 +62,4 @@ def test_telling_a_number_and_listing_clients_need_no_torch() -> None:
         "fedmoe_app.wire.question, fedmoe_app.server.client_list; "
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Message
 
-from fedmoe_app.aggregation.guard import Guard, Guarded, Size
+from fedmoe_app.aggregation.guard import Guard, Guarded
+from fedmoe_app.aggregation.sizes import Size
 from fedmoe_app.aggregation.store import Spool, SpoolError
 from fedmoe_app.aggregation.streaming import AtOnce
 from fedmoe_app.moe.state import ModelState

@@ -13,16 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmoe_app import ClientUpdate, FedAvg
-from fedmoe_app.aggregation.guard import (
-    CHUNK,
-    Guard,
-    Size,
-    Strength,
-    norm_of,
-    size_of,
-    typical_of,
-)
+from fedmoe_app.aggregation.guard import Guard, Strength
 from fedmoe_app.aggregation.medians import weighted_median
+from fedmoe_app.aggregation.sizes import CHUNK, Size, norm_of, size_of, typical_of
 from fedmoe_app.aggregation.streaming import round_info
 from fedmoe_app.schemes.fedalign import consistency_weights
 from fedmoe_app.schemes.fednova import FedNova

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fedmoe_app import ClientUpdate
-from fedmoe_app.aggregation.guard import Guard, Guarded, Strength, size_of
+from fedmoe_app.aggregation.guard import Guard, Guarded, Strength
+from fedmoe_app.aggregation.sizes import size_of
 from fedmoe_app.schemes.grammerge import GRAM, GramMerge
 from fedmoe_app.schemes.qfedavg import QFedAvg
 from fedmoe_app.server.measuring import specs_of

@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fedmoe_app import SCHEMES, ClientUpdate, ModelState, read_metrics, run_in_process
-from fedmoe_app.aggregation.guard import STRENGTHS, Guard, Strength, size_of
+from fedmoe_app.aggregation.guard import STRENGTHS, Guard, Strength
+from fedmoe_app.aggregation.sizes import size_of
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.client import encode
 from fedmoe_app.results.folder import list_checkpoints
