@@ -52,10 +52,12 @@ def app_folder(given: Path) -> Path:
 def lean_copy(app: Path, folder: Path) -> Path:
     """Copy to ``folder`` what an app's bundle can be made of; return the copy.
 
-    Returns ``app`` itself where a pattern of ``fab-include`` may mean any file, or where that is
-    large.
+    Returns ``app`` itself where a pattern of ``fab-include`` may mean any file, where that is
+    large, or where ``pyproject.toml`` is a link.
     """
     tops = _bundled(app)
+    if (app / PYPROJECT).is_symlink():  # Flower reads it, and a copy would be without it
+        return app
     if not tops or sum(path.lstat().st_size for top in tops for path in _files(top)) > _LARGE:
         return app
     copy = folder / app.resolve().name
@@ -80,8 +82,11 @@ def _bundled(app: Path) -> list[Path]:
 
 
 def _files(top: Path) -> Iterator[Path]:
-    """Yield a file, or the files below a folder, links to files among them."""
-    if not top.is_dir():
+    """Yield a file, or the files below a folder, links to files among them.
+
+    A link to a folder is not entered, also where it is ``top``: Flower enters none.
+    """
+    if top.is_symlink() or not top.is_dir():
         yield from [top] if top.is_file() else []
         return
     for folder, names, files in os.walk(top):

@@ -110,6 +110,27 @@ def test_a_lean_copy_makes_the_same_bundle_without_a_look_at_the_rest(
     assert bundle_of(copy) == bundle
 
 
+def test_a_folder_that_is_a_link_is_in_no_bundle(tmp_path: Path) -> None:
+    """What lies behind it may be anybody's. Flower enters none, and says the same of a copy."""
+    app = flower_app(tmp_path / "app", '["/mine/**/*.py", "/elsewhere/**/*.py"]')
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "private.py").write_text("1")
+    (app / "elsewhere").symlink_to(outside)
+    copy = lean_copy(app, tmp_path / "copy")
+    assert not list(copy.rglob("private.py"))
+    for folder in (app, copy):
+        with pytest.raises(ValueError, match='did not match any files: "/elsewhere'):
+            bundle_of(folder)
+
+
+def test_an_app_whose_config_is_a_link_stays_where_it_is(tmp_path: Path) -> None:
+    app = flower_app(tmp_path / "app", '["/mine/**/*.py"]')
+    (app / "pyproject.toml").rename(tmp_path / "config.toml")
+    (app / "pyproject.toml").symlink_to(tmp_path / "config.toml")
+    assert lean_copy(app, tmp_path / "copy") == app
+
+
 @pytest.mark.parametrize("include", ['["**/*.py"]', '["*.py"]', '["../x/*.py"]', '["mi*/*.py"]'])
 def test_an_app_whose_bundle_may_hold_any_file_stays_where_it_is(
     include: str, tmp_path: Path
