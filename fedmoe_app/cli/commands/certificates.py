@@ -49,8 +49,8 @@ def certificates(
     ] = None,
 ) -> None:
     """Make certificates and keys of a deployment: TLS, one key pair a node. Overwrites nothing."""
+    from fedmoe_app.cli.next_steps import Deployment, next_commands
     from fedmoe_app.deploy.certificates import CA_CERTIFICATE, create, extend
-    from fedmoe_app.deploy.next_steps import Deployment, next_commands
     from fedmoe_app.flower.fleet import CONTROL_PORT
 
     hosts = host or []
