@@ -257,13 +257,14 @@ def _load_tokenizer_once(name: str, presets: Collection[str]) -> PreTrainedToken
     return _tokenizer_of(name)
 
 
-def by_row(results: Sequence[Result]) -> dict[str, dict[int, float]]:
-    """Return the final accuracy by row and seed; failed cells are left out."""
+def by_row(results: Sequence[Result], what: str = "accuracy") -> dict[str, dict[int, float]]:
+    """Return the final accuracy, or loss, by row and seed; failed cells are left out."""
     rows: dict[str, dict[int, float]] = {}
     for result in results:
         found = rows.setdefault(result.cell.scheme, {})
-        if result.finished and result.finished.accuracy is not None:
-            found[result.cell.seed] = result.finished.accuracy
+        value = getattr(result.finished, what, None)
+        if value is not None:
+            found[result.cell.seed] = value
     return rows
 
 
@@ -300,10 +301,11 @@ def rounds_to_stay(curve: Sequence[tuple[int, float]], target: float) -> int | N
 def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, float]) -> None:
     """Print one table.
 
-    Accuracy, what it adds to FedAvg, rounds to FedAvg's end; loss; macro-F1; accuracy of clients'
-    models on their own held-out rows, and its standard deviation over the clients; bytes; time.
+    Accuracy, what it adds to FedAvg, rounds to FedAvg's end; loss, and what it adds; macro-F1;
+    accuracy of clients' models on their own held-out rows, and its standard deviation over the
+    clients; bytes; time.
     """
-    values = by_row(results)
+    values, losses = by_row(results), by_row(results, "loss")
     reference = values["fedavg"]
     p_values = {
         name: p
@@ -321,9 +323,10 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
     rows = []
     for name in (CENTRALISED, *study.schemes):
         mine = [r.finished for r in results if r.cell.scheme == name and r.finished]
-        found, difference = estimate(list(values.get(name, {}).values())), None
+        found, difference, more_loss = estimate(list(values.get(name, {}).values())), None, None
         if name not in (CENTRALISED, "fedavg"):
             difference = paired_difference(values.get(name, {}), reference)
+            more_loss = paired_difference(losses.get(name, {}), losses["fedavg"])
         rows.append(
             [
                 name,
@@ -333,6 +336,7 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
                 f"{adjusted[name]:.2f}" if name in adjusted else "",
                 _rounds([r for r in results if r.cell.scheme == name], reference),
                 _mean([figures.loss for figures in mine], 3),
+                _signed(more_loss),
                 _mean([figures.macro_f1 for figures in mine], 3),
                 _mean([figures.local_accuracy for figures in mine], 3),
                 _mean([_spread(figures.local_variance) for figures in mine], 3),
@@ -341,7 +345,7 @@ def print_final(study: Study, results: Sequence[Result], rates: Mapping[str, flo
             ]
         )
     headers = ["scheme", "rate", "accuracy", "minus fedavg, points", "p (Holm)", "rounds"]
-    own = ["loss", "macro-F1", "own rows", "spread"]
+    own = ["loss", "minus fedavg's", "macro-F1", "own rows", "spread"]
     print_markdown([*headers, *own, "MB up a round", "s"], rows)
 
 
@@ -379,6 +383,13 @@ def _shown(found: Any) -> str:
     if found is None:
         return ""
     return f"{found.mean:.3f}" + (f" ± {found.half_width:.3f}" if found.half_width else "")
+
+
+def _signed(difference: Any) -> str:
+    if difference is None:
+        return ""
+    width = f" ± {difference.half_width:.3f}" if difference.half_width is not None else ""
+    return f"{difference.mean:+.3f}{width}"
 
 
 def _points(difference: Any) -> str:
