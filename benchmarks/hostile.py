@@ -75,6 +75,25 @@ def little(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUp
     return _changed(update, worst)
 
 
+def sideways(update: ClientUpdate, others: Others, bounds: TaskBounds) -> ClientUpdate:
+    """Turn the sign, but go as far forward as back on the way that the others take together."""
+    seen = [dict(other.changes.named()) for other in others]
+    own = dict(update.changes.named())
+    mean = {
+        key: torch.stack([tensors[key] for tensors in seen if key in tensors]).mean(dim=0)
+        for key in own
+        if any(key in tensors for tensors in seen)
+    }
+    square = sum(float((way * way).sum()) for way in mean.values())
+    along = sum(float((own[key] * way).sum()) for key, way in mean.items()) / (square or 1.0)
+    turned = {key: along * mean.get(key, torch.zeros(())) - own[key] for key in own}
+    before, now = (
+        sum(float((change * change).sum()) for change in changes.values()) ** 0.5
+        for changes in (own, turned)
+    )
+    return _changed(update, lambda key, change: turned[key] * (before / (now or 1.0)))
+
+
 LABELS = "labels"  # the client trains honestly, on turned labels: see `turned`
 ATTACKS: dict[str, Attack] = {
     "none": no_attack,
@@ -86,6 +105,7 @@ ATTACKS: dict[str, Attack] = {
     "counts": counts,
     "noise": noise,
     "little": little,
+    "sideways": sideways,
 }
 
 

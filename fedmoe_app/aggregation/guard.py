@@ -30,6 +30,9 @@ or over this round's while these are fewer than three.
             where less of it weighs more, x^(−p), too: at least median_j/share^(1/p)
     total   of numbers that the server adds up over the rounds (SCAFFOLD's control variates): the
             norm of all that a client has sent, see :mod:`fedmoe_app.aggregation.totals`
+    way     Δ_i ← f_i·Δ_i for one that goes against the rounds before, which is left out at f_i = 0;
+            only where the strength says so, since that reads each reply once more:
+            :mod:`fedmoe_app.aggregation.direction`
 
 **A mass** is bounded as a norm is, by this round's median and the last one's, but by the clients'
 share. A client that sent none of it has a mass of 0 in the median: what most did not send counts
@@ -44,6 +47,7 @@ Norms run in float64 over the decoded values, after codec and discount.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -52,6 +56,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fedmoe_app.aggregation.direction import Direction
 from fedmoe_app.aggregation.medians import MAJORITY
 from fedmoe_app.aggregation.sizes import (
     KINDS,
@@ -100,9 +105,10 @@ class Strength:
     length: float = 2.0
     spread: float = 4.0
     total: float = 3.0
+    direction: bool = False
 
 
-STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0, 1.5)}
+STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0, 1.5, True)}
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,13 @@ class Clip:
         """The smallest factor of a block."""
         return min((self.dense, self.gates, *self.experts.values()))
 
+    def times(self, factor: float) -> Clip:
+        """Return a clip that makes all blocks smaller by one factor more."""
+        if factor == 1:
+            return self
+        experts = {key: own * factor for key, own in self.experts.items()}
+        return replace(self, dense=self.dense * factor, gates=self.gates * factor, experts=experts)
+
     @property
     def least_number(self) -> float:
         """The smallest factor of a scheme's own number."""
@@ -138,11 +151,13 @@ class Guarded:
         factors: client -> the smallest factor of its blocks, 1 for one that was left as it came.
         typical: m by kind, that of this round; the bound is slack times it.
         masses: client -> the smallest factor of its masses and totals; empty where nobody sent any.
+        against: clients that are left out, since they go against the rounds before.
     """
 
     factors: Mapping[int, float]
     typical: _Norms
     masses: Mapping[int, float] = field(default_factory=dict)
+    against: Sequence[int] = ()
 
 
 class Guard:
@@ -156,6 +171,7 @@ class Guard:
         usual: median mass of the last round that had a majority, by mass.
         known: client -> the shares of its last reply, as it came.
         totals: what clients have sent of numbers that add up.
+        direction: which way the run goes.
     """
 
     def __init__(self, strength: Strength) -> None:
@@ -164,6 +180,7 @@ class Guard:
         self.usual: dict[str, float] = {}
         self.known: dict[int, Shares] = {}
         self.totals = Totals(strength.total)
+        self.direction = Direction()
         self._most: Shares | None = None  # of `known`; None until it is asked for
 
     # -- checkpoints -------------------------------------------------------------------------------
@@ -172,8 +189,8 @@ class Guard:
         """Return what a checkpoint keeps, for :meth:`load`; JSON keeps these numbers exactly."""
         known = {str(client): list(sizes) for client, sizes in self.known.items()}
         found = {"typical": dict(self.typical), "usual": dict(self.usual), "known": known}
-        totals = self.totals.dump()
-        return found | ({"totals": totals} if totals else {})
+        parts = {"totals": self.totals.dump(), "direction": self.direction.dump()}
+        return found | {name: dumped for name, dumped in parts.items() if dumped}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Go on from what :meth:`dump` returned; from nothing where the run had no guard."""
@@ -184,6 +201,7 @@ class Guard:
         missing = (0.0,) * _SHARES
         self.known = {int(c): (*shares, *missing[len(shares) :]) for c, shares in known.items()}
         self.totals.load(dumped.get("totals", {}))
+        self.direction.load(dumped.get("direction", {}))
         self._most = None
 
     # -- sums without training ---------------------------------------------------------------------
@@ -197,9 +215,10 @@ class Guard:
     # -- a round -----------------------------------------------------------------------------------
 
     def size_of(self, update: ClientUpdate, numbers: Mapping[str, NumberSpec]) -> Size:
-        """Return how large a reply is, with a sketch of its numbers that add up; see there."""
+        """Return how large a reply is, and which way it goes; see there."""
         size = size_of(update, numbers)
-        return replace(size, adding_up=self._sketch(update, size))
+        way = self.direction.sketch(update.changes)
+        return replace(size, adding_up=self._sketch(update, size), way=way)
 
     def _sketch(self, update: ClientUpdate, size: Size) -> Sketch:
         names = [name for name, number in size.numbers.items() if number.adds_up]
@@ -219,6 +238,8 @@ class Guard:
         if any(_beyond(size, self.usual, self.usual, self._strength.share)):
             return False
         if not self.totals.is_within(size.client, size.adding_up):
+            return False
+        if self.direction.along(size.way) < 0:
             return False
         slack = self._strength.slack
         return all(
@@ -267,7 +288,7 @@ class Guard:
     def close(
         self, updates: Sequence[ClientUpdate], sizes: Mapping[int, Size], summed: Iterable[int]
     ) -> tuple[list[ClientUpdate], Guarded]:
-        """Bound the updates of a round that is complete.
+        """Bound the updates of a round that is complete; return those that are left, and how.
 
         Args:
             updates: in client order.
@@ -290,11 +311,17 @@ class Guard:
         early = len(self.known) < MAJORITY
         bounds = self._bounds_by([size.shares for size in own]) if early else ()
         any_masses = any(size.masses or size.lengths for size in own)
+        along = self.direction.close({size.client: size.way for size in own})
+        # A rule that looks for the middle of all would take a change of 0 for it.
+        against = [client for client, factor in along.items() if not factor and client not in taken]
         found, factors, masses = [], {}, {}
         for update in updates:
+            if update.client in against:
+                continue
             clip = Clip()
             if update.client not in taken:
                 clip = self._clip(sizes[update.client], typical, usual, least)
+                clip = clip.times(along[update.client])
                 clip = _with_totals(clip, sizes[update.client], factors_of[update.client])
                 update = clipped(update, clip)
                 update = self.counted(update, bounds) if early else update
@@ -302,7 +329,7 @@ class Guard:
             factors[update.client] = clip.least
             if any_masses:
                 masses[update.client] = clip.least_number
-        return found, Guarded(factors, typical, masses)
+        return found, Guarded(factors, typical, masses, against)
 
     def learn(self, sizes: Mapping[int, Size]) -> None:
         """Note what the replies of a round were like that became a new global state."""
@@ -310,6 +337,9 @@ class Guard:
         self.usual |= usual_of(list(sizes.values()))
         self.known |= {client: size.shares for client, size in sizes.items()}
         self.totals.learn(list(sizes))
+        self.direction.learn({client: size.way for client, size in sizes.items()})
+        if self._strength.direction and not self.direction.key and len(sizes) >= MAJORITY:
+            self.direction.begin(_key_of(sizes))
         self._most = None
 
     def _sketches(
@@ -340,6 +370,15 @@ class Guard:
         numbers, floors = _beyond(size, usual, least, self._strength.share) if usual else ({}, {})
         experts = {key: factor * rest for key, factor in experts.items()}
         return Clip(dense * rest, gates * rest, experts, numbers, floors)
+
+
+def _key_of(sizes: Mapping[int, Size]) -> str:
+    """Return what nobody knows before these have replied: the lengths of all that they sent."""
+    lengths = [
+        (client, size.dense, size.gates, *size.experts.values())
+        for client, size in sorted(sizes.items())
+    ]
+    return hashlib.sha256(repr(lengths).encode()).hexdigest()
 
 
 # -- masses ------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class Size:
         adding_up: those of them that it sent and that add up over rounds: the sketch of them.
         lengths: the norms of these, tensor by tensor.
         client: that sent it.
+        way: the sketch of its direction, ``[PLACES]``, where one is looked at.
     """
 
     dense: float
@@ -59,6 +60,7 @@ class Size:
     adding_up: Sketch = field(default_factory=dict)
     lengths: tuple[float, ...] = ()
     client: int = -1
+    way: Tensor | None = field(default=None, compare=False)
 
     @property
     def shares(self) -> Shares:

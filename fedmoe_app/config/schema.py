@@ -234,7 +234,7 @@ class RobustConfig(Section):
     guard: Literal["default", "tight", "off"] = key(
         "default",
         "default, tight or off: bounds of a client's share and of the norms of its update, by the "
-        "median client",
+        "median client; tight also looks at its direction",
         resumable=True,
     )
     root_source: str = key(

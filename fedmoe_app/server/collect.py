@@ -120,6 +120,9 @@ class Collected:
     fault: str = ""
 
 
+AGAINST = "its change goes against those of the rounds before"
+
+
 class UpdateCollector:
     """Takes the training replies of a round one by one, as they arrive.
 
@@ -252,6 +255,8 @@ class UpdateCollector:
         collected.updates, collected.guarded = self._guard.close(
             collected.updates, collected.sizes, summed
         )
+        for client in collected.guarded.against:
+            _drop(collected, client, "direction", f"reply rejected: {AGAINST}")
 
     def _why_not(self, node: int, client: int) -> str:
         """Return why a node whose reply waited for this round speaks for its client no more."""
@@ -326,12 +331,20 @@ def _drop_other_splits(collected: Collected, known: int) -> None:
     for update in list(collected.updates):
         if update.num_partitions not in (0, usual):
             collected.updates.remove(update)
-            collected.kinds["client"] += 1
-            del collected.bytes_up[update.client]
-            collected.rejected[f"client {update.client}"] = (
+            _drop(
+                collected,
+                update.client,
+                "client",
                 f"reply rejected: num-partitions = {update.num_partitions}, but {others} "
-                f"{usual}; give all nodes the same"
+                f"{usual}; give all nodes the same",
             )
+
+
+def _drop(collected: Collected, client: int, kind: str, why: str) -> None:
+    """Note that a good reply is left out."""
+    collected.kinds[kind] += 1
+    del collected.bytes_up[client]
+    collected.rejected[f"client {client}"] = why
 
 
 def decode_scores(

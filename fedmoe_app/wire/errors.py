@@ -9,7 +9,8 @@ class InvalidUpdateError(ValueError):
     Attributes:
         kind: what the metrics count it under: ``protocol``, ``codec``, ``checksum``, ``size``,
             ``missing`` (or unknown), ``values`` (NaN, infinite, out of range), ``metrics``,
-            ``client`` (another's number), ``replay`` (it answers another message), ``disk``.
+            ``client`` (another's number), ``replay`` (it answers another message), ``disk``; the
+            guard adds ``direction`` (its change goes against the rounds before).
     """
 
     def __init__(self, reason: str, kind: str = "values") -> None:

@@ -16,7 +16,7 @@ from fedmoe_app.aggregation.sizes import size_of
 from fedmoe_app.aggregation.store import Spool
 from fedmoe_app.client import encode
 from fedmoe_app.results.folder import list_checkpoints
-from fedmoe_app.server.collect import UpdateCollector
+from fedmoe_app.server.collect import AGAINST, UpdateCollector
 from tests.aggregation.test_streaming import GIVEN, HOLDERS, ORDERS, Server
 from tests.conftest import flat_config
 from tests.homes import home_with_cache
@@ -82,6 +82,37 @@ def test_a_liar_is_bounded_in_any_order_of_arrival(name: str, tmp_path: Path) ->
         state = server.fold(collected)
         wanted = wanted or state
         assert_same(state, wanted)
+        server.spool.close()
+
+
+def alike(update: ClientUpdate) -> ClientUpdate:
+    """An update that goes the way of all, since none of its changes is negative."""
+    changes = ModelState()
+    for key, tensor in update.changes.named():
+        changes.insert(key, tensor.abs())
+    return replace(update, changes=changes)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "hfedmoe", "fedalign"])
+def test_who_turns_the_sign_is_left_out_in_any_order_of_arrival(name: str, tmp_path: Path) -> None:
+    scheme, usual = SCHEMES[name](), [alike(update) for update in GIVEN]
+    honest = guarded(Server(scheme, Spool(tmp_path, limit=100)), experienced())
+    for update in usual:
+        if update.client != LIAR:
+            honest.reply(update)
+    wanted = honest.fold()
+    for order in ORDERS:
+        guard = Guard(Strength(20, 10, direction=True))
+        for _ in range(2):  # the first one draws the places of sketches
+            guard.learn({update.client: guard.size_of(update, {}) for update in usual})
+        server = guarded(Server(scheme, Spool(tmp_path, limit=100)), guard)
+        for client in order:
+            server.reply(scaled(usual[client], -1 if client == LIAR else 1))
+        collected = server.collector.finish()
+        assert collected.rejected == {f"client {LIAR}": f"reply rejected: {AGAINST}"}
+        assert collected.kinds == {"direction": 1}
+        assert LIAR not in collected.bytes_up
+        assert_same(server.fold(collected), wanted)
         server.spool.close()
 
 
@@ -178,6 +209,37 @@ def test_what_the_guard_did_stands_in_the_metrics(tmp_path: Path) -> None:
     off = read_metrics(run(tmp_path, "off", **{"robust.guard": "off"}))[-1]
     assert "guard" not in off
     assert "clipped_to" not in off["clients"][0]
+
+
+@pytest.fixture
+def turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client 2 turns the sign of its changes."""
+    honest = encode.encode_reply
+
+    def lie(update: ClientUpdate, *rest: Any) -> Any:
+        return honest(scaled(update, -1) if update.client == LIAR else update, *rest)
+
+    monkeypatch.setattr(encode, "encode_reply", lie)
+
+
+@pytest.mark.usefixtures("home", "turned")
+def test_a_turned_sign_is_rejected_and_the_same_after_a_resume(tmp_path: Path) -> None:
+    settings = {"robust.guard": "tight", "num-server-rounds": 4, "keep-checkpoints": 4}
+    whole = run(tmp_path, "whole", **settings)
+    first, second, third, fourth = read_metrics(whole)[1:]
+    left = [
+        {client["client"]: client["clipped_to"] for client in line["clients"]}
+        for line in (first, second, third)
+    ]
+    assert left[0][LIAR] > 0.9  # no direction is known yet
+    assert left[1][LIAR] > 0.9
+    assert left[2][LIAR] < 0.4 < min(left[2][client] for client in (0, 1, 3))
+    assert fourth["rejected"] == {"direction": 1}
+    assert [client["client"] for client in fourth["clients"]] == [0, 1, 3]
+    assert [AGAINST in failure["reason"] for failure in fourth["failures"]] == [True]
+    before = timeless(whole)
+    checkpoint = next(path for path in list_checkpoints(whole) if path.name == "round-00002")
+    assert timeless(run(tmp_path, "whole", resume=str(checkpoint), **settings)) == before
 
 
 @pytest.mark.usefixtures("home")

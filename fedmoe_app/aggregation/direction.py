@@ -1,0 +1,157 @@
+"""Which way a run goes, so that a reply that goes the other way counts for less.
+
+No bound on sizes sees a change with its sign turned. With û_i = Δ_i/‖Δ_i‖ and g the direction that
+the rounds before took,
+
+    c_i = ⟨û_i, g⟩                          how far a reply goes along
+    m   = median_j c_j                      what is usual, and how far clients are apart, those
+    d   = median_{j: c_j ≥ m} c_j − m       of whom none turns back:
+    t   = min(0, m − 2·d)                   so far back a client may go
+    f_i = min(1, max(0, 1 − 2·(t − c_i)/m))  if m > ‖g‖/32; else f_i = 1
+    g   ← ½·g + ½·Σ_i f_i·û_i               each client has one vote, however long its change is
+
+A reply that goes along at all stays as it is, bit for bit; so does one that goes back where honest
+clients are that far apart, as under label skew. One that goes further back than that by half of
+what the median client goes forward counts for nothing. A round in which the median client goes
+back, as after too long a step, is left alone; so is one in which it goes forward by no more than a
+sketch may err. There must be three replies, as for all medians.
+
+**A sketch** of :data:`PLACES` numbers stands for a change: pieces of each tensor are added up, each
+with random signs and turned round by a random number of places, which keeps ⟨a, b⟩ to about
+‖a‖·‖b‖/√PLACES (after Charikar et al., "Finding Frequent Items in Data Streams", 2002). Who knew
+the places could seem to go along; so they are drawn as those of
+:mod:`fedmoe_app.aggregation.totals`, from what nobody knows before a first round's clients have
+replied. So g is there after a run's second round and acts from its third on.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmoe_app.aggregation.medians import MAJORITY
+from fedmoe_app.moe.state import ModelState
+
+PLACES = 1 << 14
+_KEPT = 0.5  # of the direction so far
+_APART = 2.0  # times d
+_STRICT = 2.0  # times (t − c_i)/m that is taken off
+_ERROR = 4 / PLACES**0.5  # of ‖g‖, four standard errors of c
+
+
+class Direction:
+    """The direction of a run, and how far replies go along with it.
+
+    Attributes:
+        key: of the places; "" before a round of a majority.
+        way: g, ``[PLACES]`` float32; None before there is one.
+    """
+
+    def __init__(self) -> None:
+        self.key = ""
+        self.way: Tensor | None = None
+        self._signs: Tensor | None = None  # [PLACES] float32, of the key
+        self._factors: dict[int, float] = {}  # of the round that was closed last
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def dump(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, for :meth:`load`."""
+        if not self.key:
+            return {}
+        way = None if self.way is None else self.way.numpy().astype("<f4").tobytes()
+        return {"key": self.key, "way": way and base64.b64encode(way).decode()}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`dump` returned."""
+        self.begin(str(dumped.get("key", "")))
+        text = dumped.get("way")
+        raw = np.frombuffer(base64.b64decode(text), dtype="<f4") if text else None
+        self.way = None if raw is None else torch.from_numpy(raw.astype(np.float32))
+
+    # -- a round -----------------------------------------------------------------------------------
+
+    def begin(self, key: str) -> None:
+        """Draw the places from this key."""
+        self.key, self._signs = key, None
+
+    def sketch(self, changes: ModelState) -> Tensor | None:
+        """Return the sketch of û_i, ``[PLACES]`` float32; None while there is no key.
+
+        Args:
+            changes: Δ_i.
+        """
+        if not self.key:
+            return None
+        if self._signs is None:
+            drawn = torch.randint(0, 2, (PLACES,), generator=_generator(self.key))
+            self._signs = (1 - 2 * drawn).float()
+        sums, square = torch.zeros(PLACES), 0.0
+        for name, tensor in changes.named():
+            square += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+            _add(sums, tensor, self._signs, _generator(f"{self.key} {name}"))
+        return sums / square**0.5 if square else sums
+
+    def along(self, sketch: Tensor | None) -> float:
+        """Return c_i of a reply; 0 where nothing is known."""
+        if sketch is None or self.way is None:
+            return 0.0
+        return float(sketch.double() @ self.way.double())
+
+    def close(self, sketches: Mapping[int, Tensor | None]) -> dict[int, float]:
+        """Return f_i by client.
+
+        Args:
+            sketches: of the round's replies, by client.
+        """
+        forward = {client: self.along(sketch) for client, sketch in sketches.items()}
+        self._factors = self._factors_of(forward)
+        return dict(self._factors)
+
+    def _factors_of(self, forward: Mapping[int, float]) -> dict[int, float]:
+        whole = dict.fromkeys(forward, 1.0)
+        if self.way is None or len(forward) < MAJORITY:
+            return whole
+        median = statistics.median(forward.values())
+        if median <= _ERROR * float(torch.linalg.vector_norm(self.way, dtype=torch.float64)):
+            return whole
+        apart = statistics.median(own - median for own in forward.values() if own >= median)
+        back = min(0.0, median - _APART * apart)
+        return {
+            client: min(1.0, max(0.0, 1 - _STRICT * (back - own) / median))
+            for client, own in forward.items()
+        }
+
+    def learn(self, sketches: Mapping[int, Tensor | None]) -> None:
+        """Note the round that :meth:`close` closed: these replies are the new global state."""
+        known = [(client, own) for client, own in sorted(sketches.items()) if own is not None]
+        if len(known) >= MAJORITY:
+            now = torch.zeros(PLACES)
+            for client, own in known:
+                now.add_(own, alpha=self._factors.get(client, 1.0))
+            self.way = now if self.way is None else _KEPT * self.way + (1 - _KEPT) * now
+        self._factors = {}
+
+
+def _add(sums: Tensor, tensor: Tensor, signs: Tensor, generator: torch.Generator) -> None:
+    """Add the pieces of a tensor to the sums, each turned round by a random number of places."""
+    pieces = tensor.reshape(-1).float().split(PLACES)
+    drawn = torch.randint(0, 2 * PLACES, (len(pieces),), generator=generator).tolist()
+    for piece, number in zip(pieces, drawn, strict=True):
+        sign, place = 1 - 2 * (number // PLACES), number % PLACES
+        signed = piece * signs[: len(piece)]  # [P]
+        fits = min(len(signed), PLACES - place)
+        sums[place : place + fits].add_(signed[:fits], alpha=sign)
+        sums[: len(signed) - fits].add_(signed[fits:], alpha=sign)
+
+
+def _generator(key: str) -> torch.Generator:
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    return torch.Generator().manual_seed(seed)
