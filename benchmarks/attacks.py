@@ -3,7 +3,8 @@
     python -m benchmarks.attacks              all tables of docs/trust.md
     python -m benchmarks.attacks cost rules   some of them
 
-Tables: ``cost`` (rules without an attacker, paired by seed), ``guard`` (attacks on each scheme),
+Tables: ``cost`` (rules without an attacker, paired by seed), ``honest`` (the default guard without
+an attacker, by scheme), ``guard`` (attacks on each scheme),
 ``rules`` (attacks on FedAvg under each rule), ``liars`` (the same with several liars),
 ``measured`` (lies about what q-FedAvg and SCAFFOLD measure beside the changes), ``app`` (a few of
 them in real rounds of the app), ``sums`` (there, too: lies about sums of a head and weights of a
@@ -34,6 +35,7 @@ from fedmoe_app import make_scheme, parse_run_config
 from fedmoe_app.config.paths import home
 
 SCHEMES = ("fedavg", "fedprox", "fedmoe", "hfedmoe", "fcmoe", "fedalign")
+MEASURING = ("qfedavg", "scaffold")  # numbers beside the changes
 GUARDS = ("off", "default", "tight")
 # A rule is a scheme under a guard.
 RULES = {
@@ -144,6 +146,22 @@ def _cost(runs: Runs, name: str, alpha: float) -> list[str]:
     return [name, f"{accuracy:.1f}", f"{statistics.fmean(gained):+.2f} ± {error:.2f}", *touched]
 
 
+def honest_table(runs: Runs) -> None:
+    """Print what the default guard costs each scheme where nobody lies, paired by seed."""
+    rows = []
+    for scheme in (*SCHEMES, *MEASURING):
+        guarded, plain = (
+            [runs.of(Cell(scheme, "none", guard, ALPHA, seed)) for seed in COST_SEEDS]
+            for guard in ("default", "off")
+        )
+        pairs = zip(guarded, plain, strict=True)
+        gained = [100 * (own["accuracy"] - its["accuracy"]) for own, its in pairs]
+        error = statistics.stdev(gained) / len(gained) ** 0.5
+        rows.append([scheme, f"{statistics.fmean(gained):+.2f} ± {error:.2f}"])
+    print(f"\nNobody lies, Dirichlet {ALPHA}, {len(COST_SEEDS)} seeds; points gained:\n")
+    print_markdown(["scheme", "default against off"], rows)
+
+
 def guard_table(runs: Runs) -> None:
     """Print accuracy without, and points lost to each attack, by scheme and guard."""
     rows = [
@@ -164,7 +182,7 @@ def rules_table(runs: Runs) -> None:
 
 def measured_table(runs: Runs) -> None:
     """Print what lies cost about what schemes measure beside the changes."""
-    for scheme in ("qfedavg", "scaffold"):
+    for scheme in MEASURING:
         lies = OF_SCHEME[scheme]
         rows = [
             [guard, *_losses(runs, scheme, guard, ("none", "sign", *lies))] for guard in GUARDS[:2]
@@ -239,6 +257,7 @@ def _losses(
 
 TABLES = {
     "cost": cost,
+    "honest": honest_table,
     "guard": guard_table,
     "rules": rules_table,
     "measured": measured_table,

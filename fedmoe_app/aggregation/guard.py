@@ -98,6 +98,7 @@ class Strength:
             honest ones were within 1.8 on the embedded task.
         total: times the median norm of all that a client has sent of numbers that add up. What an
             honest one lacks there it never makes good, so that this is larger than the others.
+        direction: whether a reply that goes against the rounds before counts for less.
     """
 
     slack: float
