@@ -18,14 +18,15 @@ from flwr.supernode import start_client_internal as supernode
 
 from fedmoe_app.compare.in_process import task_identity
 from fedmoe_app.config.policy import Policy
+from fedmoe_app.launch.app_folder import lean_copy
 from fedmoe_app.launch.connections import LaunchError
 from fedmoe_app.launch.gate import digest_of, gated, install, log_path
 from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
-def bundle() -> bytes:
-    return build_fab_from_disk(REPOSITORY)
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return build_fab_from_disk(lean_copy(REPOSITORY, tmp_path_factory.mktemp("app")))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from fedmoe_app.cli.options import AppOption, RunConfigItems
 from fedmoe_app.config.errors import ConfigError
 from fedmoe_app.config.overrides import app_defaults, read_overrides
 from fedmoe_app.config.policy import Policy, policy_path, read_policy
-from fedmoe_app.launch.app_folder import app_folder
+from fedmoe_app.launch.app_folder import app_folder, lean_copy
 from fedmoe_app.launch.gate import digest_of, log_path
 from fedmoe_app.results.table import LOG_WIDTH
 from fedmoe_app.shown.terminal import Console, Table, say
@@ -162,4 +163,6 @@ def _bundle(app_dir: Path) -> bytes:
     """Return the bundle that Flower would send of an app's folder."""
     from fedmoe_app.flower.supernode import bundle_of
 
-    return bundle_of(app_folder(app_dir))
+    with tempfile.TemporaryDirectory(prefix="fedmoe-app-") as folder:
+        # Flower looks at every file below an app, those of an environment of Python, too.
+        return bundle_of(lean_copy(app_folder(app_dir), Path(folder)))
