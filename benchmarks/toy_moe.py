@@ -362,7 +362,7 @@ class _Server:
             return updates
         sizes = {u.client: self.guard.size_of(u, self._spec.statistics) for u in updates}
         updates, verdict = self.guard.close([*map(self.guard.counted, updates)], sizes, ())
-        self.guard.learn(sizes)
+        self.guard.learn({update.client: sizes[update.client] for update in updates})
         honest = [update for update in updates if update.client not in liars]
         self.clipped += sum(verdict.factors[update.client] < 1 for update in honest)
         self.capped += sum(update.counted < update.num_examples for update in honest)

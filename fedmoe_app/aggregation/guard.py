@@ -47,7 +47,6 @@ Norms run in float64 over the decoded values, after codec and discount.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -98,7 +97,8 @@ class Strength:
             honest ones were within 1.8 on the embedded task.
         total: times the median norm of all that a client has sent of numbers that add up. What an
             honest one lacks there it never makes good, so that this is larger than the others.
-        direction: whether a reply that goes against the rounds before counts for less.
+        direction: replies that a round must have for one that goes against the rounds before to
+            count for less; 0 looks at no direction.
     """
 
     slack: float
@@ -106,10 +106,10 @@ class Strength:
     length: float = 2.0
     spread: float = 4.0
     total: float = 3.0
-    direction: bool = False
+    direction: int = 0
 
 
-STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0, 1.5, True)}
+STRENGTHS = {"default": Strength(1.5, 1.5), "tight": Strength(1.0, 1.0, 1.25, 2.0, 1.5, 7)}
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Guard:
         self.usual: dict[str, float] = {}
         self.known: dict[int, Shares] = {}
         self.totals = Totals(strength.total)
-        self.direction = Direction()
+        self.direction = Direction(strength.direction)
         self._most: Shares | None = None  # of `known`; None until it is asked for
 
     # -- checkpoints -------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Guard:
     def size_of(self, update: ClientUpdate, numbers: Mapping[str, NumberSpec]) -> Size:
         """Return how large a reply is, and which way it goes; see there."""
         size = size_of(update, numbers)
-        way = self.direction.sketch(update.changes)
+        way = self.direction.sketch(update.changes, size.whole)
         return replace(size, adding_up=self._sketch(update, size), way=way)
 
     def _sketch(self, update: ClientUpdate, size: Size) -> Sketch:
@@ -339,8 +339,7 @@ class Guard:
         self.known |= {client: size.shares for client, size in sizes.items()}
         self.totals.learn(list(sizes))
         self.direction.learn({client: size.way for client, size in sizes.items()})
-        if self._strength.direction and not self.direction.key and len(sizes) >= MAJORITY:
-            self.direction.begin(_key_of(sizes))
+        self.direction.begin([_lengths_of(size) for _, size in sorted(sizes.items())])
         self._most = None
 
     def _sketches(
@@ -373,13 +372,8 @@ class Guard:
         return Clip(dense * rest, gates * rest, experts, numbers, floors)
 
 
-def _key_of(sizes: Mapping[int, Size]) -> str:
-    """Return what nobody knows before these have replied: the lengths of all that they sent."""
-    lengths = [
-        (client, size.dense, size.gates, *size.experts.values())
-        for client, size in sorted(sizes.items())
-    ]
-    return hashlib.sha256(repr(lengths).encode()).hexdigest()
+def _lengths_of(size: Size) -> tuple[float, ...]:
+    return (size.dense, size.gates, *size.experts.values())
 
 
 # -- masses ------------------------------------------------------------------------------------

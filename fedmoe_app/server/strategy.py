@@ -34,7 +34,7 @@ from fedmoe_app.schemes.views import RoundInfo
 from fedmoe_app.server.assigning import Assignments
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
-from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
+from fedmoe_app.server.collect import AGAINST, Collected, UpdateCollector, decode_scores
 from fedmoe_app.server.measuring import (
     PHASE,
     QUERY,
@@ -453,8 +453,9 @@ class MoEStrategy:
         for who, why in collected.rejected.items():
             now.fail(who, why)
         now.name_failures()
-        # A node whose policy does not allow the run has not failed: it is asked like any other.
-        refused = {who for who, why in now.failures.items() if REFUSED in why}
+        # A node whose policy does not allow the run has not failed: it is asked like any other. Nor
+        # has one that went another way.
+        refused = {who for who, why in now.failures.items() if REFUSED in why or AGAINST in why}
         now.collected(collected.kinds)
         if self.private is not None:
             return  # sizes, failures and rests would lie in the checkpoint
