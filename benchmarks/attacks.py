@@ -4,7 +4,8 @@
     python -m benchmarks.attacks cost rules   some of them
 
 Tables: ``cost`` (rules without an attacker, paired by seed), ``honest`` (the default guard without
-an attacker, by scheme), ``guard`` (attacks on each scheme),
+an attacker, by scheme), ``guard`` (attacks on each scheme), ``skewed`` (the same on FedAvg where
+clients share few classes),
 ``rules`` (attacks on FedAvg under each rule), ``liars`` (the same with several liars),
 ``measured`` (lies about what q-FedAvg and SCAFFOLD measure beside the changes), ``app`` (a few of
 them in real rounds of the app), ``sums`` (there, too: lies about sums of a head and weights of a
@@ -173,6 +174,14 @@ def guard_table(runs: Runs) -> None:
     print_markdown(["scheme", "guard", *ATTACKS], rows)
 
 
+def skewed_table(runs: Runs) -> None:
+    """Print what a wrong direction costs FedAvg where clients share few classes."""
+    attacks, seeds = ("none", "sign", "sideways"), COST_SEEDS
+    rows = [[guard, *_losses(runs, "fedavg", guard, attacks, 1, seeds, SKEWED)] for guard in GUARDS]
+    print(f"\nFedAvg, one of ten lies, Dirichlet {SKEWED}, {len(seeds)} seeds; points lost:\n")
+    print_markdown(["guard", *attacks], rows)
+
+
 def rules_table(runs: Runs) -> None:
     """Print the same by rule."""
     rows = [[name, *_losses(runs, *RULES[name], ATTACKS)] for name in RULES]
@@ -242,11 +251,12 @@ def _losses(
     attacks: Iterable[str],
     hostile: int = 1,
     seeds: Sequence[int] = SEEDS,
+    alpha: float = ALPHA,
 ) -> list[str]:
     """Return the accuracy without an attack, and the points lost to each."""
     found = {
         attack: runs.accuracy(
-            Cell(scheme, attack, guard, ALPHA, seed, hostile=hostile if attack != "none" else 1)
+            Cell(scheme, attack, guard, alpha, seed, hostile=hostile if attack != "none" else 1)
             for seed in seeds
         )
         for attack in attacks
@@ -259,6 +269,7 @@ TABLES = {
     "cost": cost,
     "honest": honest_table,
     "guard": guard_table,
+    "skewed": skewed_table,
     "rules": rules_table,
     "measured": measured_table,
     "liars": liars_table,
