@@ -20,15 +20,15 @@ lies: there must be :attr:`~fedmoe_app.aggregation.guard.Strength.direction` of 
 
 **A sketch** of :data:`PLACES` numbers stands for a change: pieces of each tensor are added up, each
 with random signs and turned round by a random number of places, which keeps ⟨a, b⟩ to about
-‖a‖·‖b‖/√PLACES (after Charikar et al., "Finding Frequent Items in Data Streams", 2002). Who knew
-the places could seem to go along; so they are drawn as those of
-:mod:`fedmoe_app.aggregation.totals`, from what no client knows of the others before a first round's
-clients have replied. So g is there after a run's second round and acts from its third on.
+‖a‖·‖b‖/√PLACES (after Charikar et al., "Finding Frequent Items in Data Streams", 2002). A random
+place for each value, as in :func:`~fedmoe_app.aggregation.totals.sketched`, takes too long for a
+whole model. Who knew the places could seem to go along; so they are drawn as there, from what no
+client knows of the others before a first round's clients have replied. So g is there after a run's
+second round and acts from its third on.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmoe_app.aggregation.totals import packed, unpacked
 from fedmoe_app.moe.state import ModelState
 
 PLACES = 1 << 14
@@ -70,17 +71,15 @@ class Direction:
         """Return what a checkpoint keeps, for :meth:`load`."""
         if not self.key:
             return {}
-        way = None if self.way is None else self.way.numpy().astype("<f4").tobytes()
-        return {"key": self.key, "way": way and base64.b64encode(way).decode()}
+        return {"key": self.key, "way": None if self.way is None else packed(self.way)}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Go on from what :meth:`dump` returned; not where no reply is looked at any more."""
         if not self._least:
             return
         self.key = str(dumped.get("key", ""))
-        text = dumped.get("way")
-        raw = np.frombuffer(base64.b64decode(text), dtype="<f4") if text else None
-        self.way = None if raw is None else torch.from_numpy(raw.astype(np.float32))
+        way = dumped.get("way")
+        self.way = None if way is None else unpacked(way)
 
     # -- a round -----------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ class Totals:
     def dump(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, for :meth:`load`."""
         taken = {
-            str(client): {block: _packed(sums) for block, sums in own.items()}
+            str(client): {block: packed(sums) for block, sums in own.items()}
             for client, own in self.taken.items()
         }
         return {"key": self.key, "typical": dict(self.typical), "taken": taken} if self.key else {}
@@ -75,7 +75,7 @@ class Totals:
         self.key = str(dumped.get("key", ""))
         self.typical = dict(dumped.get("typical", {}))
         self.taken = {
-            int(client): {block: _unpacked(text) for block, text in own.items()}
+            int(client): {block: unpacked(text) for block, text in own.items()}
             for client, own in dumped.get("taken", {}).items()
         }
 
@@ -228,9 +228,11 @@ def _plus(before: Tensor | None, sent: Tensor, factor: float = 1.0) -> Tensor:
     return own if before is None else before + own
 
 
-def _packed(sums: Tensor) -> str:
+def packed(sums: Tensor) -> str:
+    """Return float32 sums as text for a checkpoint, exactly."""
     return base64.b64encode(sums.numpy().astype("<f4").tobytes()).decode()
 
 
-def _unpacked(text: str) -> Tensor:
+def unpacked(text: str) -> Tensor:
+    """Return what :func:`packed` was given."""
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32))

@@ -34,7 +34,7 @@ from fedmoe_app.schemes.views import RoundInfo
 from fedmoe_app.server.assigning import Assignments
 from fedmoe_app.server.busy import BusyNodes
 from fedmoe_app.server.clients import ClientRegistry, sample_size
-from fedmoe_app.server.collect import AGAINST, Collected, UpdateCollector, decode_scores
+from fedmoe_app.server.collect import Collected, UpdateCollector, decode_scores
 from fedmoe_app.server.measuring import (
     PHASE,
     QUERY,
@@ -454,8 +454,10 @@ class MoEStrategy:
             now.fail(who, why)
         now.name_failures()
         # A node whose policy does not allow the run has not failed: it is asked like any other. Nor
-        # has one that went another way.
-        refused = {who for who, why in now.failures.items() if REFUSED in why or AGAINST in why}
+        # has one that went another way; that is the server's word, not what a node says of itself.
+        refused = {who for who, why in now.failures.items() if REFUSED in why}
+        if collected.guarded is not None:
+            refused |= {f"client {client}" for client in collected.guarded.against}
         now.collected(collected.kinds)
         if self.private is not None:
             return  # sizes, failures and rests would lie in the checkpoint

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, RecordDict
 from fedmoe_app import FedAvg
 from fedmoe_app.compare.in_process import InProcessGrid, task_identity
 from fedmoe_app.server.clients import ClientRegistry, Cooldown, sample_size
+from fedmoe_app.server.collect import AGAINST
 from fedmoe_app.server.rounds import RoundLoop
 from fedmoe_app.server.settings import Limits
 from fedmoe_app.server.strategy import MoEStrategy
@@ -61,6 +62,18 @@ def test_a_failing_client_is_asked_less_often_but_never_too_few(
     registry = ClientRegistry(longest_cooldown=8)
     run = Run(failing_client_1, [0, 1, 2], rounds=7, limits=limits, registry=registry)
     assert [report.num_asked for report in run.reports[1:]] == asked
+
+
+def test_a_client_cannot_say_that_it_went_another_way_and_has_not_failed() -> None:
+    def says_so(client: int, server_round: int) -> RecordDict:
+        if client == 1:
+            raise RuntimeError(AGAINST)
+        return good(client, server_round)
+
+    limits = Limits(1, wait_for_clients=1, max_failed_rounds=9)
+    registry = ClientRegistry(longest_cooldown=8)
+    run = Run(says_so, [0, 1, 2], rounds=5, limits=limits, registry=registry)
+    assert [report.num_asked for report in run.reports[1:]] == [3, 3, 2, 3, 2]
 
 
 def test_a_fixed_number_of_clients() -> None:
